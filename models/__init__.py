@@ -1,0 +1,13 @@
+"""Networks of the suite: one attention backend a file, and the encoder that takes any of them.
+
+A backend is built as `ATTENTION[name](shape, **options)` and called as `backend(x, mask)`, with
+`x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None when every token is real;
+it returns `(B, N, D)`. What stands under the mask never changes the output at real positions.
+`backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too.
+"""
+
+from torch import nn
+
+from models.softmax import Softmax
+
+ATTENTION: dict[str, type[nn.Module]] = {"softmax": Softmax}

@@ -1,0 +1,56 @@
+"""What every backend with heads shares: its shape, and the projections to queries, keys and values.
+
+Axes: B batch, N length, D model width, H heads, K head width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """The sizes a backend is built for.
+
+    Args:
+        dim: Model width D.
+        heads: Number of heads H.
+        head_dim: Width K of one head; H K may differ from D.
+        max_length: The protocol's padded length; no sequence is longer.
+        dropout: Probability of dropping an attention weight, in [0, 1).
+        bias: Whether the q, k, v and output projections have biases.
+    """
+
+    dim: int
+    heads: int
+    head_dim: int
+    max_length: int
+    dropout: float = 0.0
+    bias: bool = True
+
+
+class HeadProjections(nn.Module):
+    """Project a sequence to queries, keys and values a head, and the heads' outputs back.
+
+    The three input projections are one matrix product; their weights are the three blocks of
+    rows of `qkv.weight`.
+    """
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+        self.heads, self.head_dim = shape.heads, shape.head_dim
+        inner = shape.heads * shape.head_dim
+        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=shape.bias)
+        self.out = nn.Linear(inner, shape.dim, bias=shape.bias)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project `x` `(B, N, D)` to q, k and v, each `(B, H, N, K)` (a view, not contiguous)."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Join `heads` `(B, H, N, K)` and project them to `(B, N, D)`."""
+        merged: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        return merged

@@ -1,0 +1,68 @@
+"""Softmax attention (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
+
+Axes: B batch, H heads, N length, K head width, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, HeadProjections
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Compute softmax attention with the weights materialised: the plain form.
+
+    Args:
+        q: Queries `(B, H, N, K)`.
+        k: Keys `(B, H, N, K)`.
+        v: Values `(B, H, N, K)`.
+        mask: `(B, N)` bool, True for real keys; None when all are. A sequence without a real key
+            attends to nothing: its output is 0.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        `(B, H, N, K)`, equation 1 of arXiv 1706.03762.
+    """
+    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, H, N, N)
+    if mask is None:
+        weights = logits.softmax(-1)
+    else:
+        keys = mask[:, None, None, :]
+        weights = logits.masked_fill(~keys, torch.finfo(logits.dtype).min).softmax(-1)
+        weights = weights.masked_fill(~keys, 0.0)
+    return F.dropout(weights, dropout) @ v
+
+
+class Softmax(nn.Module):
+    """Multi-head softmax attention, by default on `scaled_dot_product_attention`.
+
+    On the CPU the fused kernel serves only without attention dropout: with it, torch falls back
+    to materialised weights, about five times slower at length 2,048
+    (`scripts/bench_softmax_step.py` measures both).
+
+    Args:
+        shape: Sizes, attention dropout and biases.
+        fused: False materialises the `(N, N)` weights, as the published implementations do.
+    """
+
+    pad_invariant = True
+
+    def __init__(self, shape: AttentionShape, *, fused: bool = True) -> None:
+        super().__init__()
+        self.projections = HeadProjections(shape)
+        self.dropout = shape.dropout
+        self.fused = fused
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        q, k, v = self.projections.split(x)
+        dropout = self.dropout if self.training else 0.0
+        if self.fused:
+            keys = None if mask is None else mask[:, None, None, :]
+            heads = F.scaled_dot_product_attention(q, k, v, keys, dropout)
+        else:
+            heads = softmax_attention(q, k, v, mask, dropout)
+        return self.projections.merge(heads)
