@@ -8,6 +8,7 @@ it returns `(B, N, D)`. What stands under the mask never changes the output at r
 
 from torch import nn
 
+from models.fourier import Fourier
 from models.softmax import Softmax
 
-ATTENTION: dict[str, type[nn.Module]] = {"softmax": Softmax}
+ATTENTION: dict[str, type[nn.Module]] = {"softmax": Softmax, "fourier": Fourier}

@@ -1,0 +1,264 @@
+"""The encoder every attention backend is compared in, and the two classifiers on top of it.
+
+Pre-norm blocks as in the Nystromformer family (github.com/mlpen/Nystromformer, LRA code): tokens
+and positions are embedded, each block adds attention(norm(x)) and mlp(norm(x)), a last norm
+follows, positions are pooled and an MLP with ReLU classifies.
+
+Axes: B batch, N length, D model width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from models.heads import AttentionShape
+
+Attention = Callable[[AttentionShape], nn.Module]
+
+POOLING = ("cls", "mean", "mean_padded")
+POSITIONS = ("learned", "sinusoidal")
+PAIR_FEATURES = ("concat", "nli")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Sizes and choices of the encoder; lengths in tokens, widths in floats.
+
+    Args:
+        layers: Number of blocks.
+        dim: Model width D.
+        heads: Attention heads.
+        head_dim: Width of one head.
+        mlp_dim: Hidden width of a block's MLP.
+        max_length: The padded length, and the number of positions.
+        vocab_size: Rows of the token table.
+        classifier_dims: Widths of the classifier's hidden layers.
+        dropout: Probability of dropping an activation.
+        attention_dropout: Probability of dropping an attention weight.
+        attention_bias: Whether the attention projections have biases.
+        embedding_std: Standard deviation of the token table at the start.
+        position_std: The same of learned positions.
+        positions: `learned` or `sinusoidal`.
+        pooling: `cls` (a learned token in front), `mean` over real tokens, or `mean_padded`: the
+            sum over real tokens divided by the padded length.
+        pair_features: What a pair of encodings is classified by: `concat` [a, b], or `nli`
+            [a, b, a b, a - b].
+        zero_is_padding: Mask tokens of id 0 wherever they stand, as published code does with
+            black pixels.
+
+    Raises:
+        ValueError: A value is out of range; the message names the key.
+    """
+
+    layers: int
+    dim: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    max_length: int
+    vocab_size: int
+    classifier_dims: list[int] = field(default_factory=lambda: [128])
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    attention_bias: bool = True
+    embedding_std: float = 0.02
+    position_std: float = 0.02
+    positions: str = "learned"
+    pooling: str = "mean_padded"
+    pair_features: str = "nli"
+    zero_is_padding: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "dim", "heads", "head_dim", "mlp_dim", "max_length", "vocab_size"):
+            if (value := getattr(self, key)) < 1:
+                raise ValueError(f"model.{key}={value}: must be at least 1")
+        if any(width < 1 for width in self.classifier_dims):
+            raise ValueError(f"model.classifier_dims={self.classifier_dims}: widths start at 1")
+        for key in ("dropout", "attention_dropout"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise ValueError(f"model.{key}={value}: must be a probability in [0, 1)")
+        for key in ("embedding_std", "position_std"):
+            if not 0 <= (value := getattr(self, key)) < math.inf:
+                raise ValueError(f"model.{key}={value}: must be a finite number, at least 0")
+        choices = {"positions": POSITIONS, "pooling": POOLING, "pair_features": PAIR_FEATURES}
+        for key, known in choices.items():
+            if (value := getattr(self, key)) not in known:
+                raise ValueError(f"model.{key}={value}: must be one of {', '.join(known)}")
+        if self.positions == "sinusoidal" and self.dim % 2:
+            raise ValueError(f"model.dim={self.dim}: sinusoidal positions need an even width")
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table: the classification token takes one more."""
+        return self.max_length + (self.pooling == "cls")
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """The shape the attention backends of this model are built for."""
+        return AttentionShape(
+            dim=self.dim,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            max_length=self.num_positions,
+            dropout=self.attention_dropout,
+            bias=self.attention_bias,
+        )
+
+
+def sinusoidal_positions(length: int, dim: int) -> Tensor:
+    """Return the `(length, dim)` table of arXiv 1706.03762, section 3.5; `dim` is even."""
+    steps = torch.arange(0, dim, 2, dtype=torch.float64)
+    angles = torch.arange(length)[:, None] * torch.exp(steps * (-math.log(10_000.0) / dim))
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).float()
+
+
+class Embedding(nn.Module):
+    """Tokens plus positions, with a learned classification token in front where pooling asks."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.tokens.weight, std=config.embedding_std)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(config.num_positions, config.dim))
+            nn.init.normal_(self.positions, std=config.position_std)
+        else:
+            table = sinusoidal_positions(config.num_positions, config.dim)
+            self.register_buffer("positions", table, persistent=False)
+        self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed `tokens` `(B, N)` as `(B, N, D)`; `(B, N + 1, D)` with a classification token."""
+        x = self.tokens(tokens)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
+        embedded: Tensor = self.dropout(x + self.positions[: x.shape[1]])
+        return embedded
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then the MLP, each on a residual path."""
+
+    def __init__(self, config: ModelConfig, attention: Attention) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = attention(config.attention_shape)
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = nn.LayerNorm(config.dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.dim, config.mlp_dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.mlp_dim, config.dim),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
+        return mixed
+
+
+class Encoder(nn.Module):
+    """Embed, run the blocks, and pool to one vector a sequence."""
+
+    def __init__(self, config: ModelConfig, attention: Attention) -> None:
+        super().__init__()
+        self.pooling = config.pooling
+        self.zero_is_padding = config.zero_is_padding
+        self.embedding = Embedding(config)
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    @property
+    def pad_invariant(self) -> bool:
+        """Whether every block gives the same output whatever the amount of padding."""
+        return all(bool(block.attention.pad_invariant) for block in self.blocks)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+        """Encode token ids.
+
+        Args:
+            tokens: `(B, N)` int64.
+            mask: `(B, N)` bool, True for real tokens; None when all are.
+            padded_length: The length that `mean_padded` divides by, at least N.
+
+        Returns:
+            `(B, D)`.
+        """
+        if self.zero_is_padding:
+            mask = tokens != 0 if mask is None else mask & (tokens != 0)
+        x = self.embedding(tokens)
+        if mask is not None and self.pooling == "cls":
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self._pool(self.norm(x), mask, padded_length)
+
+    def _pool(self, x: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+        if self.pooling == "cls":
+            return x[:, 0]
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        if self.pooling == "mean_padded":
+            return x.sum(1) / padded_length
+        return x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _classifier(in_dim: int, hidden_dims: list[int], num_classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden_dims:
+        layers += [nn.Linear(in_dim, width), nn.ReLU()]
+        in_dim = width
+    return nn.Sequential(*layers, nn.Linear(in_dim, num_classes))
+
+
+class Classifier(nn.Module):
+    """One sequence to class logits.
+
+    Args:
+        config: Sizes.
+        attention: Builds a block's attention from its shape.
+        num_classes: Number of logits.
+    """
+
+    def __init__(self, config: ModelConfig, attention: Attention, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(config, attention)
+        self.head = _classifier(config.dim, config.classifier_dims, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+        """Classify `tokens` `(B, N)` with `mask` `(B, N)` or None: logits `(B, classes)`."""
+        logits: Tensor = self.head(self.encoder(tokens, mask, padded_length))
+        return logits
+
+
+class PairClassifier(nn.Module):
+    """Two sequences, encoded by the same encoder in one pass, to class logits.
+
+    Args:
+        config: Sizes; `pair_features` says what the two encodings are classified by.
+        attention: Builds a block's attention from its shape.
+        num_classes: Number of logits.
+    """
+
+    def __init__(self, config: ModelConfig, attention: Attention, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(config, attention)
+        self.pair_features = config.pair_features
+        width = config.dim * (4 if config.pair_features == "nli" else 2)
+        self.head = _classifier(width, config.classifier_dims, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+        """Classify `tokens` `(B, 2, N)` with `mask` `(B, 2, N)` or None: logits `(B, classes)`."""
+        flat_mask = None if mask is None else mask.flatten(0, 1)
+        encoded = self.encoder(tokens.flatten(0, 1), flat_mask, padded_length)
+        a, b = encoded.unflatten(0, (-1, 2)).unbind(1)
+        features = [a, b, a * b, a - b] if self.pair_features == "nli" else [a, b]
+        logits: Tensor = self.head(torch.cat(features, -1))
+        return logits
