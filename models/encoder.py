@@ -172,13 +172,11 @@ class Encoder(nn.Module):
         self.pooling = config.pooling
         self.zero_is_padding = config.zero_is_padding
         self.embedding = Embedding(config)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.layers))
+        blocks = [Block(config, attention) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.dim)
-
-    @property
-    def pad_invariant(self) -> bool:
-        """Whether every block gives the same output whatever the amount of padding."""
-        return all(bool(block.attention.pad_invariant) for block in self.blocks)
+        # Whether the amount of padding leaves every block's output as it is.
+        self.pad_invariant = all(bool(block.attention.pad_invariant) for block in blocks)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
         """Encode token ids.

@@ -75,7 +75,8 @@ def fourier_mixing(x: Tensor, norm: Norm = "backward", method: Method = "fft") -
     Returns:
         `(B, N, D)`, equation 3 of arXiv 2105.03824.
     """
-    mixed: Tensor = _FourierMixing.apply(x, norm, method)
+    # torch leaves Function.apply untyped.
+    mixed: Tensor = _FourierMixing.apply(x, norm, method)  # type: ignore[no-untyped-call]
     return mixed
 
 

@@ -1,0 +1,328 @@
+"""Every knob once, with its type, default and unit; Hydra's values are checked against these.
+
+`configs/*.yaml` hold values only. `resolve` turns what Hydra composed into a `Config`, or stops
+with a `ConfigError` that names the key, the value and what would be right.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import types
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from models.encoder import ModelConfig
+
+SCHEDULES = ("one_cycle",)
+PRECISIONS = ("float32", "bfloat16")
+DATA_DIR_VARIABLE = "LRA_DATA_DIR"
+
+
+class ConfigError(ValueError):
+    """A key or value that a person got wrong."""
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """What the data of a task are.
+
+    Args:
+        name: Key of the task in `lra.tasks`.
+        num_classes: Number of labels.
+        num_symbols: Ids in use, padding included; the model's vocabulary is at least this.
+        sequences: Sequences an example: 1, or 2 for Retrieval.
+        truncate: Longest sequence that is kept, in tokens; longer ones are cut on the right.
+        stand_in: Use the project's own procedural stand-in instead of the published data.
+        options: Options of the task's builder, checked against its fields.
+    """
+
+    name: str
+    num_classes: int
+    num_symbols: int
+    sequences: int = 1
+    truncate: int
+    stand_in: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class AttentionConfig:
+    """Which backend mixes the tokens.
+
+    Args:
+        name: Key of the backend in `models.ATTENTION`.
+        options: Its options, checked against the keyword arguments of its `__init__`.
+        inner: The backend inside, for one that nests.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    inner: "AttentionConfig | None" = None
+
+
+@dataclass(kw_only=True)
+class ProtocolConfig:
+    """Where the recipe comes from.
+
+    Args:
+        name: The protocol's name, also its folder in `configs/recipe`.
+        source: Paper and code it follows.
+        deviations: What differs from the published code; printed under every table.
+    """
+
+    name: str
+    source: str
+    deviations: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Optimisation.
+
+    Args:
+        steps: Number of updates.
+        batch_size: Examples an update.
+        learning_rate: Peak learning rate.
+        warmup_steps: Updates until the peak.
+        schedule: `one_cycle`: linear from a 25th of the peak up, then linear down to a 250,000th,
+            with beta 1 moving from .95 to .85 and back.
+        beta1: Decay of AdamW's first moment; `one_cycle` replaces it.
+        beta2: Decay of AdamW's second moment.
+        epsilon: AdamW's epsilon.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        validate_every: Updates between validations.
+        eval_batch_size: Sequences a batch in evaluation.
+        precision: `float32`, or `bfloat16` autocast.
+        compile: Run the model through `torch.compile`.
+        checkpoint_seconds: Seconds between checkpoints.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    schedule: str = "one_cycle"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.0
+    validate_every: int
+    eval_batch_size: int = 64
+    precision: str = "float32"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "validate_every", "eval_batch_size"):
+            if (value := getattr(self, key)) < 1:
+                raise ValueError(f"train.{key}={value}: must be at least 1")
+        for key in ("learning_rate", "epsilon"):
+            if not 0 < (number := getattr(self, key)) < float("inf"):
+                raise ValueError(f"train.{key}={number}: must be a finite number above 0")
+        for key in ("beta1", "beta2"):
+            if not 0 <= (number := getattr(self, key)) < 1:
+                raise ValueError(f"train.{key}={number}: must be in [0, 1)")
+        for key in ("weight_decay", "checkpoint_seconds"):
+            if not 0 <= (number := getattr(self, key)) < float("inf"):
+                raise ValueError(f"train.{key}={number}: must be a finite number, at least 0")
+        if not 0 < self.warmup_steps < self.steps:
+            raise ValueError(
+                f"train.warmup_steps={self.warmup_steps}: must be at least 1 and below"
+                f" train.steps={self.steps}"
+            )
+        for key, known in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
+            if (choice := getattr(self, key)) not in known:
+                raise ValueError(f"train.{key}={choice}: must be one of {', '.join(known)}")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One cell and how it is run.
+
+    Args:
+        task: The data.
+        attention: The backend.
+        protocol: Source of the recipe.
+        model: Sizes.
+        train: Optimisation.
+        scale: `paper` (as published) or `mini` (minutes on two CPU cores).
+        seed: Seed of initialisation, data order and dropout; data have their own.
+        variant: Names what was overridden, so that it gets its own folder.
+        validation: What selects the checkpoint: `validation`, or `test` as some papers did, which
+            every table then says.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        threads: CPU threads; 0 takes torch's default.
+        data_dir: Folder of raw data, with imdb, cifar10, aan, listops and pathfinder below it;
+            without it, the environment variable LRA_DATA_DIR.
+        cache_dir: Folder of the built data sets.
+        runs_dir: Folder of the run folders.
+        force: Train again although the cell is finished.
+    """
+
+    task: TaskConfig
+    attention: AttentionConfig
+    protocol: ProtocolConfig
+    model: ModelConfig
+    train: TrainConfig
+    scale: str
+    seed: int = 0
+    variant: str = "default"
+    validation: str = "validation"
+    device: str = "auto"
+    threads: int = 0
+    data_dir: str | None = None
+    cache_dir: str = "data/cache"
+    runs_dir: str = "results/runs"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be at least 0")
+        if self.threads < 0:
+            raise ValueError(f"threads={self.threads}: must be at least 0 (0 = torch's default)")
+        if self.validation not in ("validation", "test"):
+            raise ValueError(f"validation={self.validation}: must be one of validation, test")
+        if not self.variant or set(self.variant) & set("/\\") or self.variant.startswith("."):
+            raise ValueError(f"variant={self.variant}: must be a plain folder name")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (
+            index and not (kind == "cuda" and index.isdecimal())
+        ):
+            raise ValueError(f"device={self.device}: must be auto, cpu, cuda or cuda:<index>")
+        if self.model.vocab_size < self.task.num_symbols:
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size}: {self.task.name} has"
+                f" {self.task.num_symbols} symbols"
+            )
+        if self.task.truncate > self.model.max_length:
+            raise ValueError(
+                f"task.truncate={self.task.truncate}: must not exceed"
+                f" model.max_length={self.model.max_length}"
+            )
+
+    @property
+    def cell(self) -> str:
+        """The cell's name in logs, such as `listops/fourier seed0`."""
+        variant = "" if self.variant == "default" else f" {self.variant}"
+        return f"{self.task.name}/{self.attention.name}{variant} seed{self.seed}"
+
+    def raw_data_dir(self) -> Path | None:
+        """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""
+        folder = self.data_dir or os.environ.get(DATA_DIR_VARIABLE)
+        return Path(folder) if folder else None
+
+
+# What a run may change without changing its numbers.
+_OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
+
+
+def resolve(composed: DictConfig) -> Config:
+    """Check what Hydra composed.
+
+    Raises:
+        ConfigError: A value is missing, of the wrong type or out of range.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
+    """Return the part of a configuration that can change the numbers of a cell.
+
+    Args:
+        config: The configuration.
+        resolved: What the machine decided, such as device and threads; replaces keys of the
+            same name.
+    """
+    values = asdict(config) | resolved
+    del values["protocol"]["deviations"], values["train"]["checkpoint_seconds"]
+    return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
+
+
+def config_hash(values: dict[str, Any]) -> str:
+    """Return the first 16 hex digits of the sha256 of `values` as canonical JSON."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " | ".join(str(choice) for choice in get_args(kind))
+    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in arguments)
+    if origin in (tuple, list):
+        inner = [a for a in arguments if a is not Ellipsis]
+        if not isinstance(value, list | tuple):
+            return False
+        same = origin is list or Ellipsis in arguments
+        return (same or len(value) == len(inner)) and all(
+            _fits(v, inner[0] if same else k)
+            for v, k in zip(value, inner * len(value) if same else inner, strict=False)
+        )
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check `options` against the keyword-only arguments of a class.
+
+    Args:
+        target: A class whose options are the keyword-only arguments of its `__init__`.
+        options: Values by name.
+        where: The key that holds them, for messages, such as `attention.options`.
+
+    Returns:
+        The options, lists turned to tuples where the signature asks for one.
+
+    Raises:
+        ConfigError: An option is unknown, lacks a value, or has one of the wrong type.
+    """
+    initialise = target.__init__
+    hints = get_type_hints(initialise)
+    signature = inspect.signature(initialise).parameters.values()
+    known = {p.name: p for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "inner"}
+    bound = {}
+    for name, value in options.items():
+        if name not in known:
+            listing = ", ".join(f"{n} ({_describe(hints[n])})" for n in known) or "none"
+            raise ConfigError(f"{where}.{name}: no such option; the options are: {listing}")
+        if not _fits(value, hints[name]):
+            raise ConfigError(f"{where}.{name}={value!r}: must be {_describe(hints[name])}")
+        bound[name] = tuple(value) if isinstance(value, list) else value
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in bound:
+            raise ConfigError(f"{where}.{name}: needs a value ({_describe(hints[name])})")
+    return bound
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that `configs/train.yaml` starts from."""
+    schema = OmegaConf.structured(Config)
+    for key, group in {"task": TaskConfig, "attention": AttentionConfig}.items():
+        schema[key] = OmegaConf.structured(group)
+        # Options are open, so that a wrong one reaches `bind`, which names the choices.
+        OmegaConf.set_struct(schema[key].options, False)
+    ConfigStore.instance().store(name="schema", node=schema)

@@ -1,0 +1,188 @@
+"""The record that a cell leaves, and how records are read again.
+
+A record is one flat JSON object, written once. It says what was measured, on which data, with
+which configuration, by which code and on which machine.
+"""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+NAME = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One cell's result.
+
+    Args:
+        task: Task.
+        attention: Backend.
+        variant: Name of what was overridden.
+        protocol: Protocol.
+        scale: Scale.
+        seed: Seed.
+        status: `ok` or `failed`.
+        reason: Why it failed.
+        test_accuracy: Share of the test set classified rightly, 0 to 1.
+        test_correct: Test examples classified rightly.
+        test_total: Test examples, all of them.
+        test_majority_rate: Share of the test set's most frequent label.
+        selected_on: What chose the checkpoint: `validation` or `test`.
+        best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
+        best_step: Updates the chosen checkpoint had seen.
+        steps: Updates in all.
+        train_seconds: Seconds in updates, without validation.
+        seconds: Seconds in all, data and evaluation included.
+        steps_per_second: Updates a second of `train_seconds`.
+        tokens_per_second: Real tokens a second of `train_seconds`.
+        peak_memory_bytes: Of the GPU's allocator, or of the process where it ran on the CPU.
+        parameters: Trainable parameters.
+        data_fingerprint: sha256 of the data.
+        data_source: `published`, `generated` or `stand-in`.
+        data_description: The same in words.
+        config: The whole resolved configuration.
+        config_hash: Hash of the part of it that can change the numbers.
+        machine: Processor, or GPU.
+        device: `cpu` or `cuda`.
+        dtype: Precision.
+        compiled: Whether the model ran through `torch.compile`.
+        threads: CPU threads.
+        torch: Version of torch.
+        python: Version of Python.
+        commit: Git commit, empty outside a repository.
+        dirty: Whether the working tree differed from it.
+        schema: Version of this layout.
+    """
+
+    task: str
+    attention: str
+    variant: str
+    protocol: str
+    scale: str
+    seed: int
+    status: str
+    reason: str = ""
+    test_accuracy: float | None = None
+    test_correct: int | None = None
+    test_total: int | None = None
+    test_majority_rate: float | None = None
+    selected_on: str
+    best_accuracy: float | None = None
+    best_step: int | None = None
+    steps: int
+    train_seconds: float | None = None
+    seconds: float
+    steps_per_second: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    parameters: int
+    data_fingerprint: str
+    data_source: str
+    data_description: str
+    config: dict[str, Any]
+    config_hash: str
+    machine: str
+    device: str
+    dtype: str
+    compiled: bool
+    threads: int
+    torch: str
+    python: str = field(default_factory=platform.python_version)
+    commit: str
+    dirty: bool
+    schema: int = SCHEMA
+
+
+class RecordError(ValueError):
+    """A file is not a record of this schema."""
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write `result.json` into a run folder, whole or not at all."""
+    partial = folder / f"{NAME}.partial"
+    partial.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    os.replace(partial, folder / NAME)
+
+
+def read(file: Path) -> Record:
+    """Read a record and check every key against the schema.
+
+    Raises:
+        RecordError: The file is damaged or foreign; the message names file and key.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        found = values.get("schema") if isinstance(values, dict) else None
+        raise RecordError(f"{file}: schema {found!r}, should be {SCHEMA}")
+    hints = get_type_hints(Record)
+    if wrong := sorted(set(values) ^ set(hints)):
+        state = "missing" if wrong[0] in hints else "unknown"
+        raise RecordError(f"{file}: key {wrong[0]!r} is {state}")
+    for key, kind in hints.items():
+        if not _fits(values[key], kind):
+            raise RecordError(f"{file}: {key}={values[key]!r} is no {kind}")
+    if values["status"] not in ("ok", "failed"):
+        raise RecordError(f"{file}: status={values['status']!r} should be ok or failed")
+    missing = [key for key, value in values.items() if value is None]
+    if values["status"] == "ok" and missing:
+        raise RecordError(f"{file}: {missing[0]} is null though status is ok")
+    return Record(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is types.UnionType:
+        return any(_fits(value, choice) for choice in get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def read_all(folder: Path) -> Iterator[Record]:
+    """Yield the records below a folder, sorted by path; name and leave out what is none."""
+    for file in sorted(folder.glob(f"**/{NAME}")):
+        try:
+            yield read(file)
+        except RecordError as error:
+            log.warning("left out: %s", error)
+
+
+def code_version() -> tuple[str, bool]:
+    """Return the git commit of this code and whether the tree differs from it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+
+
+def processor() -> str:
+    """Return the processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

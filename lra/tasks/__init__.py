@@ -1,0 +1,91 @@
+"""What a task is once its raw source has been read, and the tasks there are.
+
+A task is one file with one frozen dataclass: its fields are its options, `locate` says where the
+data come from, `write` reads them into the cache. `lra.tasks.cache.load` ties the two together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "validation", "test")
+
+
+class DataError(RuntimeError):
+    """Raw data are missing, damaged or not what they should be."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sequences and labels of a split.
+
+    Args:
+        tokens: `(num_tokens,)` uint8, all sequences one after the other.
+        offsets: `(num_sequences + 1,)` int64; sequence i is `tokens[offsets[i]:offsets[i + 1]]`.
+        labels: `(num_examples,)` int64; an example has `num_sequences / num_examples` sequences,
+            in order.
+    """
+
+    tokens: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of every sequence, `(num_sequences,)`."""
+        return np.diff(self.offsets)
+
+    @property
+    def majority_rate(self) -> float:
+        """Share of the most frequent label: what guessing it every time would score."""
+        return float(np.bincount(self.labels).max() / len(self))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's data come from.
+
+    Args:
+        kind: `published` (the benchmark's own data), `generated` (by the benchmark's algorithm)
+            or `stand-in` (procedural data of this project).
+        description: The same in words, for people.
+        files: The raw files to be read, by role; empty when nothing is read.
+        signature: Changes when other raw data are found, so that they get their own cache.
+    """
+
+    kind: Literal["published", "generated", "stand-in"]
+    description: str
+    files: tuple[Path, ...] = ()
+    signature: str = ""
+
+
+class Writer(Protocol):
+    """Takes the examples of one split, in order."""
+
+    def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
+        """Append one example."""
+
+
+class Task(Protocol):
+    """A task; implementations are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        version: Raised when the same options give other data than before.
+        id_shift: Added to a stored symbol to get its token id; id 0 is padding.
+    """
+
+    version: ClassVar[int]
+    id_shift: ClassVar[int]
+
+    def locate(self, data_dir: Path | None) -> Source:
+        """Find the raw data, without reading them; raise `DataError` where there are none."""
+
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        """Read or generate every example of the splits `train`, `validation` and `test`."""

@@ -1,0 +1,186 @@
+"""Data sets built once, memory-mapped, and told apart by what is in them.
+
+A data set is a folder `<task>-<hash>/` with three files a split and `manifest.json`. It is written
+under a temporary name and renamed last, so what stands under the final name is whole. The
+fingerprint is the sha256 of the content: equal fingerprints mean equal data.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from lra.tasks import SPLITS, DataError, Source, Split, Task
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A task's three splits as they stand in the cache.
+
+    Args:
+        splits: By name: `train`, `validation`, `test`.
+        source: Where they came from.
+        fingerprint: sha256 of the content, 64 hex digits.
+        folder: Where they lie.
+        seconds: How long the build took.
+    """
+
+    splits: Mapping[str, Split]
+    source: Source
+    fingerprint: str
+    folder: Path
+    seconds: float
+
+
+class SplitWriter:
+    """Append examples to the files of one split; memory stays small whatever the split's size."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._tokens = open(folder / f"{name}.tokens.bin", "wb")  # noqa: SIM115  # see __exit__
+        self._lengths: list[int] = []
+        self._labels: list[int] = []
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tokens.close()
+        if kind is None:
+            offsets = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)])
+            np.save(self._folder / f"{self._name}.offsets.npy", offsets.astype(np.int64))
+            np.save(self._folder / f"{self._name}.labels.npy", np.array(self._labels, np.int64))
+
+    def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
+        """Append an example of `label` with its sequences of symbols."""
+        for sequence in sequences:
+            self._tokens.write(bytes(sequence))
+            self._lengths.append(len(sequence))
+        self._labels.append(label)
+
+
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """Return the sha256 of the splits' names, tokens, offsets and labels as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        split = splits[name]
+        digest.update(name.encode())
+        for array in (split.tokens, split.offsets, split.labels):
+            digest.update(len(array).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -> Dataset:
+    """Return a task's data, from the cache or built into it.
+
+    Args:
+        name: The task's name, for the folder and for messages.
+        task: The task with its options.
+        cache_dir: Folder of all cached data sets.
+        data_dir: Folder of raw data, for tasks that read some.
+
+    Raises:
+        DataError: Raw data are missing or damaged, or the disk is full.
+    """
+    source = task.locate(data_dir)
+    folder = cache_dir / f"{name}-{_key(task, source)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of two processes that want the same data, one builds and the other waits for it.
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            try:
+                return _open(folder, source)
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("%s is damaged (%s); building it again", folder, error)
+                shutil.rmtree(folder)
+        with _no_space_named(folder):
+            _build(folder, task, source)
+        return _open(folder, source)
+
+
+def _key(task: Task, source: Source) -> str:
+    identity = {
+        "layout": LAYOUT,
+        "version": task.version,
+        "options": asdict(task),  # type: ignore[call-overload]  # tasks are dataclasses
+        "source": [source.kind, source.signature],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _build(folder: Path, task: Task, source: Source) -> None:
+    started = time.perf_counter()
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    log.info("building %s: %s", folder.name, source.description)
+    try:
+        with (
+            SplitWriter(partial, "train") as train,
+            SplitWriter(partial, "validation") as validation,
+            SplitWriter(partial, "test") as test,
+        ):
+            task.write(source, {"train": train, "validation": validation, "test": test})
+        manifest = {
+            "fingerprint": fingerprint({split: _open_split(partial, split) for split in SPLITS}),
+            "source": {"kind": source.kind, "description": source.description},
+            "options": asdict(task),  # type: ignore[call-overload]  # tasks are dataclasses
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _open(folder: Path, source: Source) -> Dataset:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    splits = {name: _open_split(folder, name) for name in SPLITS}
+    if fingerprint(splits) != manifest["fingerprint"]:
+        raise ValueError("its content does not match its fingerprint")
+    return Dataset(splits, source, manifest["fingerprint"], folder, manifest["seconds"])
+
+
+def _open_split(folder: Path, name: str) -> Split:
+    # Mode "c" (copy on write) is read-only for the file, and torch takes it without a warning.
+    tokens = np.memmap(folder / f"{name}.tokens.bin", np.uint8, mode="c")
+    offsets = np.load(folder / f"{name}.offsets.npy")
+    return Split(tokens, offsets, np.load(folder / f"{name}.labels.npy"))
+
+
+@contextmanager
+def _no_space_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise DataError(
+            f"cache_dir={folder.parent}: the disk is full ({free / 2**20:.0f} MiB free) while"
+            f" building {folder.name}; free some space or choose another cache_dir"
+        ) from error

@@ -1,0 +1,84 @@
+"""Rows of parquet files as the hub stores them: from a folder, or fetched through `datasets`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lra.tasks import DataError
+
+BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A data set on the hub at a fixed revision.
+
+    Args:
+        name: Its id, `owner/name`.
+        revision: Commit that is read.
+    """
+
+    name: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.revision[:12]}"
+
+
+def load_rows(
+    hub: HubFile, files: Sequence[Path], part: str, columns: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a part, each with the place it stands at.
+
+    Args:
+        hub: Where to fetch the part when there are no files.
+        files: Parquet files of the part in order; empty to fetch it.
+        part: The hub's name of the part, such as `train`.
+        columns: Columns that every row must have.
+
+    Yields:
+        `(where, row)`: file and row number for messages, and the values by column.
+
+    Raises:
+        DataError: A file is damaged or lacks a column, or the hub cannot be reached.
+    """
+    for place, tables in _from_files(files) if files else [(str(hub), _from_hub(hub, part))]:
+        number = 0
+        for table in tables:
+            names = table.schema.names
+            if missing := [name for name in columns if name not in names]:
+                raise DataError(f"{place}: no column {missing[0]!r}; it has {', '.join(names)}")
+            for row in table.select(columns).to_pylist():
+                yield f"{place}, row {number}", row
+                number += 1
+
+
+def _from_files(files: Sequence[Path]) -> Iterator[tuple[str, Iterator[Any]]]:
+    for file in files:
+        yield str(file), _batches(file)
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        yield from pyarrow.parquet.ParquetFile(file).iter_batches(BATCH)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+
+
+def _from_hub(hub: HubFile, part: str) -> Iterator[Any]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub.name, revision=hub.revision, split=part)
+    except Exception as error:  # every layer below the hub raises errors of its own
+        raise DataError(
+            f"{hub.name} cannot be fetched from the hub: {error}. Fetch it on a machine with a"
+            f" connection, copy its parquet files and point data_dir (or LRA_DATA_DIR) at them:"
+            f" data_dir/{hub.name.split('/')[1]}/plain_text/{part}-*.parquet"
+        ) from error
+    # The arrow format hands out the stored bytes, undecoded.
+    yield from rows.with_format("arrow").iter(BATCH)

@@ -1,0 +1,57 @@
+"""Image: CIFAR-10 in grey, read pixel by pixel (arXiv 2011.04006, section 2.2).
+
+Grey by TensorFlow's weights, as the published pipeline: 1,024 symbols 0 to 255, row by row, the
+intensity being the token id. Of the 50,000 training images in the order of the official batch
+files the first 45,000 train and the last 5,000 validate; the 10,000 test images test.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lra.tasks import Source, Writer, cifar10
+
+NUM_TRAIN = 45_000
+
+
+def grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn colour to grey as TensorFlow's `rgb_to_grayscale` does on bytes.
+
+    Floats in [0, 1] are weighted .2989, .5870 and .1140, then scaled by 255.5 and truncated; all
+    in float32. TensorFlow does not fix the order of the three additions, so that a sum on the
+    edge of a level may come out one level apart from its own.
+
+    Args:
+        images: `(num_images, pixels, 3)` bytes, red, green, blue.
+
+    Returns:
+        `(num_images, pixels)` bytes.
+    """
+    scaled = images.astype(np.float32) * np.float32(1 / 255)
+    weights = np.array([0.2989, 0.5870, 0.1140], np.float32)
+    red, green, blue = np.moveaxis(scaled * weights, -1, 0)
+    levels: NDArray[np.float32] = (red + green + blue) * np.float32(255.5)
+    return np.minimum(levels, np.float32(255)).astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """The task has no options."""
+
+    version: ClassVar[int] = 1
+    id_shift: ClassVar[int] = 0
+
+    def locate(self, data_dir: Path | None) -> Source:
+        """Find CIFAR-10 under `data_dir`, or name the hub; see `lra.tasks.cifar10.locate`."""
+        return cifar10.locate(data_dir)
+
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        """Write every split; see `lra.tasks.Task`."""
+        for part, targets in (("train", ("train", "validation")), ("test", ("test", "test"))):
+            images, labels = cifar10.read(source, part)
+            for index, (pixels, label) in enumerate(zip(grey(images), labels, strict=True)):
+                splits[targets[index >= NUM_TRAIN]].add(int(label), pixels)
