@@ -66,6 +66,7 @@ class Batches:
         self._lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1)
         self._tokens = torch.from_numpy(split.tokens).to(device)
         self._labels = torch.from_numpy(split.labels)
+        self._drawn: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -90,7 +91,7 @@ class Batches:
             yield self._gather(order[start : start + batch_size])
 
     def _permutation(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        if getattr(self, "_drawn", None) != (seed, epoch):
+        if self._drawn != (seed, epoch):
             generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
             self._order = torch.randperm(len(self), generator=generator).numpy()
             self._drawn = (seed, epoch)

@@ -8,16 +8,16 @@ import hashlib
 import inspect
 import json
 import os
-import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lra.typecheck import fits
 from models.encoder import ModelConfig
 
 SCHEDULES = ("one_cycle",)
@@ -223,7 +223,7 @@ class Config:
 _OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
 
 
-def resolve(composed: DictConfig) -> Config:
+def resolve(composed: DictConfig | ListConfig) -> Config:
     """Check what Hydra composed.
 
     Raises:
@@ -262,30 +262,6 @@ def _describe(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin is Literal:
-        return value in arguments
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in arguments)
-    if origin in (tuple, list):
-        inner = [a for a in arguments if a is not Ellipsis]
-        if not isinstance(value, list | tuple):
-            return False
-        same = origin is list or Ellipsis in arguments
-        return (same or len(value) == len(inner)) and all(
-            _fits(v, inner[0] if same else k)
-            for v, k in zip(value, inner * len(value) if same else inner, strict=False)
-        )
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
 def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dict[str, Any]:
     """Check `options` against the keyword-only arguments of a class.
 
@@ -309,7 +285,7 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
         if name not in known:
             listing = ", ".join(f"{n} ({_describe(hints[n])})" for n in known) or "none"
             raise ConfigError(f"{where}.{name}: no such option; the options are: {listing}")
-        if not _fits(value, hints[name]):
+        if not fits(value, hints[name]):
             raise ConfigError(f"{where}.{name}={value!r}: must be {_describe(hints[name])}")
         bound[name] = tuple(value) if isinstance(value, list) else value
     for name, parameter in known.items():

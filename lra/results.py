@@ -9,11 +9,12 @@ import logging
 import os
 import platform
 import subprocess
-import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
+
+from lra.typecheck import fits
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Record:
         data_fingerprint: sha256 of the data.
         data_source: `published`, `generated` or `stand-in`.
         data_description: The same in words.
+        deviations: What the protocol does otherwise than the published code.
         config: The whole resolved configuration.
         config_hash: Hash of the part of it that can change the numbers.
         machine: Processor, or GPU.
@@ -90,6 +92,7 @@ class Record:
     data_fingerprint: str
     data_source: str
     data_description: str
+    deviations: list[str]
     config: dict[str, Any]
     config_hash: str
     machine: str
@@ -133,7 +136,7 @@ def read(file: Path) -> Record:
         state = "missing" if wrong[0] in hints else "unknown"
         raise RecordError(f"{file}: key {wrong[0]!r} is {state}")
     for key, kind in hints.items():
-        if not _fits(values[key], kind):
+        if not fits(values[key], kind):
             raise RecordError(f"{file}: {key}={values[key]!r} is no {kind}")
     if values["status"] not in ("ok", "failed"):
         raise RecordError(f"{file}: status={values['status']!r} should be ok or failed")
@@ -141,16 +144,6 @@ def read(file: Path) -> Record:
     if values["status"] == "ok" and missing:
         raise RecordError(f"{file}: {missing[0]} is null though status is ok")
     return Record(**values)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is types.UnionType:
-        return any(_fits(value, choice) for choice in get_args(kind))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, get_origin(kind) or kind)
 
 
 def read_all(folder: Path) -> Iterator[Record]:

@@ -1,0 +1,290 @@
+"""Train, validate, keep the best, and be able to continue at any moment.
+
+The loop is a pure function of configuration and data: batches come from (seed, step), dropout
+from generators that are saved, and the checkpoint holds the rest. A run that was killed and
+started again ends with the bits of one that was not.
+"""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lra import checkpoint
+from lra.batches import Batches
+from lra.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+# Updates between looks at the running loss: each look waits for the device.
+LOOK_EVERY = 20
+
+
+class NotFiniteError(RuntimeError):
+    """The loss became infinite or no number."""
+
+
+class StoppedError(BaseException):
+    """The run was asked to stop (SIGTERM or Ctrl-C); its checkpoint is written."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Args:
+        step: Updates made.
+        train_seconds: Seconds they took, without validation.
+        seconds: Seconds in all.
+        tokens: Real tokens seen.
+        best_accuracy: Best validation accuracy; -1 before the first validation.
+        best_step: Updates made at that validation.
+    """
+
+    step: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    tokens: int = 0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+
+
+def optimiser_for(
+    model: nn.Module, train: TrainConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW and its schedule; see `TrainConfig` for the formulas."""
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        weight_decay=train.weight_decay,
+    )
+    assert train.schedule == "one_cycle"
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        max_lr=train.learning_rate,
+        total_steps=train.steps,
+        pct_start=train.warmup_steps / train.steps,
+        anneal_strategy="linear",
+    )
+    return optimiser, schedule
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in `precision`: float32 as it is, bfloat16 by autocast."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
+
+
+@torch.inference_mode()
+def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int:
+    """Return how many examples of the whole split the model classifies rightly."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in batches.once(train.eval_batch_size):
+        with autocast(device, train.precision):
+            logits = model(batch.tokens, batch.mask, batch.padded_length)
+        correct += (logits.argmax(-1) == batch.labels).sum()
+    model.train(was_training)
+    return int(correct)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag that is looked at between updates."""
+    received: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = [
+        signal.signal(each, lambda number, frame: received.append(number)) for each in signals
+    ]
+    try:
+        yield lambda: bool(received)
+    finally:
+        for each, handler in zip(signals, previous, strict=True):
+            signal.signal(each, handler)
+
+
+class Run:
+    """One cell in training.
+
+    Args:
+        model: The network, on `device`, its parameters as initialised.
+        train: Optimisation.
+        batches: `train`, and what checkpoints are chosen on as `validation`.
+        device: Where the model is.
+        folder: Run folder, for checkpoints and TensorBoard events.
+        seed: Seed of data order and dropout.
+        config_hash: Of the configuration; a checkpoint of another one is refused.
+        label: The cell's name, for the bar and the log.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        batches: Mapping[str, Batches],
+        device: torch.device,
+        folder: Path,
+        seed: int,
+        config_hash: str,
+        label: str,
+    ) -> None:
+        self.model, self.train_config, self.batches, self.device = model, train, batches, device
+        self.folder, self.seed, self.config_hash, self.label = folder, seed, config_hash, label
+        self.optimiser, self.schedule = optimiser_for(model, train)
+        self.progress = Progress()
+        self.best_model: dict[str, Tensor] = {}
+        self._forward = torch.compile(model) if train.compile else model
+
+    def fit(self) -> Progress:
+        """Train to the last step, continuing from a checkpoint where there is one.
+
+        Leaves `best.pt`, the parameters that validation chose, and loads them into the model.
+
+        Raises:
+            NotFiniteError: The loss is not finite.
+            StoppedError: SIGTERM came; the checkpoint is written.
+        """
+        self._resume()
+        train, progress = self.train_config, self.progress
+        writer = SummaryWriter(str(self.folder), purge_step=progress.step + 1)
+        bar = tqdm(
+            total=train.steps,
+            initial=progress.step,
+            desc=self.label,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+        )
+        saved = started = time.perf_counter()
+        before = progress.seconds
+        with _stop_requested() as stop_requested, bar, writer:
+
+            def interrupted() -> bool:
+                overdue = time.perf_counter() - saved >= train.checkpoint_seconds
+                return overdue or stop_requested()
+
+            while progress.step < train.steps:
+                self._log(writer, bar, self._updates(self._next_look(), interrupted, bar))
+                if progress.step % train.validate_every == 0 or progress.step == train.steps:
+                    self._validate(writer, bar)
+                progress.seconds = before + time.perf_counter() - started
+                if interrupted():
+                    self._save()
+                    saved = time.perf_counter()
+                if stop_requested():
+                    raise StoppedError(f"stopped at step {progress.step}; start again to continue")
+        self.model.load_state_dict(self.best_model)
+        checkpoint.save(self.folder / BEST, {"model": self.best_model})
+        return progress
+
+    def _next_look(self) -> int:
+        """Return the step up to which nothing has to be looked at."""
+        step, train = self.progress.step, self.train_config
+        strides = (LOOK_EVERY, train.validate_every)
+        return min(train.steps, *(step - step % stride + stride for stride in strides))
+
+    def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:
+        """Make the updates up to step `until` or an interruption; return their mean loss."""
+        train, progress, device = self.train_config, self.progress, self.device
+        started, first = time.perf_counter(), progress.step
+        total = torch.zeros((), device=device)
+        self.model.train()
+        while progress.step < until:
+            batch = self.batches["train"].shuffled(progress.step, train.batch_size, self.seed)
+            with autocast(device, train.precision):
+                logits = self._forward(batch.tokens, batch.mask, batch.padded_length)
+            loss = F.cross_entropy(logits.float(), batch.labels)
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.optimiser.step()
+            progress.step += 1
+            if progress.step < train.steps:
+                self.schedule.step()
+            total += loss.detach()
+            progress.tokens += batch.num_tokens
+            bar.update()
+            if interrupted():
+                break
+        mean = float(total) / (progress.step - first)
+        progress.train_seconds += time.perf_counter() - started
+        if not math.isfinite(mean):
+            raise NotFiniteError(f"loss {mean} in steps {first + 1} to {progress.step}")
+        return mean
+
+    def _log(self, writer: SummaryWriter, bar: "tqdm[Any]", loss: float) -> None:
+        progress = self.progress
+        scalars = {
+            "train/loss": loss,
+            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/steps_per_second": progress.step / progress.train_seconds,
+        }
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, progress.step)
+        accuracy = f"{progress.best_accuracy:.4f}" if progress.best_step else "-"
+        bar.set_postfix(loss=f"{loss:.4f}", best=accuracy)
+
+    def _validate(self, writer: SummaryWriter, bar: "tqdm[Any]") -> None:
+        train, progress, batches = self.train_config, self.progress, self.batches["validation"]
+        correct = count_correct(self.model, batches, train)
+        accuracy = correct / len(batches)
+        if accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_step = accuracy, progress.step
+            self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
+        writer.add_scalar("validation/accuracy", accuracy, progress.step)
+        log.info(
+            "%s step %d/%d: validation %.4f, best %.4f at %d, %.2f steps/s",
+            self.label,
+            progress.step,
+            train.steps,
+            accuracy,
+            progress.best_accuracy,
+            progress.best_step,
+            progress.step / progress.train_seconds,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "config_hash": self.config_hash,
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": checkpoint.random_state(self.device),
+            "best_model": self.best_model,
+        }
+        checkpoint.save(self.folder / CHECKPOINT, state)
+
+    def _resume(self) -> None:
+        file = self.folder / CHECKPOINT
+        if not file.exists():
+            return
+        state = checkpoint.load(file, self.device)
+        if state["config_hash"] != self.config_hash:
+            raise ValueError(
+                f"{file} belongs to another configuration ({state['config_hash']}, this one is"
+                f" {self.config_hash}): give this one a name by variant=..., or delete the file"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        checkpoint.set_random_state(state["random"], self.device)
+        self.best_model = state["best_model"]
+        self.progress = Progress(**state["progress"])
+        log.info("%s continues at step %d", self.label, self.progress.step)
