@@ -1,11 +1,14 @@
-"""Peak memory of a cell: the GPU's allocator, or the process where it runs on the CPU."""
+"""Peak memory: of a cell (the GPU's allocator, on the CPU the process), and of a single call."""
 
 import contextlib
 import resource
 import sys
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def reset(device: torch.device) -> None:
@@ -32,3 +35,26 @@ def peak(device: torch.device) -> int:
     # Elsewhere the peak of the whole process: bytes on macOS, KiB on other systems.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_of(step: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes of tensors that a call adds at its peak to those alive before it.
+
+    On the CPU torch's profiler reports every allocation, as the process's own size tells little:
+    freed memory stays with it.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    changes: list[tuple[int, int]] = sorted(
+        (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
+    )
+    return max(accumulate((size for _, size in changes), initial=0))

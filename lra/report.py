@@ -131,7 +131,7 @@ def notes(grid: Grid) -> list[str]:
 def settings_notes(grid: Grid) -> list[str]:
     """Return the settings that a scale may choose task by task, one line a task."""
     keys = {
-        "model": ("max_length", "positions", "pooling", "embedding_std"),
+        "model": ("max_length", "positions", "position_std", "pooling", "embedding_std", "dropout"),
         "train": ("learning_rate", "batch_size", "steps"),
     }
     lines = set()

@@ -2,7 +2,7 @@
 
 Every image is a permutation of the same pixels, each of 16 grey levels occurring equally often,
 so that its histogram says nothing about its class: only where the levels stand does. Position,
-phase, scale and polarity vary within a class.
+phase and scale vary within a class, and noise lies over everything.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def draw(kinds: NDArray[np.int64], uniform: NDArray[np.float64], side: int) -> N
 
     Args:
         kinds: `(num_images,)` classes 0 to 9.
-        uniform: `(num_images, 6 + side * side)` numbers in [0, 1).
+        uniform: `(num_images, 5 + side * side)` numbers in [0, 1).
         side: Height and width in pixels; a multiple of 4.
 
     Returns:
@@ -56,10 +56,10 @@ def draw(kinds: NDArray[np.int64], uniform: NDArray[np.float64], side: int) -> N
     """
     grid = np.arange(side) / side
     row, column = (axis[None] for axis in np.meshgrid(grid, grid, indexing="ij"))
-    scale, phase, y, x, width, polarity = uniform[:, :6].T[..., None, None]
-    cycles = 2 + 2 * scale
-    # Distance to a centre that stays away from the border, in the maximum norm and Euclid's.
-    dy, dx = row - (0.3 + 0.4 * y), column - (0.3 + 0.4 * x)
+    scale, phase, y, x, width = uniform[:, :5].T[..., None, None]
+    # A class keeps its phase within a quarter of a period, and its size within a tenth.
+    cycles, phase, width = 2.5 + 0.25 * scale, 0.25 * phase, 0.25 * width
+    dy, dx = row - (0.4 + 0.2 * y), column - (0.4 + 0.2 * x)
     distance = np.sqrt(dy * dy + dx * dx)
     patterns = [
         _triangle(cycles * row + phase + 0 * column),
@@ -68,7 +68,7 @@ def draw(kinds: NDArray[np.int64], uniform: NDArray[np.float64], side: int) -> N
         _triangle(cycles * (row - column) / 2 + phase),
         np.abs(_triangle(cycles * row + phase) - _triangle(cycles * column + width)),
         -distance,
-        -np.abs(distance - (0.2 + 0.1 * width)),
+        -np.abs(distance - (0.25 + 0.1 * width)),
         row + 0.3 * (phase - 0.5) * column,
         column + 0.3 * (phase - 0.5) * row,
         -np.minimum(np.abs(dy), np.abs(dx)),
@@ -76,10 +76,9 @@ def draw(kinds: NDArray[np.int64], uniform: NDArray[np.float64], side: int) -> N
     # Every pattern is drawn for every image and the one of its class kept.
     stack = np.stack([np.broadcast_to(p, (len(kinds), side, side)) for p in patterns])
     values = stack[kinds, np.arange(len(kinds))].reshape(len(kinds), -1)
-    values = np.where(polarity[:, 0] < 0.5, values, -values)
     # Noise as wide as 40 % of the pattern's own range.
     spread = values.max(1, keepdims=True) - values.min(1, keepdims=True)
-    values = values + 0.4 * spread * (uniform[:, 6:] - 0.5)
+    values = values + 0.4 * spread * (uniform[:, 5:] - 0.5)
     ranks = values.argsort(1, kind="stable").argsort(1, kind="stable")
     levels: NDArray[np.int64] = ranks * LEVELS // (side * side)
     return (levels * (256 // LEVELS) + 128 // LEVELS).astype(np.uint8)
@@ -125,7 +124,7 @@ class ImageStandIn:
             "test": self.num_test,
         }
         for name, count in sizes.items():
-            uniform = _uniform(self.data_seed, name, count, 7 + self.side * self.side)
+            uniform = _uniform(self.data_seed, name, count, 6 + self.side * self.side)
             labels = (uniform[:, 0] * len(CLASSES)).astype(np.int64)
             for start in range(0, count, 1_000):
                 part = slice(start, start + 1_000)

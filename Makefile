@@ -1,0 +1,78 @@
+# Everything a person does with this repository. `make` alone prints what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What is run; names separated by commas.
+TASKS ?= listops,image
+ATTENTIONS ?= softmax,fourier
+SEEDS ?= 0
+SCALE ?= paper
+PROTOCOL ?= nystromformer
+LAUNCHER ?= basic
+DEVICE ?= auto
+DATA_DIR ?=
+# TORCH=cpu installs the CPU build of torch where plain pip would fetch the CUDA one.
+TORCH ?=
+# Further key=value overrides of lra.train.
+ARGS ?=
+
+SWEEP = -m task=$(TASKS) attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) \
+	protocol=$(PROTOCOL) device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
+	$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
+REPORT = --scale $(SCALE) --protocol $(PROTOCOL) --tasks $(TASKS) --attentions $(ATTENTIONS)
+
+.PHONY: help install test test-all lint data reproduce-lra bench report clean
+
+help: ## Print this help
+	@echo "Long Range Arena suite. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables of reproduce-lra, with their values:"
+	@echo "  TASKS=$(TASKS) ATTENTIONS=$(ATTENTIONS) SEEDS=$(SEEDS) SCALE=$(SCALE)"
+	@echo "  PROTOCOL=$(PROTOCOL) LAUNCHER=$(LAUNCHER) DEVICE=$(DEVICE) DATA_DIR=$(DATA_DIR)"
+	@echo "First of all: make reproduce-lra SCALE=mini"
+
+install: $(VENV)/.installed ## Set up .venv from requirements.lock (TORCH=cpu for the CPU build)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)+cpu" \
+		--extra-index-url https://download.pytorch.org/whl/cpu
+endif
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test: install ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install ## Run every test
+	$(BIN)/python -m pytest
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: install ## Build the data sets of TASKS at SCALE into data/cache, print a table
+	$(BIN)/python scripts/prepare_data.py -m task=$(TASKS) scale=$(SCALE) protocol=$(PROTOCOL) \
+		$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
+
+reproduce-lra: install ## Train every pairing of TASKS and ATTENTIONS, then print and write the tables
+	@status=0; $(BIN)/python -m lra.train $(SWEEP) || status=$$?; \
+	$(BIN)/python -m lra.report $(REPORT) || status=$$?; exit $$status
+
+report: install ## Print and write the tables of the runs there are
+	$(BIN)/python -m lra.report $(REPORT)
+
+bench: install ## Measure speed and memory of the backends at several lengths
+	$(BIN)/python -m lra.bench $(ARGS)
+
+clean: ## Remove the virtual environment, caches and mini results; data and paper runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info results/mini results/runs/mini
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

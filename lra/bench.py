@@ -1,0 +1,219 @@
+"""Speed and memory of a training step for every backend at several lengths, without data.
+
+    python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
+
+Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
+in turn within one process, so that the ratio to softmax is of the same minutes; figures are
+medians. Results go to `results/bench/<device>.json`.
+"""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import torch.nn.functional as F
+from hydra import compose
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from lra import memory, results
+from lra.config import Config, ConfigError, register, resolve
+from lra.grid import BASELINE
+from lra.loop import autocast, optimiser_for
+from lra.report import markdown
+from lra.train import build_model, num_parameters, resolve_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BenchConfig:
+    """What is measured.
+
+    Args:
+        attentions: Backends, each with the options of its YAML.
+        lengths: Sequence lengths, in tokens.
+        task: Whose recipe gives the model.
+        protocol: Whose recipe it is.
+        batch_size: Sequences a step.
+        repeats: Timed steps of each backend; the median counts.
+        attention_dropout: Probability of dropping an attention weight.
+        precision: `float32`, or `bfloat16` autocast.
+        compile: Run the model through `torch.compile`.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        threads: CPU threads; 0 takes torch's default.
+        out: JSON file; by default `results/bench/<device>.json`.
+    """
+
+    attentions: list[str]
+    lengths: list[int]
+    task: str = "text"
+    protocol: str = "nystromformer"
+    batch_size: int = 4
+    repeats: int = 5
+    attention_dropout: float = 0.0
+    precision: str = "float32"
+    compile: bool = False
+    device: str = "auto"
+    threads: int = 0
+    out: str | None = None
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 1,
+) -> dict[str, float]:
+    """Time functions in turn, so that a busy moment of the machine meets all of them.
+
+    Args:
+        steps: Functions by name.
+        repeats: Timed calls of each.
+        device: Where they compute.
+        warmup: Calls of each before the first timed one.
+
+    Returns:
+        Median seconds a call, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(warmup + repeats):
+        for name, step in steps.items():
+            synchronise(device)
+            started = time.perf_counter()
+            step()
+            synchronise(device)
+            if repeat >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def training_step(config: Config, batch_size: int, device: torch.device) -> Callable[[], None]:
+    """Return a function that makes one update on random tokens of full length."""
+    model = build_model(config).to(device).train()
+    optimiser, _ = optimiser_for(model, config.train)
+    forward = torch.compile(model) if config.train.compile else model
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
+    tokens = torch.randint(1, config.task.num_symbols, shape, generator=generator).to(device)
+    labels = torch.randint(config.task.num_classes, (batch_size,), generator=generator).to(device)
+
+    def step() -> None:
+        with autocast(device, config.train.precision):
+            logits = forward(tokens, None, config.model.max_length)
+        optimiser.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # torch
+        optimiser.step()
+
+    return step
+
+
+def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
+    """Compose the configuration of one backend at one length.
+
+    Raises:
+        ConfigError: There is no such backend, task or protocol, or a value is out of range.
+    """
+    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={attention}"]
+    try:
+        composed = compose("train", overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    config = resolve(composed)
+    model = replace(config.model, max_length=length, attention_dropout=bench.attention_dropout)
+    train = replace(config.train, precision=bench.precision, compile=bench.compile)
+    task = replace(config.task, truncate=length)
+    return replace(config, model=model, train=train, task=task)
+
+
+def measure(bench: BenchConfig) -> list[dict[str, Any]]:
+    """Return one row a length and backend: seconds, ratio to softmax, memory, parameters."""
+    device = resolve_device(bench.device)
+    rows = []
+    for length in bench.lengths:
+        configs = {name: cell_config(bench, name, length) for name in bench.attentions}
+        steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
+        seconds = interleaved(steps, bench.repeats, device)
+        for name, step in steps.items():
+            faster = seconds[BASELINE] / seconds[name] if BASELINE in seconds else None
+            row = {
+                "attention": name,
+                "length": length,
+                "seconds_per_step": seconds[name],
+                "speed_ratio_to_softmax": faster,
+                "peak_memory_bytes": memory.peak_of(step, device),
+                "parameters": num_parameters(build_model(configs[name])),
+            }
+            log.info("%s", {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as Markdown: backends by lengths."""
+    lengths = sorted({row["length"] for row in rows})
+    header = ["attention", *(f"{n}: steps/s (x softmax), MiB" for n in lengths)]
+    lines = []
+    for name in dict.fromkeys(row["attention"] for row in rows):
+        texts = []
+        for length in lengths:
+            row = next(r for r in rows if (r["attention"], r["length"]) == (name, length))
+            ratio = row["speed_ratio_to_softmax"]
+            faster = "-" if ratio is None else f"{ratio:.2f}"
+            peak = row["peak_memory_bytes"] / 2**20
+            texts.append(f"{1 / row['seconds_per_step']:.2f} ({faster}), {peak:,.0f}")
+        lines.append([name, *texts])
+    return markdown([header, *lines])
+
+
+register()
+ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="bench")  # type: ignore[untyped-decorator]  # Hydra has no types
+def main(composed: DictConfig) -> None:
+    """Measure, print the table and write the JSON file."""
+    bench = OmegaConf.to_object(composed)
+    assert isinstance(bench, BenchConfig)
+    if bench.threads:
+        torch.set_num_threads(bench.threads)
+    device = resolve_device(bench.device)
+    try:
+        rows = measure(bench)
+    except ConfigError as error:
+        raise SystemExit(f"{error}") from error
+    commit, dirty = results.code_version()
+    cuda = device.type == "cuda"
+    document = {
+        "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "config": OmegaConf.to_container(composed),
+        "rows": rows,
+    }
+    file = Path(bench.out or f"results/bench/{device.type}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(rows))
+    print(f"Batch {bench.batch_size}, {document['machine']}, {document['threads']} threads; {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from lra.config import Config, ConfigError, bind, comparable, config_hash, register, resolve
+from lra.tasks.registry import TASKS
+from lra.train import build_attention, build_model, build_task, num_parameters
+from models import ATTENTION
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SCALES = [path.stem for path in (CONFIGS / "scale").glob("*.yaml")]
+PROTOCOLS = [path.stem for path in (CONFIGS / "protocol").glob("*.yaml")]
+RECIPES = [
+    (protocol, path.stem)
+    for protocol in PROTOCOLS
+    for path in sorted((CONFIGS / "recipe" / protocol).glob("*.yaml"))
+]
+
+
+def configure(*overrides: str) -> Config:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return resolve(compose("train", list(overrides)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("protocol", "task"), RECIPES)
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_every_cell_of_every_protocol_and_scale_can_be_built(
+    protocol: str, task: str, attention: str, scale: str
+) -> None:
+    config = configure(
+        f"protocol={protocol}", f"task={task}", f"attention={attention}", f"scale={scale}"
+    )
+    assert (config.task.name, config.attention.name) == (task, attention)
+    assert (config.protocol.name, config.scale) == (protocol, scale)
+    build_task(config)
+    build_attention(config.attention)
+
+
+@pytest.mark.parametrize(("task", "parameters"), [("listops", 209_802), ("image", 174_986)])
+def test_softmax_has_as_many_parameters_as_the_published_model(task: str, parameters: int) -> None:
+    assert num_parameters(build_model(configure(f"task={task}"))) == parameters
+
+
+def test_every_task_and_backend_has_its_file() -> None:
+    assert {path.stem for path in (CONFIGS / "task").glob("*.yaml")} == set(TASKS)
+    assert {path.stem for path in (CONFIGS / "attention").glob("*.yaml")} >= set(ATTENTION)
+
+
+def test_yaml_names_every_option_of_a_backend_with_its_default() -> None:
+    for name, backend in ATTENTION.items():
+        options = yaml.safe_load((CONFIGS / "attention" / f"{name}.yaml").read_text())["options"]
+        defaults: dict[str, Any] = backend.__init__.__kwdefaults__ or {}
+        assert options == {k: v for k, v in defaults.items() if k != "inner"}, name
+
+
+@pytest.mark.parametrize("mini", [f"task={task}" for task in TASKS])
+def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
+    config = configure(mini, "scale=mini")
+    assert config.model.max_length <= 256 and config.task.truncate <= 256
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "train.steps=0: must be at least 1"),
+        ("train.learning_rate=-1", "train.learning_rate=-1.0: must be a finite number above 0"),
+        ("train.warmup_steps=5000", "train.warmup_steps=5000: .* below train.steps=5000"),
+        ("train.precision=half", "train.precision=half: must be one of float32, bfloat16"),
+        ("model.pooling=max", "model.pooling=max: must be one of cls, mean, mean_padded"),
+        ("model.vocab_size=9", "model.vocab_size=9: listops has 16 symbols"),
+        ("task.truncate=9999", "task.truncate=9999: must not exceed model.max_length=2048"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("device=tpu", "device=tpu: must be auto, cpu, cuda or cuda:<index>"),
+        ("validation=dev", "validation=dev: must be one of validation, test"),
+        ("variant=a/b", "variant=a/b: must be a plain folder name"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_would_be_right(
+    override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        configure(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=listop", "(?s)Could not find 'task/listop'.*listops"),
+        ("attention=softmx", "(?s)Could not find 'attention/softmx'.*softmax"),
+        ("train.step=3", "Could not override 'train.step'"),
+        ("train.steps=many", "Error merging override train.steps=many"),
+    ],
+)
+def test_hydra_refuses_a_wrong_name_key_or_type(override: str, message: str) -> None:
+    with pytest.raises(HydraException, match=message):
+        configure(override)
+
+
+def test_a_wrong_option_of_a_backend_is_named_with_the_choices() -> None:
+    config = configure("attention=fourier", "attention.options.scale=2")
+    with pytest.raises(ConfigError, match=r"options.scale: no such option.*norm \(backward \| ort"):
+        build_attention(config.attention)
+    config = configure("attention=fourier", "attention.options.norm=forward")
+    with pytest.raises(ConfigError, match=r"norm='forward': must be backward \| ortho"):
+        build_attention(config.attention)
+
+
+def test_a_wrong_option_of_a_task_is_named_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match="task.options.depth: no such option.*max_depth"):
+        build_task(configure("task.options.depth=2"))
+    with pytest.raises(ConfigError, match="task.options.num_test=0: must be at least 1"):
+        build_task(configure("task.options.num_test=0"))
+
+
+class Nested:
+    def __init__(
+        self,
+        shape: object,
+        *,
+        size: int,
+        tiles: tuple[int, int] | None = None,
+        kind: Literal["a", "b"] = "a",
+        rate: float = 0.5,
+        inner: object = None,
+    ) -> None: ...
+
+
+def test_bind_checks_types_and_turns_lists_into_tuples() -> None:
+    assert bind(Nested, {"size": 3, "tiles": [4, 8], "rate": 1}, "x") == {
+        "size": 3,
+        "tiles": (4, 8),
+        "rate": 1,
+    }
+    for options, message in [
+        ({}, r"x.size: needs a value \(int\)"),
+        ({"size": "3"}, "x.size='3': must be int"),
+        ({"size": True}, "x.size=True: must be int"),
+        ({"size": 3, "tiles": [4]}, "x.tiles="),
+        ({"size": 3, "kind": "c"}, r"must be a \| b"),
+        ({"size": 3, "inner": 1}, "x.inner: no such option"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            bind(Nested, options, "x")
+
+
+def test_the_hash_covers_what_can_change_the_numbers_and_nothing_else() -> None:
+    config = configure("task=listops")
+    base = config_hash(comparable(config, threads=2))
+    same = replace(config, force=True, data_dir="/elsewhere", cache_dir="/tmp/x", runs_dir="/tmp/y")
+    assert config_hash(comparable(same, threads=2)) == base
+    assert config_hash(comparable(config, threads=1)) != base
+    assert config_hash(comparable(replace(config, seed=1), threads=2)) != base
+    slower = replace(config, train=replace(config.train, learning_rate=2e-4))
+    assert config_hash(comparable(slower, threads=2)) != base
+
+
+def test_data_dir_comes_from_the_key_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configure()
+    monkeypatch.delenv("LRA_DATA_DIR", raising=False)
+    assert config.raw_data_dir() is None
+    monkeypatch.setenv("LRA_DATA_DIR", "/from/environment")
+    assert config.raw_data_dir() == Path("/from/environment")
+    assert replace(config, data_dir="/key").raw_data_dir() == Path("/key")
+
+
+def test_protocol_headers_are_complete() -> None:
+    for protocol in PROTOCOLS:
+        values = yaml.safe_load((CONFIGS / "protocol" / f"{protocol}.yaml").read_text())
+        assert values["name"] == protocol and values["source"]
+    for protocol, task in RECIPES:
+        head = (CONFIGS / "recipe" / protocol / f"{task}.yaml").read_text().split("task:")[0]
+        for word in ("# Source:", "# Aims at:", "# Parameters:", "# Run: python -m lra.train"):
+            assert word in head, f"{protocol}/{task}: {word}"

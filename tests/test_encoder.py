@@ -1,0 +1,102 @@
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from models.encoder import Classifier, Encoder, ModelConfig, PairClassifier, sinusoidal_positions
+from models.fourier import Fourier
+from models.softmax import Softmax
+
+SMALL = ModelConfig(
+    layers=2,
+    dim=8,
+    heads=2,
+    head_dim=3,
+    mlp_dim=12,
+    max_length=20,
+    vocab_size=11,
+    classifier_dims=[7],
+    embedding_std=1.0,
+)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(1, 11, (3, 13))
+    mask = torch.arange(13) < torch.tensor([13, 9, 4])[:, None]
+    return torch.where(mask, tokens, 0), mask
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_trimming_a_batch_changes_no_logit_with_a_pad_invariant_backend(
+    pooling: str, positions: str
+) -> None:
+    config = replace(SMALL, pooling=pooling, positions=positions)
+    model = Classifier(config, Softmax, 4).eval()
+    tokens, mask = batch()
+    wide = torch.cat([tokens, torch.zeros(3, 7, dtype=torch.long)], 1)
+    wide_mask = torch.cat([mask, torch.zeros(3, 7, dtype=torch.bool)], 1)
+    torch.testing.assert_close(model(tokens, mask, 20), model(wide, wide_mask, 20))
+
+
+def test_mean_padded_divides_the_sum_over_real_tokens_by_the_padded_length() -> None:
+    tokens, mask = batch()
+    torch.manual_seed(0)
+    padded = Encoder(replace(SMALL, pooling="mean_padded"), Softmax).eval()
+    torch.manual_seed(0)
+    real = Encoder(replace(SMALL, pooling="mean"), Softmax).eval()
+    lengths = mask.sum(1, keepdim=True)
+    torch.testing.assert_close(padded(tokens, mask, 20) * 20, real(tokens, mask, 20) * lengths)
+
+
+def test_zero_is_padding_masks_zeros_in_the_middle() -> None:
+    tokens, _ = batch()
+    tokens[0, 5] = 0
+    torch.manual_seed(0)
+    published = Encoder(replace(SMALL, zero_is_padding=True), Softmax).eval()
+    torch.manual_seed(0)
+    ours = Encoder(SMALL, Softmax).eval()
+    torch.testing.assert_close(published(tokens, None, 20), ours(tokens, tokens != 0, 20))
+
+
+def test_sinusoids_follow_the_formula() -> None:
+    table = sinusoidal_positions(7, 6)
+    for position in range(7):
+        for pair in range(3):
+            angle = torch.tensor(position / 10_000 ** (2 * pair / 6))
+            torch.testing.assert_close(table[position, 2 * pair], angle.sin())
+            torch.testing.assert_close(table[position, 2 * pair + 1], angle.cos())
+
+
+def test_initial_tables_have_the_configured_spread() -> None:
+    config = replace(SMALL, vocab_size=400, max_length=400, dim=64, embedding_std=0.5)
+    embedding = Encoder(config, Softmax).embedding
+    assert embedding.tokens.weight.std().item() == pytest.approx(0.5, rel=0.02)
+    assert embedding.positions.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize(("features", "width"), [("nli", 32), ("concat", 16)])
+def test_a_pair_is_classified_by_its_features_from_one_shared_encoder(
+    features: str, width: int
+) -> None:
+    model = PairClassifier(replace(SMALL, pair_features=features), Softmax, 2).eval()
+    assert model.head[0].in_features == width
+    tokens = torch.randint(1, 11, (3, 2, 13))
+    a, b = (model.encoder(tokens[:, side], None, 20) for side in (0, 1))
+    parts = [a, b, a * b, a - b] if features == "nli" else [a, b]
+    torch.testing.assert_close(model(tokens, None, 20), model.head(torch.cat(parts, 1)))
+
+
+def test_the_encoder_is_pad_invariant_when_its_backend_is() -> None:
+    assert Encoder(SMALL, Softmax).pad_invariant
+    assert not Encoder(SMALL, partial(Fourier, norm="ortho")).pad_invariant
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("layers", 0), ("dropout", 1.0), ("embedding_std", -1), ("pooling", "max"), ("dim", -4)],
+)
+def test_a_value_out_of_range_is_named(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"model.{key}={value}"):
+        replace(SMALL, **{key: value})
