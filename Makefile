@@ -60,8 +60,8 @@ lint: install ## Check style and types
 	$(BIN)/mypy
 
 data: install ## Build the data sets of TASKS at SCALE into data/cache, print a table
-	$(BIN)/python scripts/prepare_data.py -m task=$(TASKS) scale=$(SCALE) protocol=$(PROTOCOL) \
-		$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
+	$(BIN)/python scripts/prepare_data.py --tasks $(TASKS) --scale $(SCALE) --protocol $(PROTOCOL) \
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
 
 reproduce-lra: install ## Train every pairing of TASKS and ATTENTIONS, then print and write the tables
 	@status=0; $(BIN)/python -m lra.train $(SWEEP) || status=$$?; \

@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lra.typecheck import fits
 from models.encoder import ModelConfig
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEDULES = ("one_cycle",)
 PRECISIONS = ("float32", "bfloat16")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
@@ -235,6 +238,22 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(config, Config)
     return config
+
+
+def load(*overrides: str) -> Config:
+    """Compose a configuration outside `lra.train`, from the words of its command line.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = compose("train", list(overrides))
+    except HydraException as error:
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        raise ConfigError(f"{error}{cause}") from error
+    return resolve(composed)
 
 
 def comparable(config: Config, **resolved: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lra import checkpoint
 from lra.batches import Batches
-from lra.config import TrainConfig
+from lra.config import ConfigError, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ class Run:
         Leaves `best.pt`, the parameters that validation chose, and loads them into the model.
 
         Raises:
+            ConfigError: The checkpoint there is belongs to another configuration.
             NotFiniteError: The loss is not finite.
             StoppedError: SIGTERM came; the checkpoint is written.
         """
@@ -277,7 +278,7 @@ class Run:
             return
         state = checkpoint.load(file, self.device)
         if state["config_hash"] != self.config_hash:
-            raise ValueError(
+            raise ConfigError(
                 f"{file} belongs to another configuration ({state['config_hash']}, this one is"
                 f" {self.config_hash}): give this one a name by variant=..., or delete the file"
             )

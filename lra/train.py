@@ -224,6 +224,8 @@ def run_cell(config: Config, folder: Path) -> Record | None:
     )
     results.write(folder, record)
     if record.status == "failed":
+        # Said here too, as a sweep tells its errors only at its end.
+        log.error("%s failed: %s", config.cell, record.reason)
         raise CellFailedError(f"{config.cell} failed: {record.reason}")
     log.info(
         "%s: test %.4f (%d of %d, majority %.4f), %.0f s",

@@ -15,18 +15,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 
 from lra.batches import Batches
 from lra.bench import interleaved
-from lra.config import Config, register, resolve
+from lra.config import Config, load
 from lra.loop import optimiser_for
 from lra.report import markdown
 from lra.tasks import Split, cache
 from lra.tasks.listops import ListOps
 from lra.train import build_model
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")
 
 
@@ -64,9 +62,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = resolve(compose("train", ["task=listops", "attention=softmax"]))
+    config = load("task=listops", "attention=softmax")
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"num_train": 500, "num_validation": 1, "num_test": 1}
         split = cache.load("listops", ListOps(**sizes), Path(folder)).splits["train"]

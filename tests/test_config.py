@@ -4,15 +4,12 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 
-from lra.config import Config, ConfigError, bind, comparable, config_hash, register, resolve
+from lra.config import CONFIGS, ConfigError, bind, comparable, config_hash, load
 from lra.tasks.registry import TASKS
 from lra.train import build_attention, build_model, build_task, num_parameters
 from models import ATTENTION
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCALES = [path.stem for path in (CONFIGS / "scale").glob("*.yaml")]
 PROTOCOLS = [path.stem for path in (CONFIGS / "protocol").glob("*.yaml")]
 RECIPES = [
@@ -22,19 +19,13 @@ RECIPES = [
 ]
 
 
-def configure(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return resolve(compose("train", list(overrides)))
-
-
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("protocol", "task"), RECIPES)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_cell_of_every_protocol_and_scale_can_be_built(
     protocol: str, task: str, attention: str, scale: str
 ) -> None:
-    config = configure(
+    config = load(
         f"protocol={protocol}", f"task={task}", f"attention={attention}", f"scale={scale}"
     )
     assert (config.task.name, config.attention.name) == (task, attention)
@@ -45,7 +36,7 @@ def test_every_cell_of_every_protocol_and_scale_can_be_built(
 
 @pytest.mark.parametrize(("task", "parameters"), [("listops", 209_802), ("image", 174_986)])
 def test_softmax_has_as_many_parameters_as_the_published_model(task: str, parameters: int) -> None:
-    assert num_parameters(build_model(configure(f"task={task}"))) == parameters
+    assert num_parameters(build_model(load(f"task={task}"))) == parameters
 
 
 def test_every_task_and_backend_has_its_file() -> None:
@@ -62,7 +53,7 @@ def test_yaml_names_every_option_of_a_backend_with_its_default() -> None:
 
 @pytest.mark.parametrize("mini", [f"task={task}" for task in TASKS])
 def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
-    config = configure(mini, "scale=mini")
+    config = load(mini, "scale=mini")
     assert config.model.max_length <= 256 and config.task.truncate <= 256
 
 
@@ -86,7 +77,7 @@ def test_a_value_out_of_range_is_named_with_what_would_be_right(
     override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
-        configure(override)
+        load(override)
 
 
 @pytest.mark.parametrize(
@@ -95,28 +86,31 @@ def test_a_value_out_of_range_is_named_with_what_would_be_right(
         ("task=listop", "(?s)Could not find 'task/listop'.*listops"),
         ("attention=softmx", "(?s)Could not find 'attention/softmx'.*softmax"),
         ("train.step=3", "Could not override 'train.step'"),
-        ("train.steps=many", "Error merging override train.steps=many"),
+        (
+            "train.steps=many",
+            "(?s)Error merging override train.steps=many.*could not be converted to Integer",
+        ),
     ],
 )
 def test_hydra_refuses_a_wrong_name_key_or_type(override: str, message: str) -> None:
-    with pytest.raises(HydraException, match=message):
-        configure(override)
+    with pytest.raises(ConfigError, match=message):
+        load(override)
 
 
 def test_a_wrong_option_of_a_backend_is_named_with_the_choices() -> None:
-    config = configure("attention=fourier", "attention.options.scale=2")
+    config = load("attention=fourier", "attention.options.scale=2")
     with pytest.raises(ConfigError, match=r"options.scale: no such option.*norm \(backward \| ort"):
         build_attention(config.attention)
-    config = configure("attention=fourier", "attention.options.norm=forward")
+    config = load("attention=fourier", "attention.options.norm=forward")
     with pytest.raises(ConfigError, match=r"norm='forward': must be backward \| ortho"):
         build_attention(config.attention)
 
 
 def test_a_wrong_option_of_a_task_is_named_with_the_choices() -> None:
     with pytest.raises(ConfigError, match="task.options.depth: no such option.*max_depth"):
-        build_task(configure("task.options.depth=2"))
+        build_task(load("task.options.depth=2"))
     with pytest.raises(ConfigError, match="task.options.num_test=0: must be at least 1"):
-        build_task(configure("task.options.num_test=0"))
+        build_task(load("task.options.num_test=0"))
 
 
 class Nested:
@@ -151,7 +145,7 @@ def test_bind_checks_types_and_turns_lists_into_tuples() -> None:
 
 
 def test_the_hash_covers_what_can_change_the_numbers_and_nothing_else() -> None:
-    config = configure("task=listops")
+    config = load("task=listops")
     base = config_hash(comparable(config, threads=2))
     same = replace(config, force=True, data_dir="/elsewhere", cache_dir="/tmp/x", runs_dir="/tmp/y")
     assert config_hash(comparable(same, threads=2)) == base
@@ -164,7 +158,7 @@ def test_the_hash_covers_what_can_change_the_numbers_and_nothing_else() -> None:
 def test_data_dir_comes_from_the_key_before_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = configure()
+    config = load()
     monkeypatch.delenv("LRA_DATA_DIR", raising=False)
     assert config.raw_data_dir() is None
     monkeypatch.setenv("LRA_DATA_DIR", "/from/environment")

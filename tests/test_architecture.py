@@ -1,0 +1,76 @@
+"""Which part may import which, read from the sources; and habits that no linter knows."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imports(folder: str) -> dict[str, set[str]]:
+    """Return the modules that each file below a folder imports anywhere, by relative path."""
+    found = {}
+    for file in (ROOT / folder).rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: relative import"
+                names |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
+        found[str(file.relative_to(ROOT))] = names
+    return found
+
+
+def under(names: set[str], *packages: str) -> set[str]:
+    return {n for n in names if any(n == p or n.startswith(f"{p}.") for p in packages)}
+
+
+def test_models_never_import_the_benchmark() -> None:
+    for file, names in imports("models").items():
+        assert not under(names, "lra"), file
+        outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
+        assert outside <= {"torch", "pywt", "numpy", "models"}, file
+
+
+def test_tasks_never_import_models_or_torch() -> None:
+    for file, names in imports("lra/tasks").items():
+        assert not under(names, "models", "torch"), file
+
+
+def test_no_backend_imports_the_registry_or_another_backend() -> None:
+    shared = {"models.heads", "models.encoder", "models.wavelet"}
+    for file, names in imports("models").items():
+        if Path(file).stem != "__init__":
+            assert "models" not in names and "models.ATTENTION" not in names, file
+            assert {".".join(n.split(".")[:2]) for n in under(names, "models")} <= shared, file
+
+
+def test_only_entry_points_see_both_tasks_and_models() -> None:
+    both = {
+        file
+        for file, names in imports("lra").items()
+        if under(names, "lra.tasks") and under(names, "models")
+    }
+    assert both <= {"lra/train.py", "lra/bench.py", "lra/check.py"}
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = "import sys, lra.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_lock_pins_every_declared_dependency() -> None:
+    import tomllib
+
+    lock = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["dev"], *extras["sweep"]]:
+        name = requirement.split(">")[0].split("=")[0].split("[")[0].lower()
+        assert name in lock, requirement

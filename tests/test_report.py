@@ -1,0 +1,266 @@
+"""Tables from made-up records, and what happens to files that are none."""
+
+import csv
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from lra import results
+from lra.grid import build_grid
+from lra.report import accuracy_table, markdown, published_table, throughput_table, write_report
+from lra.results import Record, RecordError
+
+CONFIG = {
+    "model": {
+        "max_length": 128,
+        "positions": "learned",
+        "position_std": 0.02,
+        "pooling": "mean",
+        "embedding_std": 1.0,
+        "dropout": 0.1,
+    },
+    "train": {"learning_rate": 1e-3, "batch_size": 32, "steps": 100},
+}
+
+OK = Record(
+    task="listops",
+    attention="softmax",
+    variant="default",
+    protocol="nystromformer",
+    scale="mini",
+    seed=0,
+    status="ok",
+    test_accuracy=0.4,
+    test_correct=800,
+    test_total=2000,
+    test_majority_rate=0.18,
+    selected_on="validation",
+    best_accuracy=0.5,
+    best_step=100,
+    steps=100,
+    train_seconds=10.0,
+    seconds=12.0,
+    steps_per_second=10.0,
+    tokens_per_second=1000.0,
+    peak_memory_bytes=2**28,
+    parameters=12_345,
+    data_fingerprint="ab" * 32,
+    data_source="generated",
+    data_description="generated with seed 0",
+    deviations=["seeds are fixed"],
+    config=CONFIG,
+    config_hash="00",
+    machine="Processor X",
+    device="cpu",
+    dtype="float32",
+    compiled=False,
+    threads=2,
+    torch="2.13.0",
+    commit="c0ffee" * 6,
+    dirty=False,
+)
+
+
+def scored(record: Record, correct: int) -> Record:
+    return replace(record, test_correct=correct, test_accuracy=correct / 2000)
+
+
+FAILED = replace(
+    OK,
+    attention="fourier",
+    status="failed",
+    reason="loss nan in steps 1 to 20",
+    test_accuracy=None,
+    test_correct=None,
+    test_total=None,
+    best_accuracy=None,
+    best_step=None,
+)
+
+
+def test_accuracy_is_the_mean_over_seeds_with_deviation_and_number() -> None:
+    records = [scored(replace(OK, seed=seed), n) for seed, n in enumerate([800, 840, 880])]
+    table = accuracy_table(build_grid(records))
+    assert table == [
+        ["attention", "listops", "average"],
+        ["softmax", "42.0 ± 2.0 (n=3)", "42.0"],
+        ["(majority class)", "18.0", "-"],
+    ]
+
+
+def test_missing_failed_and_chance_cells_show_as_such() -> None:
+    chance = scored(replace(OK, task="image"), 370)
+    grid = build_grid([OK, FAILED, chance], ["text"], ["mra"])
+    rows = {row[0]: row[1:] for row in accuracy_table(grid)}
+    assert rows["attention"] == ["listops", "text", "image", "average"]
+    assert rows["softmax"] == ["40.0 (n=1)", "missing", "18.5 (n=1) at chance", "-"]
+    assert rows["fourier"] == ["failed", "missing", "missing", "-"]
+    assert rows["mra"] == ["missing", "missing", "missing", "-"]
+
+
+@pytest.mark.parametrize(("correct", "at_chance"), [(300, True), (394, True), (395, False)])
+def test_chance_is_two_standard_errors_above_the_majority_rate(
+    correct: int, at_chance: bool
+) -> None:
+    # The standard error at .18 of 2,000 is 17.18 examples: 360 + 34.4.
+    (cell,) = build_grid([scored(OK, correct)]).cells.values()
+    assert cell.at_chance == at_chance
+
+
+def test_variants_have_their_own_rows() -> None:
+    table = accuracy_table(build_grid([OK, replace(OK, variant="wide")]))
+    assert [row[0] for row in table[1:3]] == ["softmax", "softmax (wide)"]
+
+
+def test_speed_is_a_ratio_to_softmax_of_the_same_task() -> None:
+    fast = replace(OK, attention="fourier", steps_per_second=25.0)
+    table = throughput_table(build_grid([OK, fast]))
+    assert table[1] == ["listops", "softmax", "10.00", "1,000", "1.00", "256", "12,345"]
+    assert table[2][2:5] == ["25.00", "1,000", "2.50"]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"machine": "Processor Y"},
+        {"device": "cuda"},
+        {"dtype": "bfloat16"},
+        {"threads": 1},
+        {"commit": "other"},
+        {"compiled": True},
+    ],
+)
+def test_no_ratio_is_shown_between_records_measured_differently(
+    difference: dict[str, object],
+) -> None:
+    fast = replace(OK, attention="fourier", steps_per_second=25.0, **difference)
+    assert throughput_table(build_grid([OK, fast]))[2][4] == ""
+
+
+def store(folder: Path, *records: Record) -> Path:
+    for record in records:
+        names = (record.scale, record.protocol, record.task, record.attention, record.variant)
+        target = folder.joinpath(*names, f"seed{record.seed}")
+        target.mkdir(parents=True)
+        results.write(target, record)
+    return folder
+
+
+def test_a_report_writes_tables_figure_and_notes(tmp_path: Path) -> None:
+    runs = store(tmp_path / "runs", OK, FAILED, replace(OK, seed=1, selected_on="test"))
+    text = write_report(runs, tmp_path / "out", "mini", "nystromformer", ["image"])
+    folder = tmp_path / "out" / "mini" / "nystromformer"
+    page = (folder / "accuracy.md").read_text()
+    assert page in text and (folder / "throughput.md").read_text() in text
+    for words in (
+        "scale mini, protocol nystromformer (generated data)",
+        "sha256 abababababababab",
+        "Processor X, cpu, float32, 2 threads, torch 2.13.0",
+        "Code: c0ffeec0ffee",
+        "Selected on test, as published: listops",
+        "Failed: listops/fourier seed 0: loss nan in steps 1 to 20",
+        "learning_rate 0.001",
+        "* seeds are fixed",
+    ):
+        assert words in page, words
+    assert (folder / "accuracy_vs_speed.svg").read_text().startswith("<?xml")
+    with open(folder / "accuracy.csv", newline="") as file:
+        rows = {(row["task"], row["attention"]): row for row in csv.DictReader(file)}
+    assert rows["listops", "softmax"]["seeds"] == "2"
+    assert rows["listops", "fourier"]["status"] == "failed"
+    assert rows["image", "softmax"]["status"] == "missing"
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    runs = store(tmp_path / "runs", OK, replace(OK, attention="fourier"))
+    contents = []
+    for name in ("a", "b"):
+        write_report(runs, tmp_path / name, "mini", "nystromformer")
+        files = sorted((tmp_path / name / "mini" / "nystromformer").iterdir())
+        contents.append([file.read_bytes() for file in files])
+    assert len(contents[0]) == 5 and contents[0] == contents[1]
+
+
+def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
+    tmp_path: Path,
+) -> None:
+    runs = store(tmp_path / "runs", OK, replace(OK, scale="paper"))
+    mini = write_report(runs, tmp_path / "out", "mini", "nystromformer")
+    paper = write_report(runs, tmp_path / "out", "paper", "nystromformer")
+    assert "Published figures" not in mini and "compare only within this table" in mini
+    measured, published = paper.split("## Published figures, protocol nystromformer")
+    assert "37.1" in published and "mlpen/Nystromformer" in published
+    assert "mlpen/Nystromformer" not in measured
+
+
+def test_stand_in_data_never_show_at_the_paper_scale(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = store(tmp_path / "runs", replace(OK, scale="paper", data_source="stand-in"))
+    page = write_report(runs, tmp_path / "out", "paper", "nystromformer", ["listops"], ["softmax"])
+    assert "missing" in page and "40.0" not in page
+    assert "left out: listops/softmax is stand-in data" in caplog.text
+
+
+def test_a_report_without_any_record_shows_what_is_missing(tmp_path: Path) -> None:
+    page = write_report(tmp_path, tmp_path, "mini", "nystromformer", ["image"], ["softmax"])
+    assert "missing" in page
+
+
+def test_published_tables_hold_only_their_protocol() -> None:
+    methods = {row[0] for row in published_table("nystromformer", ["listops", "image"])[1:]}
+    assert {"Transformer", "Nystromformer", "Skyformer"} <= methods
+    assert published_table("unheard of", ["listops"]) == []
+
+
+def test_markdown_columns_line_up() -> None:
+    lines = markdown([["a", "long header"], ["longer cell", "b"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 3
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    for record in (OK, FAILED):
+        results.write(tmp_path, record)
+        assert results.read(tmp_path / results.NAME) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema 99, should be 1"),
+        ({"seed": "zero"}, "seed='zero' is no"),
+        ({"status": "fine"}, "status='fine' should be ok or failed"),
+        ({"test_accuracy": None}, "test_accuracy is null though status is ok"),
+        ({"surprise": 1}, "key 'surprise' is unknown"),
+        ({"task": ...}, "key 'task' is missing"),
+    ],
+)
+def test_a_foreign_record_is_named_by_file_and_key(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    values = {key: v for key, v in (asdict(OK) | change).items() if v is not ...}
+    file = tmp_path / results.NAME
+    file.write_text(json.dumps(values))
+    with pytest.raises(RecordError, match=f"{file}: {message}"):
+        results.read(file)
+
+
+def test_damaged_files_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(tmp_path, OK)
+    for name, content in {"x": "{", "y": "[1]"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / results.NAME).write_text(content)
+    with caplog.at_level(logging.WARNING):
+        assert list(results.read_all(tmp_path)) == [OK]
+    assert caplog.text.count("left out:") == 2
+    assert f"{tmp_path / 'x' / results.NAME}: not readable as JSON" in caplog.text
+
+
+def test_the_code_version_is_this_repository_or_empty() -> None:
+    commit, _ = results.code_version()
+    assert commit == "" or len(commit) == 40

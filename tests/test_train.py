@@ -1,0 +1,288 @@
+"""The whole path on tiny cells: records, skipping, failing, and continuing to the same bits."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import lra.config
+from lra import results
+from lra.checkpoint import load
+from lra.config import Config, ConfigError
+from lra.loop import BEST, CHECKPOINT, Run
+from lra.train import CellFailedError, build_attention, run_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "scale=mini",
+    "task=listops",
+    "threads=1",
+    "device=cpu",
+    "task.options.num_train=64",
+    "task.options.num_validation=16",
+    "task.options.num_test=24",
+    "task.options.min_length=9",
+    "task.options.max_length=40",
+    "task.truncate=40",
+    "model.max_length=40",
+    "model.dropout=0.1",
+    "model.attention_dropout=0.1",
+    "train.steps=60",
+    "train.batch_size=4",
+    "train.warmup_steps=6",
+    "train.validate_every=25",
+]
+
+
+def configure(folder: Path, *overrides: str) -> Config:
+    return lra.config.load(*TINY, f"cache_dir={folder / 'cache'}", *overrides)
+
+
+def run(folder: Path, *overrides: str, name: str = "run") -> results.Record:
+    target = folder / name
+    target.mkdir(exist_ok=True)
+    record = run_cell(configure(folder, *overrides), target)
+    assert record is not None
+    return record
+
+
+def test_a_cell_leaves_a_record_that_says_what_was_done(tmp_path: Path) -> None:
+    record = run(tmp_path, "attention=fourier", "seed=3")
+    assert results.read(tmp_path / "run" / results.NAME) == record
+    assert (record.task, record.attention, record.seed) == ("listops", "fourier", 3)
+    assert (record.status, record.scale, record.data_source) == ("ok", "mini", "generated")
+    assert record.test_total == 24 and record.steps == 60
+    assert record.test_accuracy == record.test_correct / 24
+    assert record.best_step in (25, 50, 60)
+    assert len(record.data_fingerprint) == 64
+    assert record.config["task"]["options"]["num_train"] == 64
+    assert record.machine and record.torch == torch.__version__
+    assert any(file.name.startswith("events") for file in (tmp_path / "run").iterdir())
+
+
+def test_a_finished_cell_is_skipped_at_once_and_forced_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(tmp_path)
+    started = time.perf_counter()
+    with caplog.at_level(logging.INFO):
+        assert run_cell(configure(tmp_path), tmp_path / "run") is None
+    # Ten times what it takes, and a tenth of what training would.
+    assert time.perf_counter() - started < 1
+    assert "listops/softmax seed0 is finished" in caplog.text
+    again = run(tmp_path, "force=true")
+    assert again.test_correct == first.test_correct and again.seconds != first.seconds
+
+
+def test_a_record_of_another_configuration_stops_the_run_and_shows_the_difference(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path)
+    with pytest.raises(ConfigError, match=r"(?s)train.steps: 60 there, 50 here.*variant=\.\.\."):
+        run(tmp_path, "train.steps=50")
+
+
+def test_a_damaged_record_is_named_and_the_cell_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path)
+    (tmp_path / "run" / results.NAME).write_text("{")
+    run(tmp_path)
+    assert "not readable as JSON" in caplog.text
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    run(tmp_path, name="a")
+    run(tmp_path, name="b")
+    run(tmp_path, "seed=1", name="c")
+    a, b, c = (load(tmp_path / n / BEST, torch.device("cpu"))["model"] for n in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not any(torch.equal(a[key], c[key]) for key in a if key.endswith("qkv.weight"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_cell_as_failed(tmp_path: Path) -> None:
+    with pytest.raises(CellFailedError, match="listops/softmax seed0 failed: loss nan"):
+        run(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
+    record = results.read(tmp_path / "run" / results.NAME)
+    assert record.status == "failed" and record.reason.startswith("loss nan in steps")
+    assert record.test_accuracy is None
+    # A failed cell is not finished: it may be tried again.
+    with pytest.raises(CellFailedError):
+        run(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "train.checkpoint_seconds=0")
+    (tmp_path / "run" / results.NAME).unlink()
+    with pytest.raises(ConfigError, match="belongs to another configuration"):
+        run(tmp_path, "train.learning_rate=1e-4")
+
+
+def test_validation_chooses_and_test_is_only_asked_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lra.loop
+    import lra.train
+
+    sizes = []
+
+    def counting(model: object, batches: object, train: object) -> int:
+        sizes.append(len(batches))
+        return len(sizes)
+
+    monkeypatch.setattr(lra.loop, "count_correct", counting)
+    monkeypatch.setattr(lra.train, "count_correct", counting)
+    record = run(tmp_path)
+    assert sizes == [16, 16, 16, 24]
+    assert (record.selected_on, record.best_step) == ("validation", 60)
+    sizes.clear()
+    assert run(tmp_path, "validation=test", name="other").selected_on == "test"
+    assert sizes == [24, 24, 24, 24]
+
+
+def test_bfloat16_and_one_more_thread_train_too(tmp_path: Path) -> None:
+    steps = ["train.steps=4", "train.warmup_steps=2"]
+    record = run(tmp_path, "train.precision=bfloat16", "threads=2", *steps)
+    assert (record.dtype, record.threads) == ("bfloat16", 2)
+    torch.set_num_threads(1)
+
+
+def test_one_cycle_is_the_published_formula(tmp_path: Path) -> None:
+    config = configure(tmp_path, "train.steps=100", "train.warmup_steps=20")
+    model = torch.nn.Linear(2, 2)
+    trainer = Run(model, config.train, {}, torch.device("cpu"), tmp_path, 0, "", "x")
+    peak = config.train.learning_rate
+    for step in range(100):
+        group = trainer.optimiser.param_groups[0]
+        up, down = step / 19, (step - 19) / 80
+        rate = peak * (1 / 25 + up * 24 / 25) if step < 20 else None
+        low = peak / 25 / 1e4
+        expected = rate if rate is not None else peak + down * (low - peak)
+        assert group["lr"] == pytest.approx(expected, rel=1e-9), step
+        beta = 0.95 - 0.1 * up if step < 20 else 0.85 + 0.1 * down
+        assert group["betas"] == (pytest.approx(beta), 0.999), step
+        if step < 99:
+            trainer.optimiser.step()
+            trainer.schedule.step()
+
+
+def test_attention_names_are_checked_where_they_stand(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    wrong = replace(config.attention, name="softmx")
+    with pytest.raises(ConfigError, match="attention.name=softmx: no such backend; known are soft"):
+        build_attention(wrong)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    values = [*TINY, f"cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}", *overrides]
+    flags = ["-m"] if any("," in override for override in overrides) else []
+    return [sys.executable, "-m", "lra.train", *flags, *values]
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(folder, *overrides),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Wait for a process; return its exit code and what it printed."""
+    output = process.communicate()[0]
+    return process.returncode, output
+
+
+def run_folder(folder: Path) -> Path:
+    return folder / "runs" / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, kill: signal.Signals
+) -> None:
+    # Enough steps to be killed in the middle; a checkpoint after each.
+    options = ["train.steps=200", "train.validate_every=50", "train.checkpoint_seconds=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert finish(start(whole, *options))[0] == 0
+    process = start(broken, *options)
+    checkpoint = run_folder(broken) / CHECKPOINT
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoint.exists() and load(checkpoint, torch.device("cpu"))["progress"]["step"] > 60:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(kill)
+    assert finish(process)[0] == (-9 if kill == signal.SIGKILL else 143)
+    step = load(checkpoint, torch.device("cpu"))["progress"]["step"]
+    assert 60 < step < 200
+    code, output = finish(start(broken, *options))
+    assert code == 0, output
+    assert f"continues at step {step}" in output
+    states = [load(run_folder(f) / CHECKPOINT, torch.device("cpu")) for f in (whole, broken)]
+    for key in ("model", "best_model", "random"):
+        ours, theirs = states[0][key], states[1][key]
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), key
+    assert states[0]["schedule"] == states[1]["schedule"]
+    moments = [state["optimiser"]["state"] for state in states]
+    assert all(
+        torch.equal(moments[0][index][name], moments[1][index][name])
+        for index in moments[0]
+        for name in ("exp_avg", "exp_avg_sq", "step")
+    )
+    records = [results.read(run_folder(f) / results.NAME) for f in (whole, broken)]
+    for key in ("test_correct", "best_step", "best_accuracy", "config_hash", "steps"):
+        assert getattr(records[0], key) == getattr(records[1], key), key
+
+
+def test_a_finished_run_is_tested_again_to_the_same_count(tmp_path: Path) -> None:
+    assert finish(start(tmp_path))[0] == 0
+    arguments = [sys.executable, "-m", "lra.eval", str(run_folder(tmp_path))]
+    arguments += ["--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = results.read(run_folder(tmp_path) / results.NAME)
+    assert f"({record.test_correct} of 24)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("attention.options.fast=1", "attention.options.fast: no such option; the options are: fu"),
+        ("train.steps=0", "train.steps=0: must be at least 1"),
+        ("task=listop", "Could not find 'task/listop'"),
+        ("device=cuda:99", "device=cuda:99: torch sees"),
+    ],
+)
+def test_a_wrong_command_line_stops_before_any_data_is_built(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    overrides = ["device=cpu", override] if not override.startswith("task=") else [override]
+    code, output = finish(start(tmp_path, *overrides))
+    assert code != 0
+    assert message in output and "Traceback" not in output
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_sweep_goes_on_after_a_failed_cell_and_says_so_in_the_end(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "attention=softmax,fourier", "train.learning_rate=1e30")
+    code, output = finish(sweep)
+    assert code == 1, output
+    records = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("**/result.json")]
+    assert {(r["attention"], r["status"]) for r in records} == {
+        ("softmax", "failed"),
+        ("fourier", "failed"),
+    }
