@@ -15,18 +15,7 @@ from lra.report import markdown
 from lra.tasks import DataError, cache
 from lra.train import build_task
 
-HEADER = [
-    "task",
-    "source",
-    "train",
-    "validation",
-    "test",
-    "mean-length",
-    "max-length",
-    "MiB",
-    "seconds",
-    "sha256",
-]
+COLUMNS = "task source train validation test mean-length max-length MiB seconds sha256"
 
 
 def row(task: str, data: cache.Dataset) -> list[str]:
@@ -69,7 +58,7 @@ def main() -> None:
         except (ConfigError, DataError) as error:
             logging.error("%s", error)
             failed = True
-    print(markdown([HEADER, *rows]))
+    print(markdown([COLUMNS.split(), *rows]))
     sys.exit(failed)
 
 
