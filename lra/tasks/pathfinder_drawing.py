@@ -1,8 +1,8 @@
 """Draw Pathfinder images from the paths that `pathfinder_growth` grew.
 
-Paddles and markers are laid over each other by the maximum of their values; then the image is
-stretched to bytes by itself. At size 32, contours so come out darker than distractors, and
-markers darker than both. `t` is a record of `pathfinder_record.TABLES`.
+Paddles and markers are laid over each other by the maximum of their values, and each image is
+stretched to bytes by its own extremes. So at size 32, where distractors are worth more than
+contours, a contour looks darker beside a distractor. `t` is a record of `pathfinder_record.TABLES`.
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lra.tasks.compiled import compiled
-from lra.tasks.pathfinder_record import CHOICES, DEGREES, ROW
+from lra.tasks.pathfinder_record import CHOICES, DEGREES
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -104,15 +104,14 @@ def copy_ground(source: Bytes, target: Bytes) -> None:
 
 
 @compiled
-def overlay(
-    ground: Bytes, layer: int, place: int, stride: int, stamp: Bytes, first: int, end: int
-) -> None:
+def overlay(t: np.record, layer: Bytes, place: int, stamp: Bytes, first: int, end: int) -> None:
     """Raise a layer of the ground, from `place` on, to rows `first`..`end` of a stamp."""
     for y in range(first, end):
-        # Unsigned: a negative index would wrap, and the test for it keeps the loop scalar.
-        start = np.uint64(place + y * stride)
-        for x in range(np.uint64(ROW)):
-            ground[layer, start + x] = max(ground[layer, start + x], stamp[y, x])
+        # Unsigned: a negative index would wrap, and the test for it keeps the loop scalar. So does
+        # a width that the compiler knows, for it unrolls the loop first.
+        start = np.uint64(place + y * t.stride)
+        for x in range(np.uint64(t.row)):
+            layer[start + x] = max(layer[start + x], stamp[y, x])
 
 
 @compiled
@@ -124,7 +123,7 @@ def occupy(t: np.record, ground: Bytes, contour: Ints) -> None:
     mask, first, end = t.mask[stamp], t.mask_rows[stamp, 0], t.mask_rows[stamp, 1]
     width = 2 * t.reach + 1
     if min(top, left) >= 0 and max(top, left) + width <= t.size:
-        overlay(ground, OCCUPANCY, place, t.stride, mask, first, end)
+        overlay(t, ground[OCCUPANCY], place, mask, first, end)
     else:
         # A mask is cut at the image's rim; a halo need not be, it's full beyond it already.
         for y in range(max(first, -top), min(end, t.size - top)):
@@ -133,7 +132,7 @@ def occupy(t: np.record, ground: Bytes, contour: Ints) -> None:
                 ground[OCCUPANCY, pixel] = max(ground[OCCUPANCY, pixel], mask[y, x])
     place -= t.margin * (t.stride + 1)
     first, end = t.halo_rows[stamp, 0], t.halo_rows[stamp, 1]
-    overlay(ground, HALO, place, t.stride, t.halo[stamp], first, end)
+    overlay(t, ground[HALO], place, t.halo[stamp], first, end)
 
 
 @compiled
@@ -144,7 +143,7 @@ def collides(t: np.record, ground: Bytes, stamp: int, y: int, x: int) -> bool:
     for row in range(t.limit_rows[stamp, 0], t.limit_rows[stamp, 1]):
         start = np.uint64(place + row * t.stride)
         hit = False
-        for column in range(np.uint64(ROW)):
+        for column in range(np.uint64(t.row)):
             hit |= ground[OCCUPANCY, start + column] > limit[row, column]
         if hit:
             return True
@@ -253,15 +252,19 @@ def close_pixels(t: np.record, ground: Bytes, closed: Bytes) -> float:
     Returns:
         The share of the image that is not blocked.
     """
-    num_free = 0
-    last = t.size - 1
+    num_blocked = 0
     for y in range(t.size):
-        start = (t.pad + y) * t.stride + t.pad
-        for x in range(t.size):
-            blocked = ground[OCCUPANCY, start + x] >= t.first_blocked
-            num_free += not blocked
-            closed[start + x] = blocked or y == 0 or x == 0 or y == last or x == last
-    return num_free / (t.size * t.size)
+        start = np.uint64((t.pad + y) * t.stride + t.pad)
+        for x in range(np.uint64(t.size)):
+            blocked = np.uint8(ground[OCCUPANCY, start + x] >= t.first_blocked)
+            closed[start + x] = blocked
+            num_blocked += int(blocked)
+    corner = t.pad * (t.stride + 1)
+    for step in range(t.size):
+        for far in (0, t.size - 1):
+            closed[corner + far * t.stride + step] = 1
+            closed[corner + step * t.stride + far] = 1
+    return (t.size * t.size - num_blocked) / (t.size * t.size)
 
 
 @compiled
@@ -278,6 +281,7 @@ def choose_tail(t: np.record, degree: int, closed: Bytes, covered: Bytes, stream
     if not t.usable[degree]:
         return -1
     num_free = 0
+    free_of_row = np.empty(t.size, np.int64)
     for y in range(t.size):
         row = covered[y]
         for x in range(t.size):
@@ -287,18 +291,22 @@ def choose_tail(t: np.record, degree: int, closed: Bytes, covered: Bytes, stream
             start = np.uint64((t.pad + y + t.kernel[degree, cell, 0]) * t.stride + across)
             for x in range(np.uint64(t.size)):
                 row[x] |= closed[start + x]
+        free_of_row[y] = t.size
         for x in range(t.size):
-            num_free += row[x] == 0
+            free_of_row[y] -= row[x]
+        num_free += free_of_row[y]
     if num_free == 0:
         return -1
     wanted = below(stream, num_free)
-    for y in range(t.size):
-        for x in range(t.size):
-            if covered[y, x] == 0:
-                if wanted == 0:
-                    return y * t.size + x
-                wanted -= 1
-    return -1
+    y = 0
+    while wanted >= free_of_row[y]:
+        wanted -= free_of_row[y]
+        y += 1
+    x = -1
+    while wanted >= 0:
+        x += 1
+        wanted -= covered[y, x] == 0
+    return int(y * t.size + x)
 
 
 @compiled

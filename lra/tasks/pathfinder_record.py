@@ -9,16 +9,13 @@ import numpy as np
 
 DEGREES = 360
 
-# Rows of a stamp are as wide as a vector register, so that compiled loops over them are a few
-# instructions; the columns beyond a stamp's own width change nothing.
-ROW = 32
-
 # Room for the largest setting, so that compiled code is the same for all.
 CANDIDATES = 49
 CHOICES = 16
 STAMPS = 80
 WIDTH = 21
 HALO_WIDTH = 27
+ROW = 32
 KERNEL = 43
 MARKER_CLASSES = 27
 MARKER_WIDTH = 19
@@ -36,6 +33,9 @@ TABLES = np.dtype(
         # Stamps have the side 2 reach + 1, halos 2 (reach + margin) + 1.
         ("reach", np.int64),
         ("margin", np.int64),
+        # Compiled loops read and write so many columns of a stamp, half or all of ROW: whole
+        # vector registers. Those beyond the stamp's own change nothing.
+        ("row", np.int64),
         # Offset (y, x) from a pivot to the next, by the last orientation.
         ("step", np.float64, (DEGREES + CANDIDATES, 2)),
         # Offset of a candidate head from the pivot.

@@ -36,10 +36,10 @@ BLOCKED = 0.3
 
 # sha256 of an image size's tables, with Pillow 10 to 13.
 CHECKSUMS = {
-    32: "401927d6d3e7b7cfdadc8078f659e28793c2619a3591439921a9f78908ce496c",
-    64: "209be3926180788ba9ee37ef7a891a9237bf639c95273a3077367262d9b42e69",
-    128: "a7a6284a759dc6bce499704f827536e3141bd392944ff4e44fc3cf1d0e9c6f6d",
-    256: "52baddbd51805f824b8abeb623bb164b2bf6119a9efbffa10d0f9bb74659c9c3",
+    32: "ed06ff8e5011ee29ad7081b4d288597bc3866619ad0ed18176dcd69435a5f390",
+    64: "4374486bf5cc17f0cce84e5969be6d6fd38697c5cf4fd7ecae6bd17e543276bd",
+    128: "b48609d9a6224721be8425ed5adfe7044f5cec3d8030a06a2c5ba9932ffb8ef4",
+    256: "1816449063c10cd3c3638069696dcc547718951974cca98966f09c0bd2997fca",
 }
 
 
@@ -202,6 +202,7 @@ def build_tables(size: int) -> NDArray[np.void]:
     for margin, t in zip(rules.margins, records.view(np.recarray), strict=True):
         t["size"], t["padding"], t["margin"] = size, rules.padding, margin
         t["reach"] = rules.stamp_radius + margin
+        t["row"] = ROW // 2 if 2 * (t["reach"] + margin) < ROW // 2 else ROW
         # Pivots lie less than margin + 3 outside, candidates a paddle's length and margin farther.
         t["pad"] = t["reach"] + margin + 3
         t["stride"] = t["pad"] + size + ROW
