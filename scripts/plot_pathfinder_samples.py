@@ -1,0 +1,41 @@
+"""Draw 16 generated Pathfinder images with their labels into a PNG.
+
+python scripts/plot_pathfinder_samples.py samples.png --size 128
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+from lra.tasks.pathfinder import generate
+
+ROWS, COLUMNS = 4, 4
+
+
+def main() -> None:
+    """Read the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("path", type=Path, help="the PNG to write")
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--contour-length", type=int, default=14, help="6, 9 or 14 paddles")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    matplotlib.use("Agg")
+    images, labels = generate(ROWS * COLUMNS, options.size, options.contour_length, options.seed)
+    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(9, 9.6), layout="constrained")
+    for axis, image, label in zip(axes.flat, images, labels, strict=True):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(f"{label}: {'one contour' if label else 'two contours'}", fontsize=11)
+        axis.set_axis_off()
+    figure.suptitle(
+        f"Pathfinder-{options.size}, contours of {options.contour_length} paddles:"
+        " do both disks mark the same contour?"
+    )
+    figure.savefig(options.path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
