@@ -150,6 +150,7 @@ class Run:
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.progress = Progress()
         self.best_model: dict[str, Tensor] = {}
+        self._shown: dict[str, str] = {}
         self._forward = torch.compile(model) if train.compile else model
 
     def fit(self) -> Progress:
@@ -238,13 +239,15 @@ class Run:
         }
         for name, value in scalars.items():
             writer.add_scalar(name, value, progress.step)
-        accuracy = f"{progress.best_accuracy:.4f}" if progress.best_step else "-"
-        bar.set_postfix(loss=f"{loss:.4f}", best=accuracy)
+        self._shown["loss"] = f"{loss:.4f}"
+        bar.set_postfix(self._shown)
 
     def _validate(self, writer: SummaryWriter, bar: "tqdm[Any]") -> None:
         train, progress, batches = self.train_config, self.progress, self.batches["validation"]
         correct = count_correct(self.model, batches, train)
         accuracy = correct / len(batches)
+        self._shown["accuracy"] = f"{accuracy:.4f}"
+        bar.set_postfix(self._shown)
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = accuracy, progress.step
             self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}

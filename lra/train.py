@@ -7,6 +7,7 @@ A finished cell is skipped, an unfinished one continues; `force=true` trains it 
 """
 
 import logging
+import math
 import sys
 import time
 from functools import partial
@@ -16,6 +17,8 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -163,8 +166,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def run_cell(config: Config, folder: Path) -> Record | None:
+def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """Train a cell and write its record into `folder`.
+
+    Args:
+        config: The cell.
+        folder: Its run folder; it exists.
+        place: Where the cell stands in a sweep, such as `[3/20] `, for bar and log.
 
     Returns:
         The record; None when the cell was finished before.
@@ -182,7 +190,7 @@ def run_cell(config: Config, folder: Path) -> Record | None:
     threads = config.threads or torch.get_num_threads()
     values = comparable(config, device=device.type, threads=threads)
     if not config.force and finished(folder, values):
-        log.info("%s is finished", config.cell)
+        log.info("%s%s is finished", place, config.cell)
         return None
     if config.force:
         for name in (CHECKPOINT, BEST, results.NAME):
@@ -200,11 +208,11 @@ def run_cell(config: Config, folder: Path) -> Record | None:
         folder,
         config.seed,
         config_hash(values),
-        config.cell,
+        place + config.cell,
     )
     log.info(
         "%s: %d parameters, %d steps of %d on %s, %s data %s",
-        config.cell,
+        run.label,
         num_parameters(model),
         config.train.steps,
         config.train.batch_size,
@@ -225,11 +233,11 @@ def run_cell(config: Config, folder: Path) -> Record | None:
     results.write(folder, record)
     if record.status == "failed":
         # Said here too, as a sweep tells its errors only at its end.
-        log.error("%s failed: %s", config.cell, record.reason)
+        log.error("%s failed: %s", run.label, record.reason)
         raise CellFailedError(f"{config.cell} failed: {record.reason}")
     log.info(
         "%s: test %.4f (%d of %d, majority %.4f), %.0f s",
-        config.cell,
+        run.label,
         record.test_accuracy,
         record.test_correct,
         record.test_total,
@@ -310,16 +318,31 @@ def _where(config: Config, device: torch.device, threads: int) -> dict[str, Any]
     }
 
 
+def _place_in_sweep() -> str:
+    """Return `[3/20] ` for the third of twenty cells, nothing for a single one."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return ""
+    number = hydra_config.job.num + 1
+    words = [word for word in sys.argv[1:] if "=" in word]
+    parsed = [o for o in OverridesParser.create().parse_overrides(words) if o.is_sweep_override()]
+    # A launcher's workers have other command lines, and a glob counts only what it finds.
+    if any(not override.is_choice_sweep() for override in parsed):
+        return f"[{number}] "
+    total = math.prod(len(list(override.sweep_iterator())) for override in parsed)
+    return f"[{number}/{total}] " if number <= total else f"[{number}] "
+
+
 register()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types
 def main(composed: DictConfig) -> None:
     """Train the cell that Hydra composed, in the folder that Hydra made for it."""
-    hydra_config = HydraConfig.get()
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with logging_redirect_tqdm():
-            run_cell(resolve(composed), Path(hydra_config.runtime.output_dir))
+            run_cell(resolve(composed), folder, _place_in_sweep())
     except ConfigError as error:
         # A traceback would bury the one line that helps.
         log.error("%s", error)

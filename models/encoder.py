@@ -48,6 +48,8 @@ class ModelConfig:
             [a, b, a b, a - b].
         zero_is_padding: Mask tokens of id 0 wherever they stand, as published code does with
             black pixels.
+        mlp_norm: Whether a LayerNorm stands before a block's MLP; WavSpA's blocks have none.
+        clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
 
     Raises:
         ValueError: A value is out of range; the message names the key.
@@ -70,6 +72,8 @@ class ModelConfig:
     pooling: str = "mean_padded"
     pair_features: str = "nli"
     zero_is_padding: bool = False
+    mlp_norm: bool = True
+    clear_padding: bool = False
 
     def __post_init__(self) -> None:
         for key in ("layers", "dim", "heads", "head_dim", "mlp_dim", "max_length", "vocab_size"):
@@ -145,10 +149,11 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
+        self.clear_padding = config.clear_padding
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = attention(config.attention_shape)
         self.dropout = nn.Dropout(config.dropout)
-        self.mlp_norm = nn.LayerNorm(config.dim)
+        self.mlp_norm = nn.LayerNorm(config.dim) if config.mlp_norm else nn.Identity()
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
             nn.GELU(),
@@ -159,6 +164,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        if self.clear_padding and mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
         x = x + self.dropout(self.attention(self.attention_norm(x), mask))
         mixed: Tensor = x + self.mlp(self.mlp_norm(x))
         return mixed

@@ -60,6 +60,25 @@ def test_zero_is_padding_masks_zeros_in_the_middle() -> None:
     torch.testing.assert_close(published(tokens, None, 20), ours(tokens, tokens != 0, 20))
 
 
+def test_padding_is_cleared_at_the_input_of_every_block_where_asked() -> None:
+    tokens, mask = batch()
+    encoder = Encoder(replace(SMALL, clear_padding=True), partial(Fourier, norm="ortho")).eval()
+    seen = []
+    for block in encoder.blocks:
+        block.attention_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encoder(tokens, mask, 20)
+    assert len(seen) == 2
+    assert all(x[~mask].abs().max() == 0 and x[mask].abs().min() > 0 for x in seen)
+
+
+def test_blocks_without_a_norm_before_the_mlp_have_two_vectors_less() -> None:
+    sizes = [
+        sum(p.numel() for p in Encoder(replace(SMALL, mlp_norm=norm), Softmax).parameters())
+        for norm in (True, False)
+    ]
+    assert sizes[0] - sizes[1] == 2 * 2 * SMALL.dim
+
+
 def test_sinusoids_follow_the_formula() -> None:
     table = sinusoidal_positions(7, 6)
     for position in range(7):
