@@ -12,10 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# On the CPU, oneDNN's gradient of a depthwise weight costs three to ten times less a tap for
-# kernels of exactly three taps than for longer ones or a single one.
-CPU_TAPS = 3
-
 
 def correlate(signal: Tensor, taps: Tensor, stride: int) -> Tensor:
     """Compute `out[k] = sum_m taps[m] signal[stride k + m]` in each channel.
@@ -54,43 +50,29 @@ def spread(coefficients: Tensor, taps: Tensor, stride: int) -> Tensor:
 def tap_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: int) -> Tensor:
     """Compute `out[m] = sum_{b, k} gradient[b, k] signal[b, stride k + m]` in each channel.
 
-    The batch is laid end to end, with zeros in `gradient` where a window would straddle two
-    sequences: a window of fewer taps is then a view of the signal, not a copy.
+    The signal is read as an image `stride` pixels wide, on which the strided correlation is one
+    with a kernel of F / stride rows and no stride. For such upright kernels oneDNN's gradient of a
+    depthwise weight costs as little as the convolution; for a kernel in one row it costs 30 times
+    that.
 
     Args:
-        signal: `(B, N, C)`, as given to `correlate`; N a multiple of `stride`.
+        signal: `(B, stride (K - 1) + F, C)`, as given to `correlate`.
         gradient: `(B, K, C)`, of `correlate`'s output.
-        num_taps: F.
+        num_taps: F, a multiple of `stride`.
         stride: As given to `correlate`.
 
     Returns:
         `(F, C)`, the gradient of `taps`.
     """
-    batch, length, channels = signal.shape
-    assert length % stride == 0, (length, stride)
-    row = signal.reshape(1, batch * length, channels)
-    steps = F.pad(gradient, (0, 0, 0, length // stride - gradient.shape[1]))
-    steps = steps.reshape(1, batch * length // stride, channels)
-    width = min(num_taps, CPU_TAPS) if signal.device.type == "cpu" else num_taps
-    pieces = []
-    for first in range(0, num_taps, width):
-        # The last piece reaches back over taps already known, rather than be a short one.
-        start = min(first, num_taps - width)
-        count = (row.shape[1] - start - width) // stride + 1
-        window = row[:, start : start + stride * (count - 1) + width]
-        pieces.append(_kernel_gradient(window, steps[:, :count], width, stride)[first - start :])
-    return torch.cat(pieces)
-
-
-def _kernel_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: int) -> Tensor:
-    channels = signal.shape[2]
+    rows, channels = num_taps // stride, signal.shape[2]
+    assert num_taps == rows * stride, (num_taps, stride)
     with torch.autocast(signal.device.type, enabled=False):
         kernel: Tensor = torch.ops.aten.convolution_backward(
-            _image(gradient),
-            _image(signal),
-            signal.new_empty(channels, 1, 1, num_taps),
+            _upright(gradient, 1),
+            _upright(signal, stride),
+            signal.new_empty(channels, 1, rows, stride),
             None,
-            (1, stride),
+            (1, 1),
             (0, 0),
             (1, 1),
             False,
@@ -98,11 +80,17 @@ def _kernel_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: in
             channels,
             (False, True, False),
         )[1]
-    return kernel[:, 0, 0].t()  # (F, C)
+    return kernel.flatten(1).t()  # (F, C)
 
 
 def _image(sequence: Tensor) -> Tensor:
     return sequence.unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, N)
+
+
+def _upright(sequence: Tensor, width: int) -> Tensor:
+    batch, length, channels = sequence.shape
+    image = sequence.reshape(batch, length // width, width, channels)
+    return image.permute(0, 3, 1, 2)  # (B, C, N / width, width)
 
 
 def _sequence(image: Tensor) -> Tensor:

@@ -96,6 +96,15 @@ def lift53_rec(coeffs: Sequence[Tensor], length: int, pad_detail: bool = False) 
     return _reconstruct(coeffs, length, _predict53, _update53, pad_detail)
 
 
+def band_lengths(length: int, level: int) -> list[int]:
+    """Give the lengths of the bands, in order, for a sequence of `length`."""
+    details = []
+    for _ in range(level):
+        length = (length + 1) // 2
+        details.append(length)
+    return [length, *reversed(details)]
+
+
 def _decompose(x: Tensor, level: int, predict: Step, update: Step) -> list[Tensor]:
     if level < 1:
         raise ValueError(f"level is {level}; it must be at least 1")
@@ -158,7 +167,7 @@ def circular_correlation(x: Tensor, taps: Tensor) -> Tensor:
     Returns:
         `(B, n, C)`.
     """
-    correlated: Tensor = _CircularCorrelation.apply(x, taps[: x.shape[1]])
+    correlated: Tensor = _CircularCorrelation.apply(x, taps[: x.shape[1]])  # type: ignore[no-untyped-call] # torch's stub
     return correlated
 
 
@@ -175,9 +184,9 @@ class _CircularCorrelation(torch.autograd.Function):
         signal, taps = ctx.saved_tensors
         for_x = for_taps = None
         if ctx.needs_input_grad[0]:
-            full = spread(gradient, taps, 1)
-            for_x, wrapped = full.split([gradient.shape[1], len(taps) - 1], dim=1)
-            for_x[:, : len(taps) - 1] += wrapped
+            full, length = spread(gradient, taps, 1), gradient.shape[1]
+            for_x = full[:, :length]
+            for_x[:, : len(taps) - 1] += full[:, length:]
         if ctx.needs_input_grad[1]:
             for_taps = tap_gradient(signal, gradient, len(taps), 1)
         return for_x, for_taps

@@ -56,7 +56,7 @@ def wavedec(x: Tensor, dec_lo: Tensor, level: int, channel_reverse: bool = False
     low, high = filter_pair(dec_lo, channel_reverse)
     details = []
     for _ in range(level):
-        x, detail = _Analysis.apply(x, low, high)
+        x, detail = _Analysis.apply(x, low, high)  # type: ignore[no-untyped-call] # torch's stub
         details.append(detail)
     return [x, *reversed(details)]
 
@@ -93,7 +93,7 @@ def waverec(
                 f"coefficients {tuple(x.shape)} and {tuple(detail.shape)} with {dec_lo.shape[0]} "
                 f"taps give a length of {full - 1} or {full}, not {target}"
             )
-        x = _Synthesis.apply(x, detail, low, high, target)
+        x = _Synthesis.apply(x, detail, low, high, target)  # type: ignore[no-untyped-call] # torch's stub
     return x
 
 
@@ -156,11 +156,12 @@ class _Analysis(torch.autograd.Function):
         for_x = for_low = for_high = None
         if ctx.needs_input_grad[0]:
             left, right = _borders(length, num_taps, signal.device)
-            full = spread(lo, low, 2) + spread(hi, high, 2)
-            parts = full.split([len(left), length, len(right), len(left)], dim=1)
-            for_x = parts[1]
-            for_x.index_add_(1, left, parts[0] + parts[3])
-            for_x.index_add_(1, right, parts[2])
+            full = spread(lo, low, 2).add_(spread(hi, high, 2))
+            pad = len(left)
+            wrapped = full[:, full.shape[1] - pad :]
+            for_x = full[:, pad : pad + length]
+            for_x.index_add_(1, left, full[:, :pad] + wrapped)
+            for_x.index_add_(1, right, full[:, pad + length : full.shape[1] - pad])
         if ctx.needs_input_grad[1]:
             for_low = tap_gradient(signal, lo, num_taps, 2)
         if ctx.needs_input_grad[2]:
@@ -180,7 +181,7 @@ class _Synthesis(torch.autograd.Function):
     def forward(ctx: Any, lo: Tensor, hi: Tensor, low: Tensor, high: Tensor, length: int) -> Tensor:
         ctx.save_for_backward(lo, hi, low, high)
         border = low.shape[0] - 2
-        full = spread(lo, low, 2) + spread(hi, high, 2)
+        full = spread(lo, low, 2).add_(spread(hi, high, 2))
         return full[:, border : border + length]
 
     @staticmethod
@@ -206,9 +207,10 @@ def _borders(length: int, num_taps: int, device: torch.device) -> tuple[Tensor, 
 
 def _reflected(start: int, stop: int, length: int, device: torch.device) -> Tensor:
     """Index positions `start` to `stop` of a signal reflected, again and again, at its ends."""
-    last = length - 1
-    position = torch.arange(start, stop, device=device).remainder(max(2 * last, 1))
-    return last - (last - position).abs()
+    period = max(2 * length - 2, 1)
+    # Starts are made positive here: inductor's bounds go wrong on a remainder of negative integers.
+    position = (torch.arange(stop - start, device=device) + start % period) % period
+    return torch.minimum(position, 2 * length - 2 - position)
 
 
 def wavedec_plain(
