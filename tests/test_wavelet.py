@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -437,3 +438,21 @@ def test_53_lifting_as_published_is_exact_where_every_band_is_even():
 def test_what_does_not_fit_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.slow
+def test_transform_time_grows_linearly_with_length():
+    h = normal(16, 16, dtype=torch.float32).requires_grad_()
+
+    def seconds(length: int) -> float:
+        x = normal(1, length, 16, dtype=torch.float32).requires_grad_()
+        taken = []
+        for _ in range(11):
+            start = time.perf_counter()
+            waverec(wavedec(x, h, 1), h, length).sum().backward()
+            taken.append(time.perf_counter() - start)
+        return sorted(taken)[len(taken) // 2]
+
+    # Below 2.4 a doubling from 2^10 to 2^16; a quadratic transform would take 4.
+    assert seconds(2**16) / seconds(2**10) < 2.4**6
+    assert seconds(2**16) / seconds(2**13) < 2.4**3

@@ -126,6 +126,14 @@ def test_the_amount_of_padding_changes_the_output_and_the_layer_says_so():
     assert (layer(x, mask)[:, :20] - layer(x[:, :20], None)).abs().max() > 1e-4
 
 
+def test_parameters_do_not_grow_with_length():
+    counts = {
+        sum(p.numel() for p in build(shape=replace(SHAPE, max_length=n)).parameters())
+        for n in (37, 4096)
+    }
+    assert len(counts) == 1
+
+
 @pytest.mark.parametrize("wavelet", ["ada", "fixed"])
 def test_filters_start_as_daubechies_in_every_channel(wavelet):
     (filters,) = build(wavelet=wavelet, wlen=16).transform.filters()
