@@ -9,7 +9,7 @@ Axes: B batch, N length, D model width, F taps, n coefficients of a band.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import pi
-from typing import Literal
+from typing import Literal, get_args
 
 import pywt
 import torch
@@ -24,7 +24,7 @@ from models.wavelet import band_lengths, wavedec, waverec
 Wavelet = Literal["ada", "ortho", "fixed", "lift53", "adalift"]
 Init = Literal["uniform", "db"]
 
-WAVELETS = ("ada", "ortho", "fixed", "lift53", "adalift")
+WAVELETS = get_args(Wavelet)
 MAX_DB_TAPS = 76
 
 
@@ -190,8 +190,8 @@ def daubechies(wlen: int, channels: int, dtype: torch.dtype | None = None) -> Te
 def _check(wavelet: str, wlen: int, level: int, init: str) -> None:
     if wavelet not in WAVELETS:
         raise ValueError(f"wavelet is {wavelet!r}; it must be one of {', '.join(WAVELETS)}")
-    if init not in ("uniform", "db"):
-        raise ValueError(f"init is {init!r}; it must be uniform or db")
+    if init not in get_args(Init):
+        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(Init))}")
     if wlen < 2 or wlen % 2:
         raise ValueError(f"wlen is {wlen}; it must be even and at least 2")
     daubechies_needed = wavelet in ("ada", "fixed") or (wavelet == "ortho" and init == "db")

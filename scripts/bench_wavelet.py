@@ -4,7 +4,7 @@
 
 Everything is timed forward and backward, gradients of the filters included, in float32. Within a
 table the candidates take turns, and each figure is the median of its turns after one to warm up,
-so read ratios rather than milliseconds. Takes about three minutes on one core.
+so read ratios rather than milliseconds. Takes about a minute on one core.
 """
 
 import argparse

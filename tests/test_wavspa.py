@@ -190,7 +190,7 @@ def test_inputs_and_attention_may_be_bfloat16(wavelet):
         ({"wlen": 78}, "wlen is 78; .*at most 76"),
         ({"wlen": 78, "wavelet": "ortho", "init": "db"}, "wlen is 78; .*at most 76"),
         ({"level": 0}, "level is 0; it must be at least 1"),
-        ({"init": "haar"}, "init is 'haar'; it must be uniform or db"),
+        ({"init": "haar"}, "init is 'haar'; it must be one of uniform, db"),
     ],
 )
 def test_impossible_options_are_named(options, message):
