@@ -21,8 +21,8 @@ class FourierSpace(nn.Module):
     The real parts of the K frequencies and then the imaginary ones are the 2 K tokens of a single
     attention, so it has the width and the parameters of a plain one. Masked positions are zeroed
     before the transform. The transform is unitary and runs in float32 even under autocast, because
-    FFTs of arbitrary length know no shorter type. Works under `torch.compile` as one graph, in which
-    inductor, with a warning, leaves complex arithmetic to the ordinary kernels.
+    FFTs of arbitrary length know no shorter type. Works under `torch.compile` as one graph, in
+    which inductor, with a warning, leaves complex arithmetic to the ordinary kernels.
 
     Args:
         shape: Sizes; the inner attention is built for the same, with length 2 K.
