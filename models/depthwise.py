@@ -1,0 +1,101 @@
+"""Correlation along length with one filter a channel, its adjoint and its filter gradient.
+
+Everything works on `(B, N, C)` as it lies in memory: seen as `(B, C, 1, N)` it is a channels-last
+image one pixel high, for which a depthwise convolution needs no transpose. Autocast is switched
+off inside: these are the sums by which wavelet coefficients cancel, and they are too few to be
+worth a shorter type.
+
+Axes: B batch, N signal length, K output length, C channels, F taps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def correlate(signal: Tensor, taps: Tensor, stride: int) -> Tensor:
+    """Compute `out[k] = sum_m taps[m] signal[stride k + m]` in each channel.
+
+    Args:
+        signal: `(B, N, C)`.
+        taps: `(F, C)`.
+        stride: Step between outputs.
+
+    Returns:
+        `(B, K, C)` with K = (N - F) // stride + 1.
+    """
+    with torch.autocast(signal.device.type, enabled=False):
+        out = F.conv2d(_image(signal), _kernel(taps), stride=(1, stride), groups=taps.shape[1])
+    return _sequence(out)
+
+
+def spread(coefficients: Tensor, taps: Tensor, stride: int) -> Tensor:
+    """Compute `out[t] = sum_k taps[t - stride k] coefficients[k]`, the adjoint of `correlate`.
+
+    Args:
+        coefficients: `(B, K, C)`.
+        taps: `(F, C)`.
+        stride: Step between the filters' places.
+
+    Returns:
+        `(B, stride (K - 1) + F, C)`.
+    """
+    with torch.autocast(coefficients.device.type, enabled=False):
+        out = F.conv_transpose2d(
+            _image(coefficients), _kernel(taps), stride=(1, stride), groups=taps.shape[1]
+        )
+    return _sequence(out)
+
+
+def tap_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: int) -> Tensor:
+    """Compute `out[m] = sum_{b, k} gradient[b, k] signal[b, stride k + m]` in each channel.
+
+    The signal is read as an image `stride` pixels wide, on which the strided correlation is one
+    with a kernel of F / stride rows and no stride. For such upright kernels oneDNN's gradient of a
+    depthwise weight costs as little as the convolution; for a kernel in one row it costs 30 times
+    that.
+
+    Args:
+        signal: `(B, stride (K - 1) + F, C)`, as given to `correlate`.
+        gradient: `(B, K, C)`, of `correlate`'s output.
+        num_taps: F, a multiple of `stride`.
+        stride: As given to `correlate`.
+
+    Returns:
+        `(F, C)`, the gradient of `taps`.
+    """
+    rows, channels = num_taps // stride, signal.shape[2]
+    assert num_taps == rows * stride, (num_taps, stride)
+    with torch.autocast(signal.device.type, enabled=False):
+        kernel: Tensor = torch.ops.aten.convolution_backward(
+            _upright(gradient, 1),
+            _upright(signal, stride),
+            signal.new_empty(channels, 1, rows, stride),
+            None,
+            (1, 1),
+            (0, 0),
+            (1, 1),
+            False,
+            (0, 0),
+            channels,
+            (False, True, False),
+        )[1]
+    return kernel.flatten(1).t()  # (F, C)
+
+
+def _image(sequence: Tensor) -> Tensor:
+    return sequence.unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, N)
+
+
+def _upright(sequence: Tensor, width: int) -> Tensor:
+    batch, length, channels = sequence.shape
+    image = sequence.reshape(batch, length // width, width, channels)
+    return image.permute(0, 3, 1, 2)  # (B, C, N / width, width)
+
+
+def _sequence(image: Tensor) -> Tensor:
+    return image[:, :, 0].transpose(1, 2)  # (B, N, C)
+
+
+def _kernel(taps: Tensor) -> Tensor:
+    return taps.t().contiguous()[:, None, None, :]  # (C, 1, 1, F)

@@ -1,0 +1,52 @@
+"""Attention in Fourier space: our own control for learning in a wavelet space.
+
+Zhuang et al. 2023 (arXiv 2210.01989) compare WavSpA with learning in Fourier space without saying
+how; this is the construction nearest to WavSpA that leaves everything but the transform alone.
+
+Axes: B batch, N length, D model width, K = N // 2 + 1 frequencies.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.heads import AttentionShape
+
+
+class FourierSpace(nn.Module):
+    """Attend among the Fourier coefficients of a sequence, without a mask.
+
+    The real parts of the K frequencies and then the imaginary ones are the 2 K tokens of a single
+    attention, so it has the width and the parameters of a plain one. Masked positions are zeroed
+    before the transform. The transform is unitary and runs in float32 even under autocast, because
+    FFTs of arbitrary length know no shorter type. Works under `torch.compile` as one graph, in
+    which inductor, with a warning, leaves complex arithmetic to the ordinary kernels.
+
+    Args:
+        shape: Sizes; the inner attention is built for the same, with length 2 K.
+        inner: Builds the attention.
+    """
+
+    pad_invariant = False
+
+    def __init__(
+        self, shape: AttentionShape, *, inner: Callable[[AttentionShape], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.attention = inner(replace(shape, max_length=2 * (shape.max_length // 2 + 1)))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend in the Fourier space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        spectrum = torch.fft.rfft(_full_precision(x), dim=1, norm="ortho")  # (B, K, D)
+        tokens = torch.cat([spectrum.real, spectrum.imag], dim=1)  # (B, 2 K, D)
+        real, imag = _full_precision(self.attention(tokens, None)).chunk(2, dim=1)
+        out: Tensor = torch.fft.irfft(torch.complex(real, imag), n=x.shape[1], dim=1, norm="ortho")
+        return out
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,208 @@
+"""WavSpA: attention in a learnable wavelet space (Zhuang et al. 2023, arXiv 2210.01989).
+
+A sequence is decomposed into wavelet coefficients along its length, every band goes through an
+attention of its own, and the results are put together again.
+
+Axes: B batch, N length, D model width, F taps, n coefficients of a band.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import pi
+from typing import Literal, get_args
+
+import pywt
+import torch
+from torch import Tensor, nn
+
+from models.heads import AttentionShape
+from models.lattice import lattice_angles, lattice_filter
+from models.lifting import band_lengths as lifting_lengths
+from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
+from models.wavelet import band_lengths, wavedec, waverec
+
+Wavelet = Literal["ada", "ortho", "fixed", "lift53", "adalift"]
+Init = Literal["uniform", "db"]
+
+WAVELETS = get_args(Wavelet)
+MAX_DB_TAPS = 76
+
+
+class WavSpA(nn.Module):
+    """Attend within each band of a wavelet decomposition, without masks.
+
+    Masked positions are zeroed before the transform, so what stood there never matters; how many
+    there are does, since zeros have coefficients too. The transform runs in float32 even under
+    autocast: with bfloat16 taps and coefficients no filter would reconstruct better than to 0.3 %,
+    and orthonormal ones are there to reconstruct exactly. Works under `torch.compile` as one graph
+    for each length; a symbolic length fails in some of inductor's bounds (torch 2.13).
+
+    Args:
+        shape: Sizes; the attention of a band is built for the same, with the band's length.
+        inner: Builds the attention of one band; called `level + 1` times.
+        wavelet: `ada`: free filters, one a channel, from Daubechies'. `ortho`: filters kept
+            orthonormal by a lattice of angles. `fixed`: Daubechies' filters, not trained. `lift53`:
+            5/3 lifting, not trained. `adalift`: lifting with free filters and SiLU.
+        wlen: Filter taps F, even; Daubechies' filter of order F / 2. Without use in `lift53`.
+        level: Number of decomposition levels.
+        init: Of `ortho` only: angles `uniform` in [0, 2 pi), as published, or those of `db`.
+        channel_reverse: As published, take the lowpass of channel c from filter D - 1 - c; without
+            use in lifting.
+
+    Raises:
+        ValueError: For an unknown `wavelet` or `init`, a `wlen` or a `level` that cannot be.
+    """
+
+    pad_invariant = False
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        inner: Callable[[AttentionShape], nn.Module],
+        wavelet: Wavelet = "ada",
+        wlen: int = 16,
+        level: int = 1,
+        init: Init = "uniform",
+        channel_reverse: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(wavelet, wlen, level, init)
+        self.transform: FilterBank | LearnedLifting | Lifting53
+        if wavelet == "lift53":
+            self.transform = Lifting53(level)
+        elif wavelet == "adalift":
+            self.transform = LearnedLifting(shape.dim, wlen, level)
+        else:
+            self.transform = FilterBank(shape.dim, wlen, level, wavelet, init, channel_reverse)
+        lengths = self.transform.band_lengths(shape.max_length)
+        self.bands = nn.ModuleList(inner(replace(shape, max_length=length)) for length in lengths)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend in the wavelet space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        filters = self.transform.filters()
+        coeffs = self.transform.decompose(_full_precision(x), *filters)
+        attended = [
+            _full_precision(attend(c, None)) for attend, c in zip(self.bands, coeffs, strict=True)
+        ]
+        return self.transform.reconstruct(attended, x.shape[1], *filters)
+
+
+class FilterBank(nn.Module):
+    """The discrete wavelet transform with one filter a channel.
+
+    Its state is `dec_lo` `(F, D)`, trained (`ada`) or not (`fixed`), or `thetas` `(F / 2, D)`.
+    """
+
+    def __init__(
+        self, dim: int, wlen: int, level: int, wavelet: Wavelet, init: Init, channel_reverse: bool
+    ) -> None:
+        super().__init__()
+        self.wlen, self.level, self.channel_reverse = wlen, level, channel_reverse
+        self.orthogonal = wavelet == "ortho"
+        if wavelet == "ada":
+            self.dec_lo = nn.Parameter(daubechies(wlen, dim))
+        elif wavelet == "fixed":
+            self.register_buffer("dec_lo", daubechies(wlen, dim))
+        elif init == "db":
+            angles = lattice_angles(daubechies(wlen, dim, torch.float64))
+            self.thetas = nn.Parameter(angles.to(torch.get_default_dtype()))
+        else:
+            self.thetas = nn.Parameter(torch.rand(wlen // 2, dim) * 2 * pi)
+
+    def filters(self) -> tuple[Tensor, ...]:
+        """Return the analysis lowpass filters `(F, D)`, alone in a tuple."""
+        return (lattice_filter(self.thetas) if self.orthogonal else self.dec_lo,)
+
+    def band_lengths(self, length: int) -> list[int]:
+        """Give the bands' lengths for a sequence of `length`."""
+        return band_lengths(length, self.wlen, self.level)
+
+    def decompose(self, x: Tensor, dec_lo: Tensor) -> list[Tensor]:
+        """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
+        return wavedec(x, dec_lo, self.level, self.channel_reverse)
+
+    def reconstruct(self, coeffs: Sequence[Tensor], length: int, dec_lo: Tensor) -> Tensor:
+        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        return waverec(coeffs, dec_lo, length, self.channel_reverse)
+
+
+class LearnedLifting(nn.Module):
+    """Lifting with trained filters `w_est` and `w_pred`, each `(F, D)`, and SiLU."""
+
+    def __init__(self, dim: int, wlen: int, level: int) -> None:
+        super().__init__()
+        self.level = level
+        self.w_est = nn.Parameter(0.02 * torch.randn(wlen, dim))
+        self.w_pred = nn.Parameter(0.02 * torch.randn(wlen, dim))
+
+    def filters(self) -> tuple[Tensor, ...]:
+        """Return `w_est` and `w_pred`."""
+        return self.w_est, self.w_pred
+
+    def band_lengths(self, length: int) -> list[int]:
+        """Give the bands' lengths for a sequence of `length`."""
+        return lifting_lengths(length, self.level)
+
+    def decompose(self, x: Tensor, w_est: Tensor, w_pred: Tensor) -> list[Tensor]:
+        """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
+        return lifting_dec(x, w_est, w_pred, self.level)
+
+    def reconstruct(
+        self, coeffs: Sequence[Tensor], length: int, w_est: Tensor, w_pred: Tensor
+    ) -> Tensor:
+        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        return lifting_rec(coeffs, w_est, w_pred, length)
+
+
+class Lifting53(nn.Module):
+    """The 5/3 lifting transform, which has no filters to train."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def filters(self) -> tuple[Tensor, ...]:
+        """Return nothing."""
+        return ()
+
+    def band_lengths(self, length: int) -> list[int]:
+        """Give the bands' lengths for a sequence of `length`."""
+        return lifting_lengths(length, self.level)
+
+    def decompose(self, x: Tensor) -> list[Tensor]:
+        """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
+        return lift53_dec(x, self.level)
+
+    def reconstruct(self, coeffs: Sequence[Tensor], length: int) -> Tensor:
+        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        return lift53_rec(coeffs, length)
+
+
+def daubechies(wlen: int, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Repeat Daubechies' analysis lowpass filter of `wlen` taps for each channel: `(F, C)`."""
+    taps = pywt.Wavelet(f"db{wlen // 2}").dec_lo
+    return torch.tensor(taps, dtype=dtype)[:, None].repeat(1, channels)
+
+
+def _check(wavelet: str, wlen: int, level: int, init: str) -> None:
+    if wavelet not in WAVELETS:
+        raise ValueError(f"wavelet is {wavelet!r}; it must be one of {', '.join(WAVELETS)}")
+    if init not in get_args(Init):
+        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(Init))}")
+    if wlen < 2 or wlen % 2:
+        raise ValueError(f"wlen is {wlen}; it must be even and at least 2")
+    daubechies_needed = wavelet in ("ada", "fixed") or (wavelet == "ortho" and init == "db")
+    if daubechies_needed and wlen > MAX_DB_TAPS:
+        raise ValueError(
+            f"wlen is {wlen}; wavelet={wavelet} starts from Daubechies' filter of order wlen / 2, "
+            f"which is known up to order {MAX_DB_TAPS // 2}: wlen must be at most {MAX_DB_TAPS}"
+        )
+    if level < 1:
+        raise ValueError(f"level is {level}; it must be at least 1")
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
