@@ -256,6 +256,15 @@ def load(*overrides: str) -> Config:
     return resolve(composed)
 
 
+def recorded(values: dict[str, Any]) -> Config:
+    """Return the configuration of a record, from what `comparable` kept of it.
+
+    Raises:
+        ConfigError: The record is of another version of the configuration.
+    """
+    return resolve(OmegaConf.merge(OmegaConf.structured(Config), values))
+
+
 def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
     """Return the part of a configuration that can change the numbers of a cell.
 

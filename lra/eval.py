@@ -11,34 +11,28 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import torch
 
 from lra import checkpoint, results
-from lra.config import Config, ConfigError, resolve
+from lra.config import Config, ConfigError, recorded
 from lra.loop import BEST, count_correct
 from lra.tasks import DataError, cache
 from lra.train import batches_for, build_model, build_task, resolve_device
+from models.encoder import Classifier, PairClassifier
 
 
-def test_again(folder: Path, config: Config, record: results.Record) -> int:
-    """Return how many test examples a run's best parameters classify rightly.
+def load_run(folder: Path) -> tuple[Config, results.Record, Classifier | PairClassifier]:
+    """Return a finished run's configuration, its record and its model as validation chose it.
 
     Raises:
-        ConfigError: The data are not those that the run was trained on.
+        RecordError: The folder holds no record, or a damaged one.
         ValueError: `best.pt` is missing or damaged.
     """
-    device = resolve_device(config.device)
-    task = build_task(config)
-    dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
-    if dataset.fingerprint != record.data_fingerprint:
-        raise ConfigError(
-            f"the data are not those of the run: sha256 {dataset.fingerprint[:16]} here,"
-            f" {record.data_fingerprint[:16]} there"
-        )
-    model = build_model(config).to(device)
-    model.load_state_dict(checkpoint.load(folder / BEST, device)["model"])
-    test = batches_for(config, task, model, dataset.splits["test"])
-    return count_correct(model, test, config.train)
+    record = results.read(folder / results.NAME)
+    config = recorded(record.config)
+    model = build_model(config)
+    model.load_state_dict(checkpoint.load(folder / BEST, torch.device("cpu"))["model"])
+    return config, record, model
 
 
 def main() -> None:
@@ -51,12 +45,19 @@ def main() -> None:
     parser.add_argument("--cache-dir", default="data/cache", help="folder of built data sets")
     args = parser.parse_args()
     try:
-        record = results.read(args.run / results.NAME)
-        config = resolve(OmegaConf.merge(OmegaConf.structured(Config), record.config))
-        config = replace(
-            config, device=args.device, data_dir=args.data_dir, cache_dir=args.cache_dir
+        config, record, model = load_run(args.run)
+        config = replace(config, data_dir=args.data_dir, cache_dir=args.cache_dir)
+        task = build_task(config)
+        data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+        if data.fingerprint != record.data_fingerprint:
+            raise ConfigError(
+                f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
+                f" {record.data_fingerprint[:16]} there"
+            )
+        model.to(resolve_device(args.device))
+        correct = count_correct(
+            model, batches_for(config, task, model, data.splits["test"]), config.train
         )
-        correct = test_again(args.run, config, record)
     except (ValueError, DataError) as error:
         sys.exit(f"{error}")
     total = record.test_total or 0

@@ -252,6 +252,10 @@ class Run:
             progress.best_accuracy, progress.best_step = accuracy, progress.step
             self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
         writer.add_scalar("validation/accuracy", accuracy, progress.step)
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                norm = float(parameter.grad.norm())
+                writer.add_scalar(f"gradient_norm/{name}", norm, progress.step)
         log.info(
             "%s step %d/%d: validation %.4f, best %.4f at %d, %.2f steps/s",
             self.label,

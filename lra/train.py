@@ -6,6 +6,7 @@
 A finished cell is skipped, an unfinished one continues; `force=true` trains it again.
 """
 
+import inspect
 import logging
 import math
 import sys
@@ -80,6 +81,10 @@ def build_attention(config: AttentionConfig, where: str = "attention") -> Attent
         )
     backend = ATTENTION[config.name]
     options = bind(backend, config.options, f"{where}.options")
+    nests = "inner" in inspect.signature(backend).parameters
+    if nests != (config.inner is not None):
+        state = "needs a backend, such as softmax" if nests else "takes no backend inside"
+        raise ConfigError(f"{where}.inner: {config.name} {state}")
     if config.inner is not None:
         options["inner"] = build_attention(config.inner, f"{where}.inner")
     return partial(backend, **options)

@@ -9,6 +9,13 @@ it returns `(B, N, D)`. What stands under the mask never changes the output at r
 from torch import nn
 
 from models.fourier import Fourier
+from models.fourier_space import FourierSpace
 from models.softmax import Softmax
+from models.wavspa import WavSpA
 
-ATTENTION: dict[str, type[nn.Module]] = {"softmax": Softmax, "fourier": Fourier}
+ATTENTION: dict[str, type[nn.Module]] = {
+    "softmax": Softmax,
+    "fourier": Fourier,
+    "wavspa": WavSpA,
+    "fourier_space": FourierSpace,
+}

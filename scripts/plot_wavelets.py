@@ -1,13 +1,14 @@
-"""Draw what training made of a WavSpA layer's filters.
+"""Draw what training made of the filters of a WavSpA run.
 
-    python scripts/plot_wavelets.py FILTERS.npz [--out wavelets.png]
+    python scripts/plot_wavelets.py results/runs/mini/nystromformer/listops/wavspa/default/seed0
 
-The file holds `before` and `after`, the analysis lowpass filters `(F, C)` of one layer
-(`layer.transform.filters()` gives them). Drawn are the channels that moved most, their frequency
-responses, and how far every channel is from perfect reconstruction.
+For every layer: the channels that moved most, their frequency responses, and how far every channel
+is from perfect reconstruction, before training (drawn again from the run's seed) and after it. The
+pictures go to `RUN/wavelets_layer<k>.png`.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -25,13 +26,35 @@ NUM_FREQUENCIES = 256
 
 
 def main() -> None:
-    """Read the filters and draw them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("filters", type=Path, metavar="FILTERS.npz")
-    parser.add_argument("--out", type=Path, default=Path("wavelets.png"))
-    arguments = parser.parse_args()
-    with np.load(arguments.filters) as arrays:
-        draw(arrays["before"], arrays["after"], arguments.out)
+    """Read the run that the command line names and draw its layers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", type=Path, help="run folder, with result.json and best.pt")
+    args = parser.parse_args()
+    try:
+        config, _, trained = load_run(args.run)
+        layers = zip(filters_of(build_model(config)), filters_of(trained), strict=True)
+    except ValueError as error:
+        sys.exit(f"{error}")
+    for index, (before, after) in enumerate(layers):
+        file = args.run / f"wavelets_layer{index}.png"
+        draw(before, after, file, f"{config.cell}, layer {index}")
+        print(file)
+
+
+def filters_of(model: Classifier | PairClassifier) -> list[Filters]:
+    """Return the analysis lowpass filters `(F, C)` of every layer.
+
+    Raises:
+        ValueError: The layers have no such filters.
+    """
+    found = []
+    for block in model.encoder.blocks:
+        transform = getattr(block.attention, "transform", None)
+        if not isinstance(transform, FilterBank):
+            raise ValueError("this run has no wavelet filters: draw one of wavspa (not lifting)")
+        found.append(transform.filters()[0].detach().numpy())
+    return found
 
 
 def draw(before: Filters, after: Filters, path: Path, title: str = "") -> None:

@@ -1,6 +1,7 @@
 """The contract of a backend, held by every one in the registry."""
 
 import copy
+import inspect
 import shutil
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from models import ATTENTION
 from models.heads import AttentionShape
+from models.softmax import Softmax
 
 BATCH, LENGTH, DIM = 3, 37, 16
 
@@ -17,6 +19,8 @@ BATCH, LENGTH, DIM = 3, 37, 16
 def build(name: str, **options: object) -> nn.Module:
     torch.manual_seed(1)
     shape = AttentionShape(dim=DIM, heads=2, head_dim=8, max_length=64)
+    if "inner" in inspect.signature(ATTENTION[name]).parameters:
+        options["inner"] = Softmax
     return ATTENTION[name](shape, **options).eval()
 
 

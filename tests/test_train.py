@@ -181,6 +181,18 @@ def test_attention_names_are_checked_where_they_stand(tmp_path: Path) -> None:
         build_attention(wrong)
 
 
+def test_a_backend_inside_is_asked_for_and_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
+    softmax = configure(tmp_path).attention
+    wavspa = configure(tmp_path, "attention=wavspa").attention
+    with pytest.raises(ConfigError, match="attention.inner: wavspa needs a backend"):
+        build_attention(replace(wavspa, inner=None))
+    with pytest.raises(ConfigError, match="attention.inner: softmax takes no backend inside"):
+        build_attention(replace(softmax, inner=softmax))
+    nested = configure(tmp_path, "attention=wavspa", "attention@attention.inner=fourier")
+    assert nested.attention.inner is not None and nested.attention.inner.name == "fourier"
+    build_attention(nested.attention)
+
+
 def command(folder: Path, *overrides: str) -> list[str]:
     values = [*TINY, f"cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}", *overrides]
     flags = ["-m"] if any("," in override for override in overrides) else []
