@@ -11,13 +11,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 (the backend is chosen first)
-from matplotlib.axes import Axes  # noqa: E402
+from lra.eval import load_run
+from lra.train import build_model
+from models.encoder import Classifier, PairClassifier
+from models.wavspa import FilterBank
 
 Filters = NDArray[np.floating]
 
