@@ -139,7 +139,8 @@ def settings_notes(grid: Grid) -> list[str]:
         chosen = [
             f"{key} {record.config[group][key]}" for group, names in keys.items() for key in names
         ]
-        lines.add(f"Setting of {record.task}: {', '.join(chosen)}.")
+        variant = "" if record.variant == "default" else f" ({record.variant})"
+        lines.add(f"Setting of {record.task}{variant}: {', '.join(chosen)}.")
     return sorted(lines)
 
 
