@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What is run; names separated by commas.
-TASKS ?= listops,image
-ATTENTIONS ?= softmax,fourier
+TASKS ?= listops,text,retrieval,image,pathfinder
+ATTENTIONS ?= softmax,fourier,wavspa
 SEEDS ?= 0
 SCALE ?= paper
 PROTOCOL ?= nystromformer
@@ -23,7 +23,8 @@ ARGS ?=
 SWEEP = -m task=$(TASKS) attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) \
 	protocol=$(PROTOCOL) device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
 	$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
-REPORT = --scale $(SCALE) --protocol $(PROTOCOL) --tasks $(TASKS) --attentions $(ATTENTIONS)
+REPORT = --scale $(SCALE) --protocol $(PROTOCOL) --tasks $(TASKS) --attentions $(ATTENTIONS) \
+	--seeds $(SEEDS)
 
 .PHONY: help install test test-all lint data reproduce-lra bench report clean
 

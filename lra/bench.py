@@ -25,12 +25,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lra import memory, results
+from lra.build import build_model, num_parameters, resolve_device
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
 from lra.loop import autocast
 from lra.optimiser import optimiser_for
-from lra.report import markdown
-from lra.train import build_model, num_parameters, resolve_device
+from lra.tables import markdown
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class BenchConfig:
 
     attentions: list[str]
     lengths: list[int]
-    task: str = "text"
+    task: str = "listops"
     protocol: str = "nystromformer"
     batch_size: int = 4
     repeats: int = 5

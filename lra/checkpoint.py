@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lra.config import ConfigError
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path` so that a reader finds the old file or the new, never a part."""
@@ -21,12 +23,12 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint onto `device`, tensors and plain values only.
 
     Raises:
-        ValueError: The file is not a readable checkpoint.
+        ConfigError: The file is not a readable checkpoint.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the layer that failed raises
-        raise ValueError(
+        raise ConfigError(
             f"{path}: not a readable checkpoint ({error}); delete it to start anew"
         ) from error
     return state

@@ -54,6 +54,13 @@ class TaskConfig:
     stand_in: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for key, least in {"num_classes": 2, "num_symbols": 2, "truncate": 1}.items():
+            if (value := getattr(self, key)) < least:
+                raise ValueError(f"task.{key}={value}: must be at least {least}")
+        if self.sequences not in (1, 2):
+            raise ValueError(f"task.sequences={self.sequences}: must be 1 or 2")
+
 
 @dataclass(kw_only=True)
 class AttentionConfig:
@@ -223,7 +230,8 @@ class Config:
     def cell(self) -> str:
         """The cell's name in logs, such as `listops/fourier seed0`."""
         variant = "" if self.variant == "default" else f" {self.variant}"
-        return f"{self.task.name}/{self.attention.name}{variant} seed{self.seed}"
+        stand_in = " (stand-in)" if self.task.stand_in else ""
+        return f"{self.task.name}{stand_in}/{self.attention.name}{variant} seed{self.seed}"
 
     def raw_data_dir(self) -> Path | None:
         """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""

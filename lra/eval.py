@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from lra import checkpoint, results
+from lra.build import batches_for, build_model, build_task, resolve_device
 from lra.config import Config, ConfigError, recorded
 from lra.loop import BEST, count_correct
 from lra.tasks import DataError, cache
-from lra.train import batches_for, build_model, build_task, resolve_device
 from models.encoder import Classifier, PairClassifier
 
 
@@ -26,10 +26,12 @@ def load_run(folder: Path) -> tuple[Config, results.Record, Classifier | PairCla
 
     Raises:
         RecordError: The folder holds no record, or a damaged one.
-        ValueError: `best.pt` is missing or damaged.
+        ConfigError: The run failed, or `best.pt` is missing or damaged.
     """
     record = results.read(folder / results.NAME)
-    config = recorded(record.config)
+    if record.status != "ok":
+        raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
+    config = recorded({key: v for key, v in record.config.items() if key != "data"})
     model = build_model(config)
     model.load_state_dict(checkpoint.load(folder / BEST, torch.device("cpu"))["model"])
     return config, record, model
@@ -40,13 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lra.eval", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, help="run folder, with result.json and best.pt")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; else the run's")
     parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default="data/cache", help="folder of built data sets")
     args = parser.parse_args()
     try:
         config, record, model = load_run(args.run)
-        config = replace(config, data_dir=args.data_dir, cache_dir=args.cache_dir)
+        device = args.device or record.device
+        config = replace(config, device=device, data_dir=args.data_dir, cache_dir=args.cache_dir)
+        torch.set_num_threads(record.threads)
         task = build_task(config)
         data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
         if data.fingerprint != record.data_fingerprint:
@@ -54,7 +58,7 @@ def main() -> None:
                 f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
                 f" {record.data_fingerprint[:16]} there"
             )
-        model.to(resolve_device(args.device))
+        model.to(resolve_device(config.device))
         correct = count_correct(
             model, batches_for(config, task, model, data.splits["test"]), config.train
         )

@@ -46,7 +46,7 @@ def draw(grid: Grid, file: Path, title: str) -> None:
                 capsize=3,
             )
         axis.axhline(next(iter(cells.values())).majority_rate, color="grey", linestyle="--", lw=1)
-        axis.set_title(task)
+        axis.set_title(grid.label(task))
         axis.set_xlabel("training speed, x softmax" if relative else "training steps/s")
         axis.margins(0.25)
         low, high = axis.get_ylim()

@@ -20,9 +20,11 @@ class Cell:
 
     Args:
         records: At least one, sorted by seed.
+        missing: Seeds that were asked for and have no record.
     """
 
     records: tuple[Record, ...]
+    missing: int = 0
 
     @property
     def finished(self) -> list[Record]:
@@ -32,7 +34,8 @@ class Cell:
     @property
     def accuracies(self) -> list[float]:
         """Test accuracies over seeds, in percent."""
-        return [100 * record.test_accuracy for record in self.finished if record.test_accuracy]
+        accuracies = [record.test_accuracy for record in self.finished]
+        return [100 * accuracy for accuracy in accuracies if accuracy is not None]
 
     @property
     def mean(self) -> float | None:
@@ -65,10 +68,13 @@ class Cell:
             return "failed"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.1f}"
         failed = len(self.records) - len(self.finished)
+        mixed = len({record.data_fingerprint for record in self.finished}) > 1
         return (
             f"{self.mean:.1f}{deviation} (n={len(self.finished)})"
             + (" at chance" if self.at_chance else "")
             + (f", {failed} failed" if failed else "")
+            + (f", {self.missing} missing" if self.missing else "")
+            + (", of different data" if mixed else "")
         )
 
 
@@ -90,6 +96,11 @@ class Grid:
         """Return the cell of a task and row, None where nothing was trained."""
         return self.cells.get((task, *row))
 
+    def label(self, task: str) -> str:
+        """Return a task's name, with `(stand-in)` where its data are this project's."""
+        stand_in = any(r.task == task and r.data_source == "stand-in" for r in self.records)
+        return f"{task} (stand-in)" if stand_in else task
+
     @property
     def records(self) -> list[Record]:
         """Every record."""
@@ -97,7 +108,10 @@ class Grid:
 
 
 def build_grid(
-    records: Iterable[Record], tasks: Sequence[str] = (), attentions: Sequence[str] = ()
+    records: Iterable[Record],
+    tasks: Sequence[str] = (),
+    attentions: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Grid:
     """Group records into cells.
 
@@ -105,12 +119,16 @@ def build_grid(
         records: Of one scale and protocol.
         tasks: Tasks that must have a column, whether trained or not.
         attentions: Backends that must have a row.
+        seeds: Seeds that every cell should have.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.task, record.attention, record.variant), []).append(record)
     cells = {
-        key: Cell(tuple(sorted(group, key=lambda record: record.seed)))
+        key: Cell(
+            tuple(sorted(group, key=lambda record: record.seed)),
+            len(set(seeds) - {record.seed for record in group}),
+        )
         for key, group in groups.items()
     }
     known = {*tasks, *(task for task, _, _ in cells)}

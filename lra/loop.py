@@ -88,15 +88,23 @@ def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int
 def _stop_requested() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a flag that is looked at between updates."""
     received: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [
-        signal.signal(each, lambda number, frame: received.append(number)) for each in signals
-    ]
+    previous = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        # A second one does what it always did: stop at once.
+        restore()
+
+    for each in previous:
+        signal.signal(each, receive)
     try:
         yield lambda: bool(received)
     finally:
-        for each, handler in zip(signals, previous, strict=True):
-            signal.signal(each, handler)
+        restore()
 
 
 class Run:
@@ -109,7 +117,7 @@ class Run:
         device: Where the model is.
         folder: Run folder, for checkpoints and TensorBoard events.
         seed: Seed of data order and dropout.
-        config_hash: Of the configuration; a checkpoint of another one is refused.
+        identity: Hash of configuration and data; a checkpoint of another one is refused.
         label: The cell's name, for the bar and the log.
     """
 
@@ -121,11 +129,11 @@ class Run:
         device: torch.device,
         folder: Path,
         seed: int,
-        config_hash: str,
+        identity: str,
         label: str,
     ) -> None:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
-        self.folder, self.seed, self.config_hash, self.label = folder, seed, config_hash, label
+        self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.progress = Progress()
         self.best_model: dict[str, Tensor] = {}
@@ -171,6 +179,8 @@ class Run:
                     saved = time.perf_counter()
                 if stop_requested():
                     raise StoppedError(f"stopped at step {progress.step}; start again to continue")
+            # The test that follows may be long too.
+            self._save()
         self.model.load_state_dict(self.best_model)
         checkpoint.save(self.folder / BEST, {"model": self.best_model})
         return progress
@@ -250,7 +260,7 @@ class Run:
 
     def _save(self) -> None:
         state = {
-            "config_hash": self.config_hash,
+            "identity": self.identity,
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -265,10 +275,10 @@ class Run:
         if not file.exists():
             return
         state = checkpoint.load(file, self.device)
-        if state["config_hash"] != self.config_hash:
+        if state.get("identity") != self.identity:
             raise ConfigError(
-                f"{file} belongs to another configuration ({state['config_hash']}, this one is"
-                f" {self.config_hash}): give this one a name by variant=..., or delete the file"
+                f"{file} belongs to another configuration or other data: give this one a name by"
+                " variant=..., or delete the file"
             )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -4,6 +4,7 @@ A record is one flat JSON object, written once. It says what was measured, on wh
 which configuration, by which code and on which machine.
 """
 
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from lra.typecheck import fits
 
 log = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = 1
 NAME = "result.json"
 
@@ -116,7 +118,7 @@ class RecordError(ValueError):
 def write(folder: Path, record: Record) -> None:
     """Write `result.json` into a run folder, whole or not at all."""
     partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    partial.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, folder / NAME)
 
 
@@ -152,22 +154,36 @@ def read_all(folder: Path) -> Iterator[Record]:
     """Yield the records below a folder, sorted by path; name and leave out what is none."""
     for file in sorted(folder.glob(f"**/{NAME}")):
         try:
-            yield read(file)
+            record = read(file)
         except RecordError as error:
             log.warning("left out: %s", error)
+            continue
+        own = (record.task, record.attention, record.variant, f"seed{record.seed}")
+        if file.parent.parts[-4:] == own:
+            yield record
+        else:
+            log.warning("left out: %s is the record of %s", file, "/".join(own))
 
 
-def code_version() -> tuple[str, bool]:
-    """Return the git commit of this code and whether the tree differs from it."""
-    here = Path(__file__).resolve().parent
+# What can change a number; records and documents can not.
+CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "requirements.lock")
+
+
+@functools.cache
+def code_version(root: Path = ROOT) -> tuple[str, bool]:
+    """Return the git commit of the code and whether it differs from it, as first asked.
+
+    Args:
+        root: Top of the repository.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
     except (OSError, subprocess.CalledProcessError):
         return "", False
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lra.bench import interleaved
-from lra.report import markdown
+from lra.tables import markdown
 from models.fourier import fourier_mixing, fourier_mixing_reference
 
 LENGTHS = (1000, 1024, 2048, 4096, 4099)

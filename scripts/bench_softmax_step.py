@@ -18,12 +18,12 @@ import torch.nn.functional as F
 
 from lra.batches import Batches
 from lra.bench import interleaved
+from lra.build import build_model
 from lra.config import Config, load
 from lra.optimiser import optimiser_for
-from lra.report import markdown
+from lra.tables import markdown
 from lra.tasks import Split, cache
 from lra.tasks.listops import ListOps
-from lra.train import build_model
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from lra.build import build_model
 from lra.eval import load_run
-from lra.train import build_model
 from models.encoder import Classifier, PairClassifier
 from models.wavspa import FilterBank
 

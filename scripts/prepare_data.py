@@ -10,11 +10,12 @@ import logging
 import sys
 from pathlib import Path
 
+from lra.build import build_task
 from lra.config import ConfigError, load
-from lra.report import markdown
+from lra.tables import markdown
 from lra.tasks import DataError, cache
-from lra.train import build_task
 
+TASKS = "listops,text,retrieval,image,pathfinder"
 COLUMNS = "task source train validation test mean-length max-length MiB seconds sha256"
 
 
@@ -39,7 +40,11 @@ def main() -> None:
     """Build and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tasks", default="listops,image", help="names, separated by commas")
+    parser.add_argument(
+        "--tasks",
+        default="listops,text,retrieval,image,pathfinder",
+        help="names, separated by commas",
+    )
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--protocol", default="nystromformer")
     parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")

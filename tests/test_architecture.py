@@ -49,13 +49,13 @@ def test_no_backend_imports_the_registry_or_another_backend() -> None:
             assert not under(names, *backends), file
 
 
-def test_only_entry_points_see_both_tasks_and_models() -> None:
+def test_one_module_brings_tasks_and_models_together() -> None:
     both = {
         file
         for file, names in imports("lra").items()
         if under(names, "lra.tasks") and under(names, "models")
     }
-    assert both <= {"lra/train.py", "lra/bench.py", "lra/check.py", "lra/eval.py"}
+    assert both <= {"lra/build.py", "lra/eval.py"}
 
 
 def test_a_report_needs_no_torch() -> None:

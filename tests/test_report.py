@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import shutil
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 
 from lra import results
 from lra.grid import build_grid
-from lra.report import accuracy_table, markdown, published_table, throughput_table, write_report
+from lra.report import write_report
 from lra.results import Record, RecordError
+from lra.tables import accuracy_table, markdown, published_table, throughput_table
 
 CONFIG = {
     "model": {
@@ -261,6 +264,47 @@ def test_damaged_files_are_named_and_left_out(
     assert f"{tmp_path / 'x' / results.NAME}: not readable as JSON" in caplog.text
 
 
-def test_the_code_version_is_this_repository_or_empty() -> None:
-    commit, _ = results.code_version()
-    assert commit == "" or len(commit) == 40
+def test_code_is_dirty_by_changed_code_and_not_by_new_records(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+        command = ["git", *author, *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "lra").mkdir()
+    (tmp_path / "lra" / "x.py").write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "result.json").write_text("{}")
+    commit, dirty = results.code_version.__wrapped__(tmp_path)
+    assert len(commit) == 40 and not dirty
+    (tmp_path / "lra" / "x.py").write_text("1")
+    assert results.code_version.__wrapped__(tmp_path) == (commit, True)
+
+
+def test_a_record_in_a_folder_of_another_name_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(tmp_path, OK)
+    (folder,) = tmp_path.glob("**/seed0")
+    shutil.copytree(folder, folder.with_name("seed0 copy"))
+    assert list(results.read_all(tmp_path)) == [OK]
+    assert "is the record of listops/softmax/default/seed0" in caplog.text
+
+
+def test_an_accuracy_of_zero_is_a_result() -> None:
+    assert accuracy_table(build_grid([scored(OK, 0)]))[1][1] == "0.0 (n=1) at chance"
+
+
+def test_seeds_that_are_missing_and_data_that_differ_are_told() -> None:
+    (cell,) = build_grid([OK], seeds=[0, 1, 2]).cells.values()
+    assert cell.accuracy_text == "40.0 (n=1), 2 missing"
+    other = replace(OK, seed=1, data_fingerprint="cd" * 32)
+    (cell,) = build_grid([OK, other]).cells.values()
+    assert cell.accuracy_text.endswith("of different data")
+
+
+def test_stand_in_data_show_in_both_tables() -> None:
+    grid = build_grid([replace(OK, data_source="stand-in")])
+    assert accuracy_table(grid)[0][1] == throughput_table(grid)[1][0] == "listops (stand-in)"

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import lra.config
+import lra.tasks.cache
 from lra import results
+from lra.build import build_attention
 from lra.checkpoint import load
 from lra.config import Config, ConfigError
 from lra.loop import BEST, CHECKPOINT
-from lra.train import CellFailedError, build_attention, run_cell
+from lra.tasks import DataError, Source
+from lra.tasks.listops import ListOps
+from lra.train import CellFailedError, run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -71,15 +76,69 @@ def test_a_cell_leaves_a_record_that_says_what_was_done(tmp_path: Path) -> None:
 def test_a_finished_cell_is_skipped_at_once_and_forced_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = run(tmp_path)
+    first = run(tmp_path, "train.checkpoint_seconds=0")
     started = time.perf_counter()
     with caplog.at_level(logging.INFO):
         assert run_cell(configure(tmp_path), tmp_path / "run") is None
     # Ten times what it takes, and a tenth of what training would.
     assert time.perf_counter() - started < 1
     assert "listops/softmax seed0 is finished" in caplog.text
-    again = run(tmp_path, "force=true")
-    assert again.test_correct == first.test_correct and again.seconds != first.seconds
+    with caplog.at_level(logging.INFO):
+        again = run(tmp_path, "force=true")
+    assert "continues at step" not in caplog.text
+    assert again.test_correct == first.test_correct
+
+
+def test_a_forced_cell_keeps_its_old_record_until_the_new_data_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path)
+
+    def missing(*arguments: object) -> None:
+        raise DataError("no data")
+
+    monkeypatch.setattr(lra.tasks.cache, "load", missing)
+    with pytest.raises(DataError):
+        run(tmp_path, "force=true")
+    assert results.read(tmp_path / "run" / results.NAME) == first
+
+
+def test_an_older_record_counts_younger_knobs_with_their_defaults(tmp_path: Path) -> None:
+    run(tmp_path)
+    file = tmp_path / "run" / results.NAME
+    values = json.loads(file.read_text())
+    del values["config"]["model"]["gelu"], values["config"]["train"]["clip_norm"]
+    file.write_text(json.dumps(values))
+    assert run_cell(configure(tmp_path), tmp_path / "run") is None
+
+
+def test_a_cell_of_generated_data_is_not_finished_for_published_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    published = Source("published", "files")
+    monkeypatch.setattr(ListOps, "locate", lambda self, data_dir: published)
+    with pytest.raises(ConfigError, match="data.source: generated there, published here"):
+        run(tmp_path)
+
+
+def test_a_checkpoint_of_other_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    (tmp_path / "run" / results.NAME).unlink()
+    monkeypatch.setattr(lra.tasks.cache, "fingerprint", lambda splits: "00" * 32)
+    with pytest.raises(ConfigError, match="another configuration or other data"):
+        run(tmp_path)
+
+
+def test_two_processes_never_train_the_same_cell(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(ConfigError, match="another process trains this cell"),
+    ):
+        run(tmp_path)
 
 
 def test_a_record_of_another_configuration_stops_the_run_and_shows_the_difference(
@@ -126,6 +185,13 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
         run(tmp_path, "train.learning_rate=1e-4")
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"half of it")
+    with pytest.raises(ConfigError, match=f"{CHECKPOINT}: not a readable checkpoint"):
+        run(tmp_path)
+
+
 def test_validation_chooses_and_test_is_only_asked_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +216,11 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
 
 def test_bfloat16_and_one_more_thread_train_too(tmp_path: Path) -> None:
     steps = ["train.steps=4", "train.warmup_steps=2"]
-    record = run(tmp_path, "train.precision=bfloat16", "threads=2", *steps)
+    try:
+        record = run(tmp_path, "train.precision=bfloat16", "threads=2", *steps)
+    finally:
+        torch.set_num_threads(1)
     assert (record.dtype, record.threads) == ("bfloat16", 2)
-    torch.set_num_threads(1)
 
 
 def test_attention_names_are_checked_where_they_stand(tmp_path: Path) -> None:
@@ -202,10 +270,21 @@ def run_folder(folder: Path) -> Path:
     return folder / "runs" / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
-    tmp_path: Path, kill: signal.Signals
-) -> None:
+def test_a_run_that_is_told_to_stop_saves_its_checkpoint_first(tmp_path: Path) -> None:
+    options = ["train.steps=100000", "train.validate_every=10", "train.checkpoint_seconds=1e9"]
+    process = start(tmp_path, *options)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 30/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 143
+    step = load(run_folder(tmp_path) / CHECKPOINT, torch.device("cpu"))["progress"]["step"]
+    assert step >= 30 and f"stopped at step {step}; start again to continue" in output
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
     # Enough steps to be killed in the middle; a checkpoint after each.
     options = ["train.steps=200", "train.validate_every=50", "train.checkpoint_seconds=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -218,8 +297,8 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
             break
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[0]
-    process.send_signal(kill)
-    assert finish(process)[0] == (-9 if kill == signal.SIGKILL else 143)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
     step = load(checkpoint, torch.device("cpu"))["progress"]["step"]
     assert 60 < step < 200
     code, output = finish(start(broken, *options))

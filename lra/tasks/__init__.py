@@ -4,7 +4,7 @@ A task is one file with one frozen dataclass: its fields are its options, `locat
 data come from, `write` reads them into the cache. `lra.tasks.cache.load` ties the two together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -59,15 +59,25 @@ class Source:
         kind: `published` (the benchmark's own data), `generated` (by the benchmark's algorithm),
             `other` (real data of the same form, which compare with no published figure) or
             `stand-in` (procedural data of this project).
-        description: The same in words, for people.
+        description: The same in words, without paths: it is recorded.
         files: The raw files to be read, by role; empty when nothing is read.
         signature: Changes when other raw data are found, so that they get their own cache.
+        place: Where they were found or looked for, for messages on this machine.
     """
 
     kind: Literal["published", "generated", "other", "stand-in"]
     description: str
     files: tuple[Path, ...] = ()
     signature: str = ""
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.description}, {self.place}" if self.place else self.description
+
+
+def file_signature(files: Iterable[Path]) -> str:
+    """Return sizes and times of change of files, as a `Source.signature`."""
+    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in (file.stat() for file in files))
 
 
 class Writer(Protocol):

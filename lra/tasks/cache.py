@@ -124,14 +124,17 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
     source = task.locate(data_dir)
     folder = cache_dir / f"{name}-{_key(task, source)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        try:
+            return _open(folder, source)
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            log.warning("%s is damaged (%s); building it again", folder, error)
     # Of two processes that want the same data, one builds and the other waits for it.
     with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            try:
-                return _open(folder, source)
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("%s is damaged (%s); building it again", folder, error)
-                shutil.rmtree(folder)
+        try:
+            return _open(folder, source)
+        except (FileNotFoundError, ValueError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
         with _no_space_named(folder):
             _build(folder, task, source)
         return _open(folder, source)
@@ -152,7 +155,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    log.info("building %s: %s", folder.name, source.description)
+    log.info("building %s: %s", folder.name, source)
     try:
         with (
             SplitWriter(partial, "train") as train,
@@ -162,7 +165,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
             writers = {"train": train, "validation": validation, "test": test}
             task.write(source, writers)
             if empty := [name for name, writer in writers.items() if not len(writer)]:
-                raise DataError(f"{source.description}: no example for {empty[0]}")
+                raise DataError(f"{source}: no example for {empty[0]}")
         manifest = {
             "fingerprint": fingerprint({split: _open_split(partial, split) for split in SPLITS}),
             "source": {"kind": source.kind, "description": source.description},

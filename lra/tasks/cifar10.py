@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lra.tasks import DataError, Source
+from lra.tasks import DataError, Source, file_signature
 from lra.tasks.hub import HubFile, load_rows
 
 HUB = HubFile("uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2")
@@ -44,11 +44,10 @@ def locate(data_dir: Path | None) -> Source:
     for folder in () if data_dir is None else (data_dir / "cifar10", data_dir):
         for form, files in _forms(folder).items():
             if files and all(file.is_file() for file in files):
-                sizes = " ".join(str(file.stat().st_size) for file in files)
-                where = files[0].parent
-                return Source("published", f"CIFAR-10 {form} files of {where}", files, sizes)
-    looked = f" (nothing found under data_dir {data_dir})" if data_dir else ""
-    return Source("published", f"CIFAR-10 from the hub, {HUB}{looked}", (), str(HUB))
+                found, place = file_signature(files), f"in {files[0].parent}"
+                return Source("published", f"CIFAR-10 {form} files", files, found, place)
+    looked = f"as nothing was found under data_dir {data_dir}" if data_dir else ""
+    return Source("published", f"CIFAR-10 from the hub, {HUB}", (), str(HUB), looked)
 
 
 def _forms(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -88,13 +87,10 @@ def read(source: Source, part: str) -> tuple[Images, Labels]:
         images = planes[:, 1:].reshape(-1, 3, SIDE * SIDE).transpose(0, 2, 1)
         labels = planes[:, 0].astype(np.int64)
     if len(labels) != SIZES[part]:
-        raise DataError(
-            f"{source.description}: {len(labels)} {part} images, CIFAR-10 has {SIZES[part]}"
-        )
+        raise DataError(f"{source}: {len(labels)} {part} images, CIFAR-10 has {SIZES[part]}")
     if wrong := np.flatnonzero((labels < 0) | (labels > 9)).tolist():
         raise DataError(
-            f"{source.description}, {part} image {wrong[0]}: label {labels[wrong[0]]}, should be"
-            " 0 to 9"
+            f"{source}, {part} image {wrong[0]}: label {labels[wrong[0]]}, should be 0 to 9"
         )
     return images, labels
 

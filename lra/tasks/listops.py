@@ -5,6 +5,7 @@ Brackets are kept, parentheses are not: they carry no information. Ids are fixed
 1 to 10 the digits, 11 to 14 MIN, MAX, MED and SM, 15 the closing bracket.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import ClassVar
 
 from tqdm import tqdm
 
-from lra.tasks import DataError, Source, Writer
+from lra.tasks import DataError, Source, Writer, file_signature
 from lra.tasks.listops_generator import MAX_ARGUMENTS, SYMBOLS, Grammar, generate
 
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -26,6 +27,8 @@ FOLDERS = (
     "lra_release/listops-1000",
 )
 HEADER = "Source\tTarget"
+# Symbols from which several processes generate.
+PARALLEL_FROM = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,11 @@ class ListOps:
             for folder in FOLDERS:
                 files = tuple(data_dir / folder / name for name in FILES.values())
                 if all(file.is_file() for file in files):
-                    sizes = " ".join(str(file.stat().st_size) for file in files)
-                    where = data_dir / folder
-                    return Source("published", f"published files of {where}", files, sizes)
-        return Source("generated", f"generated with seed {self.data_seed}")
+                    found, place = file_signature(files), f"in {data_dir / folder}"
+                    return Source("published", "published files", files, found, place)
+        looked = f"as no {FILES['train']} lies in {', '.join(FOLDERS)} below {data_dir}"
+        place = looked if data_dir is not None and self == ListOps() else ""
+        return Source("generated", f"generated with seed {self.data_seed}", place=place)
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
         """Write every split; see `lra.tasks.Task`."""
@@ -104,7 +108,9 @@ class ListOps:
             max_arguments=self.max_arguments,
         )
         total = sum(self.sizes.values())
-        examples = generate(total, grammar, self.data_seed)
+        # Starting processes takes longer than a small set does.
+        workers = (os.cpu_count() or 1) if total * self.max_length > PARALLEL_FROM else 1
+        examples = generate(total, grammar, self.data_seed, workers)
         bar = iter(tqdm(examples, "ListOps", total, unit="expressions", disable=None))
         for name, size in self.sizes.items():
             for symbols, label in islice(bar, size):

@@ -66,12 +66,13 @@ class Pathfinder:
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published images under `data_dir`; without them they are generated."""
         if data_dir is not None and self.num_images == NUM_IMAGES:
-            for place in PLACES:
-                folder = data_dir / place / f"pathfinder{self.size}" / FOLDERS[self.contour_length]
+            for top in PLACES:
+                folder = data_dir / top / f"pathfinder{self.size}" / FOLDERS[self.contour_length]
                 files = tuple(sorted(folder.glob("metadata/*.npy")))
                 if files:
                     sizes = f"{len(files)} {sum(file.stat().st_size for file in files)}"
-                    return Source("published", f"published images of {folder}", files, sizes)
+                    place = f"in {folder}"
+                    return Source("published", "published images", files, sizes, place)
         return Source("generated", f"generated with seed {self.data_seed}")
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
@@ -97,8 +98,7 @@ class Pathfinder:
         rows = [row for file in sorted(source.files, key=_number) for row in _rows(file)]
         if len(rows) != self.num_images:
             raise DataError(
-                f"{source.description}: metadata of {len(rows)} images, should be of"
-                f" {self.num_images}"
+                f"{source}: metadata of {len(rows)} images, should be of {self.num_images}"
             )
         salt = f"pathfinder/{self.data_seed}"
         keys = [hashlib.sha256(f"{salt}/{r.file.stem}/{r.line}".encode()).digest() for r in rows]

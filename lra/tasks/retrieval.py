@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from tqdm import tqdm
 
-from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
 
 FILES = {
     "train": "new_aan_pairs.train.tsv",
@@ -67,12 +67,11 @@ class Retrieval:
             place = data_dir / folder
             files = tuple(place / name for name in FILES.values())
             if all(file.is_file() for file in files):
-                sizes = [file.stat().st_size for file in files]
-                signature = " ".join(map(str, sizes))
-                if sum(sizes) < PUBLISHED_BYTES:
-                    description = f"pairs of {place}, not Long Range Arena's own"
-                    return Source("other", description, files, signature)
-                return Source("published", f"published files of {place}", files, signature)
+                found = file_signature(files)
+                if sum(file.stat().st_size for file in files) < PUBLISHED_BYTES:
+                    description = "pairs that are not Long Range Arena's own"
+                    return Source("other", description, files, found, f"in {place}")
+                return Source("published", "published files", files, found, f"in {place}")
         looked = (
             f"none of them in {', '.join(FOLDERS)} below data_dir {data_dir}"
             if data_dir

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
 from lra.tasks.hub import HubFile, load_rows
 
 HUB = HubFile("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31")
@@ -62,15 +62,16 @@ class Text:
                 parts = [tuple(sorted(folder.glob(f"{part}-*.parquet"))) for part in SIZES]
                 if all(parts):
                     files = parts[0] + parts[1]
-                    sizes = " ".join(str(file.stat().st_size) for file in files)
-                    return Source("published", f"IMDb parquet files of {folder}", files, sizes)
+                    found, place = file_signature(files), f"in {folder}"
+                    return Source("published", "IMDb parquet files", files, found, place)
             for folder in (data_dir / "imdb" / "aclImdb", data_dir / "aclImdb"):
                 classes = tuple(folder / part / name for part in SIZES for name in CLASSES)
                 if all(place.is_dir() for place in classes):
                     counts = " ".join(str(len(os.listdir(place))) for place in classes)
-                    return Source("published", f"IMDb text files of {folder}", classes, counts)
-        looked = f" (nothing found under data_dir {data_dir})" if data_dir else ""
-        return Source("published", f"IMDb from the hub, {HUB}{looked}", (), str(HUB))
+                    found = f"in {folder}"
+                    return Source("published", "IMDb text files", classes, counts, found)
+        looked = f"as nothing was found under data_dir {data_dir}" if data_dir else ""
+        return Source("published", f"IMDb from the hub, {HUB}", (), str(HUB), looked)
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
         """Write every split; see `lra.tasks.Task`."""
@@ -103,7 +104,7 @@ class Text:
             else:
                 reviews.append((int(label), text))
         if count != SIZES[part]:
-            raise DataError(f"{source.description}: {count} {part} reviews, IMDb has {SIZES[part]}")
+            raise DataError(f"{source}: {count} {part} reviews, IMDb has {SIZES[part]}")
         return sorted(reviews)
 
 

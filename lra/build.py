@@ -1,0 +1,102 @@
+"""From a configuration to its parts: task, backend, model, device, batches."""
+
+import inspect
+from functools import partial
+
+import torch
+from torch import nn
+
+from lra.batches import Batches
+from lra.config import AttentionConfig, Config, ConfigError, bind
+from lra.seeds import derive
+from lra.tasks import Split, Task
+from lra.tasks.registry import STAND_INS, TASKS
+from models import ATTENTION
+from models.encoder import Attention, Classifier, PairClassifier
+
+
+def build_task(config: Config) -> Task:
+    """Return the task with its options checked.
+
+    Raises:
+        ConfigError: There is no such task or option, or a value is out of range.
+    """
+    tasks = STAND_INS if config.task.stand_in else TASKS
+    name = config.task.name
+    if name not in tasks:
+        kind = "stand-in for" if config.task.stand_in else "task"
+        raise ConfigError(f"task.name={name}: no such {kind}; known are {', '.join(tasks)}")
+    options = bind(tasks[name], config.task.options, "task.options")
+    try:
+        return tasks[name](**options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_attention(config: AttentionConfig, where: str = "attention") -> Attention:
+    """Return what builds a backend from its shape, options checked.
+
+    Raises:
+        ConfigError: There is no such backend or option.
+    """
+    if config.name not in ATTENTION:
+        raise ConfigError(
+            f"{where}.name={config.name}: no such backend; known are {', '.join(ATTENTION)}"
+        )
+    backend = ATTENTION[config.name]
+    options = bind(backend, config.options, f"{where}.options")
+    nests = "inner" in inspect.signature(backend).parameters
+    if nests != (config.inner is not None):
+        state = "needs a backend, such as softmax" if nests else "takes no backend inside"
+        raise ConfigError(f"{where}.inner: {config.name} {state}")
+    if config.inner is not None:
+        options["inner"] = build_attention(config.inner, f"{where}.inner")
+    return partial(backend, **options)
+
+
+def build_model(config: Config) -> Classifier | PairClassifier:
+    """Return the classifier of a cell, its parameters drawn from the seed.
+
+    Raises:
+        ConfigError: The backend refuses its options.
+    """
+    attention = build_attention(config.attention)
+    torch.manual_seed(derive(config.seed, "parameters"))
+    classifier = PairClassifier if config.task.sequences == 2 else Classifier
+    try:
+        return classifier(config.model, attention, config.task.num_classes)
+    except ValueError as error:
+        raise ConfigError(f"attention.options of {config.attention.name}: {error}") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device: `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none of that index.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def batches_for(
+    config: Config, task: Task, model: Classifier | PairClassifier, split: Split
+) -> Batches:
+    """Return the batches of a split as a cell reads them."""
+    return Batches(
+        split,
+        padded_length=config.model.max_length,
+        truncate=config.task.truncate,
+        id_shift=task.id_shift,
+        trim=model.encoder.pad_invariant,
+        device=next(model.parameters()).device,
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
