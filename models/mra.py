@@ -12,7 +12,6 @@ Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y
 b tokens a block, M selected pairs a head.
 """
 
-import warnings
 from typing import ClassVar, Literal, get_args
 
 import torch

@@ -112,15 +112,15 @@ def block_means(blocks: Tensor, counts: Tensor) -> Tensor:
 
 
 class _Slice(NamedTuple):
-    """What the forward and the backward of some heads share; rows are sorted by their count."""
+    """What the forward and the backward of some heads share."""
 
+    queries: Tensor  # (G X, b, K), sorted, times log2(e) / sqrt(K)
     keys: Tensor  # (G Y, b K)
     values: Tensor  # (G Y, b K)
-    queries: Tensor  # (G X, b, K), in units of log2(e) / sqrt(K), sorted
-    valid: Tensor  # (G, X, b)
-    bias: Tensor | None  # (G Y, b), FLOOR for keys that are not real; None if all are
-    order: Tensor  # (G X,), the row at each place
-    columns: Tensor  # (pairs,), key blocks of the rows, sorted alike
+    valid: Tensor | None  # (G X, b, 1) bool; None if all tokens are real
+    order: Tensor  # (G X,), rows sorted by their count
+    back: Tensor  # (G X,), the place of each row in that order
+    columns: Tensor  # (pairs,), key blocks of the rows in that order
     groups: list[tuple[int, int]]  # (count, rows that have it)
     coarse: "_Coarse | None"
 
@@ -170,17 +170,13 @@ def _prepare(
     places, columns = rows[order].nonzero().unbind(1)
     columns += order[places] // num_blocks * num_blocks
     count_of_group, rows_of_group = row_counts.unique_consecutive(return_counts=True)
-    bias = None
-    if not bool(valid.all()):
-        bias = q.new_zeros(valid.shape).masked_fill_(~valid, FLOOR).flatten(0, 1)
-    sorted_queries = queries.flatten(0, 1).index_select(0, order).mul_(LOG2_E / width**0.5)
     return _Slice(
+        queries.flatten(0, 1).index_select(0, order).mul_(LOG2_E / width**0.5),
         keys.reshape(heads * num_blocks, -1),
         values.reshape(heads * num_blocks, -1),
-        sorted_queries,
-        valid,
-        bias,
+        None if bool(valid.all()) else valid.view(-1, block_size, 1),
         order,
+        order.argsort(),
         columns,
         list(zip(count_of_group.tolist(), rows_of_group.tolist(), strict=True)),
         coarse,
@@ -188,7 +184,7 @@ def _prepare(
 
 
 class _Chunk(NamedTuple):
-    rows: slice
+    rows: slice  # R sorted rows
     columns: Tensor  # (R c,)
     keys: Tensor  # (R, c b, K)
     values: Tensor  # (R, c b, K)
@@ -196,96 +192,103 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(part: _Slice) -> Iterator[_Chunk]:
-    """Gather the keys and values of one chunk of rows after the other, and compute their logits."""
+    """Gather one chunk of rows after the other, and compute its logits."""
     block_size, width = part.queries.shape[1:]
     most = max([PAIRS_A_CHUNK, *(count for count, _ in part.groups)])
     gathered_keys = part.keys.new_empty(most, block_size * width)
     gathered_values = torch.empty_like(gathered_keys)
     tiles = part.keys.new_empty(most, block_size**2)
     row = pair = 0
-    for count, rows in part.groups:
-        end = row + rows
-        step = max(1, PAIRS_A_CHUNK // max(count, 1))
-        while row < end and count > 0:
-            here = slice(row, min(row + step, end))
-            size = (here.stop - row) * count
-            shape = (here.stop - row, count * block_size)
+    for count, group in part.groups:
+        end = row + group
+        if count == 0:
+            row = end
+        while row < end:
+            rows = slice(row, min(row + max(1, PAIRS_A_CHUNK // count), end))
+            size = (rows.stop - row) * count
+            shape = (rows.stop - row, count * block_size)
             columns = part.columns[pair : pair + size]
-            keys = gathered_keys[:size]
+            keys, values, logits = gathered_keys[:size], gathered_values[:size], tiles[:size]
             torch.index_select(part.keys, 0, columns, out=keys)
-            values = gathered_values[:size]
             torch.index_select(part.values, 0, columns, out=values)
             keys, values = keys.view(*shape, width), values.view(*shape, width)
-            logits = tiles[:size].view(*shape, block_size)
-            torch.bmm(keys, part.queries[here].mT, out=logits)
-            if part.bias is not None:
-                logits += part.bias[columns].view(*shape, 1)
-            yield _Chunk(here, columns, keys, values, logits)
-            row, pair = here.stop, pair + size
-        row = end
+            logits = logits.view(*shape, block_size)
+            torch.bmm(keys, part.queries[rows].mT, out=logits)
+            if part.valid is not None:
+                real = part.valid.index_select(0, columns).view(*shape, 1)
+                logits.masked_fill_(~real, FLOOR)
+            yield _Chunk(rows, columns, keys, values, logits)
+            row, pair = rows.stop, pair + size
 
 
-def _attend_slice(part: _Slice) -> tuple[Tensor, Tensor]:
-    """Attend for one slice: output `(G X, b, K)` and log-sum-exp `(G X, b)`, rows in order."""
-    total = torch.zeros_like(part.queries)
-    top = part.queries.new_full(part.queries.shape[:2], FLOOR)
+def _attend_slice(part: _Slice, out: Tensor) -> Tensor:
+    """Write the output of one slice to `out` `(G X, b, K)`; return the log-sum-exp `(G X, b)`."""
+    total = torch.zeros_like(out)
+    top = out.new_full((len(out), 1, out.shape[1]), FLOOR)
     norm = torch.zeros_like(top)
     for chunk in _chunks(part):
-        best = torch.amax(chunk.logits, 1, keepdim=True)
+        best = top[chunk.rows]
+        torch.amax(chunk.logits, 1, keepdim=True, out=best)
         weights = chunk.logits.sub_(best).exp2_()
-        top[chunk.rows] = best.squeeze(1)
-        torch.sum(weights, 1, out=norm[chunk.rows])
+        torch.sum(weights, 1, keepdim=True, out=norm[chunk.rows])
         torch.bmm(weights.mT, chunk.values, out=total[chunk.rows])
-    low = torch.full_like(top[:, :1], FLOOR)
-    if part.coarse is not None:
-        low = part.coarse.lse.flatten()[part.order].unsqueeze(-1)
+    torch.index_select(total, 0, part.back, out=out)
+    top, norm = (x.index_select(0, part.back).squeeze(1) for x in (top, norm))
+    if part.coarse is None:
+        # A row without a selected key has weight 0 and output 0.
+        norm.clamp_(min=torch.finfo(norm.dtype).tiny)
+        out.div_(norm.unsqueeze(-1))
+        return top.add_(norm.log2_())
+    low = part.coarse.lse.view(-1, 1)
     shift = torch.maximum(top, low)
-    fine_scale, coarse_scale = torch.exp2(top - shift), torch.exp2(low - shift)
-    norm = norm.mul_(fine_scale).add_(coarse_scale)
-    total *= (fine_scale / norm).unsqueeze(-1)
-    if part.coarse is not None:
-        means = (part.coarse.weights @ part.coarse.v).flatten(0, 1)[part.order]
-        total += (coarse_scale / norm).unsqueeze(-1) * means.unsqueeze(1)
-    lse = shift.add_(norm.log2_())
-    out = torch.empty_like(total).index_copy_(0, part.order, total)
-    return out, torch.empty_like(lse).index_copy_(0, part.order, lse)
+    fine, coarse = top.sub_(shift).exp2_(), (low - shift).exp2_()
+    norm.mul_(fine).add_(coarse)
+    means = (part.coarse.weights @ part.coarse.v).flatten(0, 1)
+    out.mul_(fine.div_(norm).unsqueeze(-1))
+    out.addcmul_(coarse.div_(norm).unsqueeze(-1), means.unsqueeze(1))
+    return shift.add_(norm.log2_())
 
 
-def _differentiate_slice(part: _Slice, out: Tensor, lse: Tensor, grad: Tensor) -> list[Tensor]:
-    """Return the gradients of queries, keys and values, each `(G X, b, K)`, rows in order.
+def _differentiate_slice(
+    part: _Slice, out: Tensor, lse: Tensor, grad: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Write the gradients of queries, keys and values to `grads`, each `(G X, b, K)`.
 
     With P the weights and D_i = grad_i . out_i: dV = P^T grad, dS = P (grad V^T - D),
     dQ = dS K / sqrt(K), dK = dS^T Q / sqrt(K).
     """
-    scale = part.queries.shape[-1] ** -0.5
-    inner = (grad * out).sum(-1)  # D, (G X, b)
-    sorted_grad, sorted_lse, sorted_inner = (x[part.order] for x in (grad, lse, inner))
-    grad_q, grad_k, grad_v = (torch.zeros_like(part.queries) for _ in range(3))
-    flat_k, flat_v = grad_k.flatten(1), grad_v.flatten(1)
-    grad_tiles = part.queries.new_empty(0)
-    grad_gathered = part.queries.new_empty(0)
+    for x in grads[1:]:
+        x.zero_()
+    grad_k, grad_v = grads[1].flatten(1), grads[2].flatten(1)
+    inner = torch.linalg.vecdot(grad, out)  # D, (G X, b)
+    sorted_q, sorted_grad = torch.zeros_like(out), grad.index_select(0, part.order)
+    sorted_inner, sorted_lse = (x.index_select(0, part.order).unsqueeze(1) for x in (inner, lse))
+    tiles = buffer = out.new_empty(0)
     for chunk in _chunks(part):
-        if grad_tiles.numel() < chunk.logits.numel():
-            grad_tiles, grad_gathered = (torch.empty_like(x).flatten() for x in chunk[4:2:-1])
-        here, columns = chunk.rows, chunk.columns
-        towards = grad_gathered[: chunk.keys.numel()].view_as(chunk.keys)
-        weights = chunk.logits.sub_(sorted_lse[here].unsqueeze(1)).exp2_()
-        torch.bmm(weights, sorted_grad[here], out=towards)
-        flat_v.index_add_(0, columns, towards.view(len(columns), -1))
-        logits = grad_tiles[: weights.numel()].view_as(weights)
-        torch.bmm(chunk.values, sorted_grad[here].mT, out=logits)
-        logits.sub_(sorted_inner[here].unsqueeze(1)).mul_(weights)
-        torch.bmm(logits.mT, chunk.keys, out=grad_q[here])
-        torch.bmm(logits, part.queries[here], out=towards)
-        flat_k.index_add_(0, columns, towards.view(len(columns), -1))
-    grad_q = torch.empty_like(grad_q).index_copy_(0, part.order, grad_q.mul_(scale))
-    # The queries hold scale * log2(e).
-    grad_k /= LOG2_E
+        if tiles.numel() < chunk.logits.numel():
+            size = max(PAIRS_A_CHUNK * out.shape[1] ** 2, chunk.logits.numel())
+            tiles, buffer = out.new_empty(size), out.new_empty(size * out.shape[2] // out.shape[1])
+        rows = chunk.rows
+        out_grad, queries = sorted_grad[rows], part.queries[rows]
+        logits = tiles[: chunk.logits.numel()].view_as(chunk.logits)
+        gathered = buffer[: chunk.keys.numel()].view_as(chunk.keys)
+        flat = gathered.view(len(chunk.columns), -1)
+        weights = chunk.logits.sub_(sorted_lse[rows]).exp2_()
+        torch.bmm(weights, out_grad, out=gathered)
+        grad_v.index_add_(0, chunk.columns, flat)
+        torch.bmm(chunk.values, out_grad.mT, out=logits)
+        logits.sub_(sorted_inner[rows]).mul_(weights)
+        torch.bmm(logits.mT, chunk.keys, out=sorted_q[rows])
+        torch.bmm(logits, queries, out=gathered)
+        grad_k.index_add_(0, chunk.columns, flat)
+    torch.index_select(sorted_q, 0, part.back, out=grads[0])
+    grads[0].mul_(grad.shape[-1] ** -0.5)
+    # The sorted queries hold log2(e) besides the scale.
+    grad_k.div_(LOG2_E)
     if part.coarse is not None:
-        for x, mean in zip((grad_q, grad_k, grad_v),
-                           _differentiate_coarse(part.coarse, lse, grad, inner), strict=True):  # fmt: skip
-            x += mean.flatten(0, 1).unsqueeze(1)
-    return [grad_q, grad_k, grad_v]
+        means = _differentiate_coarse(part.coarse, lse, grad, inner)
+        for x, mean in zip(grads, means, strict=True):
+            x.add_(mean.flatten(0, 1).unsqueeze(1))
 
 
 def _differentiate_coarse(
@@ -305,24 +308,44 @@ def _differentiate_coarse(
     )
 
 
+class _Rows:
+    """The block rows of some heads of a contiguous result, to be filled and then stored."""
+
+    def __init__(self, result: Tensor, start: int, stop: int, block_size: int) -> None:
+        _, _, length, width = result.shape
+        self.target = result.flatten(0, 1)[start:stop]
+        if length % block_size == 0:
+            self.blocks = self.target.view(-1, block_size, width)
+        else:
+            padded = -(-length // block_size) * block_size
+            self.blocks = result.new_empty(stop - start, padded, width).view(-1, block_size, width)
+
+    def store(self, valid: Tensor | None) -> None:
+        """Put 0 where `valid` is False, and copy what is not in place."""
+        if valid is not None:
+            self.blocks.masked_fill_(~valid, 0.0)
+        heads, length, width = self.target.shape
+        if self.blocks.data_ptr() != self.target.data_ptr():
+            self.target.copy_(self.blocks.view(heads, -1, width)[:, :length])
+
+
 @torch.library.custom_op("long_range_arena::attend_blocks", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, heads, length, width = q.shape
-    num_blocks = -(-length // block_size)
-    out = q.new_empty(batch * heads, length, width)
-    lse = q.new_empty(batch * heads, num_blocks, block_size)
+    heads = q.shape[0] * q.shape[1]
+    num_blocks = -(-q.shape[2] // block_size)
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(heads, num_blocks, block_size)
 
     def run(start: int, stop: int) -> None:
         part = _prepare(q, k, v, mask, pairs, block_size, full, start, stop)
-        blocks, norms = _attend_slice(part)
-        blocks.masked_fill_(~part.valid.flatten(0, 1).unsqueeze(-1), 0.0)
-        out[start:stop] = blocks.view(stop - start, -1, width)[:, :length]
-        lse[start:stop] = norms.view(stop - start, num_blocks, block_size)
+        rows = _Rows(out, start, stop, block_size)
+        lse[start:stop] = _attend_slice(part, rows.blocks).view_as(lse[start:stop])
+        rows.store(part.valid)
 
-    over_heads(run, batch * heads, num_blocks)
-    return out.view(q.shape), lse
+    over_heads(run, heads, num_blocks)
+    return out, lse
 
 
 @_attend.register_fake
@@ -338,25 +361,22 @@ def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
     grad: Tensor, block_size: int, full: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    batch, heads, length, width = q.shape
-    grads = tuple(q.new_empty(batch * heads, length, width) for _ in range(3))
+    grads = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
     def run(start: int, stop: int) -> None:
         part = _prepare(q, k, v, mask, pairs, block_size, full, start, stop)
-        out_blocks, grad_blocks = (
-            head_blocks(x, start, stop, block_size, mask).reshape_as(part.queries)
-            for x in (out, grad)
+        out_rows, grad_rows = (
+            head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in (out, grad)
         )
-        head_lse = lse[start:stop].flatten(0, 1)
-        invalid = ~part.valid.flatten(0, 1).unsqueeze(-1)
-        blocks = _differentiate_slice(part, out_blocks, head_lse, grad_blocks)
-        for whole, some in zip(grads, blocks, strict=True):
-            some.masked_fill_(invalid, 0.0)
-            whole[start:stop] = some.view(stop - start, -1, width)[:, :length]
+        rows = [_Rows(x, start, stop, block_size) for x in grads]
+        norms = lse[start:stop].flatten(0, 1)
+        blocks = rows[0].blocks, rows[1].blocks, rows[2].blocks
+        _differentiate_slice(part, out_rows, norms, grad_rows, blocks)
+        for x in rows:
+            x.store(part.valid)
 
-    over_heads(run, batch * heads, lse.shape[1])
-    grad_q, grad_k, grad_v = (x.view(q.shape) for x in grads)
-    return grad_q, grad_k, grad_v
+    over_heads(run, lse.shape[0], lse.shape[1])
+    return grads
 
 
 @_attend_backward.register_fake
