@@ -4,9 +4,9 @@ What `models/mra.py` attends to is fixed by then; here it is computed. The plain
 function is `models.mra.gathered_attention`. What makes this one fast:
 
 * Query blocks are sorted by how many key blocks they selected and taken in chunks of equal count,
-  so that the keys of a query block are one wide matrix product without padding.
-* Chunks stay in the cache; the backward recomputes the weights from the stored log-sum-exp.
-* `exp2` costs a third of `exp`, so logarithms here are to base 2, and log2(e) is in the scale.
+  so that a chunk is dense attention without padding: torch's own fused kernel, forward and
+  backward. Its backward takes the weights from whatever log-sum-exp it is given, so that of the
+  merged softmax makes it exact.
 * Heads are shared out among Python threads that use one core each. Threads inside each of many
   small operations would wait for each other at every one of them, and for a whole time slice
   whenever another process holds a core.
@@ -15,7 +15,6 @@ Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b 
 G heads of one slice, R query blocks of one chunk, c selected key blocks of each.
 """
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ from torch import Tensor
 
 # Stands for minus infinity, so that no difference of two of them is NaN.
 FLOOR = -1e30
-LOG2_E = math.log2(math.e)
 # 96 block pairs of 32 x 32 logits, two such tiles and their keys and values: about a second-level
 # cache. Slices of some 256 query blocks keep their keys and values near it too.
 PAIRS_A_CHUNK = 96
@@ -111,93 +109,65 @@ def block_means(blocks: Tensor, counts: Tensor) -> Tensor:
     return blocks.sum(-2) / counts.clamp(min=1).unsqueeze(-1)
 
 
+def live_pairs(counts: Tensor) -> Tensor:
+    """Say which pairs of blocks have a real query and a real key: `(..., X, Y)` bool."""
+    alive = counts > 0
+    return alive.unsqueeze(-1) & alive.unsqueeze(-2)
+
+
 class _Slice(NamedTuple):
     """What the forward and the backward of some heads share."""
 
-    queries: Tensor  # (G X, b, K), sorted, times log2(e) / sqrt(K)
+    queries: Tensor  # (G X, b K)
     keys: Tensor  # (G Y, b K)
     values: Tensor  # (G Y, b K)
-    valid: Tensor | None  # (G X, b, 1) bool; None if all tokens are real
-    order: Tensor  # (G X,), rows sorted by their count
-    back: Tensor  # (G X,), the place of each row in that order
+    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
+    counts: Tensor  # (G, X), real tokens
+    selected: Tensor  # (G, X, Y) bool, pairs without a real query or key left out
+    order: Tensor  # (G X,), rows sorted by how many pairs they selected
     columns: Tensor  # (pairs,), key blocks of the rows in that order
-    groups: list[tuple[int, int]]  # (count, rows that have it)
-    coarse: "_Coarse | None"
-
-
-class _Coarse(NamedTuple):
-    """The blocks that were not selected, each one item of weight 2^logit: MRA-2's second part."""
-
-    q: Tensor  # (G, X, K), block means
-    k: Tensor
-    v: Tensor
-    counts: Tensor  # (G, X)
-    weights: Tensor  # (G, X, Y), softmax over Y
-    lse: Tensor  # (G, X), log-sum-exp to base 2, FLOOR where all live blocks were selected
-
-
-def _coarse(q: Tensor, k: Tensor, v: Tensor, counts: Tensor, left: Tensor) -> _Coarse:
-    """Pool blocks `(G, X, b, K)`; `left` `(G, X, Y)` are live pairs that were not selected."""
-    means = [block_means(x, counts) for x in (q, k, v)]
-    logits = means[0] @ means[1].mT * (LOG2_E / q.shape[-1] ** 0.5)
-    logits += counts.clamp(min=1).log2().unsqueeze(-2)
-    logits.masked_fill_(~left, FLOOR)
-    top = logits.amax(-1, keepdim=True)
-    weights = logits.sub_(top).exp2_().mul_(left)
-    total = weights.sum(-1, keepdim=True)
-    lse = (top + total.clamp(min=1).log2()).squeeze(-1)
-    return _Coarse(*means, counts, weights.div_(total.clamp(min=1)), lse)
+    groups: list[tuple[int, int]]  # (pairs a row, rows that have so many)
 
 
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int,
-    full: bool, start: int, stop: int,
+    start: int, stop: int,
 ) -> _Slice:  # fmt: skip
     """Lay out heads `start` to `stop` of the operator's inputs."""
-    queries, keys, values = (head_blocks(x, start, stop, block_size, mask) for x in (q, k, v))
-    heads, num_blocks, _, width = queries.shape
+    queries, keys, values = (
+        head_blocks(x, start, stop, block_size, mask).flatten(0, 1).flatten(1) for x in (q, k, v)
+    )
     valid = head_valid(q, start, stop, block_size, mask)
     counts = valid.sum(-1)
-    alive = counts > 0
-    live = alive.unsqueeze(-1) & alive.unsqueeze(-2)  # (G, X, Y)
+    heads, num_blocks = counts.shape
     selected = torch.zeros(heads, num_blocks**2, dtype=torch.bool)
     selected.scatter_(1, pairs.flatten(0, 1)[start:stop], True)
-    selected = selected.view_as(live) & live
-    coarse = _coarse(queries, keys, values, counts.to(q.dtype), live & ~selected) if full else None
-
+    selected = selected.view(heads, num_blocks, num_blocks) & live_pairs(counts)
     rows = selected.flatten(0, 1)
     row_counts, order = rows.sum(-1).sort(stable=True)
     places, columns = rows[order].nonzero().unbind(1)
     columns += order[places] // num_blocks * num_blocks
-    count_of_group, rows_of_group = row_counts.unique_consecutive(return_counts=True)
-    return _Slice(
-        queries.flatten(0, 1).index_select(0, order).mul_(LOG2_E / width**0.5),
-        keys.reshape(heads * num_blocks, -1),
-        values.reshape(heads * num_blocks, -1),
-        None if bool(valid.all()) else valid.view(-1, block_size, 1),
-        order,
-        order.argsort(),
-        columns,
-        list(zip(count_of_group.tolist(), rows_of_group.tolist(), strict=True)),
-        coarse,
-    )
+    pairs_of_group, rows_of_group = row_counts.unique_consecutive(return_counts=True)
+    groups = list(zip(pairs_of_group.tolist(), rows_of_group.tolist(), strict=True))
+    mixed = None if bool(valid.all()) else valid.flatten(0, 1)
+    return _Slice(queries, keys, values, mixed, counts, selected, order, columns, groups)
 
 
 class _Chunk(NamedTuple):
-    rows: slice  # R sorted rows
+    """Dense attention of R query blocks to c key blocks each."""
+
+    rows: slice  # of the sorted rows
     columns: Tensor  # (R c,)
-    keys: Tensor  # (R, c b, K)
-    values: Tensor  # (R, c b, K)
-    logits: Tensor  # (R, c b, b): keys by queries, which the matrix products like better
+    keys: Tensor  # (R, 1, c b, K)
+    values: Tensor  # (R, 1, c b, K)
+    bias: Tensor | None  # (R, 1, 1, c b), FLOOR for keys that are not real
 
 
-def _chunks(part: _Slice) -> Iterator[_Chunk]:
-    """Gather one chunk of rows after the other, and compute its logits."""
-    block_size, width = part.queries.shape[1:]
+def _chunks(part: _Slice, block_size: int) -> Iterator[_Chunk]:
+    """Gather the keys and values of one chunk after the other, in the same two buffers."""
     most = max([PAIRS_A_CHUNK, *(count for count, _ in part.groups)])
-    gathered_keys = part.keys.new_empty(most, block_size * width)
+    gathered_keys = part.keys.new_empty(most, part.keys.shape[1])
     gathered_values = torch.empty_like(gathered_keys)
-    tiles = part.keys.new_empty(most, block_size**2)
     row = pair = 0
     for count, group in part.groups:
         end = row + group
@@ -206,106 +176,101 @@ def _chunks(part: _Slice) -> Iterator[_Chunk]:
         while row < end:
             rows = slice(row, min(row + max(1, PAIRS_A_CHUNK // count), end))
             size = (rows.stop - row) * count
-            shape = (rows.stop - row, count * block_size)
             columns = part.columns[pair : pair + size]
-            keys, values, logits = gathered_keys[:size], gathered_values[:size], tiles[:size]
+            keys, values = gathered_keys[:size], gathered_values[:size]
             torch.index_select(part.keys, 0, columns, out=keys)
             torch.index_select(part.values, 0, columns, out=values)
-            keys, values = keys.view(*shape, width), values.view(*shape, width)
-            logits = logits.view(*shape, block_size)
-            torch.bmm(keys, part.queries[rows].mT, out=logits)
+            shape = (rows.stop - row, 1, count * block_size)
+            bias = None
             if part.valid is not None:
-                real = part.valid.index_select(0, columns).view(*shape, 1)
-                logits.masked_fill_(~real, FLOOR)
-            yield _Chunk(rows, columns, keys, values, logits)
+                bias = keys.new_zeros(size, block_size)
+                bias = bias.masked_fill_(~part.valid.index_select(0, columns), FLOOR)
+                bias = bias.view(shape[0], 1, 1, shape[2])
+            yield _Chunk(rows, columns, keys.view(*shape, -1), values.view(*shape, -1), bias)
             row, pair = rows.stop, pair + size
 
 
-def _attend_slice(part: _Slice, out: Tensor) -> Tensor:
-    """Write the output of one slice to `out` `(G X, b, K)`; return the log-sum-exp `(G X, b)`."""
-    total = torch.zeros_like(out)
-    top = out.new_full((len(out), 1, out.shape[1]), FLOOR)
-    norm = torch.zeros_like(top)
-    for chunk in _chunks(part):
-        best = top[chunk.rows]
-        torch.amax(chunk.logits, 1, keepdim=True, out=best)
-        weights = chunk.logits.sub_(best).exp2_()
-        torch.sum(weights, 1, keepdim=True, out=norm[chunk.rows])
-        torch.bmm(weights.mT, chunk.values, out=total[chunk.rows])
-    torch.index_select(total, 0, part.back, out=out)
-    top, norm = (x.index_select(0, part.back).squeeze(1) for x in (top, norm))
-    if part.coarse is None:
-        # A row without a selected key has weight 0 and output 0.
-        norm.clamp_(min=torch.finfo(norm.dtype).tiny)
-        out.div_(norm.unsqueeze(-1))
-        return top.add_(norm.log2_())
-    low = part.coarse.lse.view(-1, 1)
-    shift = torch.maximum(top, low)
-    fine, coarse = top.sub_(shift).exp2_(), (low - shift).exp2_()
-    norm.mul_(fine).add_(coarse)
-    means = (part.coarse.weights @ part.coarse.v).flatten(0, 1)
-    out.mul_(fine.div_(norm).unsqueeze(-1))
-    out.addcmul_(coarse.div_(norm).unsqueeze(-1), means.unsqueeze(1))
-    return shift.add_(norm.log2_())
+def _attend_fine(part: _Slice, block_size: int) -> tuple[Tensor, Tensor]:
+    """Attend to the selected blocks: `(G X, b, K)`, and the log-sum-exp `(G X, b)`."""
+    queries = part.queries.index_select(0, part.order).unflatten(1, (1, block_size, -1))
+    empty = sum(group for count, group in part.groups if count == 0)
+    outs = [torch.zeros_like(queries[:empty])]
+    norms = [queries.new_full((empty, 1, block_size), FLOOR)]
+    for chunk in _chunks(part, block_size):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries[chunk.rows], chunk.keys, chunk.values, attn_mask=chunk.bias
+        )
+        outs.append(out)
+        norms.append(lse)
+    back = part.order.argsort()
+    out, lse = (torch.cat(x).squeeze(1).index_select(0, back) for x in (outs, norms))
+    return out, lse
 
 
-def _differentiate_slice(
+def _differentiate_fine(
     part: _Slice, out: Tensor, lse: Tensor, grad: Tensor, grads: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    """Write the gradients of queries, keys and values to `grads`, each `(G X, b, K)`.
+    """Write what queries, keys and values get through selected blocks to `grads` `(G X, b, K)`."""
+    block_size = out.shape[1]
+    queries, outs, out_grads = (
+        x.flatten(1).index_select(0, part.order).unflatten(1, (1, block_size, -1))
+        for x in (part.queries, out, grad)
+    )
+    norms = lse.index_select(0, part.order).unsqueeze(1)
+    empty = sum(group for count, group in part.groups if count == 0)
+    sorted_grads = [torch.zeros_like(queries[:empty])]
+    grad_k, grad_v = (x.zero_().flatten(1) for x in grads[1:])
+    for chunk in _chunks(part, block_size):
+        rows, columns = chunk.rows, chunk.columns
+        to_q, to_k, to_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            out_grads[rows], queries[rows], chunk.keys, chunk.values, outs[rows], norms[rows],
+            0.0, False, attn_mask=chunk.bias,
+        )  # fmt: skip
+        sorted_grads.append(to_q)
+        grad_k.index_add_(0, columns, to_k.reshape(len(columns), -1))
+        grad_v.index_add_(0, columns, to_v.reshape(len(columns), -1))
+    back = part.order.argsort()
+    torch.index_select(torch.cat(sorted_grads).flatten(1), 0, back, out=grads[0].flatten(1))
 
-    With P the weights and D_i = grad_i . out_i: dV = P^T grad, dS = P (grad V^T - D),
-    dQ = dS K / sqrt(K), dK = dS^T Q / sqrt(K).
-    """
-    for x in grads[1:]:
-        x.zero_()
-    grad_k, grad_v = grads[1].flatten(1), grads[2].flatten(1)
-    inner = torch.linalg.vecdot(grad, out)  # D, (G X, b)
-    sorted_q, sorted_grad = torch.zeros_like(out), grad.index_select(0, part.order)
-    sorted_inner, sorted_lse = (x.index_select(0, part.order).unsqueeze(1) for x in (inner, lse))
-    tiles = buffer = out.new_empty(0)
-    for chunk in _chunks(part):
-        if tiles.numel() < chunk.logits.numel():
-            size = max(PAIRS_A_CHUNK * out.shape[1] ** 2, chunk.logits.numel())
-            tiles, buffer = out.new_empty(size), out.new_empty(size * out.shape[2] // out.shape[1])
-        rows = chunk.rows
-        out_grad, queries = sorted_grad[rows], part.queries[rows]
-        logits = tiles[: chunk.logits.numel()].view_as(chunk.logits)
-        gathered = buffer[: chunk.keys.numel()].view_as(chunk.keys)
-        flat = gathered.view(len(chunk.columns), -1)
-        weights = chunk.logits.sub_(sorted_lse[rows]).exp2_()
-        torch.bmm(weights, out_grad, out=gathered)
-        grad_v.index_add_(0, chunk.columns, flat)
-        torch.bmm(chunk.values, out_grad.mT, out=logits)
-        logits.sub_(sorted_inner[rows]).mul_(weights)
-        torch.bmm(logits.mT, chunk.keys, out=sorted_q[rows])
-        torch.bmm(logits, queries, out=gathered)
-        grad_k.index_add_(0, chunk.columns, flat)
-    torch.index_select(sorted_q, 0, part.back, out=grads[0])
-    grads[0].mul_(grad.shape[-1] ** -0.5)
-    # The sorted queries hold log2(e) besides the scale.
-    grad_k.div_(LOG2_E)
-    if part.coarse is not None:
-        means = _differentiate_coarse(part.coarse, lse, grad, inner)
-        for x, mean in zip(grads, means, strict=True):
-            x.add_(mean.flatten(0, 1).unsqueeze(1))
+
+class _Coarse(NamedTuple):
+    """The live blocks that were not selected, each one item of logit L_xy + log c_y."""
+
+    weights: Tensor  # (G, X, Y), softmax over Y
+    lse: Tensor  # (G X, 1), FLOOR where all live blocks were selected
+
+
+def _attend_coarse(part: _Slice, means: Tensor) -> _Coarse:
+    """Weigh the blocks by their means `(3, G, X, K)` of queries, keys and values."""
+    left = live_pairs(part.counts) & ~part.selected
+    logits = means[0] @ means[1].mT / means.shape[-1] ** 0.5  # (G, X, Y)
+    logits += part.counts.clamp(min=1).to(logits.dtype).log().unsqueeze(-2)
+    logits.masked_fill_(~left, FLOOR)
+    lse = logits.logsumexp(-1, keepdim=True)
+    weights = logits.sub_(lse).exp_().mul_(left)
+    return _Coarse(weights, lse.view(-1, 1))
 
 
 def _differentiate_coarse(
-    coarse: _Coarse, lse: Tensor, grad: Tensor, inner: Tensor
+    part: _Slice, means: Tensor, out: Tensor, lse: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient that each token of a block gets through the means, `(G, X, K)` each."""
-    share = torch.exp2(coarse.lse.view(-1, 1) - lse).unsqueeze(1)  # (G X, 1, b)
-    pooled = (share @ grad).view_as(coarse.q)
-    pooled_inner = (share @ inner.unsqueeze(-1)).view(*coarse.lse.shape, 1)
-    scale = coarse.q.shape[-1] ** -0.5
-    logits = coarse.weights * (pooled @ coarse.v.mT - pooled_inner) * scale  # (G, X, Y)
-    counts = coarse.counts.clamp(min=1).unsqueeze(-1)
-    return (
-        logits @ coarse.k / counts,
-        logits.mT @ coarse.q / counts,
-        coarse.weights.mT @ pooled / counts,
-    )
+    """Return what each token of a block gets through the means, `(G X, 1, K)` each.
+
+    With w the share of the coarse part in a query's softmax and D_i = grad_i . out_i,
+    U_x = sum of w_i grad_i, T_x = sum of w_i D_i: dL = W (U vm^T - T), dvm = W^T U,
+    dqm = dL km / sqrt(K), dkm = dL^T qm / sqrt(K).
+    """
+    coarse = _attend_coarse(part, means)
+    heads, num_blocks, width = means.shape[1:]
+    share = (coarse.lse - lse).exp_().unsqueeze(1)  # (G X, 1, b)
+    inner = torch.linalg.vecdot(grad, out).unsqueeze(-1)
+    pooled = (share @ grad).view(heads, num_blocks, width)
+    logits = pooled @ means[2].mT - (share @ inner).view(heads, num_blocks, 1)
+    logits *= coarse.weights / width**0.5
+    counts = part.counts.clamp(min=1).unsqueeze(-1)
+    to_q, to_k = logits @ means[1] / counts, logits.mT @ means[0] / counts
+    to_v = coarse.weights.mT @ pooled / counts
+    return to_q.view(-1, 1, width), to_k.view(-1, 1, width), to_v.view(-1, 1, width)
 
 
 class _Rows:
@@ -314,75 +279,95 @@ class _Rows:
     def __init__(self, result: Tensor, start: int, stop: int, block_size: int) -> None:
         _, _, length, width = result.shape
         self.target = result.flatten(0, 1)[start:stop]
-        if length % block_size == 0:
-            self.blocks = self.target.view(-1, block_size, width)
-        else:
-            padded = -(-length // block_size) * block_size
-            self.blocks = result.new_empty(stop - start, padded, width).view(-1, block_size, width)
+        self.in_place = length % block_size == 0
+        padded = -(-length // block_size) * block_size
+        rows = self.target if self.in_place else result.new_empty(stop - start, padded, width)
+        self.blocks = rows.view(-1, block_size, width)
 
     def store(self, valid: Tensor | None) -> None:
-        """Put 0 where `valid` is False, and copy what is not in place."""
+        """Put 0 where `valid` `(G X, b)` is False, and copy what is not in place."""
         if valid is not None:
-            self.blocks.masked_fill_(~valid, 0.0)
-        heads, length, width = self.target.shape
-        if self.blocks.data_ptr() != self.target.data_ptr():
+            self.blocks.masked_fill_(~valid.unsqueeze(-1), 0.0)
+        if not self.in_place:
+            heads, length, width = self.target.shape
             self.target.copy_(self.blocks.view(heads, -1, width)[:, :length])
 
 
 @torch.library.custom_op("long_range_arena::attend_blocks", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
-) -> tuple[Tensor, Tensor]:
-    heads = q.shape[0] * q.shape[1]
-    num_blocks = -(-q.shape[2] // block_size)
-    out = q.new_empty(q.shape)
-    lse = q.new_empty(heads, num_blocks, block_size)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, the log-sum-exp and the block means, saved for the backward."""
+    out, lse, means = _new_results(q, block_size)
 
     def run(start: int, stop: int) -> None:
-        part = _prepare(q, k, v, mask, pairs, block_size, full, start, stop)
+        part = _prepare(q, k, v, mask, pairs, block_size, start, stop)
+        fine, norm = _attend_fine(part, block_size)
         rows = _Rows(out, start, stop, block_size)
-        lse[start:stop] = _attend_slice(part, rows.blocks).view_as(lse[start:stop])
+        if full:
+            blocks = (part.queries, part.keys, part.values)
+            for x, mean in zip(blocks, means[:, start:stop], strict=True):
+                by_head = x.view(stop - start, -1, block_size, q.shape[-1])
+                mean.copy_(block_means(by_head, part.counts))
+            coarse = _attend_coarse(part, means[:, start:stop])
+            total = torch.logaddexp(norm, coarse.lse)
+            torch.mul(fine, (norm - total).exp_().unsqueeze(-1), out=rows.blocks)
+            item = (coarse.weights @ means[2, start:stop]).flatten(0, 1).unsqueeze(1)
+            rows.blocks.addcmul_((coarse.lse - total).exp_().unsqueeze(-1), item)
+            norm = total
+        else:
+            rows.blocks.copy_(fine)
         rows.store(part.valid)
+        lse[start:stop] = norm.view_as(lse[start:stop])
 
-    over_heads(run, heads, num_blocks)
-    return out, lse
+    over_heads(run, *lse.shape[:2])
+    return out, lse, means
 
 
 @_attend.register_fake
-def _(
+def _new_results_of(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
-) -> tuple[Tensor, Tensor]:
-    num_blocks = -(-q.shape[2] // block_size)
-    return q.new_empty(q.shape), q.new_empty(q.shape[0] * q.shape[1], num_blocks, block_size)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_results(q, block_size)
+
+
+def _new_results(q: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, length, width = q.shape
+    shape = (batch * heads, -(-length // block_size))
+    return q.new_empty(q.shape), q.new_empty(*shape, block_size), q.new_empty(3, *shape, width)
 
 
 @torch.library.custom_op("long_range_arena::attend_blocks_backward", mutates_args=())
 def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
-    grad: Tensor, block_size: int, full: bool,
+    means: Tensor, grad: Tensor, block_size: int, full: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
     def run(start: int, stop: int) -> None:
-        part = _prepare(q, k, v, mask, pairs, block_size, full, start, stop)
+        part = _prepare(q, k, v, mask, pairs, block_size, start, stop)
         out_rows, grad_rows = (
             head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in (out, grad)
         )
+        norm = lse[start:stop].flatten(0, 1)
         rows = [_Rows(x, start, stop, block_size) for x in grads]
-        norms = lse[start:stop].flatten(0, 1)
-        blocks = rows[0].blocks, rows[1].blocks, rows[2].blocks
-        _differentiate_slice(part, out_rows, norms, grad_rows, blocks)
+        to_q, to_k, to_v = (x.blocks for x in rows)
+        _differentiate_fine(part, out_rows, norm, grad_rows, (to_q, to_k, to_v))
+        if full:
+            spread = _differentiate_coarse(part, means[:, start:stop], out_rows, norm, grad_rows)
+            for x, token in zip((to_q, to_k, to_v), spread, strict=True):
+                x += token
         for x in rows:
             x.store(part.valid)
 
-    over_heads(run, lse.shape[0], lse.shape[1])
+    over_heads(run, *lse.shape[:2])
     return grads
 
 
 @_attend_backward.register_fake
-def _(
+def _new_grads_of(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
-    grad: Tensor, block_size: int, full: bool,
+    means: Tensor, grad: Tensor, block_size: int, full: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
@@ -392,7 +377,7 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(q, k, v, mask, pairs, *output)
 
 
-def _backward(ctx, grad: Tensor, _: Tensor | None):
+def _backward(ctx, grad: Tensor, *_: Tensor | None):
     grads = _attend_backward(*ctx.saved_tensors, grad, ctx.block_size, ctx.full)
     return *grads, None, None, None, None
 
