@@ -12,6 +12,7 @@ Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y
 b tokens a block, M selected pairs a head.
 """
 
+import logging
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -27,6 +28,8 @@ from models.mra_blocks import (
     head_valid,
     over_heads,
 )
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["full", "sparse"]
 RowMax = Literal["official", "live"]
@@ -326,6 +329,7 @@ class MRA(nn.Module):
             _check_tiles(input_shape, tile, block_size, shape.max_length)
         rows = -(-shape.max_length // block_size)
         self.num_blocks = blocks_per_row * rows
+        _warn_of_a_short_budget(rows, blocks_per_row, first_blocks, diagonal_blocks)
         self.first_blocks = first_blocks
         self.diagonal_blocks = diagonal_blocks
         self.block_size = block_size
@@ -378,6 +382,20 @@ def tile_order(
     pixels = torch.arange(height * width, device=device)
     tiles = pixels.view(height // rows, rows, width // columns, columns).transpose(1, 2)
     return tiles.flatten()
+
+
+def _warn_of_a_short_budget(rows: int, blocks_per_row: int, first: int, diagonal: int) -> None:
+    """Warn where priors may leave some row without its best block."""
+    reach = diagonal // 2 if diagonal else -1
+    far = [(x, y) for x in range(first, rows) for y in range(first, rows) if abs(x - y) > reach]
+    priors = rows**2 - len(far)
+    needed = min(rows + priors, rows**2)
+    if blocks_per_row * rows < needed:
+        log.warning(
+            "blocks_per_row=%d are %d pairs, less than %d preferred ones and one for each of %d "
+            "rows: some rows may have no exact block; blocks_per_row=%d would do",
+            blocks_per_row, blocks_per_row * rows, priors, rows, -(-needed // rows),
+        )  # fmt: skip
 
 
 def _check_tiles(

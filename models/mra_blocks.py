@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -298,7 +298,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the log-sum-exp and the block means, saved for the backward."""
-    out, lse, means = _new_results(q, block_size)
+    out, lse, means = _new_results(q, block_size, full)
 
     def run(start: int, stop: int) -> None:
         part = _prepare(q, k, v, mask, pairs, block_size, start, stop)
@@ -328,13 +328,14 @@ def _attend(
 def _new_results_of(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _new_results(q, block_size)
+    return _new_results(q, block_size, full)
 
 
-def _new_results(q: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _new_results(q: Tensor, block_size: int, full: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, width = q.shape
     shape = (batch * heads, -(-length // block_size))
-    return q.new_empty(q.shape), q.new_empty(*shape, block_size), q.new_empty(3, *shape, width)
+    means = q.new_empty(3 if full else 0, *shape, width)
+    return q.new_empty(q.shape), q.new_empty(*shape, block_size), means
 
 
 @torch.library.custom_op("long_range_arena::attend_blocks_backward", mutates_args=())
@@ -372,12 +373,12 @@ def _new_grads_of(
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, mask, pairs, ctx.block_size, ctx.full = inputs
     ctx.save_for_backward(q, k, v, mask, pairs, *output)
 
 
-def _backward(ctx, grad: Tensor, *_: Tensor | None):
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     grads = _attend_backward(*ctx.saved_tensors, grad, ctx.block_size, ctx.full)
     return *grads, None, None, None, None
 
