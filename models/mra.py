@@ -25,8 +25,11 @@ from models.mra_blocks import (
     attend_blocks,
     block_means,
     head_blocks,
-    head_valid,
+    heads_a_slice,
+    live_pairs,
     over_heads,
+    selected_map,
+    valid_tokens,
 )
 
 log = logging.getLogger(__name__)
@@ -72,7 +75,8 @@ def block_scores(
     near = (block[:, None] - block).abs() <= diagonal_blocks // 2
     preferred = (block < first_blocks).double()
     prior = preferred[:, None] + preferred + (near.double() if diagonal_blocks else 0.0)
-    return (logits - top).double() - 1e4 * dead + 5e3 * prior
+    scores: Tensor = (logits - top).double() - 1e4 * dead + 5e3 * prior
+    return scores
 
 
 def select_blocks(
@@ -93,15 +97,17 @@ def select_blocks(
     more_blocks = padded_length is not None and padded_length > blocks * block_size
     pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64, device=q.device)
 
+    counts = valid_tokens(q, mask, block_size).sum(-1)  # (G, X)
+
     def run(start: int, stop: int) -> None:
-        counts = head_valid(q, start, stop, block_size, mask).sum(-1)
+        some = counts[start:stop]
         q_means, k_means = (
-            block_means(head_blocks(x, start, stop, block_size, mask), counts) for x in (q, k)
+            block_means(head_blocks(x, start, stop, block_size, mask), some) for x in (q, k)
         )
         scores = block_scores(
             q_means,
             k_means,
-            counts > 0,
+            some > 0,
             first_blocks=first_blocks,
             diagonal_blocks=diagonal_blocks,
             row_max=row_max,
@@ -111,7 +117,7 @@ def select_blocks(
 
     with torch.no_grad():
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            over_heads(run, batch * heads, blocks)
+            over_heads(run, batch * heads, heads_a_slice(batch * heads, blocks))
         else:
             run(0, batch * heads)
     return pairs.view(batch, heads, num_pairs)
@@ -212,14 +218,13 @@ def gathered_attention(
     batch, heads, length, width = q.shape
     total_heads = batch * heads
     Q, K, V = (head_blocks(x, 0, total_heads, block_size, mask) for x in (q, k, v))
-    valid = head_valid(q, 0, total_heads, block_size, mask)  # (G, X, b)
+    valid = valid_tokens(q, mask, block_size)  # (G, X, b)
     blocks = valid.shape[1]
     counts = valid.sum(-1)
-    alive = counts > 0
-    live = alive.unsqueeze(-1) & alive.unsqueeze(-2)  # (G, X, Y)
-    pairs = pairs.flatten(0, 1)
-    selected = torch.zeros_like(live).flatten(1).scatter(1, pairs, True).view_as(live) & live
+    selected = selected_map(pairs, counts)
+    left = live_pairs(counts) & ~selected  # (G, X, Y)
 
+    pairs = pairs.flatten(0, 1)
     first = torch.arange(0, total_heads * blocks, blocks, device=q.device).unsqueeze(-1)
     row, column = (pairs // blocks + first).flatten(), (pairs % blocks + first).flatten()
     keys, values = (x.flatten(0, 1).index_select(0, column) for x in (K, V))
@@ -235,14 +240,14 @@ def gathered_attention(
         coarse = means[0] @ means[1].mT / width**0.5 + counts.clamp(min=1).to(
             q.dtype
         ).log().unsqueeze(-2)
-        coarse = coarse.masked_fill(~(live & ~selected), FLOOR)
+        coarse = coarse.masked_fill(~left, FLOOR)
         coarse_top = coarse.detach().amax(-1, keepdim=True)  # (G, X, 1)
         top = torch.maximum(top, coarse_top.view(-1, 1))
     weights = (logits - top.index_select(0, row).unsqueeze(-1)).exp().masked_fill(~real, 0.0)
     norm = torch.zeros_like(top).index_add(0, row, weights.sum(-1))
     out = torch.zeros_like(Q).flatten(0, 1).index_add(0, row, weights @ values)
     if full:
-        coarse = (coarse - coarse_top).exp().masked_fill(~(live & ~selected), 0.0)
+        coarse = (coarse - coarse_top).exp().masked_fill(~left, 0.0)
         share = (coarse_top.view(-1, 1) - top).exp()  # (G X, b)
         norm = norm + share * coarse.sum(-1).view(-1, 1)
         out = out + share.unsqueeze(-1) * (coarse @ means[2]).view(-1, 1, width)

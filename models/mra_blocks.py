@@ -17,7 +17,8 @@ G heads of one slice, R query blocks of one chunk, c selected key blocks of each
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -26,11 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The kernel of `scaled_dot_product_attention` itself, which alone returns the log-sum-exp.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
 # Stands for minus infinity, so that no difference of two of them is NaN.
 FLOOR = -1e30
-# 96 block pairs of 32 x 32 logits, two such tiles and their keys and values: about a second-level
-# cache. Slices of some 256 query blocks keep their keys and values near it too.
-PAIRS_A_CHUNK = 96
+# Fewer pairs a chunk, or fewer query blocks a slice, are more calls; more of either leave the
+# cache. Between half and twice as many make no difference that could be measured.
+PAIRS_A_CHUNK = 192
 BLOCKS_A_SLICE = 256
 
 
@@ -55,15 +60,20 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def over_heads(run: Callable[[int, int], None], heads: int, num_blocks: int) -> None:
-    """Call `run(start, stop)` for slices of the `heads`, on as many threads as torch may use.
-
-    Slices depend on the sizes and the thread count alone, and `run` writes to its own slice of
-    tensors made beforehand, so the same thread count gives the same bits.
-    """
+def heads_a_slice(heads: int, num_blocks: int) -> int:
+    """Say how many of `heads` to take at a time: by size, and so that every thread has some."""
     threads = min(torch.get_num_threads(), heads)
-    size = max(1, min(-(-heads // threads), BLOCKS_A_SLICE // num_blocks))
+    return max(1, min(-(-heads // threads), BLOCKS_A_SLICE // num_blocks))
+
+
+def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
+    """Call `run(start, stop)` for slices of `size` heads, on as many threads as torch may use.
+
+    `run` writes to its own slice of tensors made beforehand, so that it does not matter which
+    thread takes which: the same size gives the same bits.
+    """
     slices = [(start, min(start + size, heads)) for start in range(0, heads, size)]
+    threads = torch.get_num_threads()
     if threads == 1:
         for start, stop in slices:
             run(start, stop)
@@ -75,7 +85,7 @@ def over_heads(run: Callable[[int, int], None], heads: int, num_blocks: int) -> 
         with torch.inference_mode():
             run(*bounds)
 
-    list(_workers(os.getpid(), torch.get_num_threads()).map(task, slices))
+    list(_workers(os.getpid(), threads).map(task, slices))
 
 
 def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:
@@ -94,14 +104,13 @@ def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor 
     return blocks.view(-1, num_blocks, block_size, width)
 
 
-def head_valid(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:
-    """Say which tokens of the blocks of heads `start` to `stop` are real: `(G, X, b)` bool."""
+def valid_tokens(x: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
+    """Say which tokens of the blocks of each head of `x` `(B, H, N, K)` are real: `(G, X, b)`."""
     batch, heads, length, _ = x.shape
     if mask is None:
-        mask = torch.ones(1, length, dtype=torch.bool, device=x.device).expand(batch, length)
-    of_head = torch.arange(start, stop, device=x.device) // heads
-    padded = F.pad(mask[of_head], (0, -length % block_size))
-    return padded.view(stop - start, -1, block_size)
+        mask = torch.ones(batch, length, dtype=torch.bool, device=x.device)
+    padded = F.pad(mask, (0, -length % block_size))
+    return padded.repeat_interleave(heads, 0).view(batch * heads, -1, block_size)
 
 
 def block_means(blocks: Tensor, counts: Tensor) -> Tensor:
@@ -115,162 +124,183 @@ def live_pairs(counts: Tensor) -> Tensor:
     return alive.unsqueeze(-1) & alive.unsqueeze(-2)
 
 
-class _Slice(NamedTuple):
-    """What the forward and the backward of some heads share."""
-
-    queries: Tensor  # (G X, b K)
-    keys: Tensor  # (G Y, b K)
-    values: Tensor  # (G Y, b K)
-    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
-    counts: Tensor  # (G, X), real tokens
-    selected: Tensor  # (G, X, Y) bool, pairs without a real query or key left out
-    order: Tensor  # (G X,), rows sorted by how many pairs they selected
-    columns: Tensor  # (pairs,), key blocks of the rows in that order
-    groups: list[tuple[int, int]]  # (pairs a row, rows that have so many)
-
-
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int,
-    start: int, stop: int,
-) -> _Slice:  # fmt: skip
-    """Lay out heads `start` to `stop` of the operator's inputs."""
-    queries, keys, values = (
-        head_blocks(x, start, stop, block_size, mask).flatten(0, 1).flatten(1) for x in (q, k, v)
-    )
-    valid = head_valid(q, start, stop, block_size, mask)
-    counts = valid.sum(-1)
-    heads, num_blocks = counts.shape
-    selected = torch.zeros(heads, num_blocks**2, dtype=torch.bool)
-    selected.scatter_(1, pairs.flatten(0, 1)[start:stop], True)
-    selected = selected.view(heads, num_blocks, num_blocks) & live_pairs(counts)
-    rows = selected.flatten(0, 1)
-    row_counts, order = rows.sum(-1).sort(stable=True)
-    places, columns = rows[order].nonzero().unbind(1)
-    columns += order[places] // num_blocks * num_blocks
-    pairs_of_group, rows_of_group = row_counts.unique_consecutive(return_counts=True)
-    groups = list(zip(pairs_of_group.tolist(), rows_of_group.tolist(), strict=True))
-    mixed = None if bool(valid.all()) else valid.flatten(0, 1)
-    return _Slice(queries, keys, values, mixed, counts, selected, order, columns, groups)
+def selected_map(pairs: Tensor, counts: Tensor) -> Tensor:
+    """Turn `pairs` `(B, H, M)` into a map `(G, X, Y)` bool, without pairs that are not live."""
+    live = live_pairs(counts)
+    selected = torch.zeros_like(live).flatten(1).scatter(1, pairs.flatten(0, 1), True)
+    return selected.view_as(live) & live
 
 
 class _Chunk(NamedTuple):
     """Dense attention of R query blocks to c key blocks each."""
 
-    rows: slice  # of the sorted rows
-    columns: Tensor  # (R c,)
-    keys: Tensor  # (R, 1, c b, K)
-    values: Tensor  # (R, 1, c b, K)
-    bias: Tensor | None  # (R, 1, 1, c b), FLOOR for keys that are not real
+    rows: slice  # places of the query blocks in the slice's order
+    columns: Tensor  # (R c,), key blocks of the slice
+    shape: tuple[int, int, int, int]  # of its keys and values: (R, 1, c b, K)
 
 
-def _chunks(part: _Slice, block_size: int) -> Iterator[_Chunk]:
-    """Gather the keys and values of one chunk after the other, in the same two buffers."""
-    most = max([PAIRS_A_CHUNK, *(count for count, _ in part.groups)])
-    gathered_keys = part.keys.new_empty(most, part.keys.shape[1])
-    gathered_values = torch.empty_like(gathered_keys)
-    row = pair = 0
-    for count, group in part.groups:
-        end = row + group
-        if count == 0:
-            row = end
-        while row < end:
-            rows = slice(row, min(row + max(1, PAIRS_A_CHUNK // count), end))
-            size = (rows.stop - row) * count
-            columns = part.columns[pair : pair + size]
-            keys, values = gathered_keys[:size], gathered_values[:size]
-            torch.index_select(part.keys, 0, columns, out=keys)
-            torch.index_select(part.values, 0, columns, out=values)
-            shape = (rows.stop - row, 1, count * block_size)
-            bias = None
-            if part.valid is not None:
-                bias = keys.new_zeros(size, block_size)
-                bias = bias.masked_fill_(~part.valid.index_select(0, columns), FLOOR)
-                bias = bias.view(shape[0], 1, 1, shape[2])
-            yield _Chunk(rows, columns, keys.view(*shape, -1), values.view(*shape, -1), bias)
-            row, pair = rows.stop, pair + size
+class _Layout(NamedTuple):
+    """What is computed, and in which order: slices of heads one after the other."""
+
+    size: int  # heads a slice
+    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
+    counts: Tensor  # (G, X), real tokens
+    left: Tensor  # (G, X, Y) bool, live pairs that were not selected
+    order: Tensor  # (G X,), block rows of each slice, sorted by how many pairs they selected
+    back: Tensor  # (G X,), the place of each block row in that order
+    chunks: dict[int, list[_Chunk]]  # by the first head of the slice
 
 
-def _attend_fine(part: _Slice, block_size: int) -> tuple[Tensor, Tensor]:
+def _lay_out(q: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int) -> _Layout:
+    """Sort the block rows of each slice, and cut them into chunks."""
+    valid = valid_tokens(q, mask, block_size)
+    counts = valid.sum(-1)
+    selected = selected_map(pairs, counts)
+    heads, num_blocks = counts.shape
+    size = heads_a_slice(heads, num_blocks)
+    rows_a_slice = size * num_blocks
+    row_counts = selected.sum(-1).flatten()
+    slice_of_row = torch.arange(len(row_counts)) // rows_a_slice
+    order = (slice_of_row * (num_blocks + 1) + row_counts).argsort(stable=True)
+    places, columns = selected.flatten(0, 1)[order].nonzero().unbind(1)
+    columns += order[places] % rows_a_slice // num_blocks * num_blocks
+    sorted_counts = row_counts[order].tolist()
+    chunks: dict[int, list[_Chunk]] = {}
+    pair = 0
+    for start in range(0, heads, size):
+        first = start * num_blocks
+        sizes = _chunk_sizes(sorted_counts[first : first + rows_a_slice])
+        chunks[start] = []
+        row = 0
+        for rows, count in sizes:
+            taken = columns[pair : pair + rows * count]
+            shape = (rows, 1, count * block_size, q.shape[-1])
+            chunks[start].append(_Chunk(slice(row, row + rows), taken, shape))
+            row, pair = row + rows, pair + rows * count
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order)) % rows_a_slice
+    mixed = None if bool(valid.all()) else valid.flatten(0, 1)
+    left = live_pairs(counts) & ~selected
+    return _Layout(size, mixed, counts, left, order % rows_a_slice, back, chunks)
+
+
+def _chunk_sizes(sorted_counts: list[int]) -> list[tuple[int, int]]:
+    """Cut sorted rows into chunks `(rows, pairs of each)` of equal count and limited size."""
+    sizes = []
+    for count, group in Counter(sorted_counts).items():
+        rows = max(1, PAIRS_A_CHUNK // count) if count else group
+        sizes += [(min(rows, group - start), count) for start in range(0, group, rows)]
+    return sizes
+
+
+class _Slice(NamedTuple):
+    """Some heads of the operator's inputs."""
+
+    queries: Tensor  # (G X, b, K)
+    keys: Tensor  # (G Y, b, K)
+    values: Tensor  # (G Y, b, K)
+    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
+    order: Tensor  # (G X,)
+    back: Tensor  # (G X,)
+    chunks: list[_Chunk]
+
+
+def _cut(layout: _Layout, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None,
+         block_size: int, start: int, stop: int) -> _Slice:  # fmt: skip
+    """Take heads `start` to `stop`."""
+    q, k, v = (head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in qkv)
+    num_blocks = len(q) // (stop - start)
+    rows = slice(start * num_blocks, stop * num_blocks)
+    valid = None if layout.valid is None else layout.valid[rows]
+    return _Slice(q, k, v, valid, layout.order[rows], layout.back[rows], layout.chunks[start])
+
+
+def _bias(part: _Slice, chunk: _Chunk) -> Tensor | None:
+    """Return what keeps queries from keys that are not real, `(R, 1, 1, c b)`."""
+    if part.valid is None:
+        return None
+    invalid = ~part.valid.index_select(0, chunk.columns)
+    bias = part.keys.new_zeros(invalid.shape).masked_fill_(invalid, FLOOR)
+    return bias.view(chunk.shape[0], 1, 1, chunk.shape[2])
+
+
+def _attend_fine(part: _Slice) -> tuple[Tensor, Tensor]:
     """Attend to the selected blocks: `(G X, b, K)`, and the log-sum-exp `(G X, b)`."""
-    queries = part.queries.index_select(0, part.order).unflatten(1, (1, block_size, -1))
-    empty = sum(group for count, group in part.groups if count == 0)
-    outs = [torch.zeros_like(queries[:empty])]
-    norms = [queries.new_full((empty, 1, block_size), FLOOR)]
-    for chunk in _chunks(part, block_size):
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries[chunk.rows], chunk.keys, chunk.values, attn_mask=chunk.bias
-        )
+    queries = part.queries.index_select(0, part.order).unsqueeze(1)
+    outs, norms = [], []
+    for chunk in part.chunks:
+        query = queries[chunk.rows]
+        if len(chunk.columns):
+            keys = part.keys.index_select(0, chunk.columns).view(chunk.shape)
+            values = part.values.index_select(0, chunk.columns).view(chunk.shape)
+            out, norm = _flash(query, keys, values, attn_mask=_bias(part, chunk))
+        else:
+            out, norm = torch.zeros_like(query), query.new_full(query.shape[:-1], FLOOR)
         outs.append(out)
-        norms.append(lse)
-    back = part.order.argsort()
-    out, lse = (torch.cat(x).squeeze(1).index_select(0, back) for x in (outs, norms))
-    return out, lse
+        norms.append(norm)
+    out, norm = (torch.cat(x).index_select(0, part.back).squeeze(1) for x in (outs, norms))
+    return out, norm
 
 
 def _differentiate_fine(
-    part: _Slice, out: Tensor, lse: Tensor, grad: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+    part: _Slice, out: Tensor, lse: Tensor, grad: Tensor, grads: list[Tensor]
 ) -> None:
     """Write what queries, keys and values get through selected blocks to `grads` `(G X, b, K)`."""
-    block_size = out.shape[1]
-    queries, outs, out_grads = (
-        x.flatten(1).index_select(0, part.order).unflatten(1, (1, block_size, -1))
-        for x in (part.queries, out, grad)
+    queries, outs, norms, out_grads = (
+        x.index_select(0, part.order).unsqueeze(1) for x in (part.queries, out, lse, grad)
     )
-    norms = lse.index_select(0, part.order).unsqueeze(1)
-    empty = sum(group for count, group in part.groups if count == 0)
-    sorted_grads = [torch.zeros_like(queries[:empty])]
-    grad_k, grad_v = (x.zero_().flatten(1) for x in grads[1:])
-    for chunk in _chunks(part, block_size):
+    sorted_grads = []
+    grad_k, grad_v = (x.zero_() for x in grads[1:])
+    for chunk in part.chunks:
         rows, columns = chunk.rows, chunk.columns
-        to_q, to_k, to_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            out_grads[rows], queries[rows], chunk.keys, chunk.values, outs[rows], norms[rows],
-            0.0, False, attn_mask=chunk.bias,
+        if not len(columns):
+            sorted_grads.append(torch.zeros_like(queries[rows]))
+            continue
+        keys = part.keys.index_select(0, columns).view(chunk.shape)
+        values = part.values.index_select(0, columns).view(chunk.shape)
+        to_query, to_keys, to_values = _flash_backward(
+            out_grads[rows], queries[rows], keys, values, outs[rows], norms[rows], 0.0, False,
+            attn_mask=_bias(part, chunk),
         )  # fmt: skip
-        sorted_grads.append(to_q)
-        grad_k.index_add_(0, columns, to_k.reshape(len(columns), -1))
-        grad_v.index_add_(0, columns, to_v.reshape(len(columns), -1))
-    back = part.order.argsort()
-    torch.index_select(torch.cat(sorted_grads).flatten(1), 0, back, out=grads[0].flatten(1))
+        sorted_grads.append(to_query)
+        grad_k.index_add_(0, columns, to_keys.view(-1, *out.shape[1:]))
+        grad_v.index_add_(0, columns, to_values.view(-1, *out.shape[1:]))
+    torch.index_select(torch.cat(sorted_grads).squeeze(1), 0, part.back, out=grads[0])
 
 
-class _Coarse(NamedTuple):
-    """The live blocks that were not selected, each one item of logit L_xy + log c_y."""
+def _weigh_coarse(means: Tensor, counts: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Take each block in `left` `(G, X, Y)` for one item of logit L_xy + log c_y.
 
-    weights: Tensor  # (G, X, Y), softmax over Y
-    lse: Tensor  # (G X, 1), FLOOR where all live blocks were selected
-
-
-def _attend_coarse(part: _Slice, means: Tensor) -> _Coarse:
-    """Weigh the blocks by their means `(3, G, X, K)` of queries, keys and values."""
-    left = live_pairs(part.counts) & ~part.selected
-    logits = means[0] @ means[1].mT / means.shape[-1] ** 0.5  # (G, X, Y)
-    logits += part.counts.clamp(min=1).to(logits.dtype).log().unsqueeze(-2)
+    Returns:
+        The softmax over y, `(G, X, Y)`, and its log-sum-exp `(G X, 1)`, FLOOR where nothing is
+        left.
+    """
+    logits = means[0] @ means[1].mT / means.shape[-1] ** 0.5
+    logits += counts.clamp(min=1).to(logits.dtype).log().unsqueeze(-2)
     logits.masked_fill_(~left, FLOOR)
     lse = logits.logsumexp(-1, keepdim=True)
-    weights = logits.sub_(lse).exp_().mul_(left)
-    return _Coarse(weights, lse.view(-1, 1))
+    return logits.sub_(lse).exp_().mul_(left), lse.view(-1, 1)
 
 
 def _differentiate_coarse(
-    part: _Slice, means: Tensor, out: Tensor, lse: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    means: Tensor, counts: Tensor, weights: Tensor, coarse_lse: Tensor, out: Tensor, lse: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return what each token of a block gets through the means, `(G X, 1, K)` each.
 
     With w the share of the coarse part in a query's softmax and D_i = grad_i . out_i,
     U_x = sum of w_i grad_i, T_x = sum of w_i D_i: dL = W (U vm^T - T), dvm = W^T U,
     dqm = dL km / sqrt(K), dkm = dL^T qm / sqrt(K).
     """
-    coarse = _attend_coarse(part, means)
     heads, num_blocks, width = means.shape[1:]
-    share = (coarse.lse - lse).exp_().unsqueeze(1)  # (G X, 1, b)
-    inner = torch.linalg.vecdot(grad, out).unsqueeze(-1)
+    share = (coarse_lse - lse).exp_().unsqueeze(1)  # (G X, 1, b)
+    inner = (grad * out).sum(-1, keepdim=True)
     pooled = (share @ grad).view(heads, num_blocks, width)
     logits = pooled @ means[2].mT - (share @ inner).view(heads, num_blocks, 1)
-    logits *= coarse.weights / width**0.5
-    counts = part.counts.clamp(min=1).unsqueeze(-1)
-    to_q, to_k = logits @ means[1] / counts, logits.mT @ means[0] / counts
-    to_v = coarse.weights.mT @ pooled / counts
-    return to_q.view(-1, 1, width), to_k.view(-1, 1, width), to_v.view(-1, 1, width)
+    logits *= weights / width**0.5
+    each = counts.clamp(min=1).unsqueeze(-1)
+    to_q, to_k, to_v = logits @ means[1] / each, logits.mT @ means[0] / each, weights.mT @ pooled
+    return to_q.view(-1, 1, width), to_k.view(-1, 1, width), (to_v / each).view(-1, 1, width)
 
 
 class _Rows:
@@ -299,28 +329,30 @@ def _attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the log-sum-exp and the block means, saved for the backward."""
     out, lse, means = _new_results(q, block_size, full)
+    heads, num_blocks = lse.shape[:2]
+    layout = _lay_out(q, mask, pairs, block_size)
 
     def run(start: int, stop: int) -> None:
-        part = _prepare(q, k, v, mask, pairs, block_size, start, stop)
-        fine, norm = _attend_fine(part, block_size)
+        here = slice(start, stop)
+        part = _cut(layout, (q, k, v), mask, block_size, start, stop)
+        fine, norm = _attend_fine(part)
         rows = _Rows(out, start, stop, block_size)
         if full:
-            blocks = (part.queries, part.keys, part.values)
-            for x, mean in zip(blocks, means[:, start:stop], strict=True):
-                by_head = x.view(stop - start, -1, block_size, q.shape[-1])
-                mean.copy_(block_means(by_head, part.counts))
-            coarse = _attend_coarse(part, means[:, start:stop])
-            total = torch.logaddexp(norm, coarse.lse)
+            for x, mean in zip((part.queries, part.keys, part.values), means[:, here], strict=True):
+                by_head = x.view(stop - start, num_blocks, block_size, -1)
+                mean.copy_(block_means(by_head, layout.counts[here]))
+            weights, coarse = _weigh_coarse(means[:, here], layout.counts[here], layout.left[here])
+            total = torch.logaddexp(norm, coarse)
+            item = (weights @ means[2, here]).flatten(0, 1).unsqueeze(1)
             torch.mul(fine, (norm - total).exp_().unsqueeze(-1), out=rows.blocks)
-            item = (coarse.weights @ means[2, start:stop]).flatten(0, 1).unsqueeze(1)
-            rows.blocks.addcmul_((coarse.lse - total).exp_().unsqueeze(-1), item)
+            rows.blocks.addcmul_((coarse - total).exp_().unsqueeze(-1), item)
             norm = total
         else:
             rows.blocks.copy_(fine)
         rows.store(part.valid)
-        lse[start:stop] = norm.view_as(lse[start:stop])
+        lse[here] = norm.view(stop - start, num_blocks, block_size)
 
-    over_heads(run, *lse.shape[:2])
+    over_heads(run, heads, layout.size)
     return out, lse, means
 
 
@@ -344,24 +376,29 @@ def _attend_backward(
     means: Tensor, grad: Tensor, block_size: int, full: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+    heads, num_blocks = lse.shape[:2]
+    layout = _lay_out(q, mask, pairs, block_size)
 
     def run(start: int, stop: int) -> None:
-        part = _prepare(q, k, v, mask, pairs, block_size, start, stop)
+        here = slice(start, stop)
+        part = _cut(layout, (q, k, v), mask, block_size, start, stop)
         out_rows, grad_rows = (
             head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in (out, grad)
         )
-        norm = lse[start:stop].flatten(0, 1)
+        norm = lse[here].flatten(0, 1)
         rows = [_Rows(x, start, stop, block_size) for x in grads]
-        to_q, to_k, to_v = (x.blocks for x in rows)
-        _differentiate_fine(part, out_rows, norm, grad_rows, (to_q, to_k, to_v))
+        _differentiate_fine(part, out_rows, norm, grad_rows, [x.blocks for x in rows])
         if full:
-            spread = _differentiate_coarse(part, means[:, start:stop], out_rows, norm, grad_rows)
-            for x, token in zip((to_q, to_k, to_v), spread, strict=True):
-                x += token
-        for x in rows:
-            x.store(part.valid)
+            coarse = _weigh_coarse(means[:, here], layout.counts[here], layout.left[here])
+            spread = _differentiate_coarse(
+                means[:, here], layout.counts[here], *coarse, out_rows, norm, grad_rows
+            )
+            for row, token in zip(rows, spread, strict=True):
+                row.blocks += token
+        for row in rows:
+            row.store(part.valid)
 
-    over_heads(run, *lse.shape[:2])
+    over_heads(run, heads, layout.size)
     return grads
 
 

@@ -483,7 +483,7 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
         raise RuntimeError(f"heads {start} to {stop}")
 
     with pytest.raises(RuntimeError, match="heads 0 to"):
-        mra_blocks.over_heads(fail, 4, 8)
+        mra_blocks.over_heads(fail, 4, 2)
 
 
 @pytest.mark.parametrize("mode", MODES)
