@@ -1,0 +1,414 @@
+"""MRA attention at two resolutions (Zeng et al. 2022, arXiv 2207.10284): MRA-2 and MRA-2-s.
+
+The logits of the pairs of blocks that matter most are computed exactly; in every other block of
+the matrix MRA-2 puts their mean, and MRA-2-s nothing. Which pairs matter is read off the means,
+with one budget for a whole head.
+
+Arithmetic is float32, or float64 for float64 inputs, also under autocast. On the CPU the
+attention is one opaque operator (`models/mra_blocks.py`), so `torch.compile` keeps one graph;
+elsewhere it is `gathered_attention`, which waits for no device.
+
+Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y key blocks,
+b tokens a block, M selected pairs a head.
+"""
+
+import logging
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, HeadProjections
+from models.mra_blocks import (
+    FLOOR,
+    attend_blocks,
+    block_means,
+    head_blocks,
+    heads_a_slice,
+    live_pairs,
+    over_heads,
+    selected_map,
+    valid_tokens,
+)
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["full", "sparse"]
+RowMax = Literal["official", "live"]
+
+
+def block_scores(
+    q_means: Tensor,
+    k_means: Tensor,
+    alive: Tensor,
+    *,
+    first_blocks: int,
+    diagonal_blocks: int,
+    row_max: RowMax,
+    more_blocks: bool,
+) -> Tensor:
+    """Score each pair of blocks by its mean logit below the row's best, priors on top.
+
+    Args:
+        q_means: Block means of the queries `(..., X, K)`.
+        k_means: Block means of the keys `(..., Y, K)`.
+        alive: `(..., X)` bool, True for blocks with a real token.
+        first_blocks: The first so many block rows and columns are preferred.
+        diagonal_blocks: So many blocks about the diagonal are preferred (2 and 3 are alike).
+        row_max: Whether blocks without a real token count in a row's maximum, with logit 0.
+        more_blocks: Whether there would be such blocks behind the given ones.
+
+    Returns:
+        `(..., X, Y)` float64: in float32 the priors would blur the differences.
+    """
+    logits = q_means @ k_means.mT / q_means.shape[-1] ** 0.5  # (..., X, Y)
+    dead = ~(alive.unsqueeze(-1) & alive.unsqueeze(-2))
+    logits = logits.masked_fill(dead, 0.0)
+    if row_max == "official":
+        top = logits.amax(-1, keepdim=True)
+        top = top.clamp(min=0.0) if more_blocks else top
+    else:
+        top = logits.masked_fill(dead, FLOOR).amax(-1, keepdim=True)
+        top = top.masked_fill(~alive.unsqueeze(-1), 0.0)
+    block = torch.arange(alive.shape[-1], device=alive.device)
+    near = (block[:, None] - block).abs() <= diagonal_blocks // 2
+    preferred = (block < first_blocks).double()
+    prior = preferred[:, None] + preferred + (near.double() if diagonal_blocks else 0.0)
+    scores: Tensor = (logits - top).double() - 1e4 * dead + 5e3 * prior
+    return scores
+
+
+def select_blocks(
+    q: Tensor, k: Tensor, mask: Tensor | None, *, num_blocks: int, first_blocks: int = 0,
+    diagonal_blocks: int = 0, block_size: int = 32, row_max: RowMax = "official",
+    padded_length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Select the pairs of blocks that each head computes exactly; arguments of `mra_attention`.
+
+    Returns:
+        `(B, H, M)` int64, each query block times number of blocks plus key block; M is
+        `num_blocks`, or all pairs where there are fewer. Pairs without a real query or key come
+        last and count.
+    """
+    batch, heads, length, _ = q.shape
+    blocks = -(-length // block_size)
+    num_pairs = min(num_blocks, blocks**2)
+    more_blocks = padded_length is not None and padded_length > blocks * block_size
+    pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64, device=q.device)
+
+    counts = valid_tokens(q, mask, block_size).sum(-1)  # (G, X)
+
+    def run(start: int, stop: int) -> None:
+        some = counts[start:stop]
+        q_means, k_means = (
+            block_means(head_blocks(x, start, stop, block_size, mask), some) for x in (q, k)
+        )
+        scores = block_scores(
+            q_means,
+            k_means,
+            some > 0,
+            first_blocks=first_blocks,
+            diagonal_blocks=diagonal_blocks,
+            row_max=row_max,
+            more_blocks=more_blocks,
+        )
+        pairs[start:stop] = scores.flatten(1).topk(num_pairs, sorted=False).indices
+
+    with torch.no_grad():
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
+            over_heads(run, batch * heads, heads_a_slice(batch * heads, blocks))
+        else:
+            run(0, batch * heads)
+    return pairs.view(batch, heads, num_pairs)
+
+
+def mra_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, num_blocks: int, mode: Mode = "full",
+    first_blocks: int = 0, diagonal_blocks: int = 0, block_size: int = 32,
+    row_max: RowMax = "official", padded_length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Compute MRA-2 or MRA-2-s attention (sections 4.1 to 4.3 of arXiv 2207.10284).
+
+    Softmax attention of the logits q_i . k_j / sqrt(K) in the selected pairs of blocks. In the
+    others each logit is the mean of its block ("full") or minus infinity ("sparse").
+
+    Args:
+        q: Queries `(B, H, N, K)`.
+        k: Keys `(B, H, N, K)`.
+        v: Values `(B, H, N, K)`.
+        mask: `(B, N)` bool, True for real tokens; None when all are. Others are no keys, and
+            their outputs are 0.
+        num_blocks: Pairs of blocks M a head computes exactly, 1 or more; clipped to all there are.
+            From the number of blocks plus the priors' pairs on, every row has its best block.
+        mode: "full" for MRA-2, "sparse" for MRA-2-s: there the output of a query without a
+            selected key is 0.
+        first_blocks: Prefer the first so many block rows and columns.
+        diagonal_blocks: Prefer so many blocks about the diagonal; 2 and 3 both reach one beside.
+        block_size: Tokens a block.
+        row_max: Rows are compared by their distance from the row's best block. "official" counts
+            blocks of padding in it, with logit 0; "live" does not.
+        padded_length: The length that trimmed inputs stand for, at least N: the selection is what
+            it would be there.
+
+    Returns:
+        `(B, H, N, K)`, of the dtype of `q`.
+
+    Raises:
+        ValueError: An option is out of its range, or the shapes do not fit each other.
+    """
+    _check(q, k, v, mask, num_blocks, mode, first_blocks, diagonal_blocks, block_size, row_max)
+    if padded_length is not None and padded_length < q.shape[2]:
+        raise ValueError(
+            f"padded_length={padded_length} is less than the length {q.shape[2]} of the inputs"
+        )
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        q, k, v = q.to(exact), k.to(exact), v.to(exact)
+        pairs = select_blocks(
+            q,
+            k,
+            mask,
+            num_blocks=num_blocks,
+            first_blocks=first_blocks,
+            diagonal_blocks=diagonal_blocks,
+            block_size=block_size,
+            row_max=row_max,
+            padded_length=padded_length,
+        )
+        attend = attend_blocks if q.device.type == "cpu" else gathered_attention
+        return attend(q, k, v, mask, pairs, block_size, mode == "full").to(dtype)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, num_blocks: int, mode: str,
+    first_blocks: int, diagonal_blocks: int, block_size: int, row_max: str,
+) -> None:  # fmt: skip
+    if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
+        shapes = [tuple(x.shape) for x in (q, k, v)]
+        raise ValueError(f"q, k and v must have one shape (B, H, N, K), not {shapes}")
+    if mask is not None and (mask.shape != (q.shape[0], q.shape[2]) or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool of shape (B, N) = {(q.shape[0], q.shape[2])}, "
+            f"not {mask.dtype} of {tuple(mask.shape)}"
+        )
+    for name, value, least in (
+        ("num_blocks", num_blocks, 1),
+        ("block_size", block_size, 1),
+        ("first_blocks", first_blocks, 0),
+        ("diagonal_blocks", diagonal_blocks, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be {least} or more")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} must be one of {get_args(Mode)}")
+    if row_max not in get_args(RowMax):
+        raise ValueError(f"row_max={row_max!r} must be one of {get_args(RowMax)}")
+
+
+def gathered_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
+) -> Tensor:
+    """Do what `attend_blocks` does, on any device, differentiated by autograd.
+
+    Every selected pair is gathered, multiplied, and added to its block row; nothing depends on
+    the contents, so no device is waited for. `index_add` on CUDA adds in no fixed order.
+    """
+    batch, heads, length, width = q.shape
+    total_heads = batch * heads
+    Q, K, V = (head_blocks(x, 0, total_heads, block_size, mask) for x in (q, k, v))
+    valid = valid_tokens(q, mask, block_size)  # (G, X, b)
+    blocks = valid.shape[1]
+    counts = valid.sum(-1)
+    selected = selected_map(pairs, counts)
+    left = live_pairs(counts) & ~selected  # (G, X, Y)
+
+    pairs = pairs.flatten(0, 1)
+    first = torch.arange(0, total_heads * blocks, blocks, device=q.device).unsqueeze(-1)
+    row, column = (pairs // blocks + first).flatten(), (pairs % blocks + first).flatten()
+    keys, values = (x.flatten(0, 1).index_select(0, column) for x in (K, V))
+    queries = Q.flatten(0, 1).index_select(0, row)
+    logits = queries @ keys.mT / width**0.5  # (G M, b, b)
+    real = valid.flatten(0, 1).index_select(0, column).unsqueeze(1)
+    logits = logits.masked_fill(~real, FLOOR)
+    best = logits.detach().amax(-1)
+    top = best.new_full((total_heads * blocks, block_size), FLOOR)
+    top = top.scatter_reduce(0, row.unsqueeze(-1).expand_as(best), best, "amax")
+    if full:
+        means = [block_means(x, counts) for x in (Q, K, V)]
+        coarse = means[0] @ means[1].mT / width**0.5 + counts.clamp(min=1).to(
+            q.dtype
+        ).log().unsqueeze(-2)
+        coarse = coarse.masked_fill(~left, FLOOR)
+        coarse_top = coarse.detach().amax(-1, keepdim=True)  # (G, X, 1)
+        top = torch.maximum(top, coarse_top.view(-1, 1))
+    weights = (logits - top.index_select(0, row).unsqueeze(-1)).exp().masked_fill(~real, 0.0)
+    norm = torch.zeros_like(top).index_add(0, row, weights.sum(-1))
+    out = torch.zeros_like(Q).flatten(0, 1).index_add(0, row, weights @ values)
+    if full:
+        coarse = (coarse - coarse_top).exp().masked_fill(~left, 0.0)
+        share = (coarse_top.view(-1, 1) - top).exp()  # (G X, b)
+        norm = norm + share * coarse.sum(-1).view(-1, 1)
+        out = out + share.unsqueeze(-1) * (coarse @ means[2]).view(-1, 1, width)
+    out = out / norm.where(norm > 0, 1.0).unsqueeze(-1)
+    out = out.view(total_heads, -1, width)[:, :length].view(q.shape)
+    return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0.0)
+
+
+def mra_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, selected: Tensor, *, mode: Mode = "full",
+    block_size: int = 32,
+) -> Tensor:  # fmt: skip
+    """Compute the same with all `(N, N)` logits written out: the definition.
+
+    Args:
+        q: Queries `(B, H, N, K)`.
+        k: Keys, alike.
+        v: Values, alike.
+        mask: `(B, N)` bool or None.
+        selected: `(B, H, X, Y)` bool, the pairs of blocks computed exactly.
+        mode: "full" for MRA-2, "sparse" for MRA-2-s.
+        block_size: Tokens a block.
+
+    Returns:
+        `(B, H, N, K)`.
+    """
+    batch, heads, length, width = q.shape
+    if mask is None:
+        mask = torch.ones(batch, length, dtype=torch.bool, device=q.device)
+    real = mask[:, None, :, None]
+    q, k, v = (x.masked_fill(~real, 0.0) for x in (q, k, v))
+    block = torch.arange(length, device=q.device) // block_size
+    member = F.one_hot(block, selected.shape[-1]).to(q) * mask.unsqueeze(-1)  # (B, N, X)
+    average = (member / member.sum(1, keepdim=True).clamp(min=1)).mT.unsqueeze(1)
+    logits = q @ k.mT / width**0.5  # (B, H, N, N)
+    means = (average @ logits @ average.mT)[..., block, :][..., block]
+    exact = selected[..., block, :][..., block]
+    seen = mask[:, None, None, :].expand_as(exact)
+    seen = seen if mode == "full" else seen & exact
+    logits = torch.where(exact, logits, means)
+    weights = logits.masked_fill(~seen, FLOOR).softmax(-1).masked_fill(~seen, 0.0)
+    return (weights @ v).masked_fill(~real, 0.0)
+
+
+class MRA(nn.Module):
+    """Multi-head MRA-2 attention.
+
+    The published form has no dropout on the attention weights, so `shape.dropout` is not used.
+
+    Args:
+        shape: Sizes and biases; the budget is fixed by `shape.max_length`, so a trimmed sequence
+            gives what the padded one gives.
+        blocks_per_row: Pairs of blocks computed exactly, a block row on average.
+        first_blocks: Prefer the first so many block rows and columns.
+        diagonal_blocks: Prefer so many blocks about the diagonal.
+        block_size: Tokens a block.
+        row_max: Whether padding counts in a row's maximum; see `mra_attention`.
+        input_shape: Height and width of an image that the sequence holds row by row: its blocks
+            become tiles. None for a sequence proper.
+        tile: Height and width of a tile in pixels, `block_size` of them.
+
+    Raises:
+        ValueError: Tiles do not fit the image, the block size or the length.
+    """
+
+    mode: ClassVar[Mode] = "full"
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        blocks_per_row: int = 8,
+        first_blocks: int = 0,
+        diagonal_blocks: int = 0,
+        block_size: int = 32,
+        row_max: RowMax = "official",
+        input_shape: tuple[int, int] | None = None,
+        tile: tuple[int, int] = (4, 8),
+    ) -> None:
+        super().__init__()
+        if blocks_per_row < 1:
+            raise ValueError(f"blocks_per_row={blocks_per_row} must be 1 or more")
+        if input_shape is not None:
+            _check_tiles(input_shape, tile, block_size, shape.max_length)
+        rows = -(-shape.max_length // block_size)
+        self.num_blocks = blocks_per_row * rows
+        _warn_of_a_short_budget(rows, blocks_per_row, first_blocks, diagonal_blocks)
+        self.first_blocks = first_blocks
+        self.diagonal_blocks = diagonal_blocks
+        self.block_size = block_size
+        self.row_max: RowMax = row_max
+        self.max_length = shape.max_length
+        self.input_shape = input_shape
+        self.tile = tile
+        self.projections = HeadProjections(shape)
+
+    @property
+    def pad_invariant(self) -> bool:
+        """Whether the amount of padding may change: not where the sequence is an image."""
+        return self.input_shape is None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        if self.input_shape is not None:
+            order = tile_order(self.input_shape, self.tile, x.device)
+            x = x[:, order]
+            mask = None if mask is None else mask[:, order]
+        q, k, v = self.projections.split(x)
+        heads = mra_attention(
+            q,
+            k,
+            v,
+            mask,
+            num_blocks=self.num_blocks,
+            mode=self.mode,
+            first_blocks=self.first_blocks,
+            diagonal_blocks=self.diagonal_blocks,
+            block_size=self.block_size,
+            row_max=self.row_max,
+            padded_length=self.max_length,
+        )
+        out = self.projections.merge(heads)
+        return out if self.input_shape is None else out[:, order.argsort()]
+
+
+class MRASparse(MRA):
+    """Multi-head MRA-2-s attention: MRA-2 without the blocks that were not selected."""
+
+    mode = "sparse"
+
+
+def tile_order(
+    input_shape: tuple[int, int], tile: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """Return the pixels `(N,)` of an image, row by row, in the order of its tiles."""
+    (height, width), (rows, columns) = input_shape, tile
+    pixels = torch.arange(height * width, device=device)
+    tiles = pixels.view(height // rows, rows, width // columns, columns).transpose(1, 2)
+    return tiles.flatten()
+
+
+def _warn_of_a_short_budget(rows: int, blocks_per_row: int, first: int, diagonal: int) -> None:
+    """Warn where priors may leave some row without its best block."""
+    reach = diagonal // 2 if diagonal else -1
+    far = [(x, y) for x in range(first, rows) for y in range(first, rows) if abs(x - y) > reach]
+    priors = rows**2 - len(far)
+    needed = min(rows + priors, rows**2)
+    if blocks_per_row * rows < needed:
+        log.warning(
+            "blocks_per_row=%d are %d pairs, less than %d preferred ones and one for each of %d "
+            "rows: some rows may have no exact block; blocks_per_row=%d would do",
+            blocks_per_row, blocks_per_row * rows, priors, rows, -(-needed // rows),
+        )  # fmt: skip
+
+
+def _check_tiles(
+    input_shape: tuple[int, int], tile: tuple[int, int], block_size: int, max_length: int
+) -> None:
+    if tile[0] * tile[1] != block_size:
+        raise ValueError(f"tile={tile} must have block_size={block_size} pixels")
+    if input_shape[0] % tile[0] or input_shape[1] % tile[1]:
+        raise ValueError(f"input_shape={input_shape} must be whole tiles of {tile}")
+    if input_shape[0] * input_shape[1] != max_length:
+        raise ValueError(f"input_shape={input_shape} must hold max_length={max_length} pixels")

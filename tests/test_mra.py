@@ -1,0 +1,557 @@
+"""MRA attention against the oracle, a dense form, softmax and a selection written in loops."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models import mra_blocks
+from models.heads import AttentionShape
+from models.mra import (
+    MRA,
+    MRASparse,
+    gathered_attention,
+    mra_attention,
+    mra_attention_reference,
+    select_blocks,
+    tile_order,
+)
+from models.mra_blocks import attend_blocks
+from models.softmax import softmax_attention
+
+MODES = ("full", "sparse")
+ORACLE_CASES = [
+    (n, mask, k) for n in (128, 256) for mask in ("none", "pad") for k in (2, 4)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, np.ndarray]:
+    folder = os.environ.get("LRA_ORACLE_DIR")
+    if folder is None:
+        pytest.skip("LRA_ORACLE_DIR is not set")
+    return dict(np.load(Path(folder) / "mra.npz"))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs(
+    batch: int = 2, heads: int = 2, length: int = 100, width: int = 7, seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, batch, heads, length, width)
+    return [x.to(dtype) for x in torch.randn(shape, generator=generator, dtype=torch.float64)]
+
+
+def holes(batch: int, length: int, seed: int = 0) -> Tensor:
+    """Mask a third of the tokens, a whole block of 16, and the last sequence."""
+    mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) > 1 / 3
+    mask[:, 16:32] = False
+    mask[-1] = False
+    return mask
+
+
+def as_map(pairs: Tensor, length: int, block_size: int) -> Tensor:
+    """Turn pairs `(B, H, M)` into the map `(B, H, X, Y)`."""
+    blocks = -(-length // block_size)
+    selected = torch.zeros(*pairs.shape[:2], blocks**2, dtype=torch.bool)
+    return selected.scatter(2, pairs, True).unflatten(2, (blocks, blocks))
+
+
+def with_gradients(function, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Return the output and the gradients of q, k and v for one fixed gradient of the output."""
+    q, k, v = (x.detach().clone().requires_grad_() for x in (q, k, v))
+    out = function(q, k, v)
+    towards = torch.randn(
+        out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), towards.to(out.dtype))]
+
+
+def selection_in_loops(
+    q: Tensor, k: Tensor, mask: Tensor, *, num_blocks: int, block_size: int, first_blocks: int,
+    diagonal_blocks: int, row_max: str,
+) -> list[float]:  # fmt: skip
+    """Score one head, `(N, K)` each, by the definition; lengths are multiples of the block."""
+    blocks = len(q) // block_size
+    rows = [slice(x * block_size, (x + 1) * block_size) for x in range(blocks)]
+    counts = [int(mask[r].sum()) for r in rows]
+    scores = []
+    for x in range(blocks):
+        logits = []
+        for y in range(blocks):
+            if counts[x] and counts[y]:
+                block = (q[rows[x]][mask[rows[x]]] @ k[rows[y]][mask[rows[y]]].T) / len(q[0]) ** 0.5
+                logits.append(block.mean().item())
+            else:
+                logits.append(0.0)
+        real = [c > 0 for c in counts]
+        seen = logits if row_max == "official" else list(compress(logits, real))
+        top = max(seen) if seen and counts[x] else 0.0
+        for y in range(blocks):
+            score = logits[y] - top - 1e4 * (counts[x] * counts[y] == 0)
+            score += 5e3 * (diagonal_blocks > 0 and abs(x - y) <= diagonal_blocks // 2)
+            scores.append(score + 5e3 * (x < first_blocks) + 5e3 * (y < first_blocks))
+    return scores
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("length", "name", "factor"), ORACLE_CASES)
+def test_outputs_and_selection_are_those_of_the_oracle(oracle, length, name, factor, mode):
+    mask = torch.from_numpy(oracle[f"n{length}_{name}_mask"]).bool()
+    case = f"n{length}_{name}_k{factor}"
+    want = torch.from_numpy(oracle[f"{case}_{mode}"])
+    budget = factor * length // 32
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        q, k, v = (torch.from_numpy(oracle[f"n{length}_{x}"]).to(dtype) for x in "qkv")
+        out = mra_attention(q, k, v, mask, num_blocks=budget, mode=mode)
+        assert (out - want).abs().max() < tolerance
+        given_selection = torch.from_numpy(oracle[f"{case}_sel"])
+        out = mra_attention_reference(q, k, v, mask, given_selection, mode=mode)
+        assert (out - want).abs().max() < tolerance
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_every_form_has_the_output_and_the_gradients_of_the_dense_one(data):
+    length = data.draw(st.integers(1, 90), "length")
+    block_size = data.draw(st.sampled_from([1, 3, 8, 16, 32]), "block_size")
+    width = data.draw(st.sampled_from([1, 5, 16]), "width")
+    budget = data.draw(st.integers(1, (-(-length // block_size)) ** 2 + 3), "num_blocks")
+    seed = data.draw(st.integers(0, 99), "seed")
+    full = data.draw(st.booleans(), "full")
+    q, k, v = inputs(3, 2, length, width, seed)
+    # All logits negative, the shape that an unshifted softmax or a maximum over padding gets wrong.
+    if data.draw(st.booleans(), "negative"):
+        q, k = 4 * q.abs(), -4 * k.abs()
+    kind = data.draw(st.sampled_from(["none", "holes", "lengths"]), "mask")
+    mask = holes(3, length, seed) if kind == "holes" else None
+    if kind == "lengths":
+        mask = torch.arange(length) < torch.tensor([[length], [length // 2], [0]])
+    pairs = select_blocks(q, k, mask, num_blocks=budget, block_size=block_size, first_blocks=1)
+    selected, mode = as_map(pairs, length, block_size), MODES[not full]
+
+    def dense(q, k, v):
+        return mra_attention_reference(q, k, v, mask, selected, mode=mode, block_size=block_size)
+
+    want = with_gradients(dense, q, k, v)
+    assert all(x.isfinite().all() for x in want)
+    for form in (attend_blocks, gathered_attention):
+        got = with_gradients(lambda *x: form(*x, mask, pairs, block_size, full), q, k, v)  # noqa: B023
+        for x, y in zip(got, want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_float32_and_strided_inputs_agree_with_the_dense_form(mode):
+    q, k, v = inputs(3, 2, 333, 32, dtype=torch.float32)
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    mask = holes(3, 333)
+    options = {"num_blocks": 50, "first_blocks": 1, "diagonal_blocks": 1}
+    selected = as_map(select_blocks(q, k, mask, **options), 333, 32)
+    got = with_gradients(lambda *x: mra_attention(*x, mask, mode=mode, **options), q, k, v)
+    want = with_gradients(lambda *x: mra_attention_reference(*x, mask, selected, mode=mode),
+                          *(x.double() for x in (q, k, v)))  # fmt: skip
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_slices_of_heads_and_chunks_of_rows_change_nothing(mode, monkeypatch):
+    q, k, v = inputs(3, 2, 200, 5)
+    mask = holes(3, 200)
+    run = lambda *x: mra_attention(*x, mask, num_blocks=60, mode=mode, block_size=8)  # noqa: E731
+    want = with_gradients(run, q, k, v)
+    monkeypatch.setattr(mra_blocks, "PAIRS_A_CHUNK", 3)
+    monkeypatch.setattr(mra_blocks, "BLOCKS_A_SLICE", 25)
+    for x, y in zip(with_gradients(run, q, k, v), want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_those_of_finite_differences(mode):
+    q, k, v = (x.requires_grad_() for x in inputs(1, 2, 11, 3))
+    mask = torch.arange(11) < torch.tensor([[10]])
+    function = lambda *x: mra_attention(*x, mask, num_blocks=5, mode=mode, block_size=4)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (q, k, v))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_budget_of_the_whole_map_is_softmax(mode, masked):
+    q, k, v = inputs(2, 3, 101, 9)
+    mask = holes(2, 101) if masked else None
+    got = with_gradients(lambda *x: mra_attention(*x, mask, num_blocks=999, mode=mode), q, k, v)
+    want = with_gradients(lambda *x: softmax_attention(*x, mask), q, k, v)
+    if mask is not None:
+        want[0] = want[0] * mask[:, None, :, None]
+        plain = lambda *x: softmax_attention(*x, mask) * mask[:, None, :, None]  # noqa: E731
+        want = with_gradients(plain, q, k, v)
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_masked_tokens_change_nothing_and_get_no_gradient(mode):
+    q, k, v = inputs(3, 2, 75, 6)
+    mask = holes(3, 75)
+    hidden = ~mask[:, None, :, None]
+    run = lambda *x: mra_attention(*x, mask, num_blocks=9, mode=mode, block_size=16)  # noqa: E731
+    want = with_gradients(run, q, k, v)
+    got = with_gradients(run, *(x.masked_fill(hidden, torch.inf) for x in (q, k, v)))
+    for x, y in zip(got, want, strict=True):
+        assert torch.equal(x, y)
+        assert (x.masked_select(hidden) == 0).all()
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row_max", ["official", "live"])
+def test_trimmed_sequences_give_what_padded_ones_give(mode, row_max):
+    q, k, v = inputs(2, 2, 128, 8)
+    # Negative logits only: the padding's logit 0 is then every row's official maximum.
+    q, k = q.abs(), -k.abs()
+    mask = torch.arange(128) < torch.tensor([[37], [48]])
+    options = {"num_blocks": 8, "mode": mode, "block_size": 16, "row_max": row_max}
+    options |= {"first_blocks": 1, "padded_length": 128}
+    padded = mra_attention(q, k, v, mask, **options)[:, :, :48]
+    trimmed = mra_attention(*(x[:, :, :48] for x in (q, k, v)), mask[:, :48], **options)
+    torch.testing.assert_close(trimmed, padded, rtol=1e-12, atol=1e-12)
+
+
+def test_padding_counts_in_the_official_row_maximum_only():
+    q, k, v = inputs(1, 1, 64, 8)
+    q, k = q.abs() * torch.arange(1, 65)[:, None], -k.abs()
+    options = {"num_blocks": 4, "block_size": 16}
+    unlike = select_blocks(q, k, None, padded_length=80, **options)
+    like = select_blocks(q, k, None, padded_length=64, **options)
+    live = select_blocks(q, k, None, row_max="live", padded_length=80, **options)
+    assert as_map(like, 64, 16).any(-1).all()
+    assert torch.equal(as_map(like, 64, 16), as_map(live, 64, 16))
+    assert not as_map(unlike, 64, 16).any(-1).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    budget=st.integers(1, 40), first=st.integers(0, 2), diagonal=st.integers(0, 4),
+    row_max=st.sampled_from(["official", "live"]), negative=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_selected_pairs_have_the_best_scores(budget, first, diagonal, row_max, negative, seed):
+    q, k, _ = inputs(3, 2, 48, 5, seed)
+    if negative:
+        q, k = q.abs(), -k.abs()
+    mask = holes(3, 48, seed)
+    options = {"num_blocks": budget, "block_size": 8, "first_blocks": first}
+    options |= {"diagonal_blocks": diagonal, "row_max": row_max}
+    pairs = select_blocks(q, k, mask, **options)
+    assert pairs.shape == (3, 2, min(budget, 36))
+    for b in range(3):
+        for h in range(2):
+            scores = np.array(selection_in_loops(q[b, h], k[b, h], mask[b], **options))
+            chosen = pairs[b, h].tolist()
+            assert len(set(chosen)) == len(chosen)
+            # Sets may differ among equal scores: what is selected is what counts.
+            best = np.sort(scores)[::-1][: len(chosen)]
+            np.testing.assert_allclose(np.sort(scores[chosen])[::-1], best, atol=1e-9)
+
+
+def test_a_budget_for_rows_and_priors_gives_every_row_a_live_block():
+    q, k, _ = inputs(4, 2, 96, 5)
+    q, k = q.abs(), -k.abs()
+    mask = torch.arange(96) < torch.tensor([[96], [70], [41], [8]])
+    pairs = select_blocks(
+        q, k, mask, num_blocks=12 + 34, block_size=8, first_blocks=1, diagonal_blocks=1,
+        row_max="live",
+    )  # fmt: skip
+    alive = mask.view(4, 1, 12, 8).any(-1)
+    chosen = as_map(pairs, 96, 8) & alive[..., None, :]
+    assert (chosen.any(-1) | ~alive).all()
+
+
+def test_constant_values_stay_what_they_are():
+    q, k, _ = inputs(2, 2, 70, 6)
+    v = torch.full_like(q, 3.25)
+    mask = holes(2, 70)
+    real = mask[:, None, :, None].expand_as(v)
+    full = mra_attention(q, k, v, mask, num_blocks=4, block_size=8)
+    torch.testing.assert_close(full[real], v[real])
+    sparse = mra_attention(q, k, v, mask, num_blocks=4, block_size=8, mode="sparse")
+    reached = sparse.abs().sum(-1, keepdim=True).expand_as(v) > 0
+    assert reached.any() and not reached.all()
+    torch.testing.assert_close(sparse[reached], v[reached])
+
+
+def test_identical_tokens_give_their_value_although_all_scores_tie():
+    q = torch.ones(1, 2, 64, 4, dtype=torch.float64, requires_grad=True)
+    for mode, budget in (("full", 3), ("full", 1), ("sparse", 16)):
+        out = mra_attention(q, q, q, None, num_blocks=budget, mode=mode, block_size=8)
+        if mode == "full":
+            torch.testing.assert_close(out, q)
+        assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+
+
+def test_blocks_of_equal_tokens_make_mra_2_exact_for_any_budget():
+    q, k, v = inputs(2, 2, 8, 6)
+    q, k = q.repeat_interleave(8, 2), k.repeat_interleave(8, 2)
+    v = v.repeat_interleave(8, 2) + torch.randn(2, 2, 64, 6, dtype=torch.float64)
+    want = softmax_attention(q, k, v, None)
+    for budget in (1, 9, 30):
+        out = mra_attention(q, k, v, None, num_blocks=budget, block_size=8)
+        torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+
+
+def test_permuting_batch_heads_blocks_or_tokens_inside_a_block_permutes_the_output():
+    q, k, v = inputs(3, 2, 64, 6)
+    run = lambda *x: mra_attention(*x, None, num_blocks=20, block_size=8)  # noqa: E731
+    want = run(q, k, v)
+    starts, steps = 8 * torch.arange(8)[:, None], torch.arange(8)
+    orders = [
+        (0, torch.tensor([2, 0, 1])),
+        (1, torch.tensor([1, 0])),
+        (2, (starts.flip(0) + steps).flatten()),
+        (2, (starts + steps.flip(0)).flatten()),
+    ]
+    for dim, order in orders:
+        got = run(*(x.index_select(dim, order) for x in (q, k, v)))
+        torch.testing.assert_close(got, want.index_select(dim, order), rtol=1e-10, atol=1e-10)
+
+
+def test_keys_that_nobody_selected_get_a_gradient_from_mra_2_only():
+    q, k, v = inputs(1, 1, 64, 6)
+    pairs = torch.tensor([[[0, 9, 18, 27, 36, 45, 54, 62]]])
+    for full in (True, False):
+        run = lambda *x: attend_blocks(*x, None, pairs, 8, full)  # noqa: B023, E731
+        _, _, grad_k, grad_v = with_gradients(run, q, k, v)
+        for grad in (grad_k, grad_v):
+            assert bool((grad[:, :, 56:] != 0).any()) == full
+
+
+def test_error_to_softmax_falls_with_the_budget_and_is_smaller_with_the_means():
+    errors = {mode: [] for mode in MODES}
+    for mode in MODES:
+        for budget in (1, 4, 8, 16):
+            shares = []
+            for seed in range(6):
+                q, k, v = inputs(1, 2, 512, 32, seed)
+                want = softmax_attention(q, k, v, None)
+                out = mra_attention(q, k, v, None, num_blocks=budget * 16, mode=mode)
+                shares.append(((out - want).norm() / want.norm()).item())
+            errors[mode].append(np.mean(shares))
+    for mode in MODES:
+        assert errors[mode] == sorted(errors[mode], reverse=True)
+        assert errors[mode][-1] < 1e-12
+    assert all(f < s for f, s in zip(errors["full"][:3], errors["sparse"][:3], strict=True))
+
+
+def test_a_wrong_argument_is_named():
+    q, k, v = inputs(1, 1, 8, 4)
+    wrong = [
+        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"mode": "both"}, "mode='both'"),
+        ({"row_max": "dead"}, "row_max='dead'"),
+        ({"block_size": 0}, "block_size=0"),
+        ({"first_blocks": -1}, "first_blocks=-1"),
+        ({"diagonal_blocks": -1}, "diagonal_blocks=-1"),
+        ({"padded_length": 7}, "padded_length=7"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            mra_attention(q, k, v, None, **{"num_blocks": 4} | options)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        mra_attention(q, k, v, torch.ones(1, 8), num_blocks=4)
+    with pytest.raises(ValueError, match="one shape"):
+        mra_attention(q, k[:, :, :4], v, None, num_blocks=4)
+
+
+def shape_of(max_length: int, **options) -> AttentionShape:
+    return AttentionShape(dim=12, heads=2, head_dim=5, max_length=max_length, **options)
+
+
+@pytest.mark.parametrize("backend", [MRA, MRASparse])
+def test_backends_give_trimmed_batches_what_they_give_padded_ones(backend):
+    torch.manual_seed(0)
+    module = backend(shape_of(100), blocks_per_row=2, block_size=8, first_blocks=1).double()
+    x = torch.randn(3, 100, 12, dtype=torch.float64)
+    mask = torch.arange(100) < torch.tensor([[50], [33], [7]])
+    padded = module(x, mask)
+    trimmed = module(x[:, :50], mask[:, :50])
+    assert module.num_blocks == 26 and module.pad_invariant
+    torch.testing.assert_close(trimmed[mask[:, :50]], padded[mask], rtol=1e-10, atol=1e-10)
+
+
+def test_the_sparse_backend_is_the_sparse_mode():
+    torch.manual_seed(0)
+    full, sparse = (x(shape_of(64), blocks_per_row=1, block_size=8) for x in (MRA, MRASparse))
+    sparse.load_state_dict(full.state_dict())
+    x = torch.randn(2, 64, 12)
+    heads = mra_attention(
+        *sparse.projections.split(x), None, num_blocks=8, mode="sparse", block_size=8
+    )
+    torch.testing.assert_close(sparse(x), sparse.projections.merge(heads))
+    assert not torch.allclose(full(x), sparse(x))
+
+
+def test_tile_t_of_an_image_is_block_t_of_the_sequence():
+    order = tile_order((8, 16), (4, 8)).view(4, 32)
+    image = torch.arange(8 * 16).view(8, 16)
+    corners = [(0, 0), (0, 8), (4, 0), (4, 8)]
+    for block, (row, column) in zip(order, corners, strict=True):
+        assert torch.equal(block, image[row : row + 4, column : column + 8].flatten())
+
+
+def test_an_image_is_attended_to_in_tiles_and_comes_back_row_by_row():
+    torch.manual_seed(0)
+    options = {"blocks_per_row": 1, "block_size": 8, "tile": (2, 4)}
+    module = MRA(shape_of(6 * 8), input_shape=(6, 8), **options).double()
+    x = torch.randn(2, 48, 12, dtype=torch.float64)
+    mask = torch.rand(2, 48) > 0.2
+    order = tile_order((6, 8), (2, 4))
+    plain = MRA(shape_of(48), blocks_per_row=1, block_size=8).double()
+    plain.load_state_dict(module.state_dict())
+    want = torch.empty_like(x)
+    want[:, order] = plain(x[:, order], mask[:, order])
+    torch.testing.assert_close(module(x, mask), want)
+    assert not module.pad_invariant
+
+
+def test_tiles_that_do_not_fit_are_named():
+    for options, message in (
+        ({"input_shape": (8, 8), "block_size": 16}, "tile=.4, 8. must have block_size=16"),
+        ({"input_shape": (8, 12)}, "input_shape=.8, 12. must be whole tiles"),
+        ({"input_shape": (8, 16)}, "max_length=64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MRA(shape_of(64), **options)
+
+
+def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
+    MRA(shape_of(512), blocks_per_row=3, first_blocks=1)
+    MRA(shape_of(512), blocks_per_row=4, first_blocks=1, diagonal_blocks=1)
+    MRA(shape_of(64), blocks_per_row=2, first_blocks=1)
+    assert not caplog.records
+    MRA(shape_of(512), blocks_per_row=2, first_blocks=1)
+    assert "blocks_per_row=3 would do" in caplog.text
+
+
+def test_two_threads_give_the_same_bits_every_time_and_keep_to_themselves(two_threads):
+    q, k, v = inputs(3, 2, 300, 32, dtype=torch.float32)
+    run = lambda *x: mra_attention(*x, None, num_blocks=40)  # noqa: E731
+    first = with_gradients(run, q, k, v)
+    for _ in range(3):
+        for x, y in zip(with_gradients(run, q, k, v), first, strict=True):
+            assert torch.equal(x, y)
+    # The operator's own threads use one core each; nobody else may notice.
+    seen = []
+    fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    fresh.start()
+    fresh.join()
+    assert torch.get_num_threads() == 2 and seen == [2]
+    inner = mra_blocks._workers(os.getpid(), 2).map(lambda _: torch.get_num_threads(), range(4))
+    assert list(inner) == [1, 1, 1, 1]
+    torch.set_num_threads(1)
+    for x, y in zip(with_gradients(run, q, k, v), first, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+
+
+def test_inference_mode_works_with_threads(two_threads):
+    q, k, v = inputs()
+    want = mra_attention(q, k, v, None, num_blocks=6)
+    with torch.inference_mode():
+        assert torch.equal(mra_attention(q, k, v, None, num_blocks=6), want)
+
+
+def test_an_error_in_a_thread_reaches_the_caller(two_threads):
+    def fail(start: int, stop: int) -> None:
+        raise RuntimeError(f"heads {start} to {stop}")
+
+    with pytest.raises(RuntimeError, match="heads 0 to"):
+        mra_blocks.over_heads(fail, 4, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_changes_the_type_of_the_output_only(mode):
+    q, k, v = (x.bfloat16() for x in inputs(2, 2, 70, 8, dtype=torch.float32))
+    want = mra_attention(q.float(), k.float(), v.float(), None, num_blocks=5, mode=mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mra_attention(q, k, v, None, num_blocks=5, mode=mode)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, want.bfloat16())
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_operator_keeps_the_rules_of_torch(full):
+    q, k, v = (x.requires_grad_() for x in inputs(2, 1, 20, 3))
+    mask = torch.arange(20) < torch.tensor([[20], [13]])
+    pairs = torch.tensor([[[0, 5]], [[1, 2]]])
+    torch.library.opcheck(mra_blocks._attend, (q, k, v, mask, pairs, 8, full))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+# The compiler's own modules use what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_backends_are_one_graph_with_the_same_numbers():
+    torch.manual_seed(0)
+    module = MRA(shape_of(96), blocks_per_row=2, block_size=8, first_blocks=1)
+    x = torch.randn(2, 96, 12)
+    mask = torch.arange(96) < torch.tensor([[96], [50]])
+    compiled = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(compiled(x, mask), module(x, mask), rtol=0, atol=1e-5)
+    grads = []
+    for run in (compiled, module):
+        module.zero_grad()
+        run(x, mask).square().sum().backward()
+        grads.append([p.grad.clone() for p in module.parameters()])
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_cuda_device_gives_what_the_cpu_gives(mode, dtype, tolerance):
+    q, k, v = (x.to(dtype) for x in inputs(3, 2, 333, 32, dtype=torch.float32))
+    mask = holes(3, 333)
+    run = lambda mask: lambda *x: mra_attention(*x, mask, num_blocks=50, mode=mode)  # noqa: E731
+    want = with_gradients(run(mask), q, k, v)
+    q, k, v = (x.cuda().requires_grad_() for x in (q, k, v))
+    out = run(mask.cuda())(q, k, v)
+    towards = torch.randn(
+        out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
+    got = [out, *torch.autograd.grad(out, (q, k, v), towards.to(out))]
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_the_bench_measures_and_writes_what_it_prints(tmp_path):
+    out = tmp_path / "mra.json"
+    script = Path(__file__).parent.parent / "scripts" / "bench_mra.py"
+    subprocess.run(
+        [sys.executable, script, "--lengths", "128", "256", "--threads", "1", "--repeats", "2",
+         "--memory-length", "256", "--out", out],
+        check=True,
+    )  # fmt: skip
+    record = json.loads(out.read_text())
+    assert [row["length"] for row in record["speed"]] == [128, 256]
+    assert set(record["memory_mib"]) == {"mra", "sdpa", "materialised"}
