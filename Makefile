@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 # What is run; names separated by commas.
 TASKS ?= listops,text,retrieval,image,pathfinder
-ATTENTIONS ?= softmax,fourier,wavspa
+ATTENTIONS ?= softmax,fourier,wavspa,mra
 SEEDS ?= 0
 SCALE ?= paper
 PROTOCOL ?= nystromformer
