@@ -34,7 +34,18 @@ def test_every_cell_of_every_protocol_and_scale_can_be_built(
     build_attention(config.attention)
 
 
-@pytest.mark.parametrize(("task", "parameters"), [("listops", 209_802), ("image", 174_986)])
+@pytest.mark.parametrize(
+    ("task", "parameters"),
+    [
+        ("listops", 209_802),
+        ("text", 370_562),
+        ("retrieval", 395_138),
+        ("image", 174_986),
+        ("pathfinder", 173_954),
+        # Not published: this project's own recipe.
+        ("pathx", 1_156_994),
+    ],
+)
 def test_softmax_has_as_many_parameters_as_the_published_model(task: str, parameters: int) -> None:
     assert num_parameters(build_model(load(f"task={task}"))) == parameters
 
