@@ -1,9 +1,9 @@
 """A stand-in for Pathfinder at the mini scale: small images with two paths, drawn by this project.
 
 Four ends lie near the corners. Two winding paths, which never touch, join them along the rows or
-along the columns, and two ends of one side are marked. The label tells whether a path joins them.
-Ends and marks are drawn apart from the label, which only decides how the paths run: the marks
-alone, their places and distance included, tell nothing.
+along the columns. Marked are the end at the top left and the one at its right or below it; the
+label tells whether a path joins them. Ends and marks are drawn apart from the label, which only
+decides how the paths run: the marks alone, their places and distance included, tell nothing.
 """
 
 from collections.abc import Iterator
@@ -38,19 +38,19 @@ def draw(draws: Draws, label: int, size: int) -> NDArray[np.uint8]:
     band, near, far = (size - 2) // 2, size // 4, size - 1
     # Ends by their distances from the top left, top right, bottom left and bottom right corner.
     ends = [(draws.between(0, near), draws.between(0, near)) for _ in range(4)]
-    # Marked are two ends of the top, the bottom, the left or the right side.
-    side = draws.between(0, 3)
-    along_rows = (side < 2) == bool(label)
+    marked = draws.between(1, 2)
+    along_rows = (marked == 1) == bool(label)
     if not along_rows:
+        # Drawn along the rows and turned over in the end.
         ends = [(column, row) for row, column in (ends[0], ends[2], ends[1], ends[3])]
-        side = (side + 2) % 4
+        marked = 3 - marked
     image = np.zeros((size, size), np.uint8)
-    for upper, view in ((0, image), (2, image[::-1])):
-        left, right = ends[upper], (ends[upper + 1][0], far - ends[upper + 1][1])
+    for corner, view in ((0, image), (2, image[::-1])):
+        left, right = ends[corner], (ends[corner + 1][0], far - ends[corner + 1][1])
         rows = _walk(draws, left, right, band)
         view[rows, np.arange(left[1], right[1] + 1)] = PATH
-        for corner, end in ((upper, left), (upper + 1, right)):
-            if corner in ((0, 1), (2, 3), (0, 2), (1, 3))[side]:
+        for place, end in ((corner, left), (corner + 1, right)):
+            if place in (0, marked):
                 view[end] = MARKER
     return image if along_rows else image.T
 

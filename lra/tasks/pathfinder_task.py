@@ -7,6 +7,7 @@ hangs on the seed alone: the published code leaves that to a shuffle that nobody
 
 import hashlib
 import importlib
+import io
 import os
 import struct
 import zlib
@@ -29,6 +30,7 @@ PLACES = ("pathfinder", "lra_release/lra_release", "lra_release", ".")
 NUM_IMAGES = 200_000
 # Empty in the published archive.
 KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
+PNG_END = b"IEND\xaeB`\x82"
 LABELS = {b"0": 0, b"1": 1}
 
 
@@ -172,7 +174,11 @@ def read_image(file: Path, size: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
+        content = file.read_bytes()
+        # Pillow is content with a file that lacks its last bytes.
+        if not content.endswith(PNG_END):
+            raise ValueError("the end of a PNG file is missing")
+        with Image.open(io.BytesIO(content)) as picture:
             mode, pixels = picture.mode, np.asarray(picture)
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
         raise ValueError(f"not a readable image ({error})") from error

@@ -13,8 +13,8 @@ from lra.tasks.stand_in import Draws, Example, StandIn
 from lra.tasks.text_stand_in import CONSONANTS, word
 
 # The rare consonant of each topic.
-TOPICS = "fvxz"
-NUM_RARE = 4
+TOPICS = "cfhjvwxz"
+NUM_RARE = 3
 BEGINNING = 50
 MAX_LENGTH = 128
 

@@ -25,12 +25,12 @@ def word(draws: Draws, consonants: str, syllables: int) -> str:
     return "".join(draws.letter(consonants) + draws.letter(VOWELS) for _ in range(syllables))
 
 
-def _part(draws: Draws, length: int, opinion: int) -> list[str]:
-    """Draw words of about `length` bytes, two to four of which hold the opinion."""
+def _part(draws: Draws, length: int, opinion: int, times: int) -> list[str]:
+    """Draw words of about `length` bytes, so many of which hold the opinion."""
     words: list[str] = []
     while sum(map(len, words)) + len(words) < length:
         words.append(word(draws, CONSONANTS, draws.between(1, 3)))
-    for place in draws.subset(draws.between(2, 4), 0, len(words) - 1):
+    for place in draws.subset(times, 0, len(words) - 1):
         words[place] = word(draws, OPINIONS[opinion], 2)
     return words
 
@@ -46,7 +46,7 @@ class TextStandIn(StandIn):
         draws = Draws(f"text stand-in/{self.data_seed}/{split}")
         for _ in range(count):
             early, label = draws.between(0, 1), draws.between(0, 1)
-            before = _part(draws, draws.between(80, 120), early)
-            after = _part(draws, draws.between(80, 120), label)
+            before = _part(draws, draws.between(80, 140), early, draws.between(1, 3))
+            after = _part(draws, draws.between(50, 100), label, draws.between(1, 3))
             text = " ".join([*before, TURN, *after])
             yield label, (text[:MAX_LENGTH].encode(),)

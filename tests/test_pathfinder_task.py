@@ -1,0 +1,248 @@
+"""Pathfinder: the published layout, the same division on every machine, and generated images."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from lra.tasks import DataError, cache, pathfinder_task
+from lra.tasks.pathfinder_task import Pathfinder, read_image
+
+NUM_IMAGES = 30
+TASK = Pathfinder(num_images=NUM_IMAGES)
+SKIP = Pathfinder(num_images=NUM_IMAGES, on_bad_row="skip")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pathfinder_task, "NUM_IMAGES", NUM_IMAGES)
+
+
+def pixels(index: int, size: int = 32) -> NDArray[np.uint8]:
+    image = np.zeros((size, size), np.uint8)
+    image[0, 0], image[index % size, 1] = index, 200
+    return image
+
+
+def write(
+    data_dir: Path,
+    place: str = "pathfinder",
+    size: int = 32,
+    level: str = "curv_contour_length_14",
+) -> Path:
+    """Write 30 images in the published layout: batches 0, 2 and 10, as their numbers sort."""
+    folder = data_dir / place / f"pathfinder{size}" / level
+    (folder / "metadata").mkdir(parents=True)
+    for batch, start in (("0", 0), ("2", 10), ("10", 20)):
+        (folder / "imgs" / batch).mkdir(parents=True)
+        lines = []
+        for index in range(10):
+            name = f"sample_{index}.png"
+            Image.fromarray(pixels(start + index, size)).save(folder / "imgs" / batch / name)
+            label = (start + index) % 3 == 0
+            lines.append(f"imgs/{batch} {name} {index} {label:d} 1.0 14 4 2 0.5 1 2")
+        (folder / "metadata" / f"{batch}.npy").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def content(data: cache.Dataset) -> dict[str, list[tuple[int, int]]]:
+    """Return what tells the images apart, their first pixel, with their labels."""
+    return {
+        name: [
+            (int(split.tokens[start]), int(label))
+            for start, label in zip(split.offsets[:-1], split.labels, strict=True)
+        ]
+        for name, split in data.splits.items()
+    }
+
+
+def load(tmp_path: Path, task: Pathfinder = TASK) -> cache.Dataset:
+    return cache.load("pathfinder", task, tmp_path / "cache", tmp_path)
+
+
+def test_every_image_is_read_with_the_label_of_its_fourth_field(tmp_path: Path) -> None:
+    write(tmp_path)
+    data = load(tmp_path)
+    assert data.source.kind == "published"
+    rows = [row for part in content(data).values() for row in part]
+    assert sorted(rows) == [(index, int(index % 3 == 0)) for index in range(NUM_IMAGES)]
+    assert set(data.splits["train"].lengths.tolist()) == {32 * 32}
+    train = data.splits["train"]
+    assert (train.tokens[:1024] == pixels(int(train.tokens[0])).ravel()).all()
+
+
+def test_eight_tenths_train_and_which_hangs_on_the_seed_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    first = content(load(tmp_path))
+    assert [len(first[name]) for name in ("train", "validation", "test")] == [24, 3, 3]
+    # In the order of batch numbers, not of their names as text, and not cut off in that order.
+    order = [index for index, _ in first["train"]]
+    assert order == sorted(order) and order != list(range(24))
+    other = content(load(tmp_path, Pathfinder(num_images=NUM_IMAGES, data_seed=1)))
+    assert other["test"] != first["test"]
+    # The same pictures at another place, as another machine has them.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder.parents[1].rename(elsewhere / "pathfinder")
+    assert content(load(elsewhere)) == first
+
+
+@pytest.mark.parametrize(
+    ("place", "size", "length"),
+    [
+        ("pathfinder", 32, 14),
+        ("", 64, 9),
+        ("lra_release", 128, 14),
+        ("lra_release/lra_release", 256, 6),
+    ],
+)
+def test_images_are_found_by_size_and_difficulty(
+    tmp_path: Path, place: str, size: int, length: int
+) -> None:
+    levels = {14: "curv_contour_length_14", 9: "curv_contour_length_9", 6: "curv_baseline"}
+    folder = write(tmp_path, place, size, levels[length])
+    task = Pathfinder(size=size, contour_length=length, num_images=NUM_IMAGES)
+    source = task.locate(tmp_path)
+    assert (source.kind, source.description) == ("published", f"published images of {folder}")
+    assert TASK.locate(tmp_path).kind == ("published" if size == 32 else "generated")
+    assert Pathfinder(num_images=20).locate(tmp_path).kind == "generated"
+
+
+def test_of_two_path_x_folders_the_inner_one_is_read(tmp_path: Path) -> None:
+    for place in ("lra_release", "lra_release/lra_release"):
+        inner = write(tmp_path, place, 128)
+    source = Pathfinder(size=128, num_images=NUM_IMAGES).locate(tmp_path)
+    assert source.description == f"published images of {inner}"
+
+
+def replace_line(folder: Path, line: int, text: str) -> None:
+    file = folder / "metadata" / "2.npy"
+    lines = file.read_text().splitlines()
+    lines[line - 1] = text
+    file.write_text("\n".join(lines) + "\n")
+
+
+def truncate(folder: Path, share: float) -> None:
+    file = folder / "imgs" / "2" / "sample_3.png"
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+
+
+def save(folder: Path, mode: str, size: tuple[int, int]) -> None:
+    Image.new(mode, size).save(folder / "imgs" / "2" / "sample_3.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: replace_line(f, 4, "imgs/2 sample_3.png 3"), "3 columns, should be 4 or more"),
+        (lambda f: replace_line(f, 4, ""), "0 columns, should be 4 or more"),
+        (
+            lambda f: replace_line(f, 4, "imgs/2 sample_3.png 3 2 1.0"),
+            "label b'2' in column 4, should be 0 or 1",
+        ),
+        (lambda f: truncate(f, 0.0), r"sample_3\.png: not a readable image"),
+        (lambda f: truncate(f, 0.2), r"sample_3\.png: not a readable image"),
+        (lambda f: truncate(f, 0.6), r"sample_3\.png: not a readable image"),
+        (lambda f: truncate(f, 0.8), r"sample_3\.png: not a readable image"),
+        (lambda f: (f / "imgs/2/sample_3.png").unlink(), r"sample_3\.png: not a readable image"),
+        (lambda f: save(f, "RGB", (32, 32)), r"sample_3\.png: RGB of shape .*should be L of"),
+        (lambda f: save(f, "L", (32, 31)), r"L of shape \(31, 32\), should be L of \(32, 32\)"),
+    ],
+)
+def test_a_bad_row_is_named_or_left_out_and_counted(
+    tmp_path: Path, damage: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path)
+    whole = content(load(tmp_path))
+    damage(folder)
+    # Another cache, for the size of the metadata may be what it was.
+    build = partial(cache.load, "pathfinder", cache_dir=tmp_path / "other", data_dir=tmp_path)
+    with pytest.raises(DataError, match=rf"2\.npy, line 4: .*{message}"):
+        build(task=TASK)
+    with caplog.at_level(logging.WARNING):
+        data = build(task=SKIP)
+    assert sum(data.num_skipped.values()) == 1 and "2.npy, line 4" in caplog.text
+    # All others stay where they were.
+    assert content(data) == {
+        name: [row for row in rows if row[0] != 13] for name, rows in whole.items()
+    }
+
+
+def test_the_file_that_is_empty_in_the_archive_is_left_out_and_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path, level="curv_baseline")
+    known = folder / "imgs" / "0" / "sample_172.png"
+    (folder / "imgs" / "0" / "sample_4.png").unlink()
+    known.write_bytes(b"")
+    file = folder / "metadata" / "0.npy"
+    file.write_text(file.read_text().replace("sample_4.png", "sample_172.png"))
+    data = load(tmp_path, Pathfinder(contour_length=6, num_images=NUM_IMAGES))
+    assert sum(data.num_skipped.values()) == 1
+    assert sum(map(len, data.splits.values())) == NUM_IMAGES - 1
+
+
+def test_missing_images_are_told(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "metadata" / "2.npy").unlink()
+    with pytest.raises(DataError, match="metadata of 20 images, should be of 30"):
+        load(tmp_path, SKIP)
+    (folder / "metadata" / "2b.npy").write_text("")
+    with pytest.raises(DataError, match=r"2b\.npy: metadata files are numbered"):
+        load(tmp_path, SKIP)
+
+
+def test_a_picture_is_read_row_by_row(tmp_path: Path) -> None:
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", 8).tolist() == list(range(64))
+
+
+def test_without_published_images_they_are_generated_and_divided_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def generate_chunks(
+        num_images: int, size: int, contour_length: int, seed: int
+    ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
+        asked.append((num_images, size, contour_length, seed))
+        for start in range(0, num_images, 7):
+            indices = np.arange(start, min(start + 7, num_images))
+            yield start, np.stack([pixels(i, size) for i in indices]), indices % 2
+
+    monkeypatch.setitem(
+        sys.modules, "lra.tasks.pathfinder", SimpleNamespace(generate_chunks=generate_chunks)
+    )
+    task = Pathfinder(size=64, contour_length=9, num_images=25, data_seed=3)
+    data = load(tmp_path, task)
+    assert asked == [(25, 64, 9, 3)] and data.source.kind == "generated"
+    rows = [(index, index % 2) for index in range(25)]
+    assert content(data) == {
+        "train": rows[:20],
+        "validation": rows[20:23],
+        "test": rows[23:],
+    }
+
+
+@pytest.mark.slow
+def test_generated_images_fill_the_splits(tmp_path: Path) -> None:
+    pytest.importorskip("lra.tasks.pathfinder")
+    data = load(tmp_path, Pathfinder(num_images=500))
+    assert [len(data.splits[name]) for name in cache.SPLITS] == [400, 50, 50]
+    assert data.splits["train"].tokens.reshape(-1, 32, 32).max((1, 2)).tolist() == [255] * 400
+    assert 0.4 < data.splits["train"].labels.mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 48}, {"contour_length": 10}, {"num_images": 9}, {"data_seed": -1}]
+)
+def test_an_option_out_of_range_is_named(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"task.options.{next(iter(options))}="):
+        Pathfinder(**options)

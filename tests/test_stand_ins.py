@@ -1,0 +1,225 @@
+"""Stand-ins: labels recomputed from what is shown, and baselines that must learn nothing."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lra.tasks import Split, cache
+from lra.tasks.pathfinder_stand_in import MARKER, PathfinderStandIn
+from lra.tasks.registry import STAND_INS
+from lra.tasks.retrieval_stand_in import RetrievalStandIn
+from lra.tasks.stand_in import StandIn
+from lra.tasks.text_stand_in import TextStandIn
+
+# A change of a generator changes every number made with it: raise its version then.
+FINGERPRINTS = {
+    "text": "ac21cc81ca0fa4f142a4640b507d7713903faf10bd3fc3dffb409651ee0afc24",
+    "retrieval": "653caf56666f31c7216166619d9ca4891f7f3d5a8526abd69f782604a353db32",
+    "pathfinder": "5ca07fecc0701289ccab113a7ed85c31e6942659b8f608da3dcfd0a2faf085c5",
+}
+TASKS: dict[str, StandIn] = {
+    "text": TextStandIn(num_train=4_000),
+    "retrieval": RetrievalStandIn(num_train=4_000),
+    "pathfinder": PathfinderStandIn(num_train=4_000),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, cache.Dataset]:
+    folder = tmp_path_factory.mktemp("cache")
+    return {name: cache.load(name, task, folder) for name, task in TASKS.items()}
+
+
+def sequences(split: Split) -> list[bytes]:
+    bounds = zip(split.offsets[:-1], split.offsets[1:], strict=True)
+    return [split.tokens[a:b].tobytes() for a, b in bounds]
+
+
+def counts(texts: list[bytes], part: slice) -> NDArray[np.float64]:
+    """Return how often every byte stands in a part of each text."""
+    rows = [np.bincount(np.frombuffer(text[part], np.uint8), minlength=256) for text in texts]
+    return np.array(rows, float)
+
+
+def logistic_accuracy(
+    train: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    test: NDArray[np.float64],
+    truth: NDArray[np.int64],
+) -> float:
+    """Return what a logistic regression, fitted by Newton's method, scores on the test rows."""
+    varied = train.std(0) > 0
+    mean, deviation = train[:, varied].mean(0), train[:, varied].std(0)
+    x, z = (
+        np.concatenate([(rows[:, varied] - mean) / deviation, np.ones((len(rows), 1))], 1)
+        for rows in (train, test)
+    )
+    weights = np.zeros(x.shape[1])
+    for _ in range(8):
+        rate = 1 / (1 + np.exp(-x @ weights))
+        curvature = (x.T * (rate * (1 - rate))) @ x + np.eye(x.shape[1])
+        weights += np.linalg.solve(curvature, x.T @ (labels - rate) - weights)
+    return float(((z @ weights > 0) == truth).mean())
+
+
+def pair_features(split: Split, part: slice) -> NDArray[np.float64]:
+    """Return counts of both texts, their products and distances: what pairs are matched by."""
+    both = counts(sequences(split), part).reshape(len(split), 2, 256)
+    first, second = both[:, 0], both[:, 1]
+    return np.concatenate([first, second, first * second, np.abs(first - second)], 1)
+
+
+def features(name: str, split: Split, part: slice) -> NDArray[np.float64]:
+    return pair_features(split, part) if name == "retrieval" else counts(sequences(split), part)
+
+
+def baseline(name: str, data: cache.Dataset, part: slice) -> float:
+    train, test = data.splits["train"], data.splits["test"]
+    return logistic_accuracy(
+        features(name, train, part), train.labels, features(name, test, part), test.labels
+    )
+
+
+def chance_limit(split: Split) -> float:
+    """Return what guessing exceeds once in ten thousand times."""
+    return split.majority_rate + 4 * math.sqrt(0.25 / len(split))
+
+
+@pytest.mark.parametrize("name", ["text", "retrieval"])
+def test_the_first_50_bytes_tell_nothing(name: str, data: dict[str, cache.Dataset]) -> None:
+    assert baseline(name, data[name], slice(50)) < chance_limit(data[name].splits["test"])
+    # The same baseline learns where it sees everything, so that it is one.
+    assert baseline(name, data[name], slice(None)) > 0.6
+
+
+def test_what_follows_the_turn_decides_against_what_precedes_it(
+    data: dict[str, cache.Dataset],
+) -> None:
+    split = data["text"].splits["test"]
+    disagree = 0
+    for text, label in zip(sequences(split), split.labels, strict=True):
+        before, after = text.split(b" yet ")
+        opinions = [(set(part) & set(b"xz"), set(part) & set(b"fv")) for part in (before, after)]
+        assert [bool(opinions[1][kind]) for kind in (0, 1)] == [label == 0, label == 1]
+        assert bool(opinions[0][0]) != bool(opinions[0][1])
+        disagree += bool(opinions[0][label]) is False
+    assert disagree / len(split) == pytest.approx(0.5, abs=0.05)
+
+
+def test_counting_opinions_over_the_whole_review_is_not_enough(
+    data: dict[str, cache.Dataset],
+) -> None:
+    split = data["text"].splits["test"]
+    guesses = []
+    for text in sequences(split):
+        praise, blame = (sum(map(text.count, letters)) for letters in ((b"f", b"v"), (b"x", b"z")))
+        guesses.append(praise > blame)
+    assert 0.6 < (np.array(guesses) == split.labels).mean() < 0.85
+
+
+def test_documents_of_one_topic_share_their_rare_consonant(
+    data: dict[str, cache.Dataset],
+) -> None:
+    split = data["retrieval"].splits["test"]
+    texts = sequences(split)
+    rare = set(b"cfhjvwxz")
+    for index, label in enumerate(split.labels):
+        first, second = (set(text) & rare for text in texts[2 * index : 2 * index + 2])
+        assert len(first) == len(second) == 1
+        assert (first == second) == bool(label)
+    assert not any(set(text[:50]) & rare for text in texts)
+
+
+def joined(image: NDArray[np.uint8]) -> bool:
+    """Tell by flooding whether one path joins the two markers."""
+    start, end = (tuple(place) for place in np.argwhere(image == MARKER))
+    seen, border = {start}, [start]
+    while border:
+        row, column = border.pop()
+        for near in np.ndindex(3, 3):
+            place = (row + near[0] - 1, column + near[1] - 1)
+            inside = all(0 <= axis < len(image) for axis in place)
+            if inside and image[place] and place not in seen:
+                seen.add(place)
+                border.append(place)
+    return end in seen
+
+
+@pytest.mark.parametrize("size", [6, 10, 12])
+def test_one_path_joins_the_markers_if_and_only_if_the_label_says_so(
+    tmp_path: Path, size: int
+) -> None:
+    task = PathfinderStandIn(num_train=300, num_validation=1, num_test=1, size=size)
+    split = cache.load("pathfinder", task, tmp_path).splits["train"]
+    images = split.tokens.reshape(-1, size, size)
+    assert [joined(image) for image in images] == split.labels.astype(bool).tolist()
+
+
+def test_the_distance_of_the_markers_tells_nothing(data: dict[str, cache.Dataset]) -> None:
+    guesses = {}
+    for name in ("train", "test"):
+        split = data["pathfinder"].splits[name]
+        images = split.tokens.reshape(-1, 10, 10)
+        places = np.array([np.argwhere(image == MARKER) for image in images])
+        squared = ((places[:, 0] - places[:, 1]) ** 2).sum(1)
+        guesses[name] = squared, split.labels
+    squared, labels = guesses["train"]
+    votes = {value: labels[squared == value].mean() > 0.5 for value in np.unique(squared)}
+    squared, labels = guesses["test"]
+    right = np.array([votes.get(value, True) for value in squared]) == labels
+    assert right.mean() < chance_limit(data["pathfinder"].splits["test"])
+
+
+def test_no_pixel_and_no_count_of_pixels_tells_the_label(data: dict[str, cache.Dataset]) -> None:
+    train, test = (data["pathfinder"].splits[name] for name in ("train", "test"))
+    rows = [split.tokens.reshape(-1, 100) for split in (train, test)]
+    pixels = [np.concatenate([row == 128, row == 255], 1).astype(float) for row in rows]
+    accuracy = logistic_accuracy(pixels[0], train.labels, pixels[1], test.labels)
+    assert accuracy < chance_limit(test)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_classes_are_balanced_and_no_example_comes_twice(
+    name: str, data: dict[str, cache.Dataset]
+) -> None:
+    splits = data[name].splits
+    share = splits["train"].labels.mean()
+    assert share == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 4_000))
+    assert max(split.lengths.max() for split in splits.values()) <= 256
+    texts = [text for split in splits.values() for text in sequences(split)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_bytes_are_the_same_on_every_machine(name: str, data: dict[str, cache.Dataset]) -> None:
+    assert data[name].fingerprint == FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_seed_of_its_own_gives_other_data_which_are_called_a_stand_in(
+    name: str, tmp_path: Path
+) -> None:
+    sizes = {"num_train": 40, "num_validation": 10, "num_test": 10}
+    prints = set()
+    for seed in (0, 1):
+        task = STAND_INS[name](**sizes, data_seed=seed)  # type: ignore[call-arg]
+        data = cache.load(name, task, tmp_path)
+        assert data.source.kind == "stand-in"
+        prints.add(data.fingerprint)
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.parametrize("key", ["num_train", "num_validation", "num_test"])
+def test_a_split_without_examples_is_refused(name: str, key: str) -> None:
+    with pytest.raises(ValueError, match=f"task.options.{key}=0: must be at least 1"):
+        STAND_INS[name](**{key: 0})
+
+
+@pytest.mark.parametrize("size", [5, 17])
+def test_a_size_out_of_range_is_named(size: int) -> None:
+    with pytest.raises(ValueError, match=f"task.options.size={size}: must be 6 to 16"):
+        PathfinderStandIn(size=size)
