@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from lra import memory, results
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
-from lra.loop import autocast, optimiser_for
+from lra.loop import autocast
+from lra.optimiser import optimiser_for
 from lra.report import markdown
 from lra.train import build_model, num_parameters, resolve_device
 

@@ -23,7 +23,7 @@ from lra.typecheck import fits
 from models.encoder import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SCHEDULES = ("one_cycle",)
+SCHEDULES = ("one_cycle", "rsqrt", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
@@ -92,10 +92,14 @@ class TrainConfig:
     Args:
         steps: Number of updates.
         batch_size: Examples an update.
-        learning_rate: Peak learning rate.
-        warmup_steps: Updates until the peak.
+        learning_rate: Peak learning rate; of `rsqrt` the factor before the root.
+        warmup_steps: Updates of warm-up.
         schedule: `one_cycle`: linear from a 25th of the peak up, then linear down to a 250,000th,
-            with beta 1 moving from .95 to .85 and back.
+            with beta 1 moving from .95 to .85 and back. With t updates made and w of warm-up,
+            `rsqrt`: learning_rate min(1, t / w) / sqrt(max(t, w)); `cosine`: learning_rate
+            min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2.
+        cycle_steps: Period of `cosine`.
+        clip_norm: Largest norm of the gradient; 0 clips nothing.
         beta1: Decay of AdamW's first moment; `one_cycle` replaces it.
         beta2: Decay of AdamW's second moment.
         epsilon: AdamW's epsilon.
@@ -112,6 +116,8 @@ class TrainConfig:
     learning_rate: float
     warmup_steps: int
     schedule: str = "one_cycle"
+    cycle_steps: int = 0
+    clip_norm: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6
@@ -132,14 +138,17 @@ class TrainConfig:
         for key in ("beta1", "beta2"):
             if not 0 <= (number := getattr(self, key)) < 1:
                 raise ValueError(f"train.{key}={number}: must be in [0, 1)")
-        for key in ("weight_decay", "checkpoint_seconds"):
+        for key in ("weight_decay", "clip_norm", "checkpoint_seconds"):
             if not 0 <= (number := getattr(self, key)) < float("inf"):
                 raise ValueError(f"train.{key}={number}: must be a finite number, at least 0")
-        if not 0 < self.warmup_steps < self.steps:
+        if self.warmup_steps < 1:
+            raise ValueError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
+        if self.schedule == "one_cycle" and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"train.warmup_steps={self.warmup_steps}: must be at least 1 and below"
-                f" train.steps={self.steps}"
+                f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
             )
+        if self.schedule == "cosine" and self.cycle_steps < 1:
+            raise ValueError(f"train.cycle_steps={self.cycle_steps}: cosine needs at least 1")
         for key, known in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
             if (choice := getattr(self, key)) not in known:
                 raise ValueError(f"train.{key}={choice}: must be one of {', '.join(known)}")

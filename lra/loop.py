@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lra import checkpoint
 from lra.batches import Batches
 from lra.config import ConfigError, TrainConfig
+from lra.optimiser import optimiser_for
 
 log = logging.getLogger(__name__)
 
@@ -59,28 +60,6 @@ class Progress:
     tokens: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
-
-
-def optimiser_for(
-    model: nn.Module, train: TrainConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return AdamW and its schedule; see `TrainConfig` for the formulas."""
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        eps=train.epsilon,
-        weight_decay=train.weight_decay,
-    )
-    assert train.schedule == "one_cycle"
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        max_lr=train.learning_rate,
-        total_steps=train.steps,
-        pct_start=train.warmup_steps / train.steps,
-        anneal_strategy="linear",
-    )
-    return optimiser, schedule
 
 
 @contextmanager
@@ -215,6 +194,8 @@ class Run:
             loss = F.cross_entropy(logits.float(), batch.labels)
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if train.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
             self.optimiser.step()
             progress.step += 1
             if progress.step < train.steps:

@@ -110,6 +110,8 @@ def notes(grid: Grid) -> list[str]:
     data = {(r.task, r.data_source, r.data_description, r.data_fingerprint) for r in grid.records}
     for task, source, description, fingerprint in sorted(data):
         lines.append(f"Data of {task}: {source} ({description}), sha256 {fingerprint[:16]}.")
+    skipped = {(r.task, r.data_skipped_rows) for r in grid.records if r.data_skipped_rows}
+    lines += [f"Bad rows left out of {task}: {count:,}." for task, count in sorted(skipped)]
     if selected := sorted({r.task for r in grid.records if r.selected_on == "test"}):
         lines.append(f"Selected on test, as published: {', '.join(selected)}.")
     machines = {

@@ -52,6 +52,7 @@ class Record:
         data_fingerprint: sha256 of the data.
         data_source: `published`, `generated` or `stand-in`.
         data_description: The same in words.
+        data_skipped_rows: Bad rows left out of all splits, as `on_bad_row=skip` asks.
         deviations: What the protocol does otherwise than the published code.
         config: The whole resolved configuration.
         config_hash: Hash of the part of it that can change the numbers.
@@ -92,6 +93,7 @@ class Record:
     data_fingerprint: str
     data_source: str
     data_description: str
+    data_skipped_rows: int = 0
     deviations: list[str]
     config: dict[str, Any]
     config_hash: str

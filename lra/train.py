@@ -289,6 +289,7 @@ def _what(config: Config, values: dict[str, Any], dataset: cache.Dataset) -> dic
         "data_fingerprint": dataset.fingerprint,
         "data_source": dataset.source.kind,
         "data_description": dataset.source.description,
+        "data_skipped_rows": sum(dataset.num_skipped.values()),
     }
 
 

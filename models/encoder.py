@@ -8,19 +8,21 @@ Axes: B batch, N length, D model width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from models.heads import AttentionShape
+from models.heads import AttentionShape, HeadProjections
 
 Attention = Callable[[AttentionShape], nn.Module]
 
-POOLING = ("cls", "mean", "mean_padded")
+POOLING = ("cls", "first", "mean", "mean_padded", "mean_all")
 POSITIONS = ("learned", "sinusoidal")
 PAIR_FEATURES = ("concat", "nli")
+GELU = {"exact": "none", "tanh": "tanh"}
+INITIALISATIONS = ("torch", "flax")
 
 
 @dataclass(kw_only=True)
@@ -42,14 +44,21 @@ class ModelConfig:
         embedding_std: Standard deviation of the token table at the start.
         position_std: The same of learned positions.
         positions: `learned` or `sinusoidal`.
-        pooling: `cls` (a learned token in front), `mean` over real tokens, or `mean_padded`: the
-            sum over real tokens divided by the padded length.
+        pooling: `cls` (a learned token in front), `first` (the state at the first token), `mean`
+            over real tokens, `mean_padded` (the sum over real tokens divided by the padded
+            length), or `mean_all` (over every position, padding too).
         pair_features: What a pair of encodings is classified by: `concat` [a, b], or `nli`
             [a, b, a b, a - b].
         zero_is_padding: Mask tokens of id 0 wherever they stand, as published code does with
             black pixels.
-        mlp_norm: Whether a LayerNorm stands before a block's MLP; WavSpA's blocks have none.
+        mlp_norm: Whether a LayerNorm stands before a block's MLP. WavSpA's blocks have a dropout
+            there instead, and none after the attention.
         clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
+        norm_epsilon: Epsilon of every LayerNorm.
+        gelu: `exact`, or its `tanh` approximation.
+        initialisation: Of linear layers: `torch`'s default, or that of the `flax` codes: attention
+            and MLP Xavier-uniform with MLP biases of standard deviation 1e-6, classifier
+            LeCun-normal with biases 0.
 
     Raises:
         ValueError: A value is out of range; the message names the key.
@@ -74,6 +83,9 @@ class ModelConfig:
     zero_is_padding: bool = False
     mlp_norm: bool = True
     clear_padding: bool = False
+    norm_epsilon: float = 1e-5
+    gelu: str = "exact"
+    initialisation: str = "torch"
 
     def __post_init__(self) -> None:
         for key in ("layers", "dim", "heads", "head_dim", "mlp_dim", "max_length", "vocab_size"):
@@ -87,7 +99,15 @@ class ModelConfig:
         for key in ("embedding_std", "position_std"):
             if not 0 <= (value := getattr(self, key)) < math.inf:
                 raise ValueError(f"model.{key}={value}: must be a finite number, at least 0")
-        choices = {"positions": POSITIONS, "pooling": POOLING, "pair_features": PAIR_FEATURES}
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon}: must be in (0, 1)")
+        choices: dict[str, Iterable[str]] = {
+            "positions": POSITIONS,
+            "pooling": POOLING,
+            "pair_features": PAIR_FEATURES,
+            "gelu": GELU,
+            "initialisation": INITIALISATIONS,
+        }
         for key, known in choices.items():
             if (value := getattr(self, key)) not in known:
                 raise ValueError(f"model.{key}={value}: must be one of {', '.join(known)}")
@@ -150,13 +170,16 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
         self.clear_padding = config.clear_padding
-        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention_norm = nn.LayerNorm(config.dim, config.norm_epsilon)
         self.attention = attention(config.attention_shape)
-        self.dropout = nn.Dropout(config.dropout)
-        self.mlp_norm = nn.LayerNorm(config.dim) if config.mlp_norm else nn.Identity()
+        if config.mlp_norm:
+            self.dropout: nn.Module = nn.Dropout(config.dropout)
+            self.mlp_norm: nn.Module = nn.LayerNorm(config.dim, config.norm_epsilon)
+        else:
+            self.dropout, self.mlp_norm = nn.Identity(), nn.Dropout(config.dropout)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
-            nn.GELU(),
+            nn.GELU(GELU[config.gelu]),
             nn.Dropout(config.dropout),
             nn.Linear(config.mlp_dim, config.dim),
             nn.Dropout(config.dropout),
@@ -181,9 +204,11 @@ class Encoder(nn.Module):
         self.embedding = Embedding(config)
         blocks = [Block(config, attention) for _ in range(config.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(config.dim)
-        # Whether the amount of padding leaves every block's output as it is.
-        self.pad_invariant = all(bool(block.attention.pad_invariant) for block in blocks)
+        self.norm = nn.LayerNorm(config.dim, config.norm_epsilon)
+        # Whether the amount of padding leaves the encoding as it is.
+        self.pad_invariant = config.pooling != "mean_all" and all(
+            bool(block.attention.pad_invariant) for block in blocks
+        )
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
         """Encode token ids.
@@ -206,8 +231,10 @@ class Encoder(nn.Module):
         return self._pool(self.norm(x), mask, padded_length)
 
     def _pool(self, x: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
-        if self.pooling == "cls":
+        if self.pooling in ("cls", "first"):
             return x[:, 0]
+        if self.pooling == "mean_all":
+            return x.mean(1)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         if self.pooling == "mean_padded":
@@ -223,6 +250,31 @@ def _classifier(in_dim: int, hidden_dims: list[int], num_classes: int) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(in_dim, num_classes))
 
 
+def initialise_as_flax(encoder: Encoder, head: nn.Sequential) -> None:
+    """Draw the linear layers anew as the flax codes of Long Range Arena and WavSpA do.
+
+    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; biases of
+    the MLP have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
+    two standard deviations, of variance 1 / inputs) and its biases 0.
+    """
+    for module in encoder.modules():
+        if isinstance(module, HeadProjections):
+            for kernel in (*module.qkv.weight.chunk(3), module.out.weight):
+                nn.init.xavier_uniform_(kernel)
+        elif isinstance(module, Block):
+            for layer in module.mlp:
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.normal_(layer.bias, std=1e-6)
+    # Cutting at two standard deviations narrows a normal by this factor, which is made up for.
+    narrowed = 0.87962566103423978
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            std = layer.in_features**-0.5 / narrowed
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(layer.bias)
+
+
 class Classifier(nn.Module):
     """One sequence to class logits.
 
@@ -236,6 +288,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = Encoder(config, attention)
         self.head = _classifier(config.dim, config.classifier_dims, num_classes)
+        if config.initialisation == "flax":
+            initialise_as_flax(self.encoder, self.head)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
         """Classify `tokens` `(B, N)` with `mask` `(B, N)` or None: logits `(B, classes)`."""
@@ -258,6 +312,8 @@ class PairClassifier(nn.Module):
         self.pair_features = config.pair_features
         width = config.dim * (4 if config.pair_features == "nli" else 2)
         self.head = _classifier(width, config.classifier_dims, num_classes)
+        if config.initialisation == "flax":
+            initialise_as_flax(self.encoder, self.head)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
         """Classify `tokens` `(B, 2, N)` with `mask` `(B, 2, N)` or None: logits `(B, classes)`."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lra.batches import Batches
 from lra.bench import interleaved
 from lra.config import Config, load
-from lra.loop import optimiser_for
+from lra.optimiser import optimiser_for
 from lra.report import markdown
 from lra.tasks import Split, cache
 from lra.tasks.listops import ListOps

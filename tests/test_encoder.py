@@ -95,6 +95,39 @@ def test_initial_tables_have_the_configured_spread() -> None:
     assert embedding.positions.std().item() == pytest.approx(0.02, rel=0.02)
 
 
+def test_flax_initialisation_has_its_spreads() -> None:
+    sizes = {"dim": 64, "heads": 2, "head_dim": 8, "mlp_dim": 96, "classifier_dims": [300]}
+    model = Classifier(replace(SMALL, **sizes, initialisation="flax"), Softmax, 40)
+    block = model.encoder.blocks[0]
+    # Xavier: a uniform of variance 2 / (inputs + outputs); q, k and v each have 16 outputs.
+    for kernel in block.attention.projections.qkv.weight.chunk(3):
+        assert kernel.std().item() == pytest.approx((2 / 80) ** 0.5, rel=0.05)
+        assert kernel.abs().max().item() <= (6 / 80) ** 0.5
+    assert block.mlp[0].weight.std().item() == pytest.approx((2 / 160) ** 0.5, rel=0.03)
+    assert 0 < block.mlp[0].bias.std().item() < 2e-6
+    # LeCun: a normal of variance 1 / inputs, cut at two of its own deviations.
+    weight = model.head[0].weight
+    assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
+    assert weight.abs().max().item() <= 2 * 64**-0.5 / 0.8796 + 1e-6
+    assert model.head[0].bias.abs().max() == 0
+
+
+def test_first_and_mean_all_pool_what_their_names_say() -> None:
+    tokens, mask = batch()
+    outputs = {}
+    for pooling in ("first", "mean_all"):
+        torch.manual_seed(0)
+        encoder = Encoder(replace(SMALL, pooling=pooling), Softmax).eval()
+        seen = []
+        encoder.norm.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        outputs[pooling] = encoder(tokens, mask, 20), seen[0]
+    pooled, states = outputs["first"]
+    assert torch.equal(pooled, states[:, 0])
+    pooled, states = outputs["mean_all"]
+    torch.testing.assert_close(pooled, states.sum(1) / 13)
+    assert not Encoder(replace(SMALL, pooling="mean_all"), Softmax).pad_invariant
+
+
 @pytest.mark.parametrize(("features", "width"), [("nli", 32), ("concat", 16)])
 def test_a_pair_is_classified_by_its_features_from_one_shared_encoder(
     features: str, width: int

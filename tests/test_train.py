@@ -17,7 +17,7 @@ import lra.config
 from lra import results
 from lra.checkpoint import load
 from lra.config import Config, ConfigError
-from lra.loop import BEST, CHECKPOINT, Run
+from lra.loop import BEST, CHECKPOINT
 from lra.train import CellFailedError, build_attention, run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,25 +153,6 @@ def test_bfloat16_and_one_more_thread_train_too(tmp_path: Path) -> None:
     record = run(tmp_path, "train.precision=bfloat16", "threads=2", *steps)
     assert (record.dtype, record.threads) == ("bfloat16", 2)
     torch.set_num_threads(1)
-
-
-def test_one_cycle_is_the_published_formula(tmp_path: Path) -> None:
-    config = configure(tmp_path, "train.steps=100", "train.warmup_steps=20")
-    model = torch.nn.Linear(2, 2)
-    trainer = Run(model, config.train, {}, torch.device("cpu"), tmp_path, 0, "", "x")
-    peak = config.train.learning_rate
-    for step in range(100):
-        group = trainer.optimiser.param_groups[0]
-        up, down = step / 19, (step - 19) / 80
-        rate = peak * (1 / 25 + up * 24 / 25) if step < 20 else None
-        low = peak / 25 / 1e4
-        expected = rate if rate is not None else peak + down * (low - peak)
-        assert group["lr"] == pytest.approx(expected, rel=1e-9), step
-        beta = 0.95 - 0.1 * up if step < 20 else 0.85 + 0.1 * down
-        assert group["betas"] == (pytest.approx(beta), 0.999), step
-        if step < 99:
-            trainer.optimiser.step()
-            trainer.schedule.step()
 
 
 def test_attention_names_are_checked_where_they_stand(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 SPLITS = ("train", "validation", "test")
 
 
+OnBadRow = Literal["error", "skip"]
+
+
 class DataError(RuntimeError):
     """Raw data are missing, damaged or not what they should be."""
 
@@ -53,14 +56,15 @@ class Source:
     """Where a task's data come from.
 
     Args:
-        kind: `published` (the benchmark's own data), `generated` (by the benchmark's algorithm)
-            or `stand-in` (procedural data of this project).
+        kind: `published` (the benchmark's own data), `generated` (by the benchmark's algorithm),
+            `other` (real data of the same form, which compare with no published figure) or
+            `stand-in` (procedural data of this project).
         description: The same in words, for people.
         files: The raw files to be read, by role; empty when nothing is read.
         signature: Changes when other raw data are found, so that they get their own cache.
     """
 
-    kind: Literal["published", "generated", "stand-in"]
+    kind: Literal["published", "generated", "other", "stand-in"]
     description: str
     files: tuple[Path, ...] = ()
     signature: str = ""
@@ -71,6 +75,25 @@ class Writer(Protocol):
 
     def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
         """Append one example."""
+
+    def skip(self, reason: str) -> None:
+        """Count a row that is left out, and say why."""
+
+
+def bad_row(reason: str, split: Writer, on_bad_row: OnBadRow) -> None:
+    """Stop at a row that is not what it should be, or leave it out where that was asked for.
+
+    Args:
+        reason: File, line or index, and what is wrong.
+        split: Where the row would have gone.
+        on_bad_row: `error` or `skip`.
+
+    Raises:
+        DataError: `on_bad_row` is `error`.
+    """
+    if on_bad_row == "error":
+        raise DataError(f"{reason}; task.options.on_bad_row=skip leaves such rows out")
+    split.skip(reason)
 
 
 class Task(Protocol):

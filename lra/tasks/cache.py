@@ -27,7 +27,9 @@ from lra.tasks import SPLITS, DataError, Source, Split, Task
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
+# Of the rows that are left out, so many a split are named one by one.
+NUM_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Dataset:
         fingerprint: sha256 of the content, 64 hex digits.
         folder: Where they lie.
         seconds: How long the build took.
+        num_skipped: Bad rows that were left out, by split.
     """
 
     splits: Mapping[str, Split]
@@ -47,6 +50,7 @@ class Dataset:
     fingerprint: str
     folder: Path
     seconds: float
+    num_skipped: Mapping[str, int]
 
 
 class SplitWriter:
@@ -57,6 +61,10 @@ class SplitWriter:
         self._tokens = open(folder / f"{name}.tokens.bin", "wb")  # noqa: SIM115  # see __exit__
         self._lengths: list[int] = []
         self._labels: list[int] = []
+        self.num_skipped = 0
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -79,6 +87,14 @@ class SplitWriter:
             self._tokens.write(bytes(sequence))
             self._lengths.append(len(sequence))
         self._labels.append(label)
+
+    def skip(self, reason: str) -> None:
+        """Count a row that is left out; the first few are named in the log."""
+        self.num_skipped += 1
+        if self.num_skipped <= NUM_NAMED:
+            log.warning("left out of %s: %s", self._name, reason)
+        if self.num_skipped == NUM_NAMED:
+            log.warning("further rows left out of %s are only counted", self._name)
 
 
 def fingerprint(splits: Mapping[str, Split]) -> str:
@@ -143,11 +159,15 @@ def _build(folder: Path, task: Task, source: Source) -> None:
             SplitWriter(partial, "validation") as validation,
             SplitWriter(partial, "test") as test,
         ):
-            task.write(source, {"train": train, "validation": validation, "test": test})
+            writers = {"train": train, "validation": validation, "test": test}
+            task.write(source, writers)
+            if empty := [name for name, writer in writers.items() if not len(writer)]:
+                raise DataError(f"{source.description}: no example for {empty[0]}")
         manifest = {
             "fingerprint": fingerprint({split: _open_split(partial, split) for split in SPLITS}),
             "source": {"kind": source.kind, "description": source.description},
             "options": asdict(task),  # type: ignore[call-overload]  # tasks are dataclasses
+            "num_skipped": {name: writer.num_skipped for name, writer in writers.items()},
             "seconds": round(time.perf_counter() - started, 3),
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -162,7 +182,14 @@ def _open(folder: Path, source: Source) -> Dataset:
     splits = {name: _open_split(folder, name) for name in SPLITS}
     if fingerprint(splits) != manifest["fingerprint"]:
         raise ValueError("its content does not match its fingerprint")
-    return Dataset(splits, source, manifest["fingerprint"], folder, manifest["seconds"])
+    return Dataset(
+        splits,
+        source,
+        manifest["fingerprint"],
+        folder,
+        manifest["seconds"],
+        manifest["num_skipped"],
+    )
 
 
 def _open_split(folder: Path, name: str) -> Split:

@@ -38,7 +38,8 @@ def load_rows(
         columns: Columns that every row must have.
 
     Yields:
-        `(where, row)`: file and row number for messages, and the values by column.
+        `(where, row)`: file and row number for messages, and the values by column; text as the
+        bytes it is stored in, never decoded.
 
     Raises:
         DataError: A file is damaged or lacks a column, or the hub cannot be reached.
@@ -49,9 +50,17 @@ def load_rows(
             names = table.schema.names
             if missing := [name for name in columns if name not in names]:
                 raise DataError(f"{place}: no column {missing[0]!r}; it has {', '.join(names)}")
-            for row in table.select(columns).to_pylist():
-                yield f"{place}, row {number}", row
+            for values in zip(*(_stored(table.column(name)) for name in columns), strict=True):
+                yield f"{place}, row {number}", dict(zip(columns, values, strict=True))
                 number += 1
+
+
+def _stored(column: Any) -> list[Any]:
+    import pyarrow
+
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    values: list[Any] = (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist()
+    return values
 
 
 def _from_files(files: Sequence[Path]) -> Iterator[tuple[str, Iterator[Any]]]:

@@ -1,0 +1,80 @@
+"""A stand-in for Pathfinder at the mini scale: small images with two paths, drawn by this project.
+
+Four ends lie near the corners. Two winding paths, which never touch, join them along the rows or
+along the columns, and two ends of one side are marked. The label tells whether a path joins them.
+Ends and marks are drawn apart from the label, which only decides how the paths run: the marks
+alone, their places and distance included, tell nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lra.tasks.stand_in import Draws, Example, StandIn
+
+PATH, MARKER = 128, 255
+
+
+def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int) -> list[int]:
+    """Return the rows of a path, a column each, from one `(row, column)` to another.
+
+    It moves by at most a row a column and stays above row `band`.
+    """
+    rows = [start[0]]
+    for column in range(start[1] + 1, end[1] + 1):
+        reach = end[1] - column
+        low = max(rows[-1] - 1, 0, end[0] - reach)
+        high = min(rows[-1] + 1, band - 1, end[0] + reach)
+        rows.append(draws.between(low, high))
+    return rows
+
+
+def draw(draws: Draws, label: int, size: int) -> NDArray[np.uint8]:
+    """Draw a `(size, size)` image of a label."""
+    # Between two paths there are always two rows.
+    band, near, far = (size - 2) // 2, size // 4, size - 1
+    # Ends by their distances from the top left, top right, bottom left and bottom right corner.
+    ends = [(draws.between(0, near), draws.between(0, near)) for _ in range(4)]
+    # Marked are two ends of the top, the bottom, the left or the right side.
+    side = draws.between(0, 3)
+    along_rows = (side < 2) == bool(label)
+    if not along_rows:
+        ends = [(column, row) for row, column in (ends[0], ends[2], ends[1], ends[3])]
+        side = (side + 2) % 4
+    image = np.zeros((size, size), np.uint8)
+    for upper, view in ((0, image), (2, image[::-1])):
+        left, right = ends[upper], (ends[upper + 1][0], far - ends[upper + 1][1])
+        rows = _walk(draws, left, right, band)
+        view[rows, np.arange(left[1], right[1] + 1)] = PATH
+        for corner, end in ((upper, left), (upper + 1, right)):
+            if corner in ((0, 1), (2, 3), (0, 2), (1, 3))[side]:
+                view[end] = MARKER
+    return image if along_rows else image.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathfinderStandIn(StandIn):
+    """Options of the stand-in, beside those of `StandIn`.
+
+    Args:
+        size: Height and width in pixels.
+    """
+
+    content: ClassVar[str] = "two winding paths in a small image"
+
+    size: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 6 <= self.size <= 16:
+            raise ValueError(f"task.options.size={self.size}: must be 6 to 16")
+
+    def examples(self, split: str, count: int) -> Iterator[Example]:
+        """Draw the images of a split; see `StandIn`."""
+        draws = Draws(f"pathfinder stand-in/{self.data_seed}/{split}")
+        for _ in range(count):
+            label = draws.between(0, 1)
+            yield label, (draw(draws, label, self.size).tobytes(),)

@@ -1,0 +1,129 @@
+"""Retrieval: does one of two papers cite the other, read byte by byte (arXiv 2011.04006, 2.2)?
+
+Pairs of papers of the ACL Anthology Network in Long Range Arena's five-column files: label, two
+ids, two texts, tab separated, without header or quotes. A text is bytes, never decoded. Published
+code reads the first 10,000 bytes and keeps 4,000, which is the same as keeping 4,000.
+The files are read line by line: 8.5 GB of them need no more memory than one line.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tqdm import tqdm
+
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row
+
+FILES = {
+    "train": "new_aan_pairs.train.tsv",
+    "validation": "new_aan_pairs.eval.tsv",
+    "test": "new_aan_pairs.test.tsv",
+}
+# The published archive nests its folder; people also copy just the three files.
+FOLDERS = (
+    "aan",
+    "aan/tsv_data",
+    ".",
+    "tsv_data",
+    "lra_release/lra_release/tsv_data",
+    "lra_release/tsv_data",
+)
+ARCHIVE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
+PUBLISHED_SIZES = {"train": 147_086, "validation": 18_090, "test": 17_437}
+# The published files have 8.5 GB; whatever is far smaller are somebody's own pairs.
+PUBLISHED_BYTES = 4 * 10**9
+LABELS = {b"0.0": 0, b"1.0": 1, b"0": 0, b"1": 1}
+READ_BYTES = 10_000
+# Far above any paper: without line ends a file would be one line.
+MAX_LINE = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Options of the task.
+
+    Args:
+        keep_bytes: Bytes kept of each text; at most the 10,000 that published code reads.
+        on_bad_row: `error`, or `skip` to leave bad lines out and count them.
+    """
+
+    version: ClassVar[int] = 1
+    id_shift: ClassVar[int] = 1
+
+    keep_bytes: int = 4_000
+    on_bad_row: OnBadRow = "error"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep_bytes <= READ_BYTES:
+            raise ValueError(
+                f"task.options.keep_bytes={self.keep_bytes}: must be 1 to {READ_BYTES:,}"
+            )
+
+    def locate(self, data_dir: Path | None) -> Source:
+        """Find the three files under `data_dir`, in its folder `aan` or an unpacked archive."""
+        for folder in FOLDERS if data_dir is not None else ():
+            assert data_dir is not None
+            place = data_dir / folder
+            files = tuple(place / name for name in FILES.values())
+            if all(file.is_file() for file in files):
+                sizes = [file.stat().st_size for file in files]
+                signature = " ".join(map(str, sizes))
+                if sum(sizes) < PUBLISHED_BYTES:
+                    description = f"pairs of {place}, not Long Range Arena's own"
+                    return Source("other", description, files, signature)
+                return Source("published", f"published files of {place}", files, signature)
+        looked = (
+            f"none of them in {', '.join(FOLDERS)} below data_dir {data_dir}"
+            if data_dir
+            else "data_dir (or LRA_DATA_DIR) is not set"
+        )
+        raise DataError(
+            f"Retrieval needs {', '.join(FILES.values())}: {looked}. They are in {ARCHIVE} (a tar"
+            " file of 8 GB, 19 GB unpacked): put its folder tsv_data, or lra_release, into data_dir"
+        )
+
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        """Write every split; see `lra.tasks.Task`."""
+        for name, file in zip(FILES, source.files, strict=True):
+            count = self._read(file, splits[name])
+            if source.kind == "published" and count != PUBLISHED_SIZES[name]:
+                raise DataError(
+                    f"{file}: holds {count} pairs, the published file has {PUBLISHED_SIZES[name]}"
+                )
+
+    def _read(self, file: Path, split: Writer) -> int:
+        """Write the pairs of a file and return the number of its lines."""
+        number = 0
+        for number, line in enumerate(_lines(file), start=1):
+            columns = line.split(b"\t")
+            if reason := _fault(columns):
+                bad_row(f"{file}, line {number}: {reason}", split, self.on_bad_row)
+                continue
+            first, second = (text[: self.keep_bytes] for text in columns[3:])
+            split.add(LABELS[columns[0]], first, second)
+        return number
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    with (
+        open(file, "rb") as lines,
+        tqdm(desc=file.name, total=size, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while line := lines.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise DataError(f"{file}: a line of more than {MAX_LINE:,} bytes; no file of pairs")
+            bar.update(len(line))
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _fault(columns: list[bytes]) -> str:
+    """Return what is wrong with a line; nothing where it is right."""
+    if len(columns) != 5:
+        return f"{len(columns)} columns, should be 5"
+    if columns[0] not in LABELS:
+        return f"label {columns[0][:20]!r}, should be 0.0 or 1.0"
+    if empty := [number for number in (1, 2) if not columns[2 + number]]:
+        return f"text {empty[0]} is empty"
+    return ""
