@@ -16,12 +16,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lra.config import Config, ConfigError, load
 from lra.report import markdown
-from lra.tasks import DataError, archive, cache, cifar10
+from lra.tasks import DataError, archive, cache, cifar10, text
 from lra.tasks.hub import HubFile
 from lra.train import build_task
 
 # By the signature of the sources that are read from there.
-HUBS = {str(hub): hub for hub in (cifar10.HUB,)}
+HUBS = {str(hub): hub for hub in (cifar10.HUB, text.HUB)}
 # Seconds.
 TIMEOUT = 10.0
 

@@ -23,6 +23,8 @@ import pytest
 
 from lra.tasks import DataError, archive, download
 from lra.tasks.listops import ListOps
+from lra.tasks.pathfinder_task import Pathfinder
+from lra.tasks.retrieval import Retrieval
 
 ROOT = Path(__file__).resolve().parents[1]
 INNER = archive.INNER
@@ -161,6 +163,7 @@ def test_only_what_the_tasks_read_is_unpacked_and_to_where_they_look(
     assert files(tmp_path) == {*LISTOPS, *PAIRS}
     assert (tmp_path / LISTOPS[0]).read_text() == f"content of {LISTOPS[0]}"
     assert ListOps().locate(tmp_path).files == tuple(tmp_path / name for name in LISTOPS)
+    assert Retrieval().locate(tmp_path).files == tuple(tmp_path / name for name in PAIRS)
     # The size is said before anything is fetched, the digest when all is there.
     assert "0.0 GB are here" in caplog.messages[0] and "10 GB more" in caplog.messages[0]
     assert hashlib.sha256(server.content).hexdigest() in caplog.messages[-1]
@@ -174,6 +177,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, server: Server) -> N
     archive.fetch(["listops", "pathfinder"], tmp_path, server.url)
     assert len(server.requests) == asked
     assert files(tmp_path) == {*LISTOPS, *PICTURES}
+    assert Pathfinder().locate(tmp_path).files == (tmp_path / PICTURES[1],)
 
 
 def test_tasks_outside_the_archive_fetch_nothing(tmp_path: Path, server: Server) -> None:
