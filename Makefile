@@ -15,18 +15,25 @@ PROTOCOL ?= nystromformer
 LAUNCHER ?= basic
 DEVICE ?= auto
 DATA_DIR ?=
+# FETCH=1 lets `make data` fetch the published archive (some 8 GB) into DATA_DIR.
+FETCH ?=
+# What reproduce-lra does where data of a task are missing: stop, or skip the task.
+MISSING ?= stop
 # TORCH=cpu installs the CPU build of torch where plain pip would fetch the CUDA one.
 TORCH ?=
 # Further key=value overrides of lra.train.
 ARGS ?=
 
-SWEEP = -m task=$(TASKS) attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) \
+# The table of where the data come from, and on stdout the tasks that can be trained.
+PREFLIGHT = $(BIN)/python -m lra.preflight --tasks $(TASKS) --scale $(SCALE) \
+	--protocol $(PROTOCOL) --missing $(MISSING) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) -- $(ARGS)
+SWEEP = attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) \
 	protocol=$(PROTOCOL) device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
 	$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
 REPORT = --scale $(SCALE) --protocol $(PROTOCOL) --tasks $(TASKS) --attentions $(ATTENTIONS) \
 	--seeds $(SEEDS)
 
-.PHONY: help install test test-all lint data reproduce-lra bench report clean
+.PHONY: help install test test-all lint data preflight reproduce-lra bench report clean
 
 help: ## Print this help
 	@echo "Long Range Arena suite. Targets:"
@@ -34,6 +41,7 @@ help: ## Print this help
 	@echo "Variables of reproduce-lra, with their values:"
 	@echo "  TASKS=$(TASKS) ATTENTIONS=$(ATTENTIONS) SEEDS=$(SEEDS) SCALE=$(SCALE)"
 	@echo "  PROTOCOL=$(PROTOCOL) LAUNCHER=$(LAUNCHER) DEVICE=$(DEVICE) DATA_DIR=$(DATA_DIR)"
+	@echo "  MISSING=$(MISSING)"
 	@echo "First of all: make reproduce-lra SCALE=mini"
 
 install: $(VENV)/.installed ## Set up .venv from requirements.lock (TORCH=cpu for the CPU build)
@@ -62,10 +70,14 @@ lint: install ## Check style and types
 
 data: install ## Build the data sets of TASKS at SCALE into data/cache, print a table
 	$(BIN)/python scripts/prepare_data.py --tasks $(TASKS) --scale $(SCALE) --protocol $(PROTOCOL) \
-		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(FETCH),--fetch) $(ARGS)
+
+preflight: install ## Say where the data of TASKS come from, or what is missing
+	@$(PREFLIGHT) >/dev/null
 
 reproduce-lra: install ## Train every pairing of TASKS and ATTENTIONS, then print and write the tables
-	@status=0; $(BIN)/python -m lra.train $(SWEEP) || status=$$?; \
+	@tasks=$$($(if $(filter paper,$(SCALE)),$(PREFLIGHT),echo $(TASKS))) || exit; status=0; \
+	$(BIN)/python -m lra.train -m task=$$tasks $(SWEEP) || status=$$?; \
 	$(BIN)/python -m lra.report $(REPORT) || status=$$?; exit $$status
 
 report: install ## Print and write the tables of the runs there are

@@ -1,19 +1,21 @@
 """Build the data sets of tasks into the cache and print what is in them.
 
-    python scripts/prepare_data.py --tasks listops,image --scale paper --data-dir RAW
+    python scripts/prepare_data.py --tasks listops,image --scale paper --data-dir RAW [--fetch]
 
-A data set that is already there is only checked against its fingerprint.
+A data set that is already there is only checked against its fingerprint. `--fetch` first puts the
+published files of ListOps, Retrieval, Pathfinder and Path-X into RAW, where it lacks them.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from lra.build import build_task
-from lra.config import ConfigError, load
+from lra.config import Config, ConfigError, load
 from lra.tables import markdown
-from lra.tasks import DataError, cache
+from lra.tasks import DataError, archive, cache
 
 TASKS = "listops,text,retrieval,image,pathfinder"
 COLUMNS = "task source train validation test mean-length max-length MiB seconds sha256"
@@ -36,6 +38,18 @@ def row(task: str, data: cache.Dataset) -> list[str]:
     ]
 
 
+def fetch(configs: Iterable[Config], data_dir: Path) -> None:
+    """Fetch the published files of those tasks that find none."""
+    lacking = []
+    for config in configs:
+        try:
+            if build_task(config).locate(data_dir).kind == "generated":
+                lacking.append(config.task.name)
+        except DataError:
+            lacking.append(config.task.name)
+    archive.fetch(lacking, data_dir)
+
+
 def main() -> None:
     """Build and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,17 +63,26 @@ def main() -> None:
     parser.add_argument("--protocol", default="nystromformer")
     parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default="data/cache")
+    parser.add_argument("--fetch", action="store_true", help="fetch what RAW lacks, some 8 GB")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    common = [f"scale={args.scale}", f"protocol={args.protocol}", f"cache_dir={args.cache_dir}"]
     rows = []
     failed = False
-    for task in args.tasks.split(","):
-        words = [f"task={task}", f"scale={args.scale}", f"protocol={args.protocol}"]
+    try:
+        configs = [load(f"task={task}", *common) for task in args.tasks.split(",")]
+        folder = args.data_dir or configs[0].raw_data_dir()
+        if args.fetch:
+            if folder is None or args.scale != "paper":
+                raise ConfigError("--fetch needs --data-dir (or LRA_DATA_DIR) and --scale paper")
+            fetch(configs, folder)
+    except (ConfigError, DataError) as error:
+        sys.exit(str(error))
+    for config in configs:
+        name = config.task.name
         try:
-            config = load(*words, f"cache_dir={args.cache_dir}")
-            folder = args.data_dir or config.raw_data_dir()
-            data = cache.load(task, build_task(config), Path(config.cache_dir), folder)
-            rows.append(row(task, data))
+            data = cache.load(name, build_task(config), Path(config.cache_dir), folder)
+            rows.append(row(name, data))
         except (ConfigError, DataError) as error:
             logging.error("%s", error)
             failed = True

@@ -1,5 +1,215 @@
-"""Pathfinder and Path-X: do the two marked ends belong to one contour?"""
+"""Pathfinder and Path-X: are two marked ends joined by one dashed path (arXiv 2011.04006, 2.2)?
 
-from lra.tasks.pathfinder_generator import generate, generate_chunks
+Images are read pixel by pixel, the grey value being the token id. The published images where
+`data_dir` holds them, else this project's own generator. Which images train, validate and test
+hangs on the seed alone: the published code leaves that to a shuffle that nobody can repeat.
+"""
 
-__all__ = ["generate", "generate_chunks"]
+import hashlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row
+
+SIZES = (32, 64, 128, 256)
+# By contour length: easy, intermediate, hard.
+FOLDERS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
+# The published archive holds pathfinder128 twice, and its authors point to the inner one.
+PLACES = ("pathfinder", "lra_release/lra_release", "lra_release", ".")
+NUM_IMAGES = 200_000
+# Empty in the published archive.
+KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
+PNG_END = b"IEND\xaeB`\x82"
+LABELS = {b"0": 0, b"1": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pathfinder:
+    """Options of the task.
+
+    Args:
+        size: Height and width in pixels: 32 (Pathfinder), 64, 128 (Path-X) or 256.
+        contour_length: Dashes of a path: 6 (easy), 9 (intermediate) or 14 (hard, as published).
+        num_images: Images in all, of which 80 % train, 10 % validate and 10 % test.
+        data_seed: Seed of the generator, and of the division of published images.
+        on_bad_row: `error`, or `skip` to leave unreadable images out and count them.
+    """
+
+    version: ClassVar[int] = 1
+    id_shift: ClassVar[int] = 0
+
+    size: int = 32
+    contour_length: int = 14
+    num_images: int = NUM_IMAGES
+    data_seed: int = 0
+    on_bad_row: OnBadRow = "error"
+
+    def __post_init__(self) -> None:
+        for key, choices in {"size": SIZES, "contour_length": tuple(FOLDERS)}.items():
+            if (value := getattr(self, key)) not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"task.options.{key}={value}: must be one of {known}")
+        if self.num_images < 10:
+            raise ValueError(f"task.options.num_images={self.num_images}: must be at least 10")
+        if not 0 <= self.data_seed < 2**64:
+            raise ValueError(f"task.options.data_seed={self.data_seed}: must be 0 to 2**64 - 1")
+
+    def locate(self, data_dir: Path | None) -> Source:
+        """Find the published images under `data_dir`; without them they are generated."""
+        if data_dir is not None and self.num_images == NUM_IMAGES:
+            for top in PLACES:
+                folder = data_dir / top / f"pathfinder{self.size}" / FOLDERS[self.contour_length]
+                files = tuple(sorted(folder.glob("metadata/*.npy")))
+                if files:
+                    sizes = f"{len(files)} {sum(file.stat().st_size for file in files)}"
+                    place = f"in {folder}"
+                    return Source("published", "published images", files, sizes, place)
+        return Source("generated", f"generated with seed {self.data_seed}")
+
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        """Write every split; see `lra.tasks.Task`."""
+        if source.kind == "published":
+            self._read(source, splits)
+        else:
+            self._generate(splits)
+
+    def _generate(self, splits: Mapping[str, Writer]) -> None:
+        from lra.tasks import pathfinder_generator as generator
+
+        names = _divide(range(self.num_images))
+        with tqdm(desc="Pathfinder", total=len(names), unit="images", disable=None) as bar:
+            for start, images, labels in generator.generate_chunks(
+                self.num_images, self.size, self.contour_length, self.data_seed
+            ):
+                for index, (pixels, label) in enumerate(zip(images, labels, strict=True), start):
+                    splits[names[index]].add(int(label), pixels.ravel())
+                bar.update(len(images))
+
+    def _read(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        rows = [row for file in sorted(source.files, key=_number) for row in _rows(file)]
+        if len(rows) != self.num_images:
+            raise DataError(
+                f"{source}: metadata of {len(rows)} images, should be of {self.num_images}"
+            )
+        salt = f"pathfinder/{self.data_seed}"
+        keys = [hashlib.sha256(f"{salt}/{r.file.stem}/{r.line}".encode()).digest() for r in rows]
+        names = _divide(sorted(range(len(rows)), key=keys.__getitem__))
+        for row, name in zip(tqdm(rows, "Pathfinder", disable=None), names, strict=True):
+            split = splits[name]
+            if row.picture is None or row.label is None:
+                bad_row(f"{row.file}, line {row.line}: {row.fault}", split, self.on_bad_row)
+            elif row.picture.as_posix().endswith(KNOWN_EMPTY) and not row.picture.stat().st_size:
+                split.skip(f"{row.picture}: empty, as in the published archive")
+            else:
+                try:
+                    pixels = read_image(row.picture, self.size)
+                except ValueError as error:
+                    reason = f"{row.file}, line {row.line}: {row.picture}: {error}"
+                    bad_row(reason, split, self.on_bad_row)
+                    continue
+                split.add(row.label, pixels)
+
+
+def _divide(order: Sequence[int]) -> list[str]:
+    """Return the split of every image: the first 80 % in `order` train, a tenth each follow."""
+    train, test = len(order) * 8 // 10, len(order) // 10
+    names = [""] * len(order)
+    for rank, index in enumerate(order):
+        is_train, is_test = rank < train, rank >= len(order) - test
+        names[index] = "train" if is_train else "test" if is_test else "validation"
+    return names
+
+
+class Row(NamedTuple):
+    """A line of metadata: where it stands, and its picture and label or what is wrong with it."""
+
+    file: Path
+    line: int
+    picture: Path | None = None
+    label: int | None = None
+    fault: str = ""
+
+
+def _number(file: Path) -> int:
+    if not file.stem.isdecimal():
+        raise DataError(f"{file}: metadata files are numbered, as in 0.npy")
+    return int(file.stem)
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    """Yield the lines of a metadata file: text, although its name says NumPy.
+
+    Blank separated: folder, picture, running number, label, then what the generator was told.
+    """
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        columns = line.split()
+        if len(columns) < 4:
+            yield Row(file, number, fault=f"{len(columns)} columns, should be 4 or more")
+        elif columns[3] not in LABELS:
+            fault = f"label {columns[3][:20]!r} in column 4, should be 0 or 1"
+            yield Row(file, number, fault=fault)
+        else:
+            folder, name = (os.fsdecode(column) for column in columns[:2])
+            picture = file.parents[1] / folder / name
+            yield Row(file, number, picture, LABELS[columns[3]])
+
+
+def read_image(file: Path, size: int) -> NDArray[np.uint8]:
+    """Return the `(size * size,)` grey values of a picture, row by row.
+
+    Raises:
+        ValueError: It cannot be read, or is not grey or not `(size, size)`.
+    """
+    from PIL import Image
+
+    try:
+        content = file.read_bytes()
+        # Pillow is content with a file that lacks its last bytes.
+        if not content.endswith(PNG_END):
+            raise ValueError("the end of a PNG file is missing")
+        with Image.open(io.BytesIO(content)) as picture:
+            mode, pixels = picture.mode, np.asarray(picture)
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+        raise ValueError(f"not a readable image ({error})") from error
+    if mode != "L" or pixels.shape != (size, size):
+        raise ValueError(f"{mode} of shape {pixels.shape}, should be L of ({size}, {size})")
+    return pixels.ravel()
+
+
+def generate(
+    num_images: int,
+    size: int = 32,
+    contour_length: int = 14,
+    seed: int = 0,
+    workers: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Generate Pathfinder images by the published algorithm, the same bytes on every machine.
+
+    Args:
+        num_images: How many.
+        size: Side of the images: 32 (Pathfinder), 64, 128 (Path-X) or 256.
+        contour_length: Paddles in each of the two contours: 6 (easy), 9 or 14 (hard).
+        seed: Any integer from 0 to 2**64 - 1.
+        workers: Threads; None takes one a core. Does not change the images.
+
+    Returns:
+        Images `(num_images, size, size)` and labels `(num_images,)`, 1 where the two marked ends
+        belong to one contour.
+
+    Raises:
+        ValueError: A number is out of range, or a size or contour length is none of those above.
+    """
+    # Loaded only where images are drawn, for it brings a compiler along.
+    from lra.tasks import pathfinder_generator
+
+    return pathfinder_generator.generate(num_images, size, contour_length, seed, workers)

@@ -4,8 +4,8 @@ from lra.tasks import Task
 from lra.tasks.image import Image
 from lra.tasks.image_stand_in import ImageStandIn
 from lra.tasks.listops import ListOps
+from lra.tasks.pathfinder import Pathfinder
 from lra.tasks.pathfinder_stand_in import PathfinderStandIn
-from lra.tasks.pathfinder_task import Pathfinder
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.retrieval_stand_in import RetrievalStandIn
 from lra.tasks.text import Text

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lra.tasks import DataError, cache, pathfinder_task
-from lra.tasks.pathfinder_task import Pathfinder, read_image
+from lra.tasks import DataError, cache, pathfinder
+from lra.tasks.pathfinder import Pathfinder, read_image
 
 NUM_IMAGES = 30
 TASK = Pathfinder(num_images=NUM_IMAGES)
@@ -23,7 +23,7 @@ SKIP = Pathfinder(num_images=NUM_IMAGES, on_bad_row="skip")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pathfinder_task, "NUM_IMAGES", NUM_IMAGES)
+    monkeypatch.setattr(pathfinder, "NUM_IMAGES", NUM_IMAGES)
 
 
 def pixels(index: int, size: int = 32) -> NDArray[np.uint8]:

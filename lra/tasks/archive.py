@@ -1,0 +1,252 @@
+"""Long Range Arena's published archive: fetch it, and unpack the parts that tasks read.
+
+`lra_release.gz` is a gzip'ed tar of some 8 GB, 19 GB unpacked. It holds some folders twice; its
+authors point to the inner ones (google-research/long-range-arena, issues 12 and 38). IMDb and
+CIFAR-10 are not in it. An archive that lies in the folder already is not fetched again.
+"""
+
+import errno
+import gzip
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from lra.tasks import DataError
+from lra.tasks.download import CHUNK, arrived, ask, download
+
+log = logging.getLogger(__name__)
+
+URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
+NAME = "lra_release.gz"
+INNER = "lra_release/lra_release"
+PICTURES = r"imgs/\d+/[\w-]+\.png|metadata/\d+\.npy"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of the archive that a task reads.
+
+    Args:
+        folder: Where it lies in the archive, and below the raw data once unpacked.
+        pattern: Regular expression of the files in it that are read.
+        least: Fewer of these files than this are not the folder.
+        unpacked: Bytes on disk, estimated from above; small files fill blocks of 4 KiB.
+    """
+
+    folder: str
+    pattern: str
+    least: int
+    unpacked: int
+
+    def is_in(self, folder: Path) -> bool:
+        """Tell whether a folder holds it."""
+        found = (file for file in folder.rglob("*") if self.reads(file.relative_to(folder)))
+        return sum(1 for _, _ in zip(range(self.least), found, strict=False)) == self.least
+
+    def reads(self, path: Path | str) -> bool:
+        """Tell whether a path below the folder is that of a file that is read."""
+        return re.fullmatch(self.pattern, str(path), re.ASCII) is not None
+
+
+PARTS = {
+    "listops": Part(f"{INNER}/listops-1000", r"basic_(train|val|test)\.tsv", 3, 10**9),
+    "retrieval": Part(f"{INNER}/tsv_data", r"new_aan_pairs\.(train|eval|test)\.tsv", 3, 9 * 10**9),
+    "pathfinder": Part(f"{INNER}/pathfinder32/curv_contour_length_14", PICTURES, 2, 10**9),
+    "pathx": Part(f"{INNER}/pathfinder128/curv_contour_length_14", PICTURES, 2, 3 * 10**9),
+}
+
+
+def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:
+    """Put the published files of tasks under a folder, where the tasks look for them.
+
+    Args:
+        tasks: Names; those that have no part in the archive need nothing.
+        data_dir: Folder of raw data; the archive itself stays there as `lra_release.gz`.
+        url: Where the archive is.
+
+    Raises:
+        DataError: The archive cannot be fetched, is damaged or not what it should be, or the disk
+            has too little room.
+    """
+    wanted = {name: PARTS[name] for name in tasks if name in PARTS}
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(data_dir / "lra_release.lock"), _no_space_named(data_dir):
+        missing = {}
+        for name, part in wanted.items():
+            folder = data_dir / part.folder
+            if not folder.exists():
+                missing[name] = part
+            elif not part.is_in(folder):
+                raise DataError(f"{folder} lacks files of {name}: move it away, then fetch again")
+        if not missing:
+            log.info("%s holds the published files of %s", data_dir, ", ".join(wanted) or "none")
+            return
+        file = data_dir / NAME
+        room = sum(part.unpacked for part in missing.values())
+        if not file.exists():
+            remote = ask(url)
+            have = arrived(remote, file)
+            log.info(
+                "%s: %.1f GB, of which %.1f GB are here; unpacked, %s take some %.0f GB more",
+                *(url, remote.size / 1e9, have / 1e9, ", ".join(missing), room / 1e9),
+            )
+            _check_room(data_dir, remote.size - have + room)
+            download(remote, file)
+        _check_room(data_dir, room)
+        digest = unpack(file, data_dir, missing)
+    log.info(
+        "%s: sha256 %s (no official value is known to compare it with); the file is needed no more"
+        " once every task has its part",
+        *(file, digest),
+    )
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"data_dir={folder}: {free / 1e9:.1f} GB are free, some {needed / 1e9:.1f} GB are"
+            " needed; free some space or choose another data_dir"
+        )
+
+
+@contextmanager
+def _no_space_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"data_dir={folder}: the disk is full; free some space or choose another data_dir,"
+            " then fetch again: it continues"
+        ) from error
+
+
+def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
+    """Unpack parts of an archive; each folder gets its name when the whole archive was read.
+
+    Args:
+        file: The archive.
+        data_dir: Folder under which the parts' folders come to lie; they are not there yet.
+        parts: By task.
+
+    Returns:
+        The sha256 of the archive, 64 hex digits.
+
+    Raises:
+        DataError: The archive is damaged, lacks a part, or has a member that might write
+            elsewhere.
+    """
+    folders = {part: data_dir / part.folder for part in parts.values()}
+    partial = {part: f.with_name(f"{f.name}.partial") for part, f in folders.items()}
+    try:
+        for folder in partial.values():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        size = file.stat().st_size
+        bar = tqdm(None, file.name, size, unit="B", unit_scale=True, disable=None)
+        with open(file, "rb") as raw, bar:
+            source = _Read(raw, bar)
+            seen = _unpack(io.BufferedReader(source, CHUNK), file, partial)
+        for name, part in parts.items():
+            if not part.is_in(partial[part]):
+                raise DataError(
+                    f"{file}: the files of {name} are not in its {part.folder}; it has"
+                    f" {', '.join(sorted(seen)[:20])}"
+                )
+        for part, folder in partial.items():
+            os.replace(folder, folders[part])
+    finally:
+        for folder in partial.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    return source.digest.hexdigest()
+
+
+class _Read(io.RawIOBase):
+    """A file that shows on a bar, and hashes, what is read of it."""
+
+    def __init__(self, raw: BinaryIO, bar: "tqdm[Any]") -> None:
+        self._raw, self._bar = raw, bar
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self._bar.update(len(data))
+        return len(data)
+
+
+def _unpack(source: BinaryIO, file: Path, partial: Mapping[Part, Path]) -> set[str]:
+    """Write the members that belong to parts; return the names seen, cut to three words."""
+    seen = set()
+    try:
+        with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in iter(archive.next, None):
+                # Kept, the descriptions of two million files would fill the memory.
+                archive.members.clear()  # type: ignore[attr-defined]  # not in the stubs
+                seen.add("/".join(member.name.split("/")[:3]))
+                place = _place(member, file, partial)
+                if place is not None:
+                    _write(archive, member, file, place)
+            assert archive.fileobj is not None
+            while rest := archive.fileobj.read(CHUNK):
+                # A damaged header looks to tarfile like the end.
+                if rest.count(0) < len(rest):
+                    raise tarfile.ReadError("there are bytes after its end")
+    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+        raise DataError(
+            f"{file}: cut short, damaged or no gzip'ed tar ({error}); delete it and fetch it again"
+        ) from error
+    return seen
+
+
+def _place(member: tarfile.TarInfo, file: Path, partial: Mapping[Part, Path]) -> Path | None:
+    """Return where a member is to be written; None for one that nobody reads."""
+    words = member.name.split("/")
+    if member.name.startswith("/") or ".." in words:
+        raise DataError(f"{file}: member {member.name!r} points out of the archive; not unpacked")
+    name = "/".join(word for word in words if word not in ("", "."))
+    for part, folder in partial.items():
+        inside = name.startswith(f"{part.folder}/")
+        if not inside and not f"{part.folder}/".startswith(f"{name}/"):
+            continue
+        if member.isdir():
+            return None
+        # Links, devices and pipes; and a file where the part's folder, or one above, should be.
+        if not inside or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise DataError(
+                f"{file}: member {member.name!r} is no plain file or folder (type"
+                f" {member.type.decode('ascii', 'replace')!r}); not unpacked"
+            )
+        below = name.removeprefix(f"{part.folder}/")
+        return folder / below if part.reads(below) else None
+    return None
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path, place: Path) -> None:
+    content = archive.extractfile(member)
+    assert content is not None
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(place, "xb") as out:
+            shutil.copyfileobj(content, out, CHUNK)
+    except FileExistsError:
+        raise DataError(f"{file}: member {member.name!r} is in it twice") from None

@@ -1,0 +1,418 @@
+"""The archive from a server on this machine that cuts, forgets and lies, and hostile tar files."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lra.tasks import DataError, archive, download
+from lra.tasks.listops import ListOps
+from lra.tasks.pathfinder import Pathfinder
+from lra.tasks.retrieval import Retrieval
+
+ROOT = Path(__file__).resolve().parents[1]
+INNER = archive.INNER
+LISTOPS = [f"{INNER}/listops-1000/basic_{part}.tsv" for part in ("train", "val", "test")]
+PAIRS = [f"{INNER}/tsv_data/new_aan_pairs.{part}.tsv" for part in ("train", "eval", "test")]
+HARD = f"{INNER}/pathfinder32/curv_contour_length_14"
+PICTURES = [f"{HARD}/imgs/0/sample_0.png", f"{HARD}/metadata/0.npy"]
+
+
+def plain(name: str, content: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    content = content or f"content of {name}".encode()
+    member.size = len(content)
+    return member, content
+
+
+def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+def packed(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def whole() -> bytes:
+    """An archive with what tasks read, and much beside it."""
+    noise = hashlib.shake_256(b"noise").digest(50_000)
+    others = [
+        "lra_release/listops-1000/basic_train.tsv",
+        f"{INNER}/listops-1000/basic_extra.tsv",
+        f"{INNER}/listops-1000/deeper/basic_train.tsv",
+        f"{INNER}/tsv_data/new_aan_pairs.train.tsv.bak",
+        f"{HARD}/imgs/0/.sample_0.png.swp",
+        f"{INNER}/pathfinder32/curv_baseline/imgs/0/sample_0.png",
+    ]
+    names = [*LISTOPS, *PAIRS, *PICTURES, *others]
+    return packed(plain(f"{INNER}/noise", noise), *map(plain, names))
+
+
+@dataclass
+class Server:
+    """A server of one file.
+
+    Args:
+        content: The file.
+        etag: Its ETag.
+        ranges: Whether ranges are honoured.
+        cuts: Before each of the next answers ends, so many of its bytes are sent and no more.
+        errors: Status of the next answers to GET.
+        requests: The headers `(method, Range, If-Range)` that came.
+    """
+
+    content: bytes
+    etag: str = '"one"'
+    ranges: bool = True
+    cuts: list[int] = field(default_factory=list)
+    errors: list[int] = field(default_factory=list)
+    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def asked(self) -> list[str | None]:
+        """The ranges asked for by GET."""
+        return [wanted for method, wanted, _ in self.requests if method == "GET"]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def __init__(self, state: Server, *arguments: object) -> None:
+        self.state = state
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(False)
+
+    def do_GET(self) -> None:
+        self.answer(True)
+
+    def answer(self, body: bool) -> None:
+        state, wanted = self.state, self.headers["Range"]
+        state.requests.append((self.command, wanted, self.headers["If-Range"]))
+        if body and state.errors:
+            self.send_error(state.errors.pop(0))
+            return
+        start = 0
+        honoured = state.ranges and self.headers["If-Range"] in (None, state.etag)
+        if wanted and honoured:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        size = len(state.content)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(size - start))
+        self.send_header("ETag", state.etag)
+        self.end_headers()
+        if body:
+            end = start + state.cuts.pop(0) if state.cuts else size
+            self.wfile.write(state.content[start:end])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "TIMEOUT", 5.0)
+    monkeypatch.setattr(download, "CHUNK", 1_000)
+    state = Server(whole())
+    with http.server.HTTPServer(("127.0.0.1", 0), functools.partial(Handler, state)) as http_server:
+        state.url = f"http://127.0.0.1:{http_server.server_port}/lra_release.gz"
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        http_server.shutdown()
+        thread.join()
+
+
+def files(folder: Path) -> set[str]:
+    """Return the unpacked files below a folder, and what might be taken for some."""
+    names = (str(f.relative_to(folder)) for f in folder.rglob("*") if not f.is_dir())
+    return {name for name in names if "/" in name}
+
+
+def test_only_what_the_tasks_read_is_unpacked_and_to_where_they_look(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        archive.fetch(["listops", "retrieval", "image"], tmp_path, server.url)
+    assert files(tmp_path) == {*LISTOPS, *PAIRS}
+    assert (tmp_path / LISTOPS[0]).read_text() == f"content of {LISTOPS[0]}"
+    assert ListOps().locate(tmp_path).files == tuple(tmp_path / name for name in LISTOPS)
+    assert Retrieval().locate(tmp_path).files == tuple(tmp_path / name for name in PAIRS)
+    # The size is said before anything is fetched, the digest when all is there.
+    assert "0.0 GB are here" in caplog.messages[0] and "10 GB more" in caplog.messages[0]
+    assert hashlib.sha256(server.content).hexdigest() in caplog.messages[-1]
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path: Path, server: Server) -> None:
+    archive.fetch(["listops"], tmp_path, server.url)
+    asked = len(server.requests)
+    archive.fetch(["listops"], tmp_path, server.url)
+    # The archive is still there, so that another part needs no connection either.
+    archive.fetch(["listops", "pathfinder"], tmp_path, server.url)
+    assert len(server.requests) == asked
+    assert files(tmp_path) == {*LISTOPS, *PICTURES}
+    assert Pathfinder().locate(tmp_path).files == (tmp_path / PICTURES[1],)
+
+
+def test_tasks_outside_the_archive_fetch_nothing(tmp_path: Path, server: Server) -> None:
+    archive.fetch(["image", "text"], tmp_path, server.url)
+    assert not server.requests
+
+
+def test_a_cut_connection_is_continued_where_it_broke(tmp_path: Path, server: Server) -> None:
+    server.cuts = [20_000, 7_001]
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert server.asked == [None, "bytes=20000-", "bytes=27001-"]
+    assert (tmp_path / "lra_release.gz").read_bytes() == server.content
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.json"))
+
+
+def test_a_later_run_continues_an_earlier_one(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    server.cuts = [30_000, 0, 0]
+    with pytest.raises(DataError, match=r"at 30,000 of [\d,]+ bytes, 2 times; run it again"):
+        archive.fetch(["listops"], tmp_path, server.url)
+    assert not files(tmp_path)
+    server.requests.clear()
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert server.requests[1] == ("GET", "bytes=30000-", '"one"')
+    assert (tmp_path / "lra_release.gz").read_bytes() == server.content
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.ranges, server.cuts = False, [20_000]
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert "cannot continue" in caplog.text
+    assert (tmp_path / "lra_release.gz").read_bytes() == server.content
+
+
+def test_a_server_that_never_gets_further_is_given_up(tmp_path: Path, server: Server) -> None:
+    server.ranges, server.cuts = False, [20_000] * 20
+    with pytest.raises(DataError, match=f"{download.ATTEMPTS} times"):
+        archive.fetch(["listops"], tmp_path, server.url)
+    assert len(server.asked) == 1 + download.ATTEMPTS
+
+
+def test_another_file_on_the_server_is_not_added_to_the_old_one(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    partial = tmp_path / "lra_release.gz.partial"
+    partial.write_bytes(b"old" * 1_000)
+    old = download.Remote(server.url, len(server.content), '"zero"')
+    (tmp_path / "lra_release.gz.json").write_text(json.dumps(old.__dict__))
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert server.asked == [None] and "another one by now" in caplog.text
+    assert (tmp_path / "lra_release.gz").read_bytes() == server.content
+
+
+def test_bytes_of_unknown_origin_are_not_continued(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "lra_release.gz.partial").write_bytes(server.content[:9] + b"x")
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize("what", ["etag", "content"])
+def test_a_file_that_changes_while_it_is_fetched_is_an_error(
+    tmp_path: Path, server: Server, what: str
+) -> None:
+    remote = download.ask(server.url)
+    if what == "etag":
+        server.etag = '"two"'
+    else:
+        server.content += b"more"
+    with pytest.raises(DataError, match="changed while it was fetched"):
+        download.download(remote, tmp_path / "file")
+
+
+def test_a_server_with_another_range_than_asked_is_an_error(tmp_path: Path, server: Server) -> None:
+    shorter = download.Remote(server.url, len(server.content) - 9, server.etag)
+    (tmp_path / "file.partial").write_bytes(server.content[:100])
+    (tmp_path / "file.json").write_text(json.dumps(shorter.__dict__))
+    with pytest.raises(DataError, match="the server sends 'bytes 100-"):
+        download.download(shorter, tmp_path / "file")
+
+
+def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not(
+    tmp_path: Path, server: Server
+) -> None:
+    server.errors = [503, 429]
+    archive.fetch(["listops"], tmp_path / "busy", server.url)
+    assert len(server.asked) == 3
+    server.errors = [403]
+    with pytest.raises(DataError, match=r"lra_release\.gz: the server answers 403 Forbidden"):
+        archive.fetch(["listops"], tmp_path / "refused", server.url)
+    assert len(server.asked) == 4
+
+
+def test_no_connection_is_told(tmp_path: Path, server: Server) -> None:
+    # Port 9 of this machine: nobody listens there.
+    with pytest.raises(DataError, match="cannot be reached from here"):
+        archive.fetch(["listops"], tmp_path, "http://127.0.0.1:9/lra_release.gz")
+
+
+def test_too_little_disk_is_told_before_anything_is_fetched(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = archive.PARTS["retrieval"].unpacked + len(server.content) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(DataError, match=r"9\.0 GB are free, some 9\.0 GB are needed"):
+        archive.fetch(["retrieval"], tmp_path, server.url)
+    assert server.asked == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free + 1))
+    archive.fetch(["retrieval"], tmp_path, server.url)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_taken_for_whole(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(DataError, match="the disk is full"):
+            archive.fetch(["listops"], tmp_path, server.url)
+    assert not files(tmp_path)
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert files(tmp_path) == set(LISTOPS)
+
+
+def unpack(folder: Path, content: bytes, task: str = "listops") -> None:
+    """Unpack an archive that lies there already."""
+    (folder / "lra_release.gz").write_bytes(content)
+    archive.fetch([task], folder, "http://127.0.0.1:9/never-asked")
+
+
+HOSTILE = {
+    "parent": (plain("../outside.tsv"), "points out of"),
+    "parent within": (plain(f"{INNER}/listops-1000/../../../../outside.tsv"), "points out of"),
+    "absolute": (plain("/tmp/outside.tsv"), "points out of"),
+    "symlink": (special(LISTOPS[0], tarfile.SYMTYPE, "/etc/passwd"), "no plain file"),
+    "hard link": (special(LISTOPS[0], tarfile.LNKTYPE, "../outside.tsv"), "no plain file"),
+    "character device": (special(LISTOPS[0], tarfile.CHRTYPE), "no plain file"),
+    "block device": (special(LISTOPS[0], tarfile.BLKTYPE), "no plain file"),
+    "pipe": (special(LISTOPS[0], tarfile.FIFOTYPE), "no plain file"),
+    "linked folder": (special(f"{INNER}/listops-1000", tarfile.SYMTYPE, "/tmp"), "no plain file"),
+    "linked top": (special("lra_release", tarfile.SYMTYPE, "/tmp"), "no plain file"),
+    "file for folder": (plain(INNER), "no plain file"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_member_that_might_write_elsewhere_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    (member, content), reason = HOSTILE[kind]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(DataError, match=f"member {re.escape(repr(member.name))} .*{reason}"):
+        unpack(folder, packed((member, content), *map(plain, LISTOPS)))
+    assert not files(folder) and [file.name for file in tmp_path.iterdir()] == ["data"]
+
+
+def test_links_that_nobody_reads_are_never_made(tmp_path: Path) -> None:
+    link = special(f"{INNER}/elsewhere", tarfile.SYMTYPE, "/etc")
+    unpack(tmp_path, packed(link, *map(plain, LISTOPS)))
+    assert files(tmp_path) == set(LISTOPS)
+
+
+def test_a_file_that_is_in_the_archive_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"basic_val\.tsv' is in it twice"):
+        unpack(tmp_path, packed(*map(plain, [*LISTOPS, LISTOPS[1]])))
+
+
+def test_an_archive_without_the_part_says_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="files of retrieval are not in .*lra_release/listops-1000"):
+        unpack(tmp_path, packed(*map(plain, [*LISTOPS, *PAIRS[:2]])), "retrieval")
+    assert not files(tmp_path)
+
+
+def test_a_dot_before_every_name_changes_nothing(tmp_path: Path) -> None:
+    dots = [special(".", tarfile.DIRTYPE), special(f"./{INNER}/", tarfile.DIRTYPE)]
+    unpack(tmp_path, packed(*dots, *(plain(f"./{name}") for name in LISTOPS)))
+    assert files(tmp_path) == set(LISTOPS)
+
+
+def flipped(content: bytes) -> bytes:
+    """Damage the header of the last member, and pack it so that gzip sees nothing wrong."""
+    tar = bytearray(gzip.decompress(content))
+    tar[tar.rindex(LISTOPS[2].encode(), 0, tar.rindex(b"content of"))] ^= 1
+    return gzip.compress(tar)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "cut in the checksum": lambda content: content[:-2],
+    "no gzip": lambda content: b"<html>Sorry</html>",
+    "no tar": lambda content: gzip.compress(b"hello" * 1_000),
+    "empty": lambda content: b"",
+    "damaged": lambda content: content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],
+    "damaged within": flipped,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_archive_is_told_and_leaves_nothing_taken_for_whole(
+    tmp_path: Path, kind: str
+) -> None:
+    with pytest.raises(DataError, match=r"lra_release\.gz: cut short, damaged or no gzip'ed tar"):
+        unpack(tmp_path, DAMAGE[kind](packed(*map(plain, LISTOPS))))
+    assert not files(tmp_path)
+
+
+def test_a_killed_unpacking_leaves_nothing_taken_for_whole(tmp_path: Path) -> None:
+    (tmp_path / "lra_release.gz").write_bytes(whole())
+    code = f"""
+        import os, shutil
+        from pathlib import Path
+        from lra.tasks import archive
+        copy, done = shutil.copyfileobj, []
+        def killed(*arguments):
+            copy(*arguments)
+            done.append(1)
+            if len(done) == 2:
+                os.kill(os.getpid(), 9)
+        shutil.copyfileobj = killed
+        archive.fetch(["listops"], Path({str(tmp_path)!r}))
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
+    assert killed.returncode == -9
+    assert files(tmp_path) and ListOps().locate(tmp_path).kind == "generated"
+    assert not (tmp_path / INNER / "listops-1000").exists()
+    archive.fetch(["listops"], tmp_path, "http://127.0.0.1:9/never-asked")
+    assert files(tmp_path) == set(LISTOPS)
+
+
+def test_a_folder_that_lacks_files_is_not_taken_for_the_part(tmp_path: Path) -> None:
+    (tmp_path / LISTOPS[0]).parent.mkdir(parents=True)
+    (tmp_path / LISTOPS[0]).touch()
+    with pytest.raises(DataError, match="listops-1000 lacks files of listops: move it away"):
+        archive.fetch(["listops"], tmp_path, "http://127.0.0.1:9/never-asked")

@@ -1,0 +1,271 @@
+"""What stands before a grid: a hub on this machine, raw files of no content, an empty folder."""
+
+import functools
+import http.server
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from lra import preflight
+from lra.config import load
+from lra.tasks import DataError, Source, archive, cache, cifar10
+from lra.tasks.listops import FILES, ListOps
+from lra.tasks.registry import TASKS
+from lra.train import build_task
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Hub:
+    """A hub that gives one and the same answer, and notes what data sets it was asked for."""
+
+    status: int = 200
+    error: str = ""
+    paths: tuple[str, ...] = ()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def __init__(self, state: Hub, *arguments: object) -> None:
+        self.state = state
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        # The hub's library asks for other things too.
+        if self.path.startswith("/api/datasets/"):
+            self.state.paths += (self.path,)
+        body = json.dumps({"id": "owner/name", "sha": "0" * 40}).encode()
+        self.send_response(self.state.status)
+        if self.state.error:
+            self.send_header("X-Error-Code", self.state.error)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    state = Hub()
+    with http.server.HTTPServer(("127.0.0.1", 0), functools.partial(Handler, state)) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "hub cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder))
+    # What the library keeps of a hub's answers must not outlive a false hub.
+    kept = "huggingface_hub.constants.AGENT_HARNESSES_PATH"
+    monkeypatch.setattr(kept, str(tmp_path / "harnesses.json"), raising=False)
+    monkeypatch.delenv("LRA_DATA_DIR", raising=False)
+    return folder
+
+
+def look(task: str, tmp_path: Path, data_dir: Path | None = None) -> preflight.Finding:
+    config = load(f"task={task}", f"cache_dir={tmp_path / 'cache'}")
+    return preflight.look(config, data_dir)
+
+
+def test_a_data_set_that_the_hub_has_is_no_obstacle(hub: Hub, tmp_path: Path) -> None:
+    finding = look("image", tmp_path)
+    assert (finding.state, finding.supply) == ("hub", "")
+    revision = cifar10.HUB.revision
+    assert hub.paths == (f"/api/datasets/uoft-cs/cifar10/revision/{revision}",)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (404, "RepoNotFound", "the hub has no data set uoft-cs/cifar10"),
+        (404, "RevisionNotFound", f"the hub has no revision {cifar10.HUB.revision}"),
+        (500, "", "the hub answers with an error: "),
+    ],
+)
+def test_what_the_hub_lacks_reads_otherwise_than_a_hub_out_of_reach(
+    hub: Hub, tmp_path: Path, status: int, error: str, words: str
+) -> None:
+    hub.status, hub.error = status, error
+    finding = look("image", tmp_path)
+    assert finding.state == "missing" and words in finding.detail
+    assert "cannot be reached" not in finding.detail
+
+
+def test_a_hub_out_of_reach_is_told_with_what_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Port 9 of this machine: nobody listens there.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    finding = look("image", tmp_path, tmp_path / "raw")
+    assert finding.state == "missing"
+    assert "the hub cannot be reached from here: " in finding.detail
+    assert f"--revision {cifar10.HUB.revision} --local-dir {tmp_path}/raw/cifar10" in finding.supply
+
+
+def test_offline_by_choice_asks_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import close_session
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    close_session()
+    finding = look("image", tmp_path)
+    close_session()
+    assert "cannot be reached from here: " in finding.detail and "HF_HUB_OFFLINE" in finding.detail
+    assert not hub.paths
+
+
+def test_what_the_hub_gave_before_needs_no_connection(
+    hub: Hub, tmp_path: Path, empty_hub_cache: Path
+) -> None:
+    there = empty_hub_cache / "uoft-cs___cifar10/plain_text/0.0.0"
+    for revision in ("0" * 40, cifar10.HUB.revision):
+        assert look("image", tmp_path).state == "hub"
+        (there / revision).mkdir(parents=True)
+        (there / revision / "dataset_info.json").touch()
+    assert look("image", tmp_path).state == "hub, downloaded"
+    assert len(hub.paths) == 2
+
+
+def test_every_task_that_reads_from_the_hub_is_asked_for_there() -> None:
+    for name in TASKS:
+        try:
+            source = build_task(load(f"task={name}")).locate(None)
+        except DataError:
+            continue
+        if source.kind == "published" and not source.files:
+            assert source.signature in preflight.HUBS, name
+
+
+def test_published_and_generated_data_are_told_apart(tmp_path: Path) -> None:
+    assert look("listops", tmp_path).state == "generated"
+    folder = tmp_path / "raw" / "listops"
+    folder.mkdir(parents=True)
+    for name in FILES.values():
+        (folder / name).touch()
+    finding = look("listops", tmp_path, tmp_path / "raw")
+    assert finding.state == "published" and str(folder) in finding.detail
+
+
+def test_a_built_data_set_is_found_where_training_looks(tmp_path: Path) -> None:
+    config = load("task=listops", "scale=mini", f"cache_dir={tmp_path}")
+    config.task.options |= {"num_train": 3, "num_validation": 2, "num_test": 1}
+    assert preflight.look(config, None).state == "generated"
+    built = cache.load("listops", build_task(config), tmp_path).folder
+    finding = preflight.look(config, None)
+    assert finding.state == "in the cache" and str(built) in finding.detail
+
+
+def test_a_task_without_its_files_names_the_command_that_fetches_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(task: ListOps, data_dir: Path | None) -> Source:
+        raise DataError("nothing in any known folder")
+
+    monkeypatch.setattr(ListOps, "locate", locate)
+    finding = look("listops", tmp_path, tmp_path / "raw")
+    assert (finding.state, finding.detail) == ("missing", "nothing in any known folder")
+    command = "make data FETCH=1 TASKS=listops SCALE=paper PROTOCOL=nystromformer DATA_DIR="
+    assert finding.supply == f"{command}{tmp_path}/raw"
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr of the command."""
+    monkeypatch.setattr(sys, "argv", ["preflight", *words])
+    try:
+        preflight.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_missing_data_stop_the_grid_unless_they_are_skipped(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rest = ["--", f"cache_dir={tmp_path}", "train.steps=3,4", "hydra.launcher.n_jobs=2"]
+    command = functools.partial(run, monkeypatch, capsys)
+    assert command("--tasks", "image,listops", *rest)[:2] == (0, "image,listops\n")
+    hub.status, hub.error = 404, "RepoNotFound"
+    status, out, err = command("--tasks", "image,listops", *rest)
+    assert (status, out) == (1, "")
+    assert "| image   | missing " in err and "| listops | generated " in err
+    assert "MISSING=skip" in err
+    assert command("--tasks", "image,listops", "--missing", "skip", *rest)[:2] == (0, "listops\n")
+    status, out, err = command("--tasks", "image", "--missing", "skip", *rest)
+    assert (status, out) == (1, "") and "Nothing is left" in err
+    status, out, err = command("--tasks", "listops,nothing", *rest)
+    assert (status, out) == (2, "") and "nothing" in err
+
+
+def test_overrides_that_decide_the_data_are_heeded() -> None:
+    words = ["task.options.data_seed=3", "data_dir=/raw", "task.options.num_test=1,2", "seed=1"]
+    assert preflight.data_overrides([*words, "-m"]) == ["task.options.data_seed=3", "data_dir=/raw"]
+
+
+@pytest.mark.parametrize(("scale", "asked"), [("paper", True), ("mini", False)])
+def test_make_asks_before_a_grid_at_the_paper_scale_only(scale: str, asked: bool) -> None:
+    command = ["make", "-n", "reproduce-lra", f"SCALE={scale}", "MISSING=skip", "BIN=bin"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("lra.preflight" in text) == asked
+    assert ("--missing skip" in text) == asked
+
+
+@pytest.fixture
+def prepare_data() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "scripts/prepare_data.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_tasks_that_lack_published_files_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_data: ModuleType
+) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr(archive, "fetch", lambda *words: fetched.append(words))
+    kinds = {"a": "generated", "b": "published", "c": "other"}
+    configs = [SimpleNamespace(task=SimpleNamespace(name=name)) for name in kinds]
+    monkeypatch.setattr(
+        prepare_data,
+        "build_task",
+        lambda config: SimpleNamespace(locate=lambda folder: Source(kinds[config.task.name], "")),
+    )
+    prepare_data.fetch(configs, tmp_path)
+    assert fetched == [(["a"], tmp_path)]
+
+
+def test_no_scale_but_the_published_one_is_fetched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_data: ModuleType
+) -> None:
+    monkeypatch.setattr(archive, "fetch", lambda *words: pytest.fail("fetched"))
+    for words in (["--scale", "mini", "--data-dir", str(tmp_path)], ["--scale", "paper"]):
+        monkeypatch.setattr(sys, "argv", ["prepare", "--fetch", "--tasks", "listops", *words])
+        with pytest.raises(SystemExit, match="--fetch needs --data-dir"):
+            prepare_data.main()
