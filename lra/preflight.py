@@ -60,15 +60,15 @@ def look(config: Config, data_dir: Path | None) -> Finding:
         return Finding(name, "missing", str(error), _command(config, data_dir))
     built = Path(config.cache_dir) / f"{name}-{cache._key(task, source)}"
     if (built / "manifest.json").is_file():
-        return Finding(name, "in the cache", f"{built}: {source.description}")
+        return Finding(name, "in the cache", f"{built}: {source}")
     hub = HUBS.get(source.signature)
     if source.files or hub is None:
-        return Finding(name, source.kind, source.description)
+        return Finding(name, source.kind, str(source))
     if _downloaded(hub):
-        return Finding(name, "hub, downloaded", source.description)
+        return Finding(name, "hub, downloaded", str(source))
     if reason := ask(hub):
-        return Finding(name, "missing", f"{source.description}: {reason}", _copy(hub, data_dir))
-    return Finding(name, "hub", source.description)
+        return Finding(name, "missing", f"{source}: {reason}", _copy(hub, data_dir))
+    return Finding(name, "hub", str(source))
 
 
 def ask(hub: HubFile) -> str:

@@ -1,11 +1,9 @@
 """Pathfinder: the published layout, the same division on every machine, and generated images."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lra.tasks import DataError, cache, pathfinder
+from lra.tasks import DataError, cache, pathfinder, pathfinder_generator
 from lra.tasks.pathfinder import Pathfinder, read_image
 
 NUM_IMAGES = 30
@@ -111,7 +109,7 @@ def test_images_are_found_by_size_and_difficulty(
     folder = write(tmp_path, place, size, levels[length])
     task = Pathfinder(size=size, contour_length=length, num_images=NUM_IMAGES)
     source = task.locate(tmp_path)
-    assert (source.kind, source.description) == ("published", f"published images of {folder}")
+    assert (source.kind, str(source)) == ("published", f"published images, in {folder}")
     assert TASK.locate(tmp_path).kind == ("published" if size == 32 else "generated")
     assert Pathfinder(num_images=20).locate(tmp_path).kind == "generated"
 
@@ -120,7 +118,7 @@ def test_of_two_path_x_folders_the_inner_one_is_read(tmp_path: Path) -> None:
     for place in ("lra_release", "lra_release/lra_release"):
         inner = write(tmp_path, place, 128)
     source = Pathfinder(size=128, num_images=NUM_IMAGES).locate(tmp_path)
-    assert source.description == f"published images of {inner}"
+    assert str(source) == f"published images, in {inner}"
 
 
 def replace_line(folder: Path, line: int, text: str) -> None:
@@ -217,9 +215,7 @@ def test_without_published_images_they_are_generated_and_divided_in_order(
             indices = np.arange(start, min(start + 7, num_images))
             yield start, np.stack([pixels(i, size) for i in indices]), indices % 2
 
-    monkeypatch.setitem(
-        sys.modules, "lra.tasks.pathfinder", SimpleNamespace(generate_chunks=generate_chunks)
-    )
+    monkeypatch.setattr(pathfinder_generator, "generate_chunks", generate_chunks)
     task = Pathfinder(size=64, contour_length=9, num_images=25, data_seed=3)
     data = load(tmp_path, task)
     assert asked == [(25, 64, 9, 3)] and data.source.kind == "generated"

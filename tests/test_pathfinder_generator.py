@@ -17,8 +17,7 @@ import pathfinder_reference
 import pytest
 
 from lra.tasks.exact_trigonometry import cosine, direction, sine
-from lra.tasks.pathfinder import generate, generate_chunks
-from lra.tasks.pathfinder_generator import make_chunk
+from lra.tasks.pathfinder_generator import generate, generate_chunks, make_chunk
 from lra.tasks.pathfinder_growth import ATTEMPTS, MARGIN, PLACED
 from lra.tasks.pathfinder_rules import RULES
 from lra.tasks.pathfinder_tables import CHECKSUMS, build_tables, checksum, tables
