@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from lra.batches import Batch
 from lra.bench import interleaved
+from lra.build import batches_for, build_model, build_task, resolve_device
 from lra.config import Config, ConfigError, load
-from lra.loop import autocast, optimiser_for
-from lra.report import markdown
+from lra.loop import autocast
+from lra.optimiser import optimiser_for
+from lra.tables import markdown
 from lra.tasks import Source, Split, Task, Writer, cache
 from lra.tasks.listops import ListOps
 from lra.tasks.registry import TASKS
-from lra.train import batches_for, build_model, build_task, resolve_device
 from models import ATTENTION
 
 NUM_EXAMPLES = 1_000

@@ -1,9 +1,12 @@
 """Which part may import which, read from the sources; and habits that no linter knows."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,3 +79,15 @@ def test_the_lock_pins_every_declared_dependency() -> None:
     for requirement in [*project["dependencies"], *extras["dev"], *extras["sweep"]]:
         name = requirement.split(">")[0].split("=")[0].split("[")[0].lower()
         assert name in lock, requirement
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.stem)
+def test_every_script_can_be_imported_and_has_its_help(script: Path) -> None:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[script.stem] = module
+    spec.loader.exec_module(module)
+    assert module.__doc__ and f"python scripts/{script.name}" in module.__doc__
+    assert callable(module.main)
