@@ -199,6 +199,15 @@ def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
     assert "mlpen/Nystromformer" not in measured
 
 
+def test_bad_rows_that_were_left_out_are_noted(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / "runs" / "mini" / "nystromformer" / str(seed)
+        folder.mkdir(parents=True)
+        results.write(folder, replace(OK, seed=seed, data_skipped_rows=1_200))
+    page = write_report(tmp_path / "runs", tmp_path / "out", "mini", "nystromformer")
+    assert "Bad rows left out of listops: 1,200." in page
+
+
 def test_stand_in_data_never_show_at_the_paper_scale(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lra.config import load
 from lra.tasks import DataError, Source, cache, retrieval
 from lra.tasks.retrieval import FILES, FOLDERS, Retrieval
+from lra.train import run_cell
 
 LINES = [
     b"1.0\tP01\tP02\tthe first caf\xe9\tthe second \xff\xfe",
@@ -84,6 +86,23 @@ def test_a_bad_line_is_named_or_left_out_and_counted(
     data = cache.load("retrieval", Retrieval(on_bad_row="skip"), tmp_path / "cache", tmp_path)
     assert data.num_skipped == dict.fromkeys(FILES, 1)
     assert data.splits["train"].labels.tolist() == [1, 0]
+
+
+def test_lines_left_out_are_counted_in_the_record(tmp_path: Path) -> None:
+    write(tmp_path, [*LINES, b"bad"])
+    config = load(
+        "task=retrieval",
+        "task.truncate=32",
+        "model.max_length=32",
+        "train={steps: 4, warmup_steps: 2, batch_size: 2, validate_every: 4}",
+        "+task.options.on_bad_row=skip",
+        "device=cpu",
+        f"data_dir={tmp_path}",
+        f"cache_dir={tmp_path}/cache",
+    )
+    record = run_cell(config, tmp_path)
+    assert record is not None
+    assert (record.data_skipped_rows, record.data_source, record.test_total) == (3, "other", 2)
 
 
 def test_a_file_of_nothing_but_bad_lines_is_no_data(tmp_path: Path) -> None:
