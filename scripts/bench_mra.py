@@ -28,11 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from models.mra import Mode, mra_attention  # noqa: E402 (the line above finds it)
-from models.softmax import softmax_attention  # noqa: E402
+from models.mra import Mode, mra_attention
+from models.softmax import softmax_attention
 
 HEADS, HEAD_DIM, BLOCKS_PER_ROW, BLOCK_SIZE = 2, 32, 8, 32
 
