@@ -34,9 +34,9 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 # Stands for minus infinity, so that no difference of two of them is NaN.
 FLOOR = -1e30
 # Fewer pairs a chunk, or fewer query blocks a slice, are more calls; more of either leave the
-# second-level cache. Half or twice as many are within a tenth of the best.
-PAIRS_A_CHUNK = 64
-BLOCKS_A_SLICE = 512
+# second-level cache, and take memory. Half or twice as many are within a tenth of the time.
+PAIRS_A_CHUNK = 192
+BLOCKS_A_SLICE = 256
 
 
 @cache
