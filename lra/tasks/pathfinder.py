@@ -108,7 +108,7 @@ class Pathfinder:
             split = splits[name]
             if row.picture is None or row.label is None:
                 bad_row(f"{row.file}, line {row.line}: {row.fault}", split, self.on_bad_row)
-            elif row.picture.as_posix().endswith(KNOWN_EMPTY) and not row.picture.stat().st_size:
+            elif row.picture.as_posix().endswith(KNOWN_EMPTY) and _is_empty(row.picture):
                 split.skip(f"{row.picture}: empty, as in the published archive")
             else:
                 try:
@@ -144,6 +144,10 @@ def _number(file: Path) -> int:
     if not file.stem.isdecimal():
         raise DataError(f"{file}: metadata files are numbered, as in 0.npy")
     return int(file.stem)
+
+
+def _is_empty(file: Path) -> bool:
+    return file.is_file() and not file.stat().st_size
 
 
 def _rows(file: Path) -> Iterator[Row]:
