@@ -150,9 +150,10 @@ class TrainConfig:
                 raise ValueError(f"train.{key}={number}: must be a finite number, at least 0")
         if self.warmup_steps < 1:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
-        if self.schedule == "one_cycle" and self.warmup_steps >= self.steps:
+        if self.schedule == "one_cycle" and not 2 <= self.warmup_steps < self.steps:
             raise ValueError(
-                f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
+                f"train.warmup_steps={self.warmup_steps}: one_cycle needs at least 2, and fewer"
+                f" than train.steps={self.steps}"
             )
         if self.schedule == "cosine" and self.cycle_steps < 1:
             raise ValueError(f"train.cycle_steps={self.cycle_steps}: cosine needs at least 1")

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -136,6 +136,9 @@ def read(file: Path) -> Record:
         found = values.get("schema") if isinstance(values, dict) else None
         raise RecordError(f"{file}: schema {found!r}, should be {SCHEMA}")
     hints = get_type_hints(Record)
+    # A record may be older than a key that has a default.
+    defaults = {f.name: f.default for f in fields(Record) if f.default not in (MISSING, None)}
+    values = defaults | values
     if wrong := sorted(set(values) ^ set(hints)):
         state = "missing" if wrong[0] in hints else "unknown"
         raise RecordError(f"{file}: key {wrong[0]!r} is {state}")

@@ -92,7 +92,11 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
     [
         ("train.steps=0", "train.steps=0: must be at least 1"),
         ("train.learning_rate=-1", "train.learning_rate=-1.0: must be a finite number above 0"),
-        ("train.warmup_steps=5000", "train.warmup_steps=5000: must be below train.steps=5000"),
+        (
+            "train.warmup_steps=5000",
+            "train.warmup_steps=5000: .* fewer than train.steps=5000",
+        ),
+        ("train.warmup_steps=1", "train.warmup_steps=1: one_cycle needs at least 2"),
         ("train.schedule=cosine", "train.cycle_steps=0: cosine needs at least 1"),
         ("train.precision=half", "train.precision=half: must be one of float32, bfloat16"),
         ("model.pooling=max", "model.pooling=max: must be one of cls, first, mean, mean_padded"),

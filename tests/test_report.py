@@ -258,6 +258,13 @@ def test_a_foreign_record_is_named_by_file_and_key(
         results.read(file)
 
 
+def test_a_record_older_than_a_key_with_a_default_is_read(tmp_path: Path) -> None:
+    values = asdict(OK)
+    del values["data_skipped_rows"]
+    (tmp_path / results.NAME).write_text(json.dumps(values))
+    assert results.read(tmp_path / results.NAME) == OK
+
+
 def test_damaged_files_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
