@@ -18,7 +18,7 @@ from lra.tables import markdown
 from lra.tasks import DataError, archive, cache
 
 TASKS = "listops,text,retrieval,image,pathfinder"
-COLUMNS = "task source train validation test mean-length max-length MiB seconds sha256"
+COLUMNS = "task source train validation test skipped mean-length max-length MiB seconds sha256"
 
 
 def row(task: str, data: cache.Dataset) -> list[str]:
@@ -30,6 +30,7 @@ def row(task: str, data: cache.Dataset) -> list[str]:
         task,
         data.source.kind,
         *(f"{len(split):,}" for split in data.splits.values()),
+        f"{sum(data.num_skipped.values()):,}",
         f"{mean:,.0f}",
         f"{max(part.max() for part in lengths):,}",
         f"{size / 2**20:,.1f}",
@@ -54,11 +55,8 @@ def main() -> None:
     """Build and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--tasks",
-        default="listops,text,retrieval,image,pathfinder",
-        help="names, separated by commas",
-    )
+    parser.add_argument("overrides", nargs="*", help="key=value, for every task")
+    parser.add_argument("--tasks", default=TASKS, help="names, separated by commas")
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--protocol", default="nystromformer")
     parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")
@@ -70,7 +68,7 @@ def main() -> None:
     rows = []
     failed = False
     try:
-        configs = [load(f"task={task}", *common) for task in args.tasks.split(",")]
+        configs = [load(f"task={task}", *common, *args.overrides) for task in args.tasks.split(",")]
         folder = args.data_dir or configs[0].raw_data_dir()
         if args.fetch:
             if folder is None or args.scale != "paper":
