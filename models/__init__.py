@@ -10,6 +10,7 @@ from torch import nn
 
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
+from models.linear import Linear
 from models.mra import MRA, MRASparse
 from models.softmax import Softmax
 from models.wavspa import WavSpA
@@ -21,4 +22,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "fourier_space": FourierSpace,
     "mra": MRA,
     "mra_sparse": MRASparse,
+    "linear": Linear,
 }
