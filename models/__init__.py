@@ -12,6 +12,7 @@ from models.fourier import Fourier
 from models.fourier_space import FourierSpace
 from models.linear import Linear
 from models.mra import MRA, MRASparse
+from models.nystromformer import Nystromformer
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -23,4 +24,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "mra": MRA,
     "mra_sparse": MRASparse,
     "linear": Linear,
+    "nystromformer": Nystromformer,
 }
