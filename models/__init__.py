@@ -11,6 +11,7 @@ from torch import nn
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
 from models.linear import Linear
+from models.linformer import Linformer
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.softmax import Softmax
@@ -25,4 +26,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "mra_sparse": MRASparse,
     "linear": Linear,
     "nystromformer": Nystromformer,
+    "linformer": Linformer,
 }

@@ -68,10 +68,11 @@ def _segment_means(x: Tensor, real: Tensor, segment: int) -> tuple[Tensor, Tenso
     Returns:
         The means `(B, H, L, K)`, and which segments have a real token `(B or 1, L)`.
     """
-    fill = -x.shape[-2] % segment
-    real = F.pad(real, (0, fill)).unflatten(-1, (-1, segment))  # (B, L, s)
+    batch, heads, length, width = x.shape
+    fill = -length % segment
+    real = F.pad(real, (0, fill)).view(len(real), -1, segment)  # (B, L, s)
     count = real.sum(-1)
-    x = F.pad(x, (0, 0, 0, fill)).unflatten(-2, (-1, segment))  # (B, H, L, s, K)
+    x = F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segment, width)
     total = x.masked_fill(~real[:, None, ..., None], 0.0).sum(-2)
     return total / count.clamp(min=1)[:, None, :, None], count > 0
 
