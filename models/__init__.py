@@ -12,6 +12,7 @@ from models.fourier import Fourier
 from models.fourier_space import FourierSpace
 from models.linear import Linear
 from models.linformer import Linformer
+from models.longformer import Longformer
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.softmax import Softmax
@@ -27,4 +28,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "linear": Linear,
     "nystromformer": Nystromformer,
     "linformer": Linformer,
+    "longformer": Longformer,
 }

@@ -28,7 +28,7 @@ def linformer_attention_reference(
         for i in range(to_keys.shape[1]):
             keys[:, :, i] += real[..., None] * to_keys[:, i, n, None] * k[:, :, n]
             values[:, :, i] += real[..., None] * to_values[:, i, n, None] * v[:, :, n]
-    weights = (q @ keys.mT / width**0.5).softmax(-1)  # (B, H, N, R)
+    weights: Tensor = (q @ keys.mT / width**0.5).softmax(-1)  # (B, H, N, R)
     return weights @ values
 
 
