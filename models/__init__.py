@@ -15,6 +15,7 @@ from models.linformer import Linformer
 from models.longformer import Longformer
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
+from models.performer import Performer
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -29,4 +30,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "nystromformer": Nystromformer,
     "linformer": Linformer,
     "longformer": Longformer,
+    "performer": Performer,
 }
