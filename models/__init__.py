@@ -8,6 +8,7 @@ it returns `(B, N, D)`. What stands under the mask never changes the output at r
 
 from torch import nn
 
+from models.bigbird import BigBird
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
 from models.linear import Linear
@@ -31,4 +32,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "linformer": Linformer,
     "longformer": Longformer,
     "performer": Performer,
+    "bigbird": BigBird,
 }
