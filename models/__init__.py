@@ -8,9 +8,15 @@ it returns `(B, N, D)`. What stands under the mask never changes the output at r
 
 from torch import nn
 
+from models.bigbird import BigBird
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
+from models.linear import Linear
+from models.linformer import Linformer
+from models.longformer import Longformer
 from models.mra import MRA, MRASparse
+from models.nystromformer import Nystromformer
+from models.performer import Performer
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -21,4 +27,10 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "fourier_space": FourierSpace,
     "mra": MRA,
     "mra_sparse": MRASparse,
+    "linear": Linear,
+    "nystromformer": Nystromformer,
+    "linformer": Linformer,
+    "longformer": Longformer,
+    "performer": Performer,
+    "bigbird": BigBird,
 }

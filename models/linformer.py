@@ -1,0 +1,106 @@
+"""Linformer (Wang et al. 2020, arXiv 2006.04768, equation 7): keys and values of fixed number.
+
+    softmax(Q (E K)' / sqrt(K)) (F V)
+
+with E and F learned matrices `(rank, N)` for each head, so that time and memory grow with N.
+Masked positions are zeroed before the projection, and a shorter sequence takes the first columns
+of E, so padding changes nothing.
+
+Axes: B batch, H heads, N length, R rank, K head width, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, HeadProjections
+
+
+def linformer_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, to_keys: Tensor, to_values: Tensor
+) -> Tensor:
+    """Attend with the weights materialised, projecting token by token: the plain form."""
+    batch, _, length, width = q.shape
+    keys = q.new_zeros(batch, *to_keys.shape[:2], width)
+    values = q.new_zeros(batch, *to_keys.shape[:2], width)
+    for n in range(length):
+        real = q.new_ones(batch, 1) if mask is None else mask[:, n, None].to(q)
+        for i in range(to_keys.shape[1]):
+            keys[:, :, i] += real[..., None] * to_keys[:, i, n, None] * k[:, :, n]
+            values[:, :, i] += real[..., None] * to_values[:, i, n, None] * v[:, :, n]
+    weights: Tensor = (q @ keys.mT / width**0.5).softmax(-1)  # (B, H, N, R)
+    return weights @ values
+
+
+def linformer_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    to_keys: Tensor,
+    to_values: Tensor,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend to learned mixtures of the keys and values.
+
+    Args:
+        q: Queries `(B, H, N, K)`.
+        k: Keys `(B, H, N, K)`.
+        v: Values `(B, H, N, K)`.
+        mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
+            sequence without any.
+        to_keys: E `(H, R, n)` with n at least N; the first N columns are used.
+        to_values: F, of the same shape.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        `(B, H, N, K)`, equation 7 of arXiv 2006.04768.
+    """
+    length = q.shape[-2]
+    assert length <= to_keys.shape[-1], f"{length} tokens, built for {to_keys.shape[-1]}"
+    if mask is not None:
+        padding = ~mask[:, None, :, None]
+        k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
+    k = to_keys[..., :length] @ k  # (B, H, R, K)
+    v = to_values[..., :length] @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+class Linformer(nn.Module):
+    """Multi-head Linformer attention.
+
+    The projections along the length belong to the layer, one for each head, and start normal with
+    standard deviation 0.02. The published code for the Long Range Arena starts them alike, but
+    shares them between layers.
+
+    Args:
+        shape: Sizes, attention dropout and biases; `shape.max_length` is the width of E.
+        rank: Keys and values after the projection.
+        shared: Whether keys and values share one projection.
+
+    Raises:
+        ValueError: If `rank` is below 1.
+    """
+
+    pad_invariant = True
+
+    def __init__(self, shape: AttentionShape, *, rank: int = 256, shared: bool = True) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank={rank}: must be at least 1")
+        self.projections = HeadProjections(shape)
+        self.dropout = shape.dropout
+        self.to_keys = nn.Parameter(torch.empty(shape.heads, rank, shape.max_length))
+        nn.init.normal_(self.to_keys, std=0.02)
+        self.to_values: nn.Parameter | None = None
+        if not shared:
+            self.to_values = nn.Parameter(torch.empty_like(self.to_keys))
+            nn.init.normal_(self.to_values, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        q, k, v = self.projections.split(x)
+        to_values = self.to_keys if self.to_values is None else self.to_values
+        dropout = self.dropout if self.training else 0.0
+        heads = linformer_attention(q, k, v, mask, self.to_keys, to_values, dropout)
+        return self.projections.merge(heads)

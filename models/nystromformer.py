@@ -1,0 +1,172 @@
+"""Nystromformer (Xiong et al. 2021, arXiv 2102.03902): softmax attention through landmarks.
+
+    softmax(Q K') V ~ softmax(Q Kl') pinv(softmax(Ql Kl')) (softmax(Ql K') V)
+
+(equation 13), with the landmarks Ql and Kl the means of Q and K over segments of the sequence, and
+the pseudo-inverse by an iteration of matrix products (equation 14). A convolution of the values
+along the length may be added to that (figure 2).
+
+Segments have the size that cuts `max_length` in as many as there are landmarks. A trimmed sequence
+has fewer, so padding changes nothing. Arithmetic is float32, or float64 for float64 inputs, also
+under autocast: the pseudo-inverse amplifies rounding.
+
+Axes: B batch, H heads, N length, L landmarks, s tokens a segment, K head width, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, HeadProjections
+
+
+def nystrom_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segment: int, iterations: int
+) -> Tensor:
+    """Approximate the `(N, N)` attention matrix and apply it: the plain form.
+
+    Landmarks are taken one segment at a time, and only those with a real token, so that a
+    sequence is as long as it has such segments.
+    """
+    length = q.shape[-2]
+    outputs = []
+    for b in range(len(q)):
+        real = torch.ones_like(q[b, 0, :, 0]).bool() if mask is None else mask[b]
+        members = [real[start : start + segment] for start in range(0, length, segment)]
+        means = torch.zeros(len(members), length).to(q)
+        for row, tokens in enumerate(members):
+            start = row * segment
+            means[row, start : start + segment] = tokens.to(q) / tokens.sum().clamp(min=1)
+        means = means[means.sum(-1) > 0]
+        scaled = q[b] / q.shape[-1] ** 0.5
+        from_queries = (scaled @ (means @ k[b]).mT).softmax(-1)  # (H, N, L)
+        between = (means @ scaled @ (means @ k[b]).mT).softmax(-1)
+        to_keys = (means @ scaled @ k[b].mT)[..., real].softmax(-1)
+        weights = from_queries @ pseudo_inverse(between, iterations) @ to_keys
+        outputs.append(weights @ v[b][..., real, :])
+    return torch.stack(outputs)
+
+
+def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
+    """Approximate the inverse of `matrix` `(..., L, L)`, whose rows sum to 1, by equation 14.
+
+    The iteration starts from the transpose over the largest column sum of each matrix, where the
+    published code takes the largest of the whole batch: one sequence depends on no other.
+    """
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    largest = matrix.sum(-2).amax(-1)[..., None, None]
+    inverse = matrix.mT / largest.masked_fill(largest == 0, 1.0)
+    for _ in range(iterations):
+        product = matrix @ inverse
+        inverse = 0.25 * inverse @ (13 * eye - product @ (15 * eye - product @ (7 * eye - product)))
+    return inverse
+
+
+def _segment_means(x: Tensor, real: Tensor, segment: int) -> tuple[Tensor, Tensor]:
+    """Average `x` `(B, H, N, K)` over the real tokens of each segment; 0 where there is none.
+
+    Returns:
+        The means `(B, H, L, K)`, and which segments have a real token `(B or 1, L)`.
+    """
+    batch, heads, length, width = x.shape
+    fill = -length % segment
+    real = F.pad(real, (0, fill)).view(len(real), -1, segment)  # (B, L, s)
+    count = real.sum(-1)
+    x = F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segment, width)
+    total = x.masked_fill(~real[:, None, ..., None], 0.0).sum(-2)
+    return total / count.clamp(min=1)[:, None, :, None], count > 0
+
+
+def _softmax_over(logits: Tensor, keys: Tensor) -> Tensor:
+    """Normalise `logits` `(B, H, M, N)` over the keys `(B, N)` that are True; 0 elsewhere."""
+    keys = keys[:, None, None]
+    weights = logits.masked_fill(~keys, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill(~keys, 0.0)
+
+
+def nystrom_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segment: int, iterations: int = 6
+) -> Tensor:
+    """Approximate softmax attention through the means of segments.
+
+    Args:
+        q: Queries `(B, H, N, K)`.
+        k: Keys `(B, H, N, K)`.
+        v: Values `(B, H, N, K)`.
+        mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
+            sequence without any.
+        segment: Tokens a landmark; the last segment may be shorter.
+        iterations: Steps of the pseudo-inverse.
+
+    Returns:
+        `(B, H, N, K)`, equation 13 of arXiv 2102.03902.
+    """
+    real = torch.ones(1, q.shape[-2], dtype=torch.bool, device=q.device) if mask is None else mask
+    q = q / q.shape[-1] ** 0.5
+    q_means, alive = _segment_means(q, real, segment)
+    k_means, _ = _segment_means(k, real, segment)
+    from_queries = _softmax_over(q @ k_means.mT, alive)  # (B, H, N, L)
+    between = _softmax_over(q_means @ k_means.mT, alive)  # (B, H, L, L)
+    # With their rows and columns zero, landmarks of padding stay zero through the inverse.
+    between = between.masked_fill(~alive[:, None, :, None], 0.0)
+    to_keys = _softmax_over(q_means @ k.mT, real)  # (B, H, L, N)
+    return from_queries @ (pseudo_inverse(between, iterations) @ (to_keys @ v))
+
+
+class Nystromformer(nn.Module):
+    """Multi-head Nystrom attention.
+
+    The weights are never formed, so there are none to drop: `shape.dropout` has no effect.
+
+    Args:
+        shape: Sizes and biases; `shape.max_length` fixes the size of a segment.
+        landmarks: Segments of a sequence of `max_length`.
+        iterations: Steps of the pseudo-inverse.
+        conv: Taps of the convolution of the values, one filter a head, odd; None for none.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    pad_invariant = True
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        landmarks: int = 64,
+        iterations: int = 6,
+        conv: int | None = 35,
+    ) -> None:
+        super().__init__()
+        if landmarks < 1:
+            raise ValueError(f"landmarks={landmarks}: must be at least 1")
+        if iterations < 0:
+            raise ValueError(f"iterations={iterations}: must be at least 0")
+        if conv is not None and (conv < 1 or conv % 2 == 0):
+            raise ValueError(f"conv={conv}: must be odd and at least 1, or null for none")
+        self.projections = HeadProjections(shape)
+        self.segment = -(-shape.max_length // landmarks)
+        self.iterations = iterations
+        self.conv: nn.Conv2d | None = None
+        if conv is not None:
+            self.conv = nn.Conv2d(
+                shape.heads,
+                shape.heads,
+                (conv, 1),
+                padding=(conv // 2, 0),
+                bias=False,
+                groups=shape.heads,
+            )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        q, k, v = self.projections.split(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if x.dtype != torch.float64:
+                q, k, v = q.float(), k.float(), v.float()
+            heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
+            if self.conv is not None:
+                values = v if mask is None else v.masked_fill(~mask[:, None, :, None], 0.0)
+                heads = heads + self.conv(values)
+        return self.projections.merge(heads)

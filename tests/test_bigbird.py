@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.bigbird import (
+    BigBird,
+    attended_blocks,
+    block_attention,
+    block_attention_reference,
+)
+from models.heads import AttentionShape
+from models.softmax import softmax_attention
+
+
+def tokens(length: int) -> list[Tensor]:
+    return [torch.randn(3, 2, length, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("length", [1, 3, 14, 29])
+@pytest.mark.parametrize(("size", "random_blocks"), [(3, 2), (4, 0), (2, 40), (32, 2)])
+@pytest.mark.parametrize("max_length", [29, 41])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blockwise_and_dense_forms_agree_in_values_and_all_gradients(
+    length: int, size: int, random_blocks: int, max_length: int, masked: bool
+) -> None:
+    inputs = tokens(length)
+    num_blocks = -(-max_length // size)
+    pattern = (*attended_blocks(2, num_blocks, random_blocks, seed=5), size)
+    mask = torch.rand(3, length) < 0.5 if masked else None
+    if mask is not None:
+        mask[2] = False
+    results = [
+        form(*inputs, mask, *pattern) for form in (block_attention, block_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7, 20])
+@pytest.mark.parametrize("random_blocks", [0, 3])
+def test_every_row_has_window_ends_and_as_many_random_blocks_as_are_left_once_each(
+    num_blocks: int, random_blocks: int
+) -> None:
+    blocks, counts = attended_blocks(3, num_blocks, random_blocks, seed=0)
+    for head in range(3):
+        for row in range(num_blocks):
+            attended = blocks[head, row, counts[head, row]].tolist()
+            always = {row - 1, row, row + 1, 0, num_blocks - 1} & set(range(num_blocks))
+            assert len(attended) == len(set(attended))
+            assert always <= set(attended) <= set(range(num_blocks))
+            left = num_blocks - len(always)
+            assert len(attended) - len(always) == min(random_blocks, left)
+
+
+def test_random_blocks_differ_by_head_and_seed_and_reach_every_block_alike() -> None:
+    blocks, _ = attended_blocks(200, 20, 3, seed=0)
+    assert torch.equal(blocks, attended_blocks(200, 20, 3, seed=0)[0])
+    assert not torch.equal(blocks, attended_blocks(200, 20, 3, seed=1)[0])
+    assert not torch.equal(blocks[0], blocks[1])
+    # Row 10 draws 3 of the 15 blocks outside its window and the ends: 40 of 200 heads each.
+    drawn = blocks[:, 10, 5:].flatten().bincount(minlength=20)
+    assert set(drawn.nonzero().flatten().tolist()) == set(range(1, 19)) - {9, 10, 11}
+    assert (drawn[drawn > 0] - 40).abs().max() < 5 * (200 * 0.2 * 0.8) ** 0.5
+
+
+def test_random_blocks_for_all_is_softmax_attention() -> None:
+    q, k, v = tokens(23)
+    mask = torch.rand(3, 23) < 0.6
+    pattern = attended_blocks(2, 8, 8, seed=0)
+    torch.testing.assert_close(
+        block_attention(q, k, v, mask, *pattern, 3), softmax_attention(q, k, v, mask)
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Remember the size of the largest tensor that any operator returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_the_largest_tensor_grows_with_the_length_and_not_its_square() -> None:
+    largest = []
+    for length in (512, 2048):
+        shape = AttentionShape(dim=4, heads=1, head_dim=4, max_length=length)
+        attention = BigBird(shape, block_size=8)
+        with Largest() as seen:
+            attention(torch.randn(1, length, 4)).sum().backward()
+        largest.append(seen.numel)
+    assert largest[1] == 4 * largest[0]
+
+
+def test_dropout_drops_weights_in_training_only() -> None:
+    attention = BigBird(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
+    x = torch.randn(1, 9, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+@pytest.mark.parametrize("option", [{"block_size": 0}, {"random_blocks": -1}])
+def test_an_option_out_of_range_is_named(option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(option))}="):
+        BigBird(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), **option)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.heads import AttentionShape
+from models.longformer import Longformer, window_attention, window_attention_reference
+from models.softmax import softmax_attention
+
+
+def tokens(length: int) -> list[Tensor]:
+    return [torch.randn(3, 2, length, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 29])
+@pytest.mark.parametrize(("window", "num_global"), [(2, 0), (4, 1), (6, 5), (10, 0), (64, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blockwise_and_dense_forms_agree_in_values_and_all_gradients(
+    length: int, window: int, num_global: int, masked: bool
+) -> None:
+    inputs = tokens(length)
+    mask = torch.rand(3, length) < 0.5 if masked else None
+    if mask is not None:
+        mask[2] = False
+    results = [
+        form(*inputs, mask, window, num_global)
+        for form in (window_attention, window_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+def test_dense_form_is_softmax_over_the_window_written_out() -> None:
+    q, k, v = torch.randn(3, 1, 1, 7, 3, dtype=torch.float64)
+    output = window_attention_reference(q, k, v, None, window=2, num_global=1)
+    for row, keys in enumerate([range(7), [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]):
+        chosen = list(keys)
+        weights = (k[0, 0, chosen] @ q[0, 0, row] / 3**0.5).softmax(0)
+        torch.testing.assert_close(output[0, 0, row], weights @ v[0, 0, chosen])
+
+
+def test_a_window_over_everything_is_softmax_attention() -> None:
+    q, k, v = tokens(23)
+    mask = torch.rand(3, 23) < 0.6
+    torch.testing.assert_close(
+        window_attention(q, k, v, mask, window=50, num_global=0), softmax_attention(q, k, v, mask)
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Remember the size of the largest tensor that any operator returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_the_largest_tensor_grows_with_the_length_and_not_its_square() -> None:
+    largest = []
+    for length in (512, 2048):
+        shape = AttentionShape(dim=4, heads=1, head_dim=4, max_length=length)
+        attention = Longformer(shape, window=16)
+        with Largest() as seen:
+            attention(torch.randn(1, length, 4)).sum().backward()
+        largest.append(seen.numel)
+    assert largest[1] == 4 * largest[0]
+
+
+def test_dropout_drops_weights_in_training_only() -> None:
+    attention = Longformer(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
+    x = torch.randn(1, 9, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+@pytest.mark.parametrize("option", [{"window": 0}, {"window": 5}, {"num_global": -1}])
+def test_an_option_out_of_range_is_named(option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(option))}="):
+        Longformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), **option)

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import Tensor
+
+from models.heads import AttentionShape
+from models.linear import kernel_attention, kernel_attention_reference
+from models.performer import (
+    Performer,
+    favor_attention_reference,
+    favor_features,
+    orthogonal_features,
+    relu_features,
+)
+from models.softmax import softmax_attention
+
+
+def favor_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, directions: Tensor
+) -> Tensor:
+    return kernel_attention(*favor_features(q, k, mask, directions), v, mask)
+
+
+def mask_with_holes(length: int) -> Tensor:
+    mask = torch.rand(3, length) < 0.6
+    mask[2] = False
+    return mask
+
+
+@pytest.mark.parametrize("length", [1, 7, 45])
+@pytest.mark.parametrize("masked", [False, True])
+def test_stable_and_plain_forms_agree_in_values_and_all_gradients(
+    length: int, masked: bool
+) -> None:
+    inputs = [torch.randn(3, 2, length, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    mask = mask_with_holes(length) if masked else None
+    directions = orthogonal_features(13, 5, seed=3).double()
+    results = [
+        form(*inputs, mask, directions) for form in (favor_attention, favor_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("length", [1, 7, 45])
+def test_relu_features_agree_with_the_dense_form_in_values_and_all_gradients(length: int) -> None:
+    inputs = [torch.randn(3, 2, length, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    q, k, v = inputs
+    mask = mask_with_holes(length)
+    results = [
+        form(relu_features(q), relu_features(k), v, mask)
+        for form in (kernel_attention, kernel_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-11)
+
+
+def test_error_to_softmax_attention_falls_with_the_root_of_the_number_of_features() -> None:
+    q, k, v = torch.randn(3, 2, 2, 33, 8, dtype=torch.float64)
+    # The features of long vectors have heavy tails, for which 16 are not yet many.
+    q, k = 0.3 * q, 0.3 * k
+    mask = torch.rand(2, 33) < 0.8
+    exact = softmax_attention(q, k, v, mask)
+
+    def error(num_features: int) -> float:
+        draws = [orthogonal_features(num_features, 8, seed).double() for seed in range(20)]
+        errors = [(favor_attention(q, k, v, mask, draw) - exact).square().mean() for draw in draws]
+        return float(torch.stack(errors).mean().sqrt() / exact.square().mean().sqrt())
+
+    few, some, many = error(16), error(256), error(4096)
+    assert 3 < few / some < 5 and 3 < some / many < 5
+    assert many < 0.02
+
+
+def test_directions_are_orthogonal_in_groups_and_gaussian_one_by_one() -> None:
+    directions = orthogonal_features(4096, 8, seed=0).double()
+    groups = directions.view(-1, 8, 8)
+    products = groups @ groups.mT
+    off = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1))
+    assert off.abs().max() < 1e-5
+    # Twelve standard errors: each moment is a mean over 32,768 entries.
+    assert abs(directions.mean()) < 12 / 32_768**0.5
+    assert abs(directions.square().mean() - 1) < 12 * (2 / 32_768) ** 0.5
+    assert abs(directions.pow(4).mean() - 3) < 12 * (96 / 32_768) ** 0.5
+    lengths = directions.square().sum(-1)
+    assert abs(lengths.mean() - 8) < 0.5 and abs(lengths.var() - 16) < 4
+
+
+def test_the_seed_decides_the_directions_and_the_state_keeps_them() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
+    first, again, other = Performer(shape), Performer(shape), Performer(shape, seed=1)
+    assert torch.equal(first.directions, again.directions)
+    assert not torch.equal(first.directions, other.directions)
+    other.load_state_dict(first.state_dict())
+    x = torch.randn(1, 9, 8)
+    assert torch.equal(first(x), other(x))
+
+
+def test_large_queries_and_keys_stay_finite_in_float32() -> None:
+    q, k, v = torch.randn(3, 2, 2, 33, 16)
+    q, k = (100 * q).requires_grad_(), (100 * k).requires_grad_()
+    mask = torch.rand(2, 33) < 0.6
+    output = favor_attention(q, k, v, mask, orthogonal_features(64, 16, seed=0))
+    output.sum().backward()
+    assert output.isfinite().all() and q.grad.isfinite().all() and k.grad.isfinite().all()
+    assert output.abs().max() > 0
+
+
+def test_relu_variant_has_three_norms_and_keeps_the_contract_under_a_mask() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
+    attention = Performer(shape, features="relu")
+    names = {name for name, _ in attention.named_parameters() if name.startswith("norms")}
+    assert names == {f"norms.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    x, mask = torch.randn(2, 13, 8), torch.rand(2, 13) < 0.6
+    other = torch.where(mask[..., None], x, 100.0)
+    torch.testing.assert_close(attention(x, mask)[mask], attention(other, mask)[mask])
+    q, k, v = (
+        norm(t) for norm, t in zip(attention.norms, attention.projections.split(x), strict=True)
+    )
+    plain = kernel_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
+    torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
+
+
+def test_a_number_of_features_out_of_range_is_named() -> None:
+    with pytest.raises(ValueError, match="^num_features=0: must be at least 1"):
+        Performer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), num_features=0)
