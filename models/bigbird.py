@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import AttentionShape, HeadProjections
-from models.longformer import masked_softmax
+from models.heads import AttentionShape, HeadProjections, masked_softmax
 
 
 def attended_blocks(

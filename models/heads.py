@@ -5,6 +5,7 @@ Axes: B batch, N length, D model width, H heads, K head width.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -54,3 +55,9 @@ class HeadProjections(nn.Module):
         """Join `heads` `(B, H, N, K)` and project them to `(B, N, D)`."""
         merged: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return merged
+
+
+def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Normalise `logits` over the last axis where `allowed`; 0 elsewhere, and without any."""
+    weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill(~allowed, 0.0)

@@ -12,13 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import AttentionShape, HeadProjections
-
-
-def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Normalise `logits` over the last axis where `allowed`; 0 elsewhere, and without any."""
-    weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(~allowed, 0.0)
+from models.heads import AttentionShape, HeadProjections, masked_softmax
 
 
 def window_attention_reference(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
-from models.linear import kernel_attention
+from models.kernel import kernel_attention
 
 Features = Literal["favor", "relu"]
 

@@ -3,11 +3,10 @@
 Axes: B batch, H heads, N length, K head width, D model width.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import AttentionShape, HeadProjections
+from models.heads import AttentionShape, HeadProjections, masked_softmax
 
 
 def softmax_attention(
@@ -27,12 +26,7 @@ def softmax_attention(
         `(B, H, N, K)`, equation 1 of arXiv 1706.03762.
     """
     logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, H, N, N)
-    if mask is None:
-        weights = logits.softmax(-1)
-    else:
-        keys = mask[:, None, None, :]
-        weights = logits.masked_fill(~keys, torch.finfo(logits.dtype).min).softmax(-1)
-        weights = weights.masked_fill(~keys, 0.0)
+    weights = logits.softmax(-1) if mask is None else masked_softmax(logits, mask[:, None, None, :])
     return F.dropout(weights, dropout) @ v
 
 

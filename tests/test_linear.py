@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from models.heads import AttentionShape
-from models.linear import Linear, elu_features, kernel_attention, kernel_attention_reference
+from models.kernel import kernel_attention, kernel_attention_reference
+from models.linear import Linear, elu_features
 
 
 def mask_with_holes(length: int) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from models.heads import AttentionShape
-from models.linear import kernel_attention, kernel_attention_reference
+from models.kernel import kernel_attention, kernel_attention_reference
 from models.performer import (
     Performer,
     favor_attention_reference,
