@@ -50,7 +50,7 @@ def draw(grid: Grid, file: Path, title: str) -> None:
         axis.set_xlabel("training speed, x softmax" if relative else "training steps/s")
         axis.margins(0.25)
         low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 0), min(high, 100))
+        axis.set_ylim(max(low, 0), min(high, 104))
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("test accuracy, %")
     labels = [" ".join(row) if row[1] != "default" else row[0] for row in handles]

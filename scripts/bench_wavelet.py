@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape
+from models.linear import Linear
 from models.softmax import Softmax
 from models.wavelet import lift53_dec, lift53_rec, lifting_dec, lifting_rec, wavedec, waverec
 from models.wavspa import WavSpA, daubechies
@@ -83,6 +84,7 @@ def shares_of_softmax(repeats: int) -> dict[str, float]:
     runs["transform adalift F=16"] = partial(lift_and_back, x, *filters)
     runs["transform lift53"] = partial(lift53_and_back, x)
     layers["wavspa layer lift53"] = WavSpA(SHAPE, inner=Softmax, wavelet="lift53")
+    layers["wavspa layer F=16, linear"] = WavSpA(SHAPE, inner=Linear, wlen=16)
     runs.update({name: partial(layer, x) for name, layer in layers.items()})
     times = medians(runs, repeats)
     softmax = times["softmax layer"]
