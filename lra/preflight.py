@@ -58,7 +58,7 @@ def look(config: Config, data_dir: Path | None) -> Finding:
         source = task.locate(data_dir)
     except DataError as error:
         return Finding(name, "missing", str(error), _command(config, data_dir))
-    built = Path(config.cache_dir) / f"{name}-{cache._key(task, source)}"
+    built = Path(config.cache_dir) / f"{name}-{cache.key(task, source)}"
     if (built / "manifest.json").is_file():
         return Finding(name, "in the cache", f"{built}: {source}")
     hub = HUBS.get(source.signature)

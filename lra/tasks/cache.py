@@ -122,7 +122,7 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
         DataError: Raw data are missing or damaged, or the disk is full.
     """
     source = task.locate(data_dir)
-    folder = cache_dir / f"{name}-{_key(task, source)}"
+    folder = cache_dir / f"{name}-{key(task, source)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         try:
@@ -140,7 +140,8 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
         return _open(folder, source)
 
 
-def _key(task: Task, source: Source) -> str:
+def key(task: Task, source: Source) -> str:
+    """Return what tells a data set from others of its name: 12 hex digits of its identity."""
     identity = {
         "layout": LAYOUT,
         "version": task.version,
