@@ -102,19 +102,22 @@ class Batches:
         width = self._padded_length
         if self._trim:
             width = min(width, -(-int(lengths.max()) // TRIM) * TRIM)
-        padded = bool((lengths < width).any())
         labels = self._labels[torch.from_numpy(indices)]
         starts = torch.from_numpy(self._starts[indices]).to(self._device)
-        limits = torch.from_numpy(lengths).to(self._device)
         steps = torch.arange(width, device=self._device)
-        mask = steps < limits[..., None]
-        places = torch.where(mask, starts[..., None] + steps, 0)
-        tokens = torch.where(mask, self._tokens[places].long() + self._id_shift, 0)
+        places = starts[..., None] + steps
+        mask = None
+        if (lengths < width).any():
+            mask = steps < torch.from_numpy(lengths).to(self._device)[..., None]
+            tokens = self._tokens[places.where(mask, 0)].long() + self._id_shift
+            tokens = tokens.where(mask, 0)
+        else:
+            tokens = self._tokens[places].long() + self._id_shift
         if self._per_example == 1:
-            tokens, mask = tokens.squeeze(1), mask.squeeze(1)
+            tokens, mask = tokens.squeeze(1), None if mask is None else mask.squeeze(1)
         return Batch(
             tokens,
-            mask if padded else None,
+            mask,
             labels.to(self._device),
             self._padded_length,
             int(lengths.sum()),
