@@ -5,7 +5,6 @@ authors point to the inner ones (google-research/long-range-arena, issues 12 and
 CIFAR-10 are not in it. An archive that lies in the folder already is not fetched again.
 """
 
-import errno
 import gzip
 import hashlib
 import io
@@ -15,8 +14,7 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +23,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lra.tasks import DataError
+from lra.tasks.cache import full_disk_named
 from lra.tasks.download import CHUNK, arrived, ask, download
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,10 @@ def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:
     """
     wanted = {name: PARTS[name] for name in tasks if name in PARTS}
     data_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_dir / "lra_release.lock"), _no_space_named(data_dir):
+    with (
+        FileLock(data_dir / "lra_release.lock"),
+        full_disk_named("data_dir", data_dir, "fetching the archive"),
+    ):
         missing = {}
         for name, part in wanted.items():
             folder = data_dir / part.folder
@@ -121,19 +123,6 @@ def _check_room(folder: Path, needed: int) -> None:
             f"data_dir={folder}: {free / 1e9:.1f} GB are free, some {needed / 1e9:.1f} GB are"
             " needed; free some space or choose another data_dir"
         )
-
-
-@contextmanager
-def _no_space_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"data_dir={folder}: the disk is full; free some space or choose another data_dir,"
-            " then fetch again: it continues"
-        ) from error
 
 
 def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:

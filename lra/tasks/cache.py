@@ -135,7 +135,7 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
             return _open(folder, source)
         except (FileNotFoundError, ValueError, KeyError):
             shutil.rmtree(folder, ignore_errors=True)
-        with _no_space_named(folder):
+        with full_disk_named("cache_dir", folder.parent, f"building {folder.name}"):
             _build(folder, task, source)
         return _open(folder, source)
 
@@ -204,14 +204,24 @@ def _open_split(folder: Path, name: str) -> Split:
 
 
 @contextmanager
-def _no_space_named(folder: Path) -> Iterator[None]:
+def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
+    """Turn a full disk into an error that says where and what to do.
+
+    Args:
+        key: The configuration key that chose the folder.
+        folder: What is written to; it exists.
+        doing: What is done, such as `fetching the archive`.
+
+    Raises:
+        DataError: The disk is full.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(folder.parent).free
+        free = shutil.disk_usage(folder).free
         raise DataError(
-            f"cache_dir={folder.parent}: the disk is full ({free / 2**20:.0f} MiB free) while"
-            f" building {folder.name}; free some space or choose another cache_dir"
+            f"{key}={folder}: the disk is full ({free / 2**20:.0f} MiB free) while {doing}; free"
+            f" some space or choose another {key}, then start again"
         ) from error
