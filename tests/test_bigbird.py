@@ -1,7 +1,7 @@
 import pytest
 import torch
+from largest_tensor import Largest
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.bigbird import (
     BigBird,
@@ -72,18 +72,6 @@ def test_random_blocks_for_all_is_softmax_attention() -> None:
     torch.testing.assert_close(
         block_attention(q, k, v, mask, *pattern, 3), softmax_attention(q, k, v, mask)
     )
-
-
-class Largest(TorchDispatchMode):
-    """Remember the size of the largest tensor that any operator returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.numel = max(self.numel, result.numel())
-        return result
 
 
 def test_the_largest_tensor_grows_with_the_length_and_not_its_square() -> None:
