@@ -18,17 +18,17 @@ from typing import Any
 
 import hydra
 import torch
-import torch.nn.functional as F
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lra import memory, results
+from lra.batches import Batch
 from lra.build import build_model, num_parameters, resolve_device
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
-from lra.loop import autocast
+from lra.loop import update
 from lra.optimiser import optimiser_for
 from lra.tables import markdown
 
@@ -112,13 +112,10 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
     tokens = torch.randint(1, config.task.num_symbols, shape, generator=generator).to(device)
     labels = torch.randint(config.task.num_classes, (batch_size,), generator=generator).to(device)
+    batch = Batch(tokens, None, labels, config.model.max_length, tokens.numel())
 
     def step() -> None:
-        with autocast(device, config.train.precision):
-            logits = forward(tokens, None, config.model.max_length)
-        optimiser.zero_grad()
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # torch
-        optimiser.step()
+        update(forward, optimiser, batch, config.train)
 
     return step
 

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lra import checkpoint
-from lra.batches import Batches
+from lra.batches import Batch, Batches
 from lra.config import ConfigError, TrainConfig
 from lra.optimiser import optimiser_for
 
@@ -67,6 +67,31 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Compute in `precision`: float32 as it is, bfloat16 by autocast."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         yield
+
+
+def update(
+    forward: Callable[..., Tensor],
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    train: TrainConfig,
+) -> Tensor:
+    """Make one update from a batch and return its loss, a scalar.
+
+    Args:
+        forward: The model, compiled or not.
+        optimiser: Of the model's parameters.
+        batch: Examples.
+        train: Optimisation.
+    """
+    with autocast(batch.tokens.device, train.precision):
+        logits = forward(batch.tokens, batch.mask, batch.padded_length)
+    loss = F.cross_entropy(logits.float(), batch.labels)
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if train.clip_norm:
+        nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], train.clip_norm)
+    optimiser.step()
+    return loss.detach()
 
 
 @torch.inference_mode()
@@ -193,24 +218,16 @@ class Run:
 
     def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:
         """Make the updates up to step `until` or an interruption; return their mean loss."""
-        train, progress, device = self.train_config, self.progress, self.device
+        train, progress = self.train_config, self.progress
         started, first = time.perf_counter(), progress.step
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=self.device)
         self.model.train()
         while progress.step < until:
             batch = self.batches["train"].shuffled(progress.step, train.batch_size, self.seed)
-            with autocast(device, train.precision):
-                logits = self._forward(batch.tokens, batch.mask, batch.padded_length)
-            loss = F.cross_entropy(logits.float(), batch.labels)
-            self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            if train.clip_norm:
-                nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
-            self.optimiser.step()
+            total += update(self._forward, self.optimiser, batch, train)
             progress.step += 1
             if progress.step < train.steps:
                 self.schedule.step()
-            total += loss.detach()
             progress.tokens += batch.num_tokens
             bar.update()
             if interrupted():

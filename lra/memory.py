@@ -1,6 +1,7 @@
 """Peak memory: of a cell (the GPU's allocator, on the CPU the process), and of a single call."""
 
 import contextlib
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -35,6 +36,17 @@ def peak(device: torch.device) -> int:
     # Elsewhere the peak of the whole process: bytes on macOS, KiB on other systems.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total(device: torch.device) -> int:
+    """Return the bytes that a process may use: of the GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Where a container or a job's share of a machine has a limit, it stands here ("max": none).
+    with contextlib.suppress(OSError, ValueError):
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return machine
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:

@@ -95,6 +95,24 @@ def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
         return None
 
 
+def decided(config: Config, task: Task, device: torch.device) -> dict[str, Any]:
+    """Return what a cell's hash covers: its configuration as this machine and its data decide it.
+
+    Args:
+        config: The cell.
+        task: Its task.
+        device: Where it would be trained.
+    """
+    threads = config.threads or torch.get_num_threads()
+    data = _located(task, config.raw_data_dir())
+    return comparable(config, device=device.type, threads=threads, data=data)
+
+
+def identity(values: dict[str, Any], fingerprint: str) -> str:
+    """Return what a checkpoint is known by: the hash of `decided` and the data's fingerprint."""
+    return config_hash({"config": values, "data": fingerprint})
+
+
 def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """Train a cell and write its record into `folder`.
 
@@ -115,13 +133,11 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     results.code_version()
     task = build_task(config)
     device = resolve_device(config.device)
-    threads = config.threads or torch.get_num_threads()
-    data = _located(task, config.raw_data_dir())
-    values = comparable(config, device=device.type, threads=threads, data=data)
+    values = decided(config, task, device)
     if not config.force and finished(folder, values):
         log.info("%s%s is finished", place, config.cell)
         return None
-    torch.set_num_threads(threads)
+    torch.set_num_threads(values["threads"])
     try:
         # Two processes in one folder would overwrite each other's checkpoints.
         with FileLock(folder / ".lock", blocking=False):
@@ -170,7 +186,7 @@ def _train(
         device,
         folder,
         config.seed,
-        config_hash({"config": values, "data": dataset.fingerprint}),
+        identity(values, dataset.fingerprint),
         label,
     )
     log.info(
