@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lra import memory, results
 from lra.batches import Batch
-from lra.build import build_model, num_parameters, resolve_device
+from lra.build import build_model, machine, num_parameters, resolve_device
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
 from lra.loop import update
@@ -195,9 +195,8 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         raise SystemExit(f"{error}") from error
     commit, dirty = results.code_version()
-    cuda = device.type == "cuda"
     document = {
-        "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
+        "machine": machine(device),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

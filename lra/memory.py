@@ -4,7 +4,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [ProfilerActivity.CPU]
+    with _stderr_closed(), profile(activities=activities, profile_memory=True) as profiler:
         step()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = profiler.profiler.kineto_results.events()
@@ -70,3 +71,16 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
     )
     return max(accumulate((size for _, size in changes), initial=0))
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Keep the profiler from writing to stderr that it starts, stops and misses what was before."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)

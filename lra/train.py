@@ -24,7 +24,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lra import memory, results
 from lra.batches import Batches
-from lra.build import batches_for, build_model, build_task, num_parameters, resolve_device
+from lra.build import (
+    batches_for,
+    build_model,
+    build_task,
+    machine,
+    num_parameters,
+    resolve_device,
+)
 from lra.config import (
     Config,
     ConfigError,
@@ -268,9 +275,8 @@ def _how_fast(run: Run, other_seconds: float) -> dict[str, Any]:
 
 def _where(config: Config, device: torch.device, threads: int) -> dict[str, Any]:
     commit, dirty = results.code_version()
-    cuda = device.type == "cuda"
     return {
-        "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
+        "machine": machine(device),
         "device": device.type,
         "dtype": config.train.precision,
         "compiled": config.train.compile,
