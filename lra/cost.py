@@ -205,7 +205,9 @@ def climb(
     reading = readings[-1]
     while reading.rows < batch_size and reading.seconds < ENOUGH:
         rows = min(batch_size, max(2, int(ENOUGH / reading.seconds)) * reading.rows)
-        if not affordable(reading, rows, width):
+        while rows > reading.rows and not affordable(reading, rows, width):
+            rows //= 2
+        if rows <= reading.rows:
             break
         seconds, _ = timed(step_of(rows, width), 0.0, device)
         reading = Reading(seconds, rows * readings[-1].bytes, rows, width)

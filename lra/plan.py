@@ -137,7 +137,7 @@ def main() -> None:
                 parser.error(f"{group} {name}: must be one of {', '.join(known)}")
     words = [f"task={args.tasks}", f"attention={args.attentions}", f"seed={args.seeds}"]
     words += [f"scale={args.scale}", f"protocol={args.protocol}"]
-    words += [word for word in args.overrides if "=" in word]
+    words += [word for word in args.overrides if not word.startswith("-")]
     # Before anything is measured: what is there without a model.
     memory.reset(torch.device("cpu"))
     base = memory.peak(torch.device("cpu"))

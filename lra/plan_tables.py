@@ -11,9 +11,10 @@ from lra.tables import Table, markdown, row_name
 
 # A part is worth leaving out when it takes at least this share of the time.
 WORTH = 0.1
-# Cells that together take so much of the time are named, when they are few.
+# Pairs of task and backend that together take so much of it are named, when they are few.
 HEAVY = 0.5
 MOST_NAMED = 6
+MOST_LINES = 6
 # The variables of `make reproduce-lra` that span a grid.
 AXES: dict[str, Callable[[Cell], str]] = {
     "TASKS": lambda cell: cell.task,
@@ -139,7 +140,7 @@ def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Return what could be left out, as words and the cells that remain, what saves most first.
 
     Every task, every backend, and all seeds but the first, where that saves a tenth of the time;
-    and those few cells that together take half of it.
+    and those few pairs of task and backend that together take half of it.
     """
     total = _seconds(cells)
     found = []
@@ -148,12 +149,13 @@ def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
             found.append((value, [cell for cell in cells if axis(cell) == value]))
     first = min((cell.seed for cell in cells), default=0)
     found.append((f"all seeds but {first}", [cell for cell in cells if cell.seed != first]))
-    heavy: list[Cell] = []
-    for cell in sorted(cells, key=lambda cell: -cell.seconds):
-        if _seconds(heavy) < HEAVY * total:
-            heavy.append(cell)
-    if len(heavy) <= min(MOST_NAMED, len(cells) // 2):
-        found.append((", ".join(dict.fromkeys(map(name, heavy))), heavy))
+    pairs = [[cell for cell in cells if name(cell) == each] for each in _values(cells, name)]
+    heavy: list[list[Cell]] = []
+    for pair in sorted(pairs, key=_seconds, reverse=True):
+        if sum(map(_seconds, heavy)) < HEAVY * total:
+            heavy.append(pair)
+    if len(heavy) <= min(MOST_NAMED, len(pairs) // 2):
+        found.append((", ".join(name(pair[0]) for pair in heavy), sum(heavy, [])))
     worth = [(words, out) for words, out in found if WORTH * total <= _seconds(out) < total]
     worth.sort(key=lambda each: -_seconds(each[1]))
     return [(words, [cell for cell in cells if cell not in out]) for words, out in worth]
@@ -167,7 +169,7 @@ def saving_lines(cells: Sequence[Cell]) -> list[str]:
     """Return what could be left out, how long the rest takes, and the variables for that."""
     grid = [cell for cell in cells if cell.state != "refused"]
     lines = []
-    for words, rest in savings(grid):
+    for words, rest in savings(grid)[:MOST_LINES]:
         times = f"{duration(_seconds(rest))} instead of {duration(_seconds(cells))}"
         commands = " and then ".join(variables(rest, grid))
         lines.append(f"* without {words}: {times}, by {commands}")

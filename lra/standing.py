@@ -150,13 +150,15 @@ def expand(words: Sequence[str]) -> Iterator[list[str]]:
         raise ConfigError(str(error)) from error
     choices = []
     for override in overrides:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(f"{override.input_line}: a plan needs lists (a,b) or ranges")
-        values = (
-            list(override.sweep_string_iterator())
-            if override.is_sweep_override()
-            else [override.get_value_element_as_str()]
-        )
+        try:
+            values = (
+                list(override.sweep_string_iterator())
+                if override.is_sweep_override()
+                else [override.get_value_element_as_str()]
+            )
+        except HydraException as error:
+            reason = "a plan needs values separated by commas, or a range"
+            raise ConfigError(f"{override.input_line}: {reason}") from error
         choices.append([f"{override.get_key_element()}={value}" for value in values])
     yield from map(list, itertools.product(*choices))
 
