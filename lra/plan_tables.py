@@ -122,14 +122,15 @@ def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         groups.setdefault(tuple(_values(own, AXES["ATTENTIONS"])), []).extend(own)
-    return [
-        " ".join(
-            f"{variable}={','.join(_values(group, axis))}"
-            for variable, axis in AXES.items()
-            if _values(group, axis) != _values(grid, axis)
-        )
-        for group in groups.values()
-    ]
+    lines = []
+    for group in groups.values():
+        words = []
+        for variable, axis in AXES.items():
+            everything, own = _values(grid, axis), _values(group, axis)
+            if len(own) < len(everything):
+                words.append(f"{variable}={','.join(v for v in everything if v in own)}")
+        lines.append(" ".join(words))
+    return lines
 
 
 def _values(cells: Iterable[Cell], axis: Callable[[Cell], str]) -> list[str]:

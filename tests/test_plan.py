@@ -1,5 +1,6 @@
 """The plan of a grid, from tiny cells that really ran and from costs that are made up."""
 
+import functools
 import itertools
 import json
 import subprocess
@@ -70,12 +71,16 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "_updates", stopped)
 
 
+@functools.cache
+def composed(task: str) -> tuple[lra.config.Config, Path]:
+    return place("scale=mini", f"task={task}", "device=cpu")
+
+
 def made_up(
     task: str = "listops", attention: str = "softmax", seed: int = 0, hours: float = 1.0
 ) -> Cell:
     """Return a cell that is to be trained and takes so many hours."""
-    words = ["scale=mini", f"task={task}", f"attention={attention}", "device=cpu"]
-    config, folder = place(*words, f"seed={seed}")
+    config, folder = composed(task)
     cost = replace(COST, update_seconds=hours * 3600 / config.train.steps, example_seconds=0.0)
     sizes = {"train": 10, "validation": 3, "test": 4}
     data = Data(folder=Path(task), built=None, missing=False, sizes=sizes, bytes=10**6)
@@ -322,7 +327,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "at most 2.0 MB for data" in text
     assert "image/mra seed 0 stops: other" in text
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
-    assert "* without softmax: 60 min instead of 32.0 h, by ATTENTIONS=mra" in text
+    assert "* without softmax: 60 min instead of 32.0 h, by TASKS=text,image ATTENTIONS=mra" in text
     assert "timed" in text and "3 x 2/4" in text
     assert "Full length" in text and "Lengths of the data" not in text
     assert "Nothing is left to train." in plan_tables.page([done], 0)
