@@ -126,9 +126,9 @@ def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
     for group in groups.values():
         words = []
         for variable, axis in AXES.items():
-            everything, own = _values(grid, axis), _values(group, axis)
-            if len(own) < len(everything):
-                words.append(f"{variable}={','.join(v for v in everything if v in own)}")
+            everything, some = _values(grid, axis), _values(group, axis)
+            if len(some) < len(everything):
+                words.append(f"{variable}={','.join(v for v in everything if v in some)}")
         lines.append(" ".join(words))
     return lines
 
