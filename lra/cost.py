@@ -203,8 +203,11 @@ def climb(
         else:
             return _extrapolated(readings[-2], readings[-1], batch_size, width)
     reading = readings[-1]
-    while reading.rows < batch_size and reading.seconds < ENOUGH:
-        rows = min(batch_size, max(2, int(ENOUGH / reading.seconds)) * reading.rows)
+    # As much of the batch as there is time for: on a CPU a small part fits the caches, and the
+    # whole does not.
+    while reading.rows < batch_size:
+        aim = ENOUGH if reading.seconds < ENOUGH else (end - time.perf_counter()) / 3
+        rows = min(batch_size, max(2, int(aim / reading.seconds)) * reading.rows)
         while rows > reading.rows and not affordable(reading, rows, width):
             rows //= 2
         if rows <= reading.rows:
@@ -287,7 +290,8 @@ def measure(
 
         return step
 
-    width = batches.shuffled(0, batch_size, config.seed).tokens.shape[-1]
+    widths = [batches.shuffled(n, batch_size, config.seed).tokens.shape[-1] for n in range(5)]
+    width = sorted(widths)[2]
     model.train()
     reading = climb(step_of, batch_size, width, device, budget)
     trainable = [p for p in model.parameters() if p.requires_grad]

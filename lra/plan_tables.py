@@ -41,6 +41,11 @@ def size(count: float) -> str:
     return f"{count / 1e3:,.0f} kB"
 
 
+def threads(number: int) -> str:
+    """Return a number of threads in words."""
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
 def name(cell: Cell) -> str:
     """Return a cell's name, such as `text/softmax`."""
     return f"{cell.task}/{row_name(cell.row)}"
@@ -222,8 +227,15 @@ def total_lines(cells: Sequence[Cell]) -> list[str]:
     config, values = todo[0].config, todo[0].values
     assert config is not None
     device = resolve_device(config.device)
-    where = f"{machine(device)}, {device.type}, {values['threads']} threads"
+    where = f"{machine(device)}, {device.type}, {threads(values['threads'])}"
     lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
+    partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
+    if partly and device.type == "cpu":
+        lines.append(
+            f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU that is a"
+            " lower bound: a part fits the caches, a whole batch does not (up to 2.6 times as long"
+            " where both were measured). `python -m lra.plan --budget 60` times larger parts."
+        )
     builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
     runs, data = sum(cell.disk for cell in todo), sum(builds.values())
     free = {Path(where): _free(Path(where)) for where in (config.runs_dir, config.cache_dir)}
