@@ -206,7 +206,7 @@ def climb(
     # As much of the batch as there is time for: on a CPU a small part fits the caches, and the
     # whole does not.
     while reading.rows < batch_size:
-        aim = ENOUGH if reading.seconds < ENOUGH else (end - time.perf_counter()) / 3
+        aim = ENOUGH if reading.seconds < ENOUGH else (end - time.perf_counter()) / 4
         rows = min(batch_size, max(2, int(aim / reading.seconds)) * reading.rows)
         while rows > reading.rows and not affordable(reading, rows, width):
             rows //= 2
@@ -215,9 +215,9 @@ def climb(
         seconds, _ = timed(step_of(rows, width), 0.0, device)
         reading = Reading(seconds, rows * readings[-1].bytes, rows, width)
     seconds, repeats = reading.seconds, 1
-    if affordable(reading, reading.rows, width):
-        # A busy moment of the machine must not pass for a slow backend.
-        seconds, repeats = timed(step_of(reading.rows, width), ENOUGH, device, least=3)
+    # A busy moment of the machine must not pass for a slow backend, nor a first touch of memory.
+    if calls := min(3, int((end - time.perf_counter()) / seconds)):
+        seconds, repeats = timed(step_of(reading.rows, width), ENOUGH, device, calls)
     share = batch_size / reading.rows
     return Reading(share * seconds, share * reading.bytes, reading.rows, width, repeats)
 

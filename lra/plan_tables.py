@@ -232,8 +232,8 @@ def total_lines(cells: Sequence[Cell]) -> list[str]:
     partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
     if partly and device.type == "cpu":
         lines.append(
-            f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU that is a"
-            " lower bound: a part fits the caches, a whole batch does not (up to 2.6 times as long"
+            f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU they may"
+            " take longer: a part fits the caches, a whole batch does not (up to 2.6 times as long"
             " where both were measured). `python -m lra.plan --budget 60` times larger parts."
         )
     builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
