@@ -10,6 +10,7 @@ Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b 
 G heads of one slice. Inside the kernel a block has T >= b tokens, and a token C >= K columns.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def selected_map(pairs: Tensor, counts: Tensor) -> Tensor:
 
 
 class _Heads:
-    """What the kernel is told about each head, besides its tensors."""
+    """Heads of tensors `(B, H, N, K)` as the kernel wants them, and what else it is told."""
 
     def __init__(self, x: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int) -> None:
         valid = valid_tokens(x, mask, block_size)
@@ -136,28 +137,43 @@ class _Heads:
         self.heads, self.shape = x.shape[1], _packed_shape(x, block_size)
         self.dtype = x[:0].numpy().dtype
         self.scale = self.dtype.type(x.shape[-1] ** -0.5)
+        self.whole = math.prod(self.shape) == x[0, 0].numel() and bool(valid.all())
+        self.own = threading.local()
 
     def pairs(self, head: int) -> tuple[Array, Array, Array, Any]:
         """Return the real tokens, their counts, the selected pairs, and the scale of logits."""
         return self.valid[head], self.counts[head], self.selected[head], self.scale
 
-    def pack(self, head: int, *tensors: Tensor) -> list[Array]:
-        """Return a head of each `(B, H, N, K)` as blocks `(X, T, C)`, 0 under the mask."""
-        kernel = _kernel()
-        all_blocks = self.empty(len(tensors))
-        for x, blocks in zip(tensors, all_blocks, strict=True):
-            kernel.pack(self._head(x, head), self.valid[head], blocks)
-        return all_blocks
+    def blocks(self, head: int, name: str, x: Tensor) -> Array:
+        """Return an array `(X, T, C)` for a head of `x`: itself where it is that, else not filled.
 
-    def unpack(self, head: int, blocks: Array, x: Tensor) -> None:
-        """Write blocks `(X, T, C)` to a head of `x` `(B, H, N, K)`, 0 under the mask."""
-        _kernel().unpack(blocks, self.valid[head], self._head(x, head))
+        A thread gets the same array for a name: fresh memory costs more than filling it.
+        """
+        tokens = self._tokens(head, x)
+        if self.whole and tokens.flags.c_contiguous:
+            return tokens.reshape(self.shape)
+        arrays: dict[str, Array] = self.own.__dict__
+        if name not in arrays:
+            arrays[name] = np.empty(self.shape, self.dtype)
+        return arrays[name]
 
-    def empty(self, num: int) -> list[Array]:
-        """Return so many arrays of blocks `(X, T, C)`, not initialised."""
-        return [np.empty(self.shape, self.dtype) for _ in range(num)]
+    def read(self, head: int, **tensors: Tensor) -> list[Array]:
+        """Return a head of each tensor as blocks `(X, T, C)`, 0 under the mask."""
+        filled = []
+        for name, x in tensors.items():
+            tokens, blocks = self._tokens(head, x), self.blocks(head, name, x)
+            if not np.may_share_memory(tokens, blocks):
+                _kernel().pack(tokens, self.valid[head], blocks)
+            filled.append(blocks)
+        return filled
 
-    def _head(self, x: Tensor, head: int) -> Array:
+    def write(self, head: int, blocks: Array, x: Tensor) -> None:
+        """Copy blocks `(X, T, C)` to a head of `x`, 0 under the mask, unless they are there."""
+        tokens = self._tokens(head, x)
+        if not np.may_share_memory(tokens, blocks):
+            _kernel().unpack(blocks, self.valid[head], tokens)
+
+    def _tokens(self, head: int, x: Tensor) -> Array:
         return x[head // self.heads, head % self.heads].numpy()
 
 
@@ -185,12 +201,12 @@ def _attend(
 
     def run(start: int, stop: int) -> None:
         for head in range(start, stop):
-            Q, K, V = heads.pack(head, q, k, v)
-            here, (rows,) = means[head].numpy(), heads.empty(1)
-            for blocks, mean in zip((Q, K, V), here, strict=False):
+            qkv, rows = heads.read(head, q=q, k=k, v=v), heads.blocks(head, "out", out)
+            here = means[head].numpy()
+            for blocks, mean in zip(qkv, here, strict=False):
                 kernel.average(blocks, heads.counts[head], mean)
-            kernel.attend(Q, K, V, *heads.pairs(head), here, rows, lse[head].numpy())
-            heads.unpack(head, rows, out)
+            kernel.attend(*qkv, *heads.pairs(head), here, rows, lse[head].numpy())
+            heads.write(head, rows, out)
 
     over_heads(run, len(lse), 1)
     return out, lse, means
@@ -220,14 +236,14 @@ def _attend_backward(
 
     def run(start: int, stop: int) -> None:
         for head in range(start, stop):
-            Q, K, V, out_rows, grad_rows = heads.pack(head, q, k, v, out, grad)
-            rows = heads.empty(3)
+            *qkv, outs, towards = heads.read(head, q=q, k=k, v=v, out=out, grad=grad)
+            rows = [heads.blocks(head, f"grad {i}", x) for i, x in enumerate(grads)]
             kernel.differentiate(
-                Q, K, V, *heads.pairs(head), means[head].numpy(), out_rows, lse[head].numpy(),
-                grad_rows, *rows,
+                *qkv, *heads.pairs(head), means[head].numpy(), outs, lse[head].numpy(), towards,
+                *rows,
             )  # fmt: skip
             for blocks, x in zip(rows, grads, strict=True):
-                heads.unpack(head, blocks, x)
+                heads.write(head, blocks, x)
 
     over_heads(run, len(lse), 1)
     return grads

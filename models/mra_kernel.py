@@ -8,8 +8,8 @@ kept, and the backward computes them again.
 
 All of it is one file because numba's cache on disk notices edits of a function's own file only.
 
-Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block, as given to a
-caller; inside a block has T >= b tokens and a token C >= K columns, both whole vectors.
+Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block. In the arrays a block
+has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
 """
 
 import math
@@ -94,7 +94,8 @@ def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, 
             builder.load(builder.bitcast(b(k, j), vector.as_pointer()), align=size) for j in columns
         ]
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
-        nothing, new = ir.Constant(vector, ir.Undefined), []
+        nothing = ir.Constant(vector, ir.Undefined)
+        new: list[Any] = []
         for r in rows:
             left = builder.insert_element(nothing, builder.load(a(r, k)), ir.IntType(32)(0))
             left = builder.shuffle_vector(left, nothing, lanes)
@@ -197,45 +198,78 @@ def unpack(packed: Array, real: Array, x: Array) -> None:
 
 @compiled
 def average(packed: Array, counts: Array, means: Array) -> None:
-    """Write the means `(X, C)` of the `counts` `(X,)` real tokens of blocks `(X, T, C)`."""
-    for block in range(packed.shape[0]):
-        for d in range(packed.shape[2]):
+    """Write the means of the `counts` `(X,)` real tokens of blocks `(X, T, C)` to `means` `(S, C)`.
+
+    S >= X is whole vectors; what is behind X becomes 0.
+    """
+    for block in range(means.shape[0]):
+        for d in range(means.shape[1]):
             means[block, d] = 0
-        for i in range(packed.shape[1]):
+        if block < packed.shape[0]:
+            for i in range(packed.shape[1]):
+                for d in range(packed.shape[2]):
+                    means[block, d] += packed[block, i, d]
             for d in range(packed.shape[2]):
-                means[block, d] += packed[block, i, d]
-        for d in range(packed.shape[2]):
-            means[block, d] /= max(counts[block], 1)
+                means[block, d] /= max(counts[block], 1)
 
 
 @compiled
 def _transpose(block: Array, factor: float, transposed: Array) -> None:
-    for i in range(block.shape[0]):
-        for d in range(block.shape[1]):
+    for d in range(block.shape[1]):
+        for i in range(block.shape[0]):
             transposed[d, i] = block[i, d] * factor
 
 
 @compiled
-def _coarse_logits(
-    query: Array, key_means: Array, counts: Array, selected: Array, factor: float, logits: Array
-) -> float:
-    """Write the logits of a block row's blocks that are left, FLOOR for others, in powers of 2.
+def _weigh_coarse(
+    means: Array, counts: Array, selected: Array, factor: float, weights: Array, top: Array
+) -> None:
+    """Weigh each block that is left as one item: c_y times the weight of its mean logit.
 
-    A block is one item of c_y times the weight of its mean logit.
-
-    Returns:
-        The largest one.
+    Args:
+        means: `(3, S, C)`.
+        counts: `(X,)`.
+        selected: `(X, Y)` bool.
+        factor: What makes a logit a power of 2.
+        weights: Written, `(S, S)`: relative to the largest of a row, 0 for blocks not left.
+        top: Written, `(S,)`: that largest one as a power of 2, FLOOR where none is left.
     """
-    top = FLOOR
+    keys = np.empty((means.shape[2], means.shape[1]), means.dtype)
+    _transpose(means[1], factor, keys)
+    multiply(weights, means[0], keys, False)
+    logs = np.full(len(top), means.dtype.type(FLOOR))
     for y in range(len(counts)):
-        logits[y] = FLOOR
-        if counts[y] and not selected[y]:
-            logit = logits.dtype.type(0)
-            for d in range(len(query)):
-                logit += query[d] * key_means[y, d]
-            logits[y] = logit * factor + math.log2(counts[y])
-            top = max(top, logits[y])
-    return top
+        if counts[y]:
+            logs[y] = math.log2(counts[y])
+    for x in range(len(top)):
+        largest = top.dtype.type(FLOOR)
+        if x < len(counts) and counts[x]:
+            for y in range(len(counts)):
+                logit = top.dtype.type(FLOOR) if selected[x, y] else weights[x, y] + logs[y]
+                weights[x, y] = logit
+                largest = max(largest, logit)
+        # A dead block's logit is a little above FLOOR or below.
+        if largest < FLOOR / 2:
+            top[x] = FLOOR
+            for y in range(len(top)):
+                weights[x, y] = 0
+        else:
+            top[x] = largest
+            for y in range(len(counts)):
+                weights[x, y] = exp2(weights[x, y] - largest)
+            for y in range(len(counts), len(top)):
+                weights[x, y] = 0
+
+
+@compiled
+def _choose(selected: Array, chosen: Array) -> int:
+    """Write which key blocks a block row selected, and return how many."""
+    num = 0
+    for y in range(len(selected)):
+        if selected[y]:
+            chosen[num] = y
+            num += 1
+    return num
 
 
 @compiled
@@ -253,44 +287,45 @@ def attend(
         counts: `(X,)`, how many of them.
         selected: `(X, Y)` bool, the pairs of blocks computed exactly, live ones only.
         scale: What logits are multiplied with.
-        means: Block means of queries, keys and values `(3, X, C)`; of size 0 for MRA-2-s.
+        means: Block means of queries, keys and values `(3, S, C)`; of size 0 for MRA-2-s.
         out: Written, `(X, T, C)`.
         lse: Written, `(X, T)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
     """
     num_blocks, tokens, columns = Q.shape
-    full = means.size > 0
-    factor = Q.dtype.type(scale * math.log2(math.e))
+    kind, full = Q.dtype.type, means.size > 0
+    factor, zero = kind(scale * math.log2(math.e)), kind(0)
+    items, coarse_norm = np.empty_like(means[0]), np.zeros(num_blocks, Q.dtype)
+    coarse_top = np.full(means.shape[1], kind(FLOOR))
+    if full:
+        shares = np.empty((len(coarse_top), len(coarse_top)), Q.dtype)
+        _weigh_coarse(means, counts, selected, factor, shares, coarse_top)
+        multiply(items, shares, means[2], False)
+        for x in range(num_blocks):
+            for y in range(num_blocks):
+                coarse_norm[x] += shares[x, y]
+
     most = 1
     for x in range(num_blocks):
         most = max(most, selected[x].sum())
-    weights = np.empty((most, tokens, tokens), Q.dtype)
-    chosen = np.empty(most, np.int64)
+    weights, chosen = np.empty((most, tokens, tokens), Q.dtype), np.empty(num_blocks, np.int64)
     query = np.empty((columns, tokens), Q.dtype)
     top, norm = np.empty(tokens, Q.dtype), np.empty(tokens, Q.dtype)
-    logits, item = np.empty(num_blocks, Q.dtype), np.empty(columns, Q.dtype)
-
     for x in range(num_blocks):
         _transpose(Q[x], factor, query)
-        coarse_top = Q.dtype.type(FLOOR)
-        if full and counts[x]:
-            coarse_top = Q.dtype.type(
-                _coarse_logits(means[0, x], means[1], counts, selected[x], factor, logits)
-            )
+        num = _choose(selected[x], chosen)
         for i in range(tokens):
-            top[i] = coarse_top
-            norm[i] = 0
+            top[i] = coarse_top[x]
+        for p in range(num):
+            multiply(weights[p], K[chosen[p]], query, False)
+            for j in range(real.shape[1]):
+                if real[chosen[p], j]:
+                    for i in range(tokens):
+                        top[i] = max(top[i], weights[p, j, i])
+        for i in range(tokens):
+            share = exp2(coarse_top[x] - top[i]) if coarse_top[x] > FLOOR else zero
+            norm[i] = share * coarse_norm[x]
             for d in range(columns):
-                out[x, i, d] = 0
-        num = 0
-        for y in range(num_blocks):
-            if selected[x, y]:
-                chosen[num] = y
-                multiply(weights[num], K[y], query, False)
-                for j in range(real.shape[1]):
-                    if real[y, j]:
-                        for i in range(tokens):
-                            top[i] = max(top[i], weights[num, j, i])
-                num += 1
+                out[x, i, d] = share * items[x, d] if full else zero
         for p in range(num):
             for j in range(tokens):
                 if j < real.shape[1] and real[chosen[p], j]:
@@ -302,24 +337,9 @@ def attend(
                     for i in range(tokens):
                         weights[p, j, i] = 0
             multiply(out[x], weights[p].T, V[chosen[p]], True)
-        if coarse_top > FLOOR:
-            total = Q.dtype.type(0)
-            for d in range(columns):
-                item[d] = 0
-            for y in range(num_blocks):
-                weight = exp2(logits[y] - coarse_top)
-                if weight > 0:
-                    total += weight
-                    for d in range(columns):
-                        item[d] += weight * means[2, y, d]
-            for i in range(tokens):
-                share = exp2(coarse_top - top[i])
-                norm[i] += share * total
-                for d in range(columns):
-                    out[x, i, d] += share * item[d]
         for i in range(tokens):
             lse[x, i] = top[i] + math.log2(norm[i]) if norm[i] > 0 else FLOOR
-            inverse = 1 / norm[i] if norm[i] > 0 else Q.dtype.type(0)
+            inverse = 1 / norm[i] if norm[i] > 0 else zero
             for d in range(columns):
                 out[x, i, d] *= inverse
 
@@ -331,32 +351,37 @@ def differentiate(
 ) -> None:  # fmt: skip
     """Write the gradients of `attend`, `(X, T, C)` each, for that of its output, `grad`.
 
-    With P the weights, D_i = grad_i . out_i: dS = P (grad V^T - D), dQ = dS K scale,
-    dK = dS^T Q scale, dV = P^T grad; for the coarse part see `_differentiate_coarse`.
+    With P the weights and D_i = grad_i . out_i: dS = P (grad V^T - D), dQ = dS K scale,
+    dK = dS^T Q scale, dV = P^T grad. For the coarse part see `_differentiate_coarse`.
     """
     num_blocks, tokens, columns = Q.shape
-    full = means.size > 0
-    factor = Q.dtype.type(scale * math.log2(math.e))
+    kind, full = Q.dtype.type, means.size > 0
+    factor, one = kind(scale * math.log2(math.e)), kind(1)
+    inner = np.empty((num_blocks, tokens), Q.dtype)
+    for x in range(num_blocks):
+        for i in range(tokens):
+            total = kind(0)
+            for d in range(columns):
+                total += grad[x, i, d] * out[x, i, d]
+            inner[x, i] = total
+    mean_grads = np.zeros_like(means)
+    if full:
+        _differentiate_coarse(counts, selected, scale, factor, means, lse, grad, inner, mean_grads)
+    for x in range(num_blocks):
+        for i in range(tokens):
+            for d in range(columns):
+                grad_q[x, i, d] = mean_grads[0, x, d] if full else kind(0)
+                grad_k[x, i, d] = mean_grads[1, x, d] if full else kind(0)
+                grad_v[x, i, d] = mean_grads[2, x, d] if full else kind(0)
+
     weights, slopes = np.empty((tokens, tokens), Q.dtype), np.empty((tokens, tokens), Q.dtype)
     query, towards = np.empty((columns, tokens), Q.dtype), np.empty((columns, tokens), Q.dtype)
-    inner, scaled = np.empty(tokens, Q.dtype), np.empty((tokens, columns), Q.dtype)
-    mean_grads = np.zeros_like(means)
-    for x in range(num_blocks):
-        for i in range(tokens):
-            for d in range(columns):
-                grad_q[x, i, d] = grad_k[x, i, d] = grad_v[x, i, d] = 0
-
+    chosen = np.empty(num_blocks, np.int64)
     for x in range(num_blocks):
         _transpose(Q[x], factor, query)
-        _transpose(grad[x], Q.dtype.type(1), towards)
-        for i in range(tokens):
-            product = Q.dtype.type(0)
-            for d in range(columns):
-                product += grad[x, i, d] * out[x, i, d]
-            inner[i] = product
-        for y in range(num_blocks):
-            if not selected[x, y]:
-                continue
+        _transpose(grad[x], one, towards)
+        for p in range(_choose(selected[x], chosen)):
+            y = chosen[p]
             multiply(weights, K[y], query, False)
             multiply(slopes, V[y], towards, False)
             for j in range(tokens):
@@ -364,59 +389,46 @@ def differentiate(
                     for i in range(tokens):
                         weight = exp2(weights[j, i] - lse[x, i])
                         weights[j, i] = weight
-                        slopes[j, i] = (slopes[j, i] - inner[i]) * weight * scale
+                        slopes[j, i] = (slopes[j, i] - inner[x, i]) * (weight * scale)
                 else:
                     for i in range(tokens):
                         weights[j, i] = slopes[j, i] = 0
             multiply(grad_v[y], weights, grad[x], True)
             multiply(grad_k[y], slopes, Q[x], True)
             multiply(grad_q[x], slopes.T, K[y], True)
-        if full and counts[x]:
-            _differentiate_coarse(
-                x, counts, selected[x], scale, means, lse[x], grad[x], inner, mean_grads
-            )
-    if full:
-        for x in range(num_blocks):
-            count = max(counts[x], 1)
-            for i in range(tokens):
-                for d in range(columns):
-                    grad_q[x, i, d] += mean_grads[0, x, d] / count
-                    grad_k[x, i, d] += mean_grads[1, x, d] / count
-                    grad_v[x, i, d] += mean_grads[2, x, d] / count
 
 
 @compiled
 def _differentiate_coarse(
-    x: int, counts: Array, selected: Array, scale: float, means: Array, lse: Array, grad: Array,
-    inner: Array, mean_grads: Array,
+    counts: Array, selected: Array, scale: float, factor: float, means: Array, lse: Array,
+    grad: Array, inner: Array, mean_grads: Array,
 ) -> None:  # fmt: skip
-    """Add what the block means get from block row `x` to `mean_grads` `(3, X, C)`.
+    """Write what each token of a block gets through its means to `mean_grads` `(3, S, C)`.
 
-    With w_i the weight of a logit 0 and W_y that of block y relative to it,
-    U = sum of w_i grad_i, T = sum of w_i D_i: dL_y = W_y (U . vm_y - T) scale, dqm = dL km,
-    dkm_y = dL_y qm, dvm_y = W_y U.
+    With W the coarse weights, w_i what a query i makes of them, U = sum of w_i grad_i and
+    T = sum of w_i D_i: dL = W (U vm^T - T) scale, dqm = dL km, dkm = dL^T qm, dvm = W^T U.
     """
-    columns = means.shape[2]
-    logits, pooled = np.empty(len(counts), means.dtype), np.zeros(columns, means.dtype)
-    factor = means.dtype.type(scale * math.log2(math.e))
-    top = means.dtype.type(_coarse_logits(means[0, x], means[1], counts, selected, factor, logits))
-    if top == FLOOR:
-        return
-    pooled_inner = means.dtype.type(0)
-    for i in range(len(lse)):
-        share = exp2(top - lse[i])
-        pooled_inner += share * inner[i]
-        for d in range(columns):
-            pooled[d] += share * grad[i, d]
-    for y in range(len(counts)):
-        weight = exp2(logits[y] - top)
-        if weight == 0:
-            continue
-        slope = -pooled_inner
-        for d in range(columns):
-            slope += pooled[d] * means[2, y, d]
-        slope *= weight * scale
-        for d in range(columns):
-            mean_grads[0, x, d] += slope * means[1, y, d]
-            mean_grads[1, y, d] += slope * means[0, x, d]
-            mean_grads[2, y, d] += weight * pooled[d]
+    _, size, columns = means.shape
+    weights, slopes = np.empty((size, size), means.dtype), np.empty((size, size), means.dtype)
+    top, pooled_inner = np.empty(size, means.dtype), np.zeros(size, means.dtype)
+    pooled, values = np.zeros((size, columns), means.dtype), np.empty((columns, size), means.dtype)
+    _weigh_coarse(means, counts, selected, factor, weights, top)
+    for x in range(len(counts)):
+        if top[x] > FLOOR:
+            for i in range(lse.shape[1]):
+                share = exp2(top[x] - lse[x, i])
+                pooled_inner[x] += share * inner[x, i]
+                for d in range(columns):
+                    pooled[x, d] += share * grad[x, i, d]
+    _transpose(means[2], means.dtype.type(1), values)
+    multiply(slopes, pooled, values, False)
+    for x in range(size):
+        for y in range(size):
+            slopes[x, y] = (slopes[x, y] - pooled_inner[x]) * weights[x, y] * scale
+    multiply(mean_grads[0], slopes, means[1], False)
+    multiply(mean_grads[1], slopes.T, means[0], False)
+    multiply(mean_grads[2], weights.T, pooled, False)
+    for x in range(len(counts)):
+        for part in range(3):
+            for d in range(columns):
+                mean_grads[part, x, d] /= max(counts[x], 1)
