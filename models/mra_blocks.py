@@ -179,19 +179,23 @@ class _Heads:
 
 def _kernel() -> Any:
     # Not above: a machine that computes on a GPU may do without numba.
-    from models import mra_kernel
+    import models.mra_kernel as mra_kernel
 
     return mra_kernel
 
 
+def _whole_vectors(size: int, x: Tensor) -> int:
+    lanes = VECTOR // x.element_size()
+    return -(-size // lanes) * lanes
+
+
 def _packed_shape(x: Tensor, block_size: int) -> tuple[int, int, int]:
     """Return the number of blocks X of a head, and their sizes T and C in whole vectors."""
-    lanes = VECTOR // x.element_size()
-    tokens, columns = (-(-size // lanes) * lanes for size in (block_size, x.shape[-1]))
-    return -(-x.shape[2] // block_size), tokens, columns
+    num_blocks = -(-x.shape[2] // block_size)
+    return num_blocks, _whole_vectors(block_size, x), _whole_vectors(x.shape[3], x)
 
 
-@torch.library.custom_op("long_range_arena::attend_blocks", mutates_args=())
+@torch.library.custom_op("long_range_arena::mra_attend_blocks", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,11 +226,11 @@ def _new_results_of(
 def _new_results(q: Tensor, block_size: int, full: bool) -> tuple[Tensor, Tensor, Tensor]:
     heads = q.shape[0] * q.shape[1]
     num_blocks, tokens, columns = _packed_shape(q, block_size)
-    means = q.new_empty(heads, 3 if full else 0, num_blocks, columns)
+    means = q.new_empty(heads, 3 if full else 0, _whole_vectors(num_blocks, q), columns)
     return q.new_empty(q.shape), q.new_empty(heads, num_blocks, tokens), means
 
 
-@torch.library.custom_op("long_range_arena::attend_blocks_backward", mutates_args=())
+@torch.library.custom_op("long_range_arena::mra_attend_blocks_backward", mutates_args=())
 def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
     means: Tensor, grad: Tensor, block_size: int,

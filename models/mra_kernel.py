@@ -125,6 +125,10 @@ def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
     Rows of `b` and `c` are contiguous; m is a multiple of ROWS, n of a vector.
     """
     lanes = VECTOR // c.itemsize
+    # A tile writes to memory directly: shapes that do not fit would destroy what lies behind.
+    assert c.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
+    assert c.shape[0] % ROWS == 0 and c.shape[1] % lanes == 0
+    assert c.strides[1] == c.itemsize and b.strides[1] == b.itemsize
     for row in range(0, c.shape[0], ROWS):
         column = 0
         while column + 2 * lanes <= c.shape[1]:
@@ -294,6 +298,9 @@ def attend(
     num_blocks, tokens, columns = Q.shape
     kind, full = Q.dtype.type, means.size > 0
     factor, zero = kind(scale * math.log2(math.e)), kind(0)
+    assert K.shape == Q.shape and V.shape == Q.shape and out.shape == Q.shape
+    assert real.shape[0] == num_blocks and selected.shape == (num_blocks, num_blocks)
+    assert lse.shape == (num_blocks, tokens) and (not full or means.shape[1] >= num_blocks)
     items, coarse_norm = np.empty_like(means[0]), np.zeros(num_blocks, Q.dtype)
     coarse_top = np.full(means.shape[1], kind(FLOOR))
     if full:
@@ -357,6 +364,8 @@ def differentiate(
     num_blocks, tokens, columns = Q.shape
     kind, full = Q.dtype.type, means.size > 0
     factor, one = kind(scale * math.log2(math.e)), kind(1)
+    assert grad.shape == Q.shape and out.shape == Q.shape and lse.shape == Q.shape[:2]
+    assert grad_q.shape == Q.shape and grad_k.shape == Q.shape and grad_v.shape == Q.shape
     inner = np.empty((num_blocks, tokens), Q.dtype)
     for x in range(num_blocks):
         for i in range(tokens):

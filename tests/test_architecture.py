@@ -34,7 +34,13 @@ def test_models_never_import_the_benchmark() -> None:
     for file, names in imports("models").items():
         assert not under(names, "lra"), file
         outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
-        assert outside <= {"torch", "pywt", "numpy", "models"}, file
+        compiler = {"numba", "llvmlite"} if file == "models/mra_kernel.py" else set()
+        assert outside <= {"torch", "pywt", "numpy", "models"} | compiler, file
+
+
+def test_backends_are_there_without_the_compiler_of_the_cpu_kernel() -> None:
+    code = "import sys, models; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_tasks_never_import_models_or_torch() -> None:
