@@ -33,9 +33,11 @@ ROWS = 8
 def compiled(function: Function) -> Function:
     """Compile a function on its first call, keep it on disk, and run it without Python's lock.
 
-    Sums may be added up in any order: the same machine gives the same bits.
+    Sums may be added up in any order: the same machine gives the same bits. What is not finite
+    stays so, and is seen by whoever looks for it in the loss.
     """
-    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=True)(function))
+    freedom = {"reassoc", "contract", "arcp", "nsz"}
+    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=freedom)(function))
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any, Any], Any]:

@@ -234,6 +234,17 @@ def test_masked_tokens_change_nothing_and_get_no_gradient(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_shows_in_the_output_and_the_gradients(mode, which):
+    heads = inputs(1, 1, 64, 16, dtype=torch.float32)
+    heads[which][0, 0, 3, 5] = torch.nan
+    run = lambda *x: mra_attention(*x, None, num_blocks=16, mode=mode, block_size=16)  # noqa: E731
+    out, *grads = with_gradients(run, *heads)
+    assert not out.isfinite().all()
+    assert any(not x.isfinite().all() for x in grads)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("row_max", ["official", "live"])
 def test_trimmed_sequences_give_what_padded_ones_give(mode, row_max):
     q, k, v = inputs(2, 2, 128, 8)
