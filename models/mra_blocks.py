@@ -144,7 +144,7 @@ class _Heads:
         """Return the real tokens, their counts, the selected pairs, and the scale of logits."""
         return self.valid[head], self.counts[head], self.selected[head], self.scale
 
-    def blocks(self, head: int, name: str, x: Tensor) -> Array:
+    def blocks(self, head: int, name: str, x: Array) -> Array:
         """Return an array `(X, T, C)` for a head of `x`: itself where it is that, else not filled.
 
         A thread gets the same array for a name: fresh memory costs more than filling it.
@@ -157,7 +157,7 @@ class _Heads:
             arrays[name] = np.empty(self.shape, self.dtype)
         return arrays[name]
 
-    def read(self, head: int, **tensors: Tensor) -> list[Array]:
+    def read(self, head: int, **tensors: Array) -> list[Array]:
         """Return a head of each tensor as blocks `(X, T, C)`, 0 under the mask."""
         filled = []
         for name, x in tensors.items():
@@ -167,14 +167,15 @@ class _Heads:
             filled.append(blocks)
         return filled
 
-    def write(self, head: int, blocks: Array, x: Tensor) -> None:
+    def write(self, head: int, blocks: Array, x: Array) -> None:
         """Copy blocks `(X, T, C)` to a head of `x`, 0 under the mask, unless they are there."""
         tokens = self._tokens(head, x)
         if not np.may_share_memory(tokens, blocks):
             _kernel().unpack(blocks, self.valid[head], tokens)
 
-    def _tokens(self, head: int, x: Tensor) -> Array:
-        return x[head // self.heads, head % self.heads].numpy()
+    def _tokens(self, head: int, x: Array) -> Array:
+        tokens: Array = x[head // self.heads, head % self.heads]
+        return tokens
 
 
 def _kernel() -> Any:
@@ -202,15 +203,15 @@ def _attend(
     """Return the output, and the log-sum-exp and the block means for the backward."""
     out, lse, means = _new_results(q, block_size, full)
     heads, kernel = _Heads(q, mask, pairs, block_size), _kernel()
+    Q, K, V, outs, sums, averages = (x.numpy() for x in (q, k, v, out, lse, means))
 
     def run(start: int, stop: int) -> None:
         for head in range(start, stop):
-            qkv, rows = heads.read(head, q=q, k=k, v=v), heads.blocks(head, "out", out)
-            here = means[head].numpy()
-            for blocks, mean in zip(qkv, here, strict=False):
+            qkv, rows = heads.read(head, q=Q, k=K, v=V), heads.blocks(head, "out", outs)
+            for blocks, mean in zip(qkv, averages[head], strict=False):
                 kernel.average(blocks, heads.counts[head], mean)
-            kernel.attend(*qkv, *heads.pairs(head), here, rows, lse[head].numpy())
-            heads.write(head, rows, out)
+            kernel.attend(*qkv, *heads.pairs(head), averages[head], rows, sums[head])
+            heads.write(head, rows, outs)
 
     over_heads(run, len(lse), 1)
     return out, lse, means
@@ -237,16 +238,18 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
     heads, kernel = _Heads(q, mask, pairs, block_size), _kernel()
+    given = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
+    arrays = {name: x.numpy() for name, x in given.items()}
+    results = [x.numpy() for x in grads]
+    sums, averages = lse.numpy(), means.numpy()
 
     def run(start: int, stop: int) -> None:
         for head in range(start, stop):
-            *qkv, outs, towards = heads.read(head, q=q, k=k, v=v, out=out, grad=grad)
-            rows = [heads.blocks(head, f"grad {i}", x) for i, x in enumerate(grads)]
-            kernel.differentiate(
-                *qkv, *heads.pairs(head), means[head].numpy(), outs, lse[head].numpy(), towards,
-                *rows,
-            )  # fmt: skip
-            for blocks, x in zip(rows, grads, strict=True):
+            *qkv, rows, towards = heads.read(head, **arrays)
+            to_qkv = [heads.blocks(head, f"grad {i}", x) for i, x in enumerate(results)]
+            here = averages[head], rows, sums[head], towards
+            kernel.differentiate(*qkv, *heads.pairs(head), *here, *to_qkv)
+            for blocks, x in zip(to_qkv, results, strict=True):
                 heads.write(head, blocks, x)
 
     over_heads(run, len(lse), 1)
