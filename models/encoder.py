@@ -164,8 +164,19 @@ class Embedding(nn.Module):
         return embedded
 
 
+def _float16_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return False
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+
+
 class Block(nn.Module):
-    """One pre-norm block: attention, then the MLP, each on a residual path."""
+    """One pre-norm block: attention, then the MLP, each on a residual path.
+
+    Under float16 autocast the attention runs in float32, as in github.com/mlpen: sums over
+    thousands of tokens leave float16's range. There the projections are float16 still.
+    """
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
@@ -189,7 +200,13 @@ class Block(nn.Module):
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         if self.clear_padding and mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        normed = self.attention_norm(x)
+        if _float16_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                attended = self.attention(normed.float(), mask)
+        else:
+            attended = self.attention(normed, mask)
+        x = x + self.dropout(attended)
         mixed: Tensor = x + self.mlp(self.mlp_norm(x))
         return mixed
 
