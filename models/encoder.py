@@ -57,8 +57,8 @@ class ModelConfig:
         norm_epsilon: Epsilon of every LayerNorm.
         gelu: `exact`, or its `tanh` approximation.
         initialisation: Of linear layers: `torch`'s default, or that of the `flax` codes: attention
-            and MLP Xavier-uniform with MLP biases of standard deviation 1e-6, classifier
-            LeCun-normal with biases 0.
+            and MLP Xavier-uniform with biases of standard deviation 1e-6, classifier LeCun-normal
+            with biases 0.
 
     Raises:
         ValueError: A value is out of range; the message names the key.
@@ -270,14 +270,17 @@ def _classifier(in_dim: int, hidden_dims: list[int], num_classes: int) -> nn.Seq
 def initialise_as_flax(encoder: Encoder, head: nn.Sequential) -> None:
     """Draw the linear layers anew as the flax codes of Long Range Arena and WavSpA do.
 
-    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; biases of
-    the MLP have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
+    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; their
+    biases have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
     two standard deviations, of variance 1 / inputs) and its biases 0.
     """
     for module in encoder.modules():
         if isinstance(module, HeadProjections):
             for kernel in (*module.qkv.weight.chunk(3), module.out.weight):
                 nn.init.xavier_uniform_(kernel)
+            for bias in (module.qkv.bias, module.out.bias):
+                if bias is not None:
+                    nn.init.normal_(bias, std=1e-6)
         elif isinstance(module, Block):
             for layer in module.mlp:
                 if isinstance(layer, nn.Linear):
