@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_cell import TINY, configure
 
 import lra.config
 import lra.loop
 from lra.build import build_model
 from lra.checkpoint import load
-from lra.config import Config, comparable, config_hash
+from lra.config import comparable, config_hash
 from lra.loop import CHECKPOINT, Run, autocast
 from lra.optimiser import optimiser_for
 from lra.train import finished, run_cell
@@ -20,32 +21,12 @@ from models.linear import Linear
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "scale=mini",
-    "task=listops",
-    "threads=1",
-    "task.options.num_train=64",
-    "task.options.num_validation=16",
-    "task.options.num_test=24",
-    "task.options.min_length=9",
-    "task.options.max_length=40",
-    "task.truncate=40",
-    "model.max_length=40",
-    "model.dropout=0.1",
-    "train.steps=60",
-    "train.batch_size=4",
-    "train.warmup_steps=6",
-    "train.validate_every=25",
-]
-
-
-def configure(folder: Path, *overrides: str) -> Config:
-    return lra.config.load(*TINY, f"cache_dir={folder / 'cache'}", *overrides)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_float16_stays_near_float32_in_outputs_and_gradients(attention: str) -> None:
-    model = build_model(lra.config.load(*TINY, f"attention={attention}", "model.dropout=0.0"))
+    still = ("model.dropout=0.0", "model.attention_dropout=0.0")
+    model = build_model(lra.config.load(*TINY, f"attention={attention}", *still))
     tokens = torch.randint(1, 16, (4, 40))
     mask = torch.arange(40) < torch.tensor([40, 31, 9, 1])[:, None]
     found = []
