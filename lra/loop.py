@@ -237,9 +237,11 @@ class Run:
 
         So does the published code; torch warns of it where the first update is skipped.
         """
+        if not self.scaler.is_enabled():
+            self.schedule.step()
+            return
         with warnings.catch_warnings():
-            if self.scaler.is_enabled():
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
 
     @property
