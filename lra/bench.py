@@ -47,7 +47,7 @@ class BenchConfig:
         batch_size: Sequences a step.
         repeats: Timed steps of each backend; the median counts.
         attention_dropout: Probability of dropping an attention weight.
-        precision: `float32`, or `bfloat16` autocast.
+        precision: `float32`, or `bfloat16` or `float16` autocast; no loss scaling.
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         threads: CPU threads; 0 takes torch's default.

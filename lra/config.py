@@ -24,7 +24,7 @@ from models.encoder import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEDULES = ("one_cycle", "rsqrt", "cosine")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
 
@@ -113,7 +113,9 @@ class TrainConfig:
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         validate_every: Updates between validations.
         eval_batch_size: Sequences a batch in evaluation.
-        precision: `float32`, or `bfloat16` autocast.
+        precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
+            attention in float32, as github.com/mlpen trains; or `float16_on_gpu`: that on a GPU,
+            and float32 on the CPU, where float16 is slow. Records say which it was.
         compile: Run the model through `torch.compile`.
         checkpoint_seconds: Seconds between checkpoints.
     """
@@ -240,6 +242,13 @@ class Config:
         return Path(folder) if folder else None
 
 
+def resolve_precision(precision: str, device: str) -> str:
+    """Return what `train.precision` means on a device; `auto` decides nothing yet."""
+    if precision != "float16_on_gpu" or device == "auto":
+        return precision
+    return "float32" if device == "cpu" else "float16"
+
+
 # What a run may change without changing its numbers.
 _OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
 
@@ -292,7 +301,9 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
             same name.
     """
     values = asdict(config) | resolved
-    del values["protocol"]["deviations"], values["train"]["checkpoint_seconds"]
+    train = values["train"]
+    train["precision"] = resolve_precision(train["precision"], values["device"])
+    del values["protocol"]["deviations"], train["checkpoint_seconds"]
     return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
 
 

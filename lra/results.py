@@ -45,6 +45,7 @@ class Record:
         best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
         best_step: Updates the chosen checkpoint had seen.
         steps: Updates in all.
+        skipped_updates: Those of them that float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
         seconds: Seconds in all, data and evaluation included.
         steps_per_second: Updates a second of `train_seconds`.
@@ -86,6 +87,7 @@ class Record:
     best_accuracy: float | None = None
     best_step: int | None = None
     steps: int
+    skipped_updates: int = 0
     train_seconds: float | None = None
     seconds: float
     steps_per_second: float | None = None

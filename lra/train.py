@@ -33,6 +33,7 @@ from lra.config import (
     recorded,
     register,
     resolve,
+    resolve_precision,
 )
 from lra.loop import BEST, CHECKPOINT, NotFiniteError, Run, StoppedError, count_correct
 from lra.results import Record
@@ -174,12 +175,13 @@ def _train(
         label,
     )
     log.info(
-        "%s: %d parameters, %d steps of %d on %s, %s data %s",
+        "%s: %d parameters, %d steps of %d on %s in %s, %s data %s",
         label,
         num_parameters(model),
         config.train.steps,
         config.train.batch_size,
         device,
+        values["train"]["precision"],
         dataset.source.kind,
         dataset.fingerprint[:12],
     )
@@ -241,6 +243,7 @@ def _how_fast(run: Run, other_seconds: float) -> dict[str, Any]:
         "best_accuracy": progress.best_accuracy if validated else None,
         "best_step": progress.best_step if validated else None,
         "steps": progress.step,
+        "skipped_updates": run.num_skipped,
         "train_seconds": progress.train_seconds,
         "seconds": progress.seconds + other_seconds,
         "steps_per_second": progress.step / progress.train_seconds,
@@ -256,7 +259,7 @@ def _where(config: Config, device: torch.device, threads: int) -> dict[str, Any]
     return {
         "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
         "device": device.type,
-        "dtype": config.train.precision,
+        "dtype": resolve_precision(config.train.precision, device.type),
         "compiled": config.train.compile,
         "threads": threads,
         "torch": torch.__version__,
