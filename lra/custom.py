@@ -44,7 +44,9 @@ def load(path: str | None, where: str) -> type[nn.Module]:
         ) from error
     backend = getattr(module, class_name, None)
     if backend is None:
-        there = [n for n, v in vars(module).items() if _is_module(v) and v.__module__ == module_name]
+        there = [
+            n for n, v in vars(module).items() if _is_module(v) and v.__module__ == module_name
+        ]
         raise ConfigError(
             f"{where}={path}: {module.__file__} has no class {class_name}; its nn.Module classes"
             f" are: {', '.join(there) or 'none'}"
