@@ -115,7 +115,7 @@ def masked_content(subject: Subject) -> None:
 
 
 def masked_gradient(subject: Subject) -> None:
-    """What stands under the mask gets no gradient from real positions, real tokens do."""
+    """What stands under the mask gets no gradient from real positions."""
     backend, (x, mask) = subject.build(), subject.inputs()
     (gradient,) = _gradients(backend(x.requires_grad_(), mask)[mask], [x])
     if gradient[~mask].any():
@@ -141,7 +141,7 @@ def all_padding(subject: Subject) -> None:
 
 
 def padding(subject: Subject) -> None:
-    """More padding changes the output at real positions exactly where pad_invariant is False."""
+    """More padding changes the output exactly where pad_invariant is False."""
     backend, (x, mask) = subject.build(), subject.inputs()
     try:
         claim = pad_invariant(backend)
@@ -167,9 +167,9 @@ def batch_permutation(subject: Subject) -> None:
 
 
 def head_permutation(subject: Subject) -> None:
-    """Permuting the heads, with all that belongs to each, leaves the output as it is."""
+    """Permuting the heads leaves the output as it is."""
     if not any(isinstance(m, HeadProjections) for m in subject.build().modules()):
-        raise SkippedError("no HeadProjections inside, so the kit cannot tell its heads")
+        raise SkippedError("no HeadProjections inside to permute")
     backend = subject.build(heads=MANY_HEADS).double()
     x, mask = subject.inputs()
     expected = backend(x.double(), mask)[mask]
@@ -244,7 +244,7 @@ def bfloat16(subject: Subject) -> None:
 
 
 def dropout(subject: Subject) -> None:
-    """Dropout acts in training only, and training with it gives finite values and gradients."""
+    """Dropout acts in training only, where values and gradients are finite."""
     without, backend = subject.build(), subject.build(dropout=0.5)
     x, mask = subject.inputs()
     _near(backend(x, mask), without(x, mask), 0.0, "in evaluation, outputs with and without it")
@@ -279,11 +279,11 @@ def all_parameters_learn(subject: Subject) -> None:
 
 
 def plain_form(subject: Subject) -> None:
-    """The output and all gradients are those of the plain form, in float64."""
+    """The output and all gradients are those of the plain form."""
     backend = subject.build().double()
     reference = getattr(backend, "reference", None)
     if reference is None:
-        raise SkippedError("names no plain form (a method reference(x, mask))")
+        raise SkippedError("it has no reference(x, mask)")
     for length in (1, LENGTH):
         x, mask = subject.inputs(length)
         for given in (None, mask):
@@ -298,10 +298,10 @@ def plain_form(subject: Subject) -> None:
 
 
 def memory_growth(subject: Subject) -> None:
-    """The memory of a training step grows with N to the power that memory_growth claims."""
+    """The memory of a training step grows with N as claimed."""
     claim = getattr(subject.build(), "memory_growth", None)
     if claim is None:
-        raise SkippedError("claims nothing (memory_growth, such as 1 or 2)")
+        raise SkippedError("it has no memory_growth (1 or 2, the power of N)")
     try:
         peaks = [_training_peak(subject, length) for length in GROWING]
     except ValueError as error:

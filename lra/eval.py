@@ -37,7 +37,8 @@ def load_run(folder: Path) -> tuple[Config, results.Record, Classifier | PairCla
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"{folder / BEST} is of another model: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder / BEST} is of another model: {reason}") from error
     return config, record, model
 
 

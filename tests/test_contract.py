@@ -257,8 +257,8 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
     ("check", "reason"),
     [
         (head_permutation, "no HeadProjections inside"),
-        (plain_form, "names no plain form"),
-        (memory_growth, "claims nothing"),
+        (plain_form, "it has no reference"),
+        (memory_growth, "it has no memory_growth"),
     ],
 )
 def test_what_a_backend_does_not_say_is_skipped_with_the_reason(check: Check, reason: str) -> None:
