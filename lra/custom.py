@@ -45,13 +45,13 @@ def load(path: str | None, where: str) -> type[nn.Module]:
     backend = getattr(module, class_name, None)
     if backend is None:
         there = [
-            n for n, v in vars(module).items() if _is_module(v) and v.__module__ == module_name
+            n for n, v in vars(module).items() if _is_network(v) and v.__module__ == module_name
         ]
         raise ConfigError(
             f"{where}={path}: {module.__file__} has no class {class_name}; its nn.Module classes"
             f" are: {', '.join(there) or 'none'}"
         )
-    if not _is_module(backend):
+    if not _is_network(backend):
         raise ConfigError(f"{where}={path}: {class_name} must be a subclass of torch.nn.Module")
     _check_signature(backend, f"{where}={path}")
     found: type[nn.Module] = backend
@@ -75,7 +75,7 @@ def _file_hash(path: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
-def _is_module(value: Any) -> bool:
+def _is_network(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 

@@ -152,6 +152,8 @@ def write_report(
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
             records.remove(record)
+    # Those of the user's own go by their paths.
+    attentions = [name for name in attentions if name != "custom"]
     grid = build_grid(records, tasks, attentions, seeds)
     published = published_table(protocol, grid.tasks) if scale == "paper" else []
     folder = out_dir / scale / protocol

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_train import TINY
 
 import lra.config
 from lra import custom, results
@@ -22,23 +23,7 @@ from lra.train import run_cell
 from models import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "scale=mini",
-    "task=listops",
-    "threads=1",
-    "device=cpu",
-    "task.options.num_train=64",
-    "task.options.num_validation=16",
-    "task.options.num_test=24",
-    "task.options.min_length=9",
-    "task.options.max_length=40",
-    "task.truncate=40",
-    "model.max_length=40",
-    "train.steps=8",
-    "train.batch_size=4",
-    "train.warmup_steps=2",
-    "train.validate_every=4",
-]
+QUICK = [*TINY, "train.steps=8", "train.warmup_steps=2", "train.validate_every=4"]
 MINE = """
 from collections.abc import Callable
 
@@ -116,7 +101,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def configure(folder: Path, name: str, *overrides: str) -> Config:
     path = f"attention.path=lra_user_pkg.mine:{name}"
     return lra.config.load(
-        *TINY, f"cache_dir={folder / 'cache'}", "attention=custom", path, *overrides
+        *QUICK, f"cache_dir={folder / 'cache'}", "attention=custom", path, *overrides
     )
 
 
@@ -232,6 +217,10 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     page = write_report(tmp_path / "runs", tmp_path / "out", "mini", "nystromformer")
     assert "| lra_user_pkg.mine.Scaled |" in page
     assert f"* Backend lra_user_pkg.mine.Scaled: {source}." in page
+    named = write_report(
+        tmp_path / "runs", tmp_path / "out", "mini", "nystromformer", attentions=["custom"]
+    )
+    assert named == page
     config, _, model = load_run(folder)
     assert config.attention.path == "lra_user_pkg.mine:Scaled"
     assert model.encoder.blocks[0].attention.scale == 1.0
@@ -302,7 +291,7 @@ def test_the_readme_example_keeps_the_contract_and_prints_what_readme_shows(
 
 
 def test_the_readme_example_is_trained_by_a_sweep_in_the_users_folder(readme_folder: Path) -> None:
-    overrides = [*TINY, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
     command(readme_folder, "lra.train", "-m", *overrides)
     runs = readme_folder / "results/runs/mini/nystromformer/listops/my_attention.Mean/default"
     records = [results.read(runs / f"seed{seed}" / results.NAME) for seed in (0, 1)]
@@ -313,7 +302,7 @@ def test_the_readme_example_is_trained_by_a_sweep_in_the_users_folder(readme_fol
 def test_processes_of_a_parallel_sweep_find_the_users_folder_too(readme_folder: Path) -> None:
     pytest.importorskip("joblib")
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    overrides = [*TINY, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
     command(readme_folder, "lra.train", "-m", *launcher, *overrides)
     folder = readme_folder / "results/runs/mini"
     assert len([f for f in folder.rglob("result.json") if json.loads(f.read_text())]) == 2
@@ -321,7 +310,7 @@ def test_processes_of_a_parallel_sweep_find_the_users_folder_too(readme_folder: 
 
 @pytest.mark.slow
 def test_the_readme_example_trains_through_torch_compile(readme_folder: Path) -> None:
-    overrides = [*TINY, "attention=custom", "attention.path=my_attention:Mean"]
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean"]
     command(readme_folder, "lra.train", *overrides, "train.compile=true")
 
 
