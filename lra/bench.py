@@ -1,6 +1,7 @@
 """Speed and memory of a training step for every backend at several lengths, without data.
 
     python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
+    python -m lra.bench 'attentions=[softmax,my_pkg.my_file:MyAttention]'
 
 Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
 in turn within one process, so that the ratio to softmax is of the same minutes; figures are
@@ -31,6 +32,7 @@ from lra.grid import BASELINE
 from lra.loop import autocast
 from lra.optimiser import optimiser_for
 from lra.tables import markdown
+from models import ATTENTION
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class BenchConfig:
     """What is measured.
 
     Args:
-        attentions: Backends, each with the options of its YAML.
+        attentions: Backends, each with the options of its YAML; one of your own by its path, with
+            its defaults. None stands for every built-in one.
         lengths: Sequence lengths, in tokens.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
@@ -54,7 +57,7 @@ class BenchConfig:
         out: JSON file; by default `results/bench/<device>.json`.
     """
 
-    attentions: list[str]
+    attentions: list[str] | None
     lengths: list[int]
     task: str = "listops"
     protocol: str = "nystromformer"
@@ -129,7 +132,9 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     Raises:
         ConfigError: There is no such backend, task or protocol, or a value is out of range.
     """
-    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={attention}"]
+    own = [f"attention.path='{attention}'"] if ":" in attention else []
+    name = "custom" if own else attention
+    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={name}", *own]
     try:
         composed = compose("train", overrides)
     except HydraException as error:
@@ -144,9 +149,11 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
 def measure(bench: BenchConfig) -> list[dict[str, Any]]:
     """Return one row a length and backend: seconds, ratio to softmax, memory, parameters."""
     device = resolve_device(bench.device)
+    attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
     rows = []
     for length in bench.lengths:
-        configs = {name: cell_config(bench, name, length) for name in bench.attentions}
+        cells = [cell_config(bench, attention, length) for attention in attentions]
+        configs = {config.attention.name: config for config in cells}
         steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
         seconds = interleaved(steps, bench.repeats, device)
         for name, step in steps.items():

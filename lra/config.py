@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,12 +68,15 @@ class AttentionConfig:
     """Which backend mixes the tokens.
 
     Args:
-        name: Key of the backend in `models.ATTENTION`.
+        name: Key of the backend in `models.ATTENTION`; of a user's own what `backend_name` makes
+            of its path.
+        path: Module and class of a user's own backend, such as `my_pkg.my_file:MyAttention`.
         options: Its options, checked against the keyword arguments of its `__init__`.
         inner: The backend inside, for one that nests.
     """
 
     name: str
+    path: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     inner: "AttentionConfig | None" = None
 
@@ -337,6 +341,7 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
     hints = get_type_hints(initialise)
     signature = inspect.signature(initialise).parameters.values()
     known = {p.name: p for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "inner"}
+    hints = {name: hints.get(name, Any) for name in known}
     bound = {}
     for name, value in options.items():
         if name not in known:
@@ -351,11 +356,39 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
     return bound
 
 
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a text has the form `my_pkg.my_file:MyAttention`."""
+    return _PATH.fullmatch(text) is not None
+
+
+def backend_name(path: str | None) -> str:
+    """Return the name of a user's own backend, in run folders and tables.
+
+    It is the whole path, since two classes that shared a name would share their folders and rows.
+
+    Args:
+        path: Such as `my_pkg.my_file:MyAttention`.
+
+    Returns:
+        `my_pkg.my_file.MyAttention`; `custom` for what is no path, which `lra.build` refuses.
+    """
+    return path.replace(":", ".") if path is not None and is_path(path) else "custom"
+
+
+# At import, so that the processes of a parallel sweep have it too.
+OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
+
+
 def register() -> None:
-    """Make the schema known to Hydra under the name that `configs/train.yaml` starts from."""
+    """Make the schemas known to Hydra under the names that `configs` start from."""
     schema = OmegaConf.structured(Config)
     for key, group in {"task": TaskConfig, "attention": AttentionConfig}.items():
         schema[key] = OmegaConf.structured(group)
         # Options are open, so that a wrong one reaches `bind`, which names the choices.
         OmegaConf.set_struct(schema[key].options, False)
     ConfigStore.instance().store(name="schema", node=schema)
+    # A user's own backend inside another one has options that no YAML lists.
+    ConfigStore.instance().store(name="attention_schema", node=schema.attention)

@@ -31,6 +31,8 @@ class Record:
     Args:
         task: Task.
         attention: Backend.
+        attention_source: Path and hash of the file of a user's own backend; the commit covers the
+            others.
         variant: Name of what was overridden.
         protocol: Protocol.
         scale: Scale.
@@ -79,6 +81,7 @@ class Record:
     seed: int
     status: str
     reason: str = ""
+    attention_source: str = ""
     test_accuracy: float | None = None
     test_correct: int | None = None
     test_total: int | None = None

@@ -22,9 +22,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lra import memory, results
+from lra import custom, memory, results
 from lra.batches import Batches
-from lra.build import batches_for, build_model, build_task, num_parameters, resolve_device
+from lra.build import (
+    batches_for,
+    build_attention,
+    build_model,
+    build_task,
+    num_parameters,
+    resolve_device,
+)
 from lra.config import (
     Config,
     ConfigError,
@@ -115,12 +122,16 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """
     results.code_version()
     task = build_task(config)
+    build_attention(config.attention)
     device = resolve_device(config.device)
     threads = config.threads or torch.get_num_threads()
     data = _located(task, config.raw_data_dir())
     values = comparable(config, device=device.type, threads=threads, data=data)
     if not config.force and finished(folder, values):
-        log.info("%s%s is finished", place, config.cell)
+        there = results.read(folder / results.NAME).attention_source
+        changed = there != custom.sources(config.attention)
+        hint = ", with an attention that has changed since; force=true trains it again"
+        log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
         return None
     torch.set_num_threads(threads)
     try:
@@ -221,6 +232,7 @@ def _what(config: Config, values: dict[str, Any], dataset: cache.Dataset) -> dic
     return {
         "task": config.task.name,
         "attention": config.attention.name,
+        "attention_source": custom.sources(config.attention),
         "variant": config.variant,
         "protocol": config.protocol.name,
         "scale": config.scale,

@@ -171,6 +171,21 @@ def _float16_autocast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
 
 
+def pad_invariant(backend: nn.Module) -> bool:
+    """Return whether the amount of padding leaves a backend's output at real positions as it is.
+
+    Raises:
+        ValueError: The backend does not say.
+    """
+    claim = getattr(backend, "pad_invariant", None)
+    if not isinstance(claim, bool):
+        raise ValueError(
+            f"{type(backend).__name__} must say pad_invariant = True or False: whether more padding"
+            " leaves its output at real positions as it is (False is always safe)"
+        )
+    return claim
+
+
 class Block(nn.Module):
     """One pre-norm block: attention, then the MLP, each on a residual path.
 
@@ -224,7 +239,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, config.norm_epsilon)
         # Whether the amount of padding leaves the encoding as it is.
         self.pad_invariant = config.pooling != "mean_all" and all(
-            bool(block.attention.pad_invariant) for block in blocks
+            pad_invariant(block.attention) for block in blocks
         )
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:

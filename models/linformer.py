@@ -25,9 +25,8 @@ def linformer_attention_reference(
     values = q.new_zeros(batch, *to_keys.shape[:2], width)
     for n in range(length):
         real = q.new_ones(batch, 1) if mask is None else mask[:, n, None].to(q)
-        for i in range(to_keys.shape[1]):
-            keys[:, :, i] += real[..., None] * to_keys[:, i, n, None] * k[:, :, n]
-            values[:, :, i] += real[..., None] * to_values[:, i, n, None] * v[:, :, n]
+        keys = keys + real[..., None, None] * to_keys[:, :, n, None] * k[:, :, None, n]
+        values = values + real[..., None, None] * to_values[:, :, n, None] * v[:, :, None, n]
     weights: Tensor = (q @ keys.mT / width**0.5).softmax(-1)  # (B, H, N, R)
     return weights @ values
 
@@ -84,6 +83,7 @@ class Linformer(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(
         self,
@@ -112,4 +112,11 @@ class Linformer(nn.Module):
         to_values = self.to_keys if self.to_values is None else self.to_values
         dropout = self.dropout if self.training else 0.0
         heads = linformer_attention(q, k, v, mask, self.to_keys, to_values, dropout)
+        return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        q, k, v = self.projections.split(x)
+        to_values = self.to_keys if self.to_values is None else self.to_values
+        heads = linformer_attention_reference(q, k, v, mask, self.to_keys, to_values)
         return self.projections.merge(heads)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
-from models.kernel import kernel_attention
+from models.kernel import kernel_attention, kernel_attention_reference
 
 Features = Literal["favor", "relu", "relu_plain"]
 
@@ -104,6 +104,7 @@ class Performer(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(
         self,
@@ -134,7 +135,19 @@ class Performer(nn.Module):
                     q, k = q.float(), k.float()
                 q, k = favor_features(q, k, mask, self.directions)
         else:
-            if self.features == "relu":
-                q, k, v = (norm(t) for norm, t in zip(self.norms, (q, k, v), strict=True))
-            q, k = relu_features(q), relu_features(k)
+            q, k, v = self._relu_features(q, k, v)
         return self.projections.merge(kernel_attention(q, k, v, mask))
+
+    def _relu_features(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.features == "relu":
+            q, k, v = (norm(t) for norm, t in zip(self.norms, (q, k, v), strict=True))
+        return relu_features(q), relu_features(k), v
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, in the precision of `x`."""
+        q, k, v = self.projections.split(x)
+        if self.features == "favor":
+            heads = favor_attention_reference(q, k, v, mask, self.directions)
+        else:
+            heads = kernel_attention_reference(*self._relu_features(q, k, v), mask)
+        return self.projections.merge(heads)

@@ -67,6 +67,14 @@ def test_one_module_brings_tasks_and_models_together() -> None:
     assert both <= {"lra/build.py", "lra/eval.py"}
 
 
+def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
+    for file in ("lra/contract.py", "lra/tensor_memory.py"):
+        names = imports("lra")[file]
+        assert not under(names, "lra.tasks", "lra.config", "lra.build"), file
+        known = {"models.heads", "models.encoder"}
+        assert {".".join(n.split(".")[:2]) for n in under(names, "models")} <= known, file
+
+
 def test_a_report_needs_no_torch() -> None:
     code = "import sys, lra.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
