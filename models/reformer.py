@@ -138,8 +138,11 @@ def take_rows(rows: Tensor, take: Tensor, back: Tensor) -> Tensor:
 
 
 def _with_previous(chunks: Tensor) -> Tensor:
-    """Put before each chunk of `(..., X, c, C)` the one before it: `(..., X, 2 c, C)`."""
-    return torch.cat([F.pad(chunks, (0, 0, 0, 0, 1, -1)), chunks], -2)
+    """Put before each chunk of `(..., X, c, C)` the one before it: `(..., X, 2 c, C)`.
+
+    Before the first one comes the last, which is never attended to.
+    """
+    return torch.cat([chunks.roll(1, -3), chunks], -2)
 
 
 def _attend_in_chunks(
@@ -163,9 +166,11 @@ def _attend_in_chunks(
     allowed = (place >= 0) & (place < num_real[:, None, None, None])
     itself = reach == reach[size:, None]  # (c, 2c)
     bias = torch.where(itself, SELF, 0.0).to(qk.dtype).where(allowed, NEVER)  # (B, X, c, 2c)
-    logits = qk @ _with_previous(unit_length(qk)).mT + bias[:, None]  # (R, B, H, X, c, 2c)
+    # In place, since these are the largest tensors; autocast would leave them in bf16.
+    logits = (qk @ _with_previous(unit_length(qk)).mT).to(qk.dtype)  # (R, B, H, X, c, 2c)
+    logits = logits.add_(bias[:, None])
     top = logits.detach().amax(-1, keepdim=True)
-    weights = (logits - top).exp()
+    weights = logits.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
     output = F.dropout(weights, dropout) @ _with_previous(v)
     return output / total, top + total.log()
@@ -211,15 +216,15 @@ def lsh_attention(
 
     both = F.pad(torch.cat([qk, v], -1), (0, 0, 0, fill)).flatten(0, 2)  # (B H N, 2K)
     both = take_rows(both, to_sorted, from_sorted.view(rounds, -1))
-    chunks = both.view(rounds, batch, heads, -1, chunk_length, 2 * width)
+    qk, v = torch.split(both.view(rounds, batch, heads, -1, chunk_length, 2 * width), width, -1)
     num_real = place.new_full((1,), length) if mask is None else mask.sum(-1)
-    qk, v = chunks[..., :width], chunks[..., width:]
     output, normaliser = _attend_in_chunks(qk, v, num_real, dropout)
 
     both = torch.cat([output, normaliser], -1).flatten(0, 4)  # (R B H N, K + 1)
     both = take_rows(both, from_sorted, (order + first).view(1, -1))
     both = both.view(rounds, batch, heads, padded, width + 1)[..., :length, :]
-    return (both[..., :width] * both[..., width:].softmax(0)).sum(0)
+    output, normaliser = torch.split(both, [width, 1], -1)
+    return (output * normaliser.softmax(0)).sum(0)
 
 
 class Reformer(nn.Module):
