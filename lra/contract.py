@@ -192,7 +192,8 @@ def permute_heads(backend: nn.Module, order: Tensor) -> None:
     with torch.no_grad():
         for module in backend.modules():
             if isinstance(module, HeadProjections):
-                place = torch.arange(3 * heads * module.head_dim).view(3, heads, module.head_dim)
+                shape = module.num_inputs, heads, module.head_dim
+                place = torch.arange(module.qkv.out_features).view(shape)
                 for tensor in module.qkv.parameters():
                     tensor.copy_(tensor[place[:, order].flatten()])
                 module.out.weight.copy_(module.out.weight[:, place[0, order].flatten()])

@@ -19,6 +19,7 @@ from models.longformer import Longformer
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.performer import Performer
+from models.reformer import Reformer
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -35,4 +36,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "longformer": Longformer,
     "performer": Performer,
     "bigbird": BigBird,
+    "reformer": Reformer,
 }

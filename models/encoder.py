@@ -291,7 +291,7 @@ def initialise_as_flax(encoder: Encoder, head: nn.Sequential) -> None:
     """
     for module in encoder.modules():
         if isinstance(module, HeadProjections):
-            for kernel in (*module.qkv.weight.chunk(3), module.out.weight):
+            for kernel in (*module.qkv.weight.chunk(module.num_inputs), module.out.weight):
                 nn.init.xavier_uniform_(kernel)
             for bias in (module.qkv.bias, module.out.bias):
                 if bias is not None:

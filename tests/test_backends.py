@@ -28,6 +28,7 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("performer", {"features": "relu"}),
     ("performer", {"features": "relu_plain"}),
     ("bigbird", {"block_size": 3, "random_blocks": 1}),
+    ("reformer", {"chunk_length": 5, "num_hashes": 3}),
 ]
 CASES = [(name, {}) for name in ATTENTION] + SMALL_OPTIONS
 MARKS = {compiles: pytest.mark.slow, gpu: pytest.mark.gpu}
@@ -51,3 +52,7 @@ def test_every_backend_keeps_the_contract(check: Check, case: tuple[str, dict[st
 
 def test_small_options_are_of_registered_backends() -> None:
     assert {name for name, _ in SMALL_OPTIONS} <= set(ATTENTION)
+
+
+def test_every_backend_names_its_plain_form() -> None:
+    assert [name for name, backend in ATTENTION.items() if not hasattr(backend, "reference")] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_train import TINY
+from tiny_cell import TINY
 
 import lra.config
 from lra import custom, results
