@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from largest_tensor import Largest
 from torch import Tensor
 
 from models.encoder import Classifier, ModelConfig
@@ -285,17 +284,6 @@ def test_there_is_one_projection_fewer_than_softmax_has() -> None:
     assert sum(p.numel() for p in backend.parameters()) == 3 * (16 * 16 + 16)
     q, k, v = backend.projections.split(torch.randn(1, 3, 16))
     assert q is k and v is not k
-
-
-def test_the_largest_tensor_grows_with_the_length_and_not_its_square() -> None:
-    largest = []
-    for length in (512, 2048):
-        shape = AttentionShape(dim=4, heads=1, head_dim=4, max_length=length)
-        attention = Reformer(shape, chunk_length=32)
-        with Largest() as seen:
-            attention(torch.randn(1, length, 4)).sum().backward()
-        largest.append(seen.numel)
-    assert largest[1] == 4 * largest[0]
 
 
 def test_dropout_drops_weights_in_training_only() -> None:
