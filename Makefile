@@ -19,6 +19,8 @@ DATA_DIR ?=
 FETCH ?=
 # What reproduce-lra does where data of a task are missing: stop, or skip the task.
 MISSING ?= stop
+# PLAN=1: reproduce-lra measures and prints what the grid will take, and stops.
+PLAN ?=
 # TORCH=cpu installs the CPU build of torch where plain pip would fetch the CUDA one.
 TORCH ?=
 # Further key=value overrides of lra.train.
@@ -27,11 +29,11 @@ ARGS ?=
 # The table of where the data come from, and on stdout the tasks that can be trained.
 PREFLIGHT = $(BIN)/python -m lra.preflight --tasks $(TASKS) --scale $(SCALE) \
 	--protocol $(PROTOCOL) --missing $(MISSING) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) -- $(ARGS)
-SWEEP = attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) \
-	protocol=$(PROTOCOL) device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
+OVERRIDES = device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
 	$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
-REPORT = --scale $(SCALE) --protocol $(PROTOCOL) --tasks $(TASKS) --attentions $(ATTENTIONS) \
-	--seeds $(SEEDS)
+SWEEP = attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) protocol=$(PROTOCOL) $(OVERRIDES)
+GRID = --scale $(SCALE) --protocol $(PROTOCOL) --attentions $(ATTENTIONS) --seeds $(SEEDS)
+REPORT = $(GRID) --tasks $(TASKS)
 
 .PHONY: help install test test-all lint data preflight reproduce-lra bench report clean
 
@@ -41,7 +43,8 @@ help: ## Print this help
 	@echo "Variables of reproduce-lra, with their values:"
 	@echo "  TASKS=$(TASKS) ATTENTIONS=$(ATTENTIONS) SEEDS=$(SEEDS) SCALE=$(SCALE)"
 	@echo "  PROTOCOL=$(PROTOCOL) LAUNCHER=$(LAUNCHER) DEVICE=$(DEVICE) DATA_DIR=$(DATA_DIR)"
-	@echo "  MISSING=$(MISSING)"
+	@echo "  MISSING=$(MISSING) PLAN=$(PLAN)"
+	@echo "What it will take, before it trains anything: make reproduce-lra PLAN=1"
 	@echo "First of all: make reproduce-lra SCALE=mini"
 
 install: $(VENV)/.installed ## Set up .venv from requirements.lock (TORCH=cpu for the CPU build)
@@ -75,8 +78,11 @@ data: install ## Build the data sets of TASKS at SCALE into data/cache, print a 
 preflight: install ## Say where the data of TASKS come from, or what is missing
 	@$(PREFLIGHT) >/dev/null
 
-reproduce-lra: install ## Train every pairing of TASKS and ATTENTIONS, then print and write the tables
-	@tasks=$$($(if $(filter paper,$(SCALE)),$(PREFLIGHT),echo $(TASKS))) || exit; status=0; \
+reproduce-lra: install ## Plan, train every pairing of TASKS and ATTENTIONS, print and write the tables
+	@tasks=$$($(if $(filter paper,$(SCALE)),$(PREFLIGHT),echo $(TASKS))) || \
+		$(if $(PLAN),tasks=$(TASKS),exit); status=0; \
+	$(BIN)/python -m lra.plan $(GRID) --tasks $$tasks -- $(OVERRIDES) || exit; \
+	$(if $(PLAN),exit;) \
 	$(BIN)/python -m lra.train -m task=$$tasks $(SWEEP) || status=$$?; \
 	$(BIN)/python -m lra.report $(REPORT) || status=$$?; exit $$status
 

@@ -19,17 +19,17 @@ from typing import Any
 
 import hydra
 import torch
-import torch.nn.functional as F
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lra import memory, results
-from lra.build import build_model, num_parameters, resolve_device
+from lra.batches import Batch
+from lra.build import build_model, machine, num_parameters, resolve_device
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
-from lra.loop import autocast
+from lra.loop import scaler_for, update
 from lra.optimiser import optimiser_for
 from lra.tables import markdown
 from models import ATTENTION
@@ -50,7 +50,7 @@ class BenchConfig:
         batch_size: Sequences a step.
         repeats: Timed steps of each backend; the median counts.
         attention_dropout: Probability of dropping an attention weight.
-        precision: `float32`, or `bfloat16` or `float16` autocast; no loss scaling.
+        precision: `float32`, or `bfloat16` or `float16` autocast.
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         threads: CPU threads; 0 takes torch's default.
@@ -110,18 +110,16 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     """Return a function that makes one update on random tokens of full length."""
     model = build_model(config).to(device).train()
     optimiser, _ = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
     forward = torch.compile(model) if config.train.compile else model
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
     tokens = torch.randint(1, config.task.num_symbols, shape, generator=generator).to(device)
     labels = torch.randint(config.task.num_classes, (batch_size,), generator=generator).to(device)
+    batch = Batch(tokens, None, labels, config.model.max_length, tokens.numel())
 
     def step() -> None:
-        with autocast(device, config.train.precision):
-            logits = forward(tokens, None, config.model.max_length)
-        optimiser.zero_grad()
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # torch
-        optimiser.step()
+        update(forward, optimiser, batch, config.train, scaler)
 
     return step
 
@@ -205,9 +203,8 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         raise SystemExit(f"{error}") from error
     commit, dirty = results.code_version()
-    cuda = device.type == "cuda"
     document = {
-        "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
+        "machine": machine(device),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

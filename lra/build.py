@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lra import custom
+from lra import custom, results
 from lra.batches import Batches
 from lra.config import AttentionConfig, Config, ConfigError, backend_name, bind
 from lra.seeds import derive
@@ -108,6 +108,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
     return device
+
+
+def machine(device: torch.device) -> str:
+    """Return the name of the processor or GPU."""
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else results.processor()
 
 
 def batches_for(

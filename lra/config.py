@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lra.typecheck import fits
@@ -277,14 +277,27 @@ def load(*overrides: str) -> Config:
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
     """
+    return place(*overrides)[0]
+
+
+def place(*overrides: str) -> tuple[Config, Path]:
+    """Return what `load` does, and the run folder that a sweep gives such a cell.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
     register()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose("train", list(overrides))
-    except HydraException as error:
+            composed = compose("train", list(overrides), return_hydra_config=True)
+        sweep = composed.hydra.sweep
+        folder = Path(sweep.dir) / sweep.subdir
+    except (HydraException, OmegaConfBaseException) as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise ConfigError(f"{error}{cause}") from error
-    return resolve(composed)
+    with open_dict(composed):
+        del composed["hydra"]
+    return resolve(composed), folder
 
 
 def recorded(values: dict[str, Any]) -> Config:

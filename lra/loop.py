@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lra import checkpoint
-from lra.batches import Batches
+from lra.batches import Batch, Batches
 from lra.config import ConfigError, TrainConfig, resolve_precision
 from lra.optimiser import optimiser_for
 
@@ -70,6 +70,41 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     half = halves.get(resolve_precision(precision, device.type))
     with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
         yield
+
+
+def update(
+    forward: Callable[..., Tensor],
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    train: TrainConfig,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Make one update from a batch and return its loss, a scalar.
+
+    Args:
+        forward: The model, compiled or not.
+        optimiser: Of the model's parameters.
+        batch: Examples.
+        train: Optimisation.
+        scaler: See `scaler_for`.
+    """
+    with autocast(batch.tokens.device, train.precision):
+        logits = forward(batch.tokens, batch.mask, batch.padded_length)
+    loss = F.cross_entropy(logits.float(), batch.labels)
+    optimiser.zero_grad()
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if train.clip_norm:
+        scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], train.clip_norm)
+    scaler.step(optimiser)
+    scaler.update()
+    return loss.detach()
+
+
+def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Return the loss scaling of a precision; for all but float16 it passes everything through."""
+    scaled = resolve_precision(precision, device.type) == "float16"
+    return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
 @torch.inference_mode()
@@ -138,8 +173,7 @@ class Run:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
-        scaled = resolve_precision(train.precision, device.type) == "float16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.scaler = scaler_for(device, train.precision)
         self.progress = Progress()
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
@@ -198,21 +232,16 @@ class Run:
 
     def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:
         """Make the updates up to step `until` or an interruption; return their mean loss."""
-        train, progress, device = self.train_config, self.progress, self.device
+        train, progress = self.train_config, self.progress
         started, first = time.perf_counter(), progress.step
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=self.device)
         self.model.train()
         while progress.step < until:
             batch = self.batches["train"].shuffled(progress.step, train.batch_size, self.seed)
-            with autocast(device, train.precision):
-                logits = self._forward(batch.tokens, batch.mask, batch.padded_length)
-            loss = F.cross_entropy(logits.float(), batch.labels)
-            self.optimiser.zero_grad()
-            self._descend(loss)
+            total += update(self._forward, self.optimiser, batch, train, self.scaler)
             progress.step += 1
             if progress.step < train.steps:
                 self._advance_schedule()
-            total += loss.detach()
             progress.tokens += batch.num_tokens
             bar.update()
             if interrupted():
@@ -222,15 +251,6 @@ class Run:
         if not math.isfinite(mean):
             raise NotFiniteError(f"loss {mean} in steps {first + 1} to {progress.step}")
         return mean
-
-    def _descend(self, loss: Tensor) -> None:
-        """Make the update; without loss scaling the scaler passes everything through."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if self.train_config.clip_norm:
-            self.scaler.unscale_(self.optimiser)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.train_config.clip_norm)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
 
     def _advance_schedule(self) -> None:
         """Go to the next learning rate, after an update that loss scaling skipped too.

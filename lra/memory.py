@@ -1,9 +1,10 @@
 """Peak memory: of a cell (the GPU's allocator, on the CPU the process), and of a single call."""
 
 import contextlib
+import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def total(device: torch.device) -> int:
+    """Return the bytes that a process may use: of the GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Where a container or a job's share of a machine has a limit, it stands here ("max": none).
+    with contextlib.suppress(OSError, ValueError):
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return machine
+
+
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """Return the bytes of tensors that a call adds at its peak to those alive before it.
 
@@ -50,7 +62,8 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [ProfilerActivity.CPU]
+    with _stderr_closed(), profile(activities=activities, profile_memory=True) as profiler:
         step()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = profiler.profiler.kineto_results.events()
@@ -58,3 +71,16 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
     )
     return max(accumulate((size for _, size in changes), initial=0))
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Keep the profiler from writing to stderr that it starts, stops and misses what was before."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)

@@ -29,6 +29,7 @@ from lra.build import (
     build_attention,
     build_model,
     build_task,
+    machine,
     num_parameters,
     resolve_device,
 )
@@ -103,6 +104,24 @@ def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
         return None
 
 
+def decided(config: Config, task: Task, device: torch.device) -> dict[str, Any]:
+    """Return what a cell's hash covers: its configuration as this machine and its data decide it.
+
+    Args:
+        config: The cell.
+        task: Its task.
+        device: Where it would be trained.
+    """
+    threads = config.threads or torch.get_num_threads()
+    data = _located(task, config.raw_data_dir())
+    return comparable(config, device=device.type, threads=threads, data=data)
+
+
+def identity(values: dict[str, Any], fingerprint: str) -> str:
+    """Return what a checkpoint is known by: the hash of `decided` and the data's fingerprint."""
+    return config_hash({"config": values, "data": fingerprint})
+
+
 def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """Train a cell and write its record into `folder`.
 
@@ -124,16 +143,14 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     task = build_task(config)
     build_attention(config.attention)
     device = resolve_device(config.device)
-    threads = config.threads or torch.get_num_threads()
-    data = _located(task, config.raw_data_dir())
-    values = comparable(config, device=device.type, threads=threads, data=data)
+    values = decided(config, task, device)
     if not config.force and finished(folder, values):
         there = results.read(folder / results.NAME).attention_source
         changed = there != custom.sources(config.attention)
         hint = ", with an attention that has changed since; force=true trains it again"
         log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
         return None
-    torch.set_num_threads(threads)
+    torch.set_num_threads(values["threads"])
     try:
         # Two processes in one folder would overwrite each other's checkpoints.
         with FileLock(folder / ".lock", blocking=False):
@@ -182,7 +199,7 @@ def _train(
         device,
         folder,
         config.seed,
-        config_hash({"config": values, "data": dataset.fingerprint}),
+        identity(values, dataset.fingerprint),
         label,
     )
     log.info(
@@ -267,9 +284,8 @@ def _how_fast(run: Run, other_seconds: float) -> dict[str, Any]:
 
 def _where(config: Config, device: torch.device, threads: int) -> dict[str, Any]:
     commit, dirty = results.code_version()
-    cuda = device.type == "cuda"
     return {
-        "machine": torch.cuda.get_device_name(device) if cuda else results.processor(),
+        "machine": machine(device),
         "device": device.type,
         "dtype": resolve_precision(config.train.precision, device.type),
         "compiled": config.train.compile,

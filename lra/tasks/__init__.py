@@ -117,6 +117,10 @@ class Task(Protocol):
     version: ClassVar[int]
     id_shift: ClassVar[int]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples of each split, as published where published data are read."""
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the raw data, without reading them; raise `DataError` where there are none."""
 

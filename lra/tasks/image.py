@@ -45,6 +45,12 @@ class Image:
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of each split."""
+        train, test = cifar10.SIZES["train"], cifar10.SIZES["test"]
+        return {"train": NUM_TRAIN, "validation": train - NUM_TRAIN, "test": test}
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find CIFAR-10 under `data_dir`, or name the hub; see `lra.tasks.cifar10.locate`."""
         return cifar10.locate(data_dir)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row
+from lra.tasks import SPLITS, DataError, OnBadRow, Source, Writer, bad_row
 
 SIZES = (32, 64, 128, 256)
 # By contour length: easy, intermediate, hard.
@@ -63,6 +63,12 @@ class Pathfinder:
             raise ValueError(f"task.options.num_images={self.num_images}: must be at least 10")
         if not 0 <= self.data_seed < 2**64:
             raise ValueError(f"task.options.data_seed={self.data_seed}: must be 0 to 2**64 - 1")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of each split."""
+        names = _divide(range(self.num_images))
+        return {name: names.count(name) for name in SPLITS}
 
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published images under `data_dir`; without them they are generated."""

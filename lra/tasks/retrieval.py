@@ -60,6 +60,11 @@ class Retrieval:
                 f"task.options.keep_bytes={self.keep_bytes}: must be 1 to {READ_BYTES:,}"
             )
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of pairs of each split, as published."""
+        return dict(PUBLISHED_SIZES)
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the three files under `data_dir`, in its folder `aan` or an unpacked archive."""
         for folder in FOLDERS if data_dir is not None else ():

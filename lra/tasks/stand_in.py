@@ -78,18 +78,22 @@ class StandIn(ABC):
             if (count := getattr(self, key)) < 1:
                 raise ValueError(f"task.options.{key}={count}: must be at least 1")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples of each split."""
+        return {
+            "train": self.num_train,
+            "validation": self.num_validation,
+            "test": self.num_test,
+        }
+
     def locate(self, data_dir: Path | None) -> Source:
         """Nothing is read: the examples are drawn."""
         return Source("stand-in", f"{self.content}, seed {self.data_seed}")
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
         """Write every split; see `lra.tasks.Task`."""
-        sizes = {
-            "train": self.num_train,
-            "validation": self.num_validation,
-            "test": self.num_test,
-        }
-        for name, count in sizes.items():
+        for name, count in self.sizes.items():
             for label, sequences in self.examples(name, count):
                 splits[name].add(label, *sequences)
 

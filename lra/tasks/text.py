@@ -51,6 +51,17 @@ class Text:
                 f"task.options.validation_percent={self.validation_percent}: must be 1 to 50"
             )
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of reviews of each split; classes are equally large."""
+        share = round(SIZES["train"] / len(CLASSES) * self.validation_percent / 100)
+        validation = len(CLASSES) * share
+        return {
+            "train": SIZES["train"] - validation,
+            "validation": validation,
+            "test": SIZES["test"],
+        }
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the reviews under `data_dir`, else name the hub.
 

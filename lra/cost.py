@@ -1,0 +1,307 @@
+"""What a cell will cost: seconds of an update and of a pass over validation and test, memory, disk.
+
+The real model makes a few real updates at its real length, with as many sequences as a few seconds
+allow, and the time is scaled to the whole batch. Where one sequence alone would take too long or
+too much memory, a part of its length is measured at two lengths, and a quadratic through both
+leads to the whole. Data that stand in the cache are read; else sequences have the full length.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lra import memory
+from lra.batches import TRIM, Batch
+from lra.bench import synchronise
+from lra.build import batches_for, build_model
+from lra.config import Config
+from lra.loop import count_correct, scaler_for, update
+from lra.optimiser import optimiser_for
+from lra.tasks import Split, Task
+from models.encoder import Classifier, PairClassifier
+
+# Seconds that the measurement of a cell should stay within.
+BUDGET = 5.0
+# A step that takes so many seconds is long enough to be scaled up.
+ENOUGH = 0.15
+# Tokens from which a part of the length is measured first.
+LONG = 2_500
+# Lengths at whose means validation is measured, for backends that read no padding.
+BINS = 4
+# A step may take this share of the memory there is.
+MEMORY_SHARE = 0.25
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What was measured of a cell.
+
+    Args:
+        update_seconds: Seconds of an update of the whole batch.
+        example_seconds: Seconds an example in evaluation.
+        step_bytes: Tensors that an update of the whole batch adds at its peak, at most.
+        model_bytes: The model's parameters and buffers.
+        parameter_bytes: Its trainable parameters.
+        num_tensors: Number of its trainable tensors.
+        repeats: Timed updates.
+        rows: Sequences, or pairs, of each.
+        width: Their length in tokens.
+        batch_size: Those of a whole batch.
+        batch_width: The length of a whole batch.
+    """
+
+    update_seconds: float
+    example_seconds: float
+    step_bytes: float
+    model_bytes: int
+    parameter_bytes: int
+    num_tensors: int
+    repeats: int
+    rows: int
+    width: int
+    batch_size: int
+    batch_width: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A step as it was measured: one of a part of the batch, or of the length of one example."""
+
+    seconds: float
+    bytes: float
+    rows: int
+    width: int
+    repeats: int = 1
+
+
+def full_length(config: Config, task: Task, count: int) -> Split:
+    """Return `count` random examples of the full length, for lack of data."""
+    length, sequences = config.task.truncate, count * config.task.sequences
+    rng = np.random.default_rng(0)
+    # Id 0 is padding, and a symbol is a byte.
+    low, high = 1 - task.id_shift, min(256, config.task.num_symbols - task.id_shift)
+    tokens = rng.integers(low, high, sequences * length, np.uint8)
+    labels = rng.integers(config.task.num_classes, size=count)
+    return Split(tokens, np.arange(sequences + 1) * length, labels)
+
+
+def take(split: Split, examples: NDArray[np.int64]) -> Split:
+    """Return a split of some examples of another, in the order given."""
+    per_example = len(split.lengths) // len(split)
+    sequences = (examples[:, None] * per_example + np.arange(per_example)).ravel()
+    parts = [split.tokens[split.offsets[i] : split.offsets[i + 1]] for i in sequences]
+    offsets = np.concatenate([[0], np.cumsum(split.lengths[sequences])])
+    return Split(np.concatenate(parts), offsets, split.labels[examples])
+
+
+def spread(split: Split, truncate: int, rows: int, bins: int) -> Split:
+    """Return `rows` examples of the middle of each of `bins` bins, by length, of equal numbers.
+
+    Args:
+        split: The data.
+        truncate: Longest part of a sequence that is read.
+        rows: Examples of each bin; fewer where there are not as many.
+        bins: Number of bins.
+    """
+    bins = min(bins, len(split))
+    rows = min(rows, len(split) // bins)
+    lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1).max(1)
+    order = np.argsort(lengths, kind="stable")
+    firsts = (2 * np.arange(bins) + 1) * len(split) // (2 * bins) - rows // 2
+    firsts = firsts.clip(0, len(split) - rows)
+    return take(split, order[(firsts[:, None] + np.arange(rows)).ravel()])
+
+
+def part(batch: Batch, rows: int, width: int) -> Batch:
+    """Return the first `rows` examples of a batch, cut to their first `width` tokens."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:rows, ..., :width]
+
+    mask = None if batch.mask is None else cut(batch.mask)
+    return replace(batch, tokens=cut(batch.tokens), mask=mask, labels=batch.labels[:rows])
+
+
+def through(small: tuple[int, float], large: tuple[int, float], at: int) -> float:
+    """Return a n + b n^2 at n = `at`, through two points (n, value), without negative a or b."""
+    (n, value), (m, more) = small, large
+    curvature = max(0.0, (more / m - value / n) / (m - n))
+    slope = max(0.0, more / m - curvature * m)
+    return slope * at + curvature * at * at if slope else more * (at / m) ** 2
+
+
+def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> tuple[float, int]:
+    """Time a step again and again.
+
+    Args:
+        step: What is timed.
+        seconds: How long to go on.
+        device: Where it computes.
+        least: Calls that are made in any case.
+
+    Returns:
+        The median of a call, and the number of calls.
+    """
+    times: list[float] = []
+    while len(times) < least or sum(times) < seconds:
+        synchronise(device)
+        started = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), len(times)
+
+
+def climb(
+    step_of: Callable[[int, int], Step],
+    batch_size: int,
+    width: int,
+    device: torch.device,
+    budget: float,
+) -> Reading:
+    """Measure a step, from a cheap part of it up to as much of it as time and memory allow.
+
+    Args:
+        step_of: Makes a step of so many rows of so many tokens.
+        batch_size: Rows of the whole step.
+        width: Tokens of the whole step.
+        device: Where it computes.
+        budget: Seconds that all of this should take; a single step may take longer.
+    """
+    end, limit = time.perf_counter() + budget, MEMORY_SHARE * memory.total(device)
+
+    def affordable(reading: Reading, rows: int, wide: int) -> bool:
+        # Quadratic in the length is the worst there is. A step is made three times.
+        growth = rows / reading.rows * (wide / reading.width) ** 2
+        left = end - time.perf_counter()
+        return 3 * growth * reading.seconds <= left and growth * reading.bytes <= limit
+
+    def one(wide: int) -> Reading:
+        step = step_of(1, wide)
+        # The profiled call also sets up what is set up once only.
+        size = memory.peak_of(step, device)
+        return Reading(timed(step, 0.0, device)[0], size, 1, wide)
+
+    at = width if width < LONG else max(TRIM, width // 16)
+    step_of(1, at)()
+    readings = [one(at)]
+    while (at := readings[-1].width) < width:
+        if len(readings) > 1 and affordable(readings[-1], 1, width):
+            readings.append(one(width))
+        elif len(readings) == 1 or affordable(readings[-1], 1, 2 * at):
+            readings.append(one(min(width, 2 * at)))
+        else:
+            return _extrapolated(readings[-2], readings[-1], batch_size, width)
+    reading = readings[-1]
+    while reading.rows < batch_size and reading.seconds < ENOUGH:
+        rows = min(batch_size, max(2, int(ENOUGH / reading.seconds)) * reading.rows)
+        while rows > reading.rows and not affordable(reading, rows, width):
+            rows //= 2
+        if rows <= reading.rows:
+            break
+        seconds, _ = timed(step_of(rows, width), 0.0, device)
+        reading = Reading(seconds, rows * readings[-1].bytes, rows, width)
+    seconds, repeats = reading.seconds, 1
+    if affordable(reading, reading.rows, width):
+        # A busy moment of the machine must not pass for a slow backend.
+        seconds, repeats = timed(step_of(reading.rows, width), ENOUGH, device, least=3)
+    share = batch_size / reading.rows
+    return Reading(share * seconds, share * reading.bytes, reading.rows, width, repeats)
+
+
+def _extrapolated(small: Reading, large: Reading, batch_size: int, width: int) -> Reading:
+    """Return a step of the whole batch from one sequence at two lengths."""
+    seconds = through((small.width, small.seconds), (large.width, large.seconds), width)
+    size = through((small.width, small.bytes), (large.width, large.bytes), width)
+    return Reading(batch_size * seconds, batch_size * size, large.rows, large.width)
+
+
+def evaluation(
+    config: Config,
+    task: Task,
+    model: Classifier | PairClassifier,
+    split: Split,
+    device: torch.device,
+) -> float:
+    """Return the seconds an example in evaluation, without dropout and sorted by length."""
+    truncate, most = config.task.truncate, config.train.eval_batch_size
+    bins = BINS if model.encoder.pad_invariant and np.ptp(split.lengths) else 1
+    rows = 1
+    while True:
+        batches = batches_for(config, task, model, spread(split, truncate, rows, bins))
+        train = replace(config.train, eval_batch_size=rows)
+        step = partial(count_correct, model, batches, train)
+        seconds, _ = timed(step, 0.0, device)
+        if seconds >= ENOUGH:
+            return seconds / len(batches)
+        if rows >= most or len(batches) < rows * bins:
+            return timed(step, ENOUGH, device, least=2)[0] / len(batches)
+        rows = min(most, max(2, int(ENOUGH / seconds)) * rows)
+
+
+def measure(
+    config: Config,
+    task: Task,
+    splits: Mapping[str, Split] | None,
+    device: torch.device,
+    budget: float = BUDGET,
+) -> Cost:
+    """Measure a cell.
+
+    Args:
+        config: The cell.
+        task: Its task.
+        splits: Its data; without them examples have the full length.
+        device: Where it computes.
+        budget: Seconds that this should take.
+
+    Raises:
+        ConfigError: The backend refuses its options.
+    """
+    model = build_model(config).to(device)
+    batch_size = config.train.batch_size
+    if splits is None:
+        examples = full_length(config, task, max(batch_size, config.train.eval_batch_size))
+        splits = {"train": examples, config.validation: examples}
+    # Drawn at random, as batches are: the longest of a batch decides what it costs.
+    train = splits["train"]
+    some = np.random.default_rng(0).integers(len(train), size=min(len(train), 4 * batch_size))
+    batches = batches_for(config, task, model, take(train, some))
+    optimiser, _ = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
+    numbers = itertools.count()
+
+    def step_of(rows: int, width: int) -> Step:
+        def step() -> None:
+            batch = batches.shuffled(next(numbers), batch_size, config.seed)
+            update(model, optimiser, part(batch, rows, width), config.train, scaler)
+
+        return step
+
+    width = batches.shuffled(0, batch_size, config.seed).tokens.shape[-1]
+    model.train()
+    reading = climb(step_of, batch_size, width, device, budget)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return Cost(
+        update_seconds=reading.seconds,
+        example_seconds=evaluation(config, task, model, splits[config.validation], device),
+        step_bytes=reading.bytes,
+        model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in trainable),
+        num_tensors=len(trainable),
+        repeats=reading.repeats,
+        rows=reading.rows,
+        width=reading.width,
+        batch_size=batch_size,
+        batch_width=width,
+    )

@@ -1,0 +1,155 @@
+"""Say what a grid will take before it starts: hours by cell, memory, disk, what to leave out.
+
+    python -m lra.plan --tasks listops,text --attentions softmax,mra --scale mini -- threads=1
+
+A few steps of each cell that is to be trained are measured; see `lra.cost`. What was measured is
+kept in `plan.json` of the runs folder, so that a plan and the grid after it measure once. The exit
+status is 2 for a wrong name or override, and 1 where the sweep would refuse a cell, and so all.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lra import cost, memory, plan_tables, results
+from lra.build import build_task, machine, resolve_device
+from lra.config import CONFIGS, ConfigError, config_hash
+from lra.standing import Cell, expand, look
+
+NAME = "plan.json"
+
+
+class Measurements:
+    """What was measured, kept in a file.
+
+    Args:
+        file: The file; it need not exist.
+        kept: Whether to read and write it.
+    """
+
+    def __init__(self, file: Path, kept: bool = True) -> None:
+        self._file, self._kept = file, kept
+        self._costs: dict[str, cost.Cost] = {}
+        if kept and file.exists():
+            try:
+                stored = json.loads(file.read_text())
+                self._costs = {key: cost.Cost(**values) for key, values in stored.items()}
+            except (ValueError, TypeError, AttributeError):
+                logging.warning("%s holds no measurements; measuring again", file)
+
+    def get(self, key: str) -> cost.Cost | None:
+        """Return what was measured under a key, None where nothing was."""
+        return self._costs.get(key)
+
+    def put(self, key: str, measured: cost.Cost) -> None:
+        """Keep a measurement."""
+        self._costs[key] = measured
+        if self._kept:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_name(f"{NAME}.{os.getpid()}")
+            stored = {each: asdict(values) for each, values in self._costs.items()}
+            partial.write_text(json.dumps(stored, indent=1) + "\n")
+            os.replace(partial, self._file)
+
+
+def measured(cell: Cell, known: Measurements, budget: float = cost.BUDGET) -> Cell:
+    """Return a cell with its cost, measured now unless an equal one was before.
+
+    Args:
+        cell: A cell that is to be trained.
+        known: Earlier measurements; takes the new one.
+        budget: Seconds that it should take.
+    """
+    assert cell.config is not None and cell.data is not None
+    device, built = resolve_device(cell.config.device), cell.data.built
+    # Neither the seed nor a variant's name changes the time.
+    same = {key: value for key, value in cell.values.items() if key not in ("seed", "variant")}
+    here = [machine(device), torch.__version__, results.code_version()[0], budget]
+    key = config_hash({"cell": same, "here": here, "data": built.fingerprint if built else ""})
+    if (found := known.get(key)) is None:
+        torch.set_num_threads(cell.values["threads"])
+        task, splits = build_task(cell.config), built.splits if built else None
+        try:
+            found = cost.measure(cell.config, task, splits, device, budget)
+        except (ConfigError, torch.OutOfMemoryError) as error:
+            return replace(cell, state="no model", detail=str(error).splitlines()[0])
+        known.put(key, found)
+    return replace(cell, cost=found)
+
+
+def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[Cell]:
+    """Return the cells of a sweep in its order, those to be trained with their costs.
+
+    Args:
+        words: Overrides of `lra.train`; the first three are task, attention and seed.
+        budget: Seconds that the measurement of a cell should take.
+
+    Raises:
+        ConfigError: A word is no override.
+    """
+    cells: list[Cell] = []
+    for each in expand(words):
+        cell = look(each)
+        if cell.is_open and any(cell.folder == other.folder for other in cells):
+            reason = "an earlier cell of this sweep has the same folder; tell them apart by a"
+            reason += " variant with a value in its name, such as 'variant=layers${model.layers}'"
+            cell = replace(cell, state="stops", detail=reason)
+        cells.append(cell)
+    todo = [place for place, cell in enumerate(cells) if cell.is_open]
+    bar = tqdm(todo, "measuring", unit="cell", disable=None, leave=False)
+    known = None
+    for place in bar:
+        config = cells[place].config
+        assert config is not None
+        bar.set_postfix_str(config.cell)
+        if known is None:
+            # What changed code takes is not kept: nothing tells one change from the next.
+            known = Measurements(Path(config.runs_dir) / NAME, not results.code_version()[1])
+        cells[place] = measured(cells[place], known, budget)
+    return cells
+
+
+def main() -> None:
+    """Measure and print the plan of a grid."""
+    parser = argparse.ArgumentParser(prog="python -m lra.plan", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tasks", required=True, help="names, separated by commas")
+    parser.add_argument("--attentions", required=True, help="names, separated by commas")
+    parser.add_argument("--seeds", default="0", help="numbers, separated by commas")
+    parser.add_argument("--scale", default="paper")
+    parser.add_argument("--protocol", default="nystromformer")
+    parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds a cell, about")
+    parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    for group in ("task", "attention", "scale", "protocol"):
+        known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        for name in getattr(args, group if group in vars(args) else f"{group}s").split(","):
+            if name not in known:
+                parser.error(f"{group} {name}: must be one of {', '.join(known)}")
+    words = [f"task={args.tasks}", f"attention={args.attentions}", f"seed={args.seeds}"]
+    words += [f"scale={args.scale}", f"protocol={args.protocol}"]
+    words += [word for word in args.overrides if not word.startswith("-")]
+    # Before anything is measured: what is there without a model.
+    memory.reset(torch.device("cpu"))
+    base = memory.peak(torch.device("cpu"))
+    try:
+        cells = plan(words, args.budget)
+    except ConfigError as error:
+        parser.error(str(error))
+    print(plan_tables.page(cells, base))
+    if any(cell.state == "refused" for cell in cells):
+        print("The sweep refuses to start with these cells: leave them out.", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

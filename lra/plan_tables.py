@@ -1,0 +1,273 @@
+"""The text of a plan: its cells, the hours by task and backend, disk, and what to leave out."""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from lra import memory
+from lra.build import machine, resolve_device
+from lra.standing import Cell
+from lra.tables import Table, markdown, row_name
+
+# A part is worth leaving out when it takes at least this share of the time.
+WORTH = 0.1
+# Pairs of task and backend that together take so much of it are named, when they are few.
+HEAVY = 0.5
+MOST_NAMED = 6
+MOST_LINES = 6
+# The variables of `make reproduce-lra` that span a grid.
+AXES: dict[str, Callable[[Cell], str]] = {
+    "TASKS": lambda cell: cell.task,
+    "ATTENTIONS": lambda cell: cell.row[0],
+    "SEEDS": lambda cell: str(cell.seed),
+}
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that fits, such as `2.4 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
+
+
+def size(count: float) -> str:
+    """Return bytes in the unit that fits, such as `1.4 GB`."""
+    for unit, factor in {"GB": 1e9, "MB": 1e6}.items():
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
+def name(cell: Cell) -> str:
+    """Return a cell's name, such as `text/softmax`."""
+    return f"{cell.task}/{row_name(cell.row)}"
+
+
+def measured_on(cell: Cell) -> str:
+    """Return how many steps of which part of a batch were timed, such as `3 x 8/32`."""
+    assert cell.cost is not None
+    cost = cell.cost
+    steps = f"{cost.repeats} x {cost.rows}/{cost.batch_size}"
+    return steps if cost.width == cost.batch_width else f"{steps}, {cost.width}/{cost.batch_width}"
+
+
+def cell_table(cells: Sequence[Cell], base: int) -> Table:
+    """Return one row a cell: where it stands, what is left and what that takes.
+
+    Args:
+        cells: The cells of a sweep.
+        base: Bytes that a process holds before it has a model.
+    """
+    header = "task|attention|seed|state|updates|s each|timed|validations|s each|test|in all|peak"
+    table = [header.split("|")]
+    for cell in cells:
+        names = [cell.task, row_name(cell.row), str(cell.seed), cell.state]
+        if cell.cost is None:
+            table.append([*names, *["-"] * 8])
+            continue
+        table.append(
+            [
+                *names,
+                f"{cell.updates:,}",
+                f"{cell.cost.update_seconds:.3g}",
+                measured_on(cell),
+                f"{cell.validations:,}",
+                f"{cell.validation_seconds:.3g}",
+                duration(cell.test_seconds),
+                duration(cell.seconds),
+                size(peak(cell, base)),
+            ]
+        )
+    return table
+
+
+def peak(cell: Cell, base: int) -> float:
+    """Return a cell's memory at its peak: the process's on a CPU, the allocator's on a GPU."""
+    assert cell.config is not None
+    return cell.memory(base if resolve_device(cell.config.device).type == "cpu" else 0)
+
+
+def hours_table(cells: Sequence[Cell]) -> Table:
+    """Return the time left by backend and task, over seeds, with sums."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    table = [["attention", *tasks, "in all"]]
+    for row in rows:
+        groups = [[c for c in cells if (c.task, c.row) == (task, row)] for task in tasks]
+        table.append([row_name(row), *map(_sum, groups), _sum(c for g in groups for c in g)])
+    columns = [_sum(c for c in cells if c.task == task) for task in tasks]
+    return [*table, ["in all", *columns, _sum(cells)]]
+
+
+def _sum(cells: Iterable[Cell]) -> str:
+    """Return the time of cells; where none is left, the states they are in."""
+    listed = list(cells)
+    if any(cell.cost for cell in listed):
+        return duration(sum(cell.seconds for cell in listed))
+    return ", ".join(dict.fromkeys(cell.state for cell in listed)) or "-"
+
+
+def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
+    """Return the variables of `make reproduce-lra` that train some cells, a line a command.
+
+    Args:
+        cells: Cells to be trained.
+        grid: The grid they are of; what it has anyhow is not said.
+    """
+    # Tasks with the same backends and seeds fit into one command.
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for task in dict.fromkeys(cell.task for cell in cells):
+        own = [cell for cell in cells if cell.task == task]
+        groups.setdefault(tuple(_values(own, AXES["ATTENTIONS"])), []).extend(own)
+    lines = []
+    for group in groups.values():
+        words = []
+        for variable, axis in AXES.items():
+            everything, some = _values(grid, axis), _values(group, axis)
+            if len(some) < len(everything):
+                words.append(f"{variable}={','.join(v for v in everything if v in some)}")
+        lines.append(" ".join(words))
+    return lines
+
+
+def _values(cells: Iterable[Cell], axis: Callable[[Cell], str]) -> list[str]:
+    return list(dict.fromkeys(map(axis, cells)))
+
+
+def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Return what could be left out, as words and the cells that remain, what saves most first.
+
+    Every task, every backend, and all seeds but the first, where that saves a tenth of the time;
+    and those few pairs of task and backend that together take half of it.
+    """
+    total = _seconds(cells)
+    found = []
+    for axis in (AXES["TASKS"], AXES["ATTENTIONS"]):
+        for value in _values(cells, axis):
+            found.append((value, [cell for cell in cells if axis(cell) == value]))
+    first = min((cell.seed for cell in cells), default=0)
+    found.append((f"all seeds but {first}", [cell for cell in cells if cell.seed != first]))
+    pairs = [[cell for cell in cells if name(cell) == each] for each in _values(cells, name)]
+    heavy: list[list[Cell]] = []
+    for pair in sorted(pairs, key=_seconds, reverse=True):
+        if sum(map(_seconds, heavy)) < HEAVY * total:
+            heavy.append(pair)
+    if len(heavy) <= min(MOST_NAMED, len(pairs) // 2):
+        found.append((", ".join(name(pair[0]) for pair in heavy), sum(heavy, [])))
+    worth = [(words, out) for words, out in found if WORTH * total <= _seconds(out) < total]
+    worth.sort(key=lambda each: -_seconds(each[1]))
+    return [(words, [cell for cell in cells if cell not in out]) for words, out in worth]
+
+
+def _seconds(cells: Iterable[Cell]) -> float:
+    return sum(cell.seconds for cell in cells)
+
+
+def saving_lines(cells: Sequence[Cell]) -> list[str]:
+    """Return what could be left out, how long the rest takes, and the variables for that."""
+    grid = [cell for cell in cells if cell.state != "refused"]
+    lines = []
+    for words, rest in savings(grid)[:MOST_LINES]:
+        times = f"{duration(_seconds(rest))} instead of {duration(_seconds(cells))}"
+        commands = " and then ".join(variables(rest, grid))
+        lines.append(f"* without {words}: {times}, by {commands}")
+    return ["What could be left out:", *lines] if lines else []
+
+
+def state_lines(cells: Sequence[Cell]) -> list[str]:
+    """Return the reason of every cell whose state has one, equal ones told once."""
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.detail:
+            state = f"{cell.state}: {cell.detail}"
+            reasons.setdefault(state, []).append(f"{name(cell)} seed {cell.seed}")
+    return [f"* {', '.join(names)} {state}" for state, names in reasons.items()]
+
+
+def data_lines(cells: Sequence[Cell]) -> list[str]:
+    """Return how long sequences were taken to be, and which data are missing."""
+    tasks: dict[str, list[str]] = {"real": [], "full": [], "missing": []}
+    for cell in cells:
+        if cell.cost and cell.data:
+            tasks["real" if cell.data.built else "full"].append(cell.task)
+            tasks["missing"] += [cell.task] * cell.data.missing
+    real, full, missing = (", ".join(dict.fromkeys(names)) for names in tasks.values())
+    lines = []
+    if real:
+        lines.append(f"Lengths of the data in the cache: {real}.")
+    if full:
+        lines.append(
+            f"Full length, at most what it will be: {full}; `make data` builds what gives real"
+            " lengths, or the first cell does, which is not counted."
+        )
+    return [
+        *lines,
+        *([f"Nothing to build the data from: {missing}; see make preflight."] * bool(missing)),
+    ]
+
+
+def total_lines(cells: Sequence[Cell]) -> list[str]:
+    """Return the sums: cells, time, disk."""
+    todo = [cell for cell in cells if cell.cost]
+    counts: dict[str, int] = {}
+    for cell in cells:
+        counts[cell.state] = counts.get(cell.state, 0) + 1
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    lines = [f"Cells: {states}."]
+    if not todo:
+        return [*lines, "Nothing is left to train."]
+    config, values = todo[0].config, todo[0].values
+    assert config is not None
+    device = resolve_device(config.device)
+    where = f"{machine(device)}, {device.type}, {values['threads']} threads"
+    lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
+    builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
+    runs, data = sum(cell.disk for cell in todo), sum(builds.values())
+    free = {Path(where): _free(Path(where)) for where in (config.runs_dir, config.cache_dir)}
+    build = f", at most {size(data)} for data in {config.cache_dir}" if data else ""
+    room = " and ".join(f"{size(count)} free in {where}" for where, count in free.items())
+    lines.append(f"Disk: {size(runs)} in {config.runs_dir}{build}; {room}.")
+    if runs + data > min(free.values()):
+        lines.append("WARNING: the disk has too little room.")
+    return lines
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes where a folder is, or would be."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def memory_lines(cells: Sequence[Cell], base: int) -> list[str]:
+    """Return a warning for every cell that needs more memory than there is."""
+    lines = {}
+    for cell in cells:
+        if cell.cost and cell.config:
+            total = memory.total(resolve_device(cell.config.device))
+            if (needed := peak(cell, base)) > total:
+                lines[name(cell)] = f"* {name(cell)}: {size(needed)} of {size(total)}"
+    return ["WARNING: more memory than there is:", *lines.values()] if lines else []
+
+
+def page(cells: Sequence[Cell], base: int) -> str:
+    """Return the whole plan.
+
+    Args:
+        cells: The cells of a sweep, those to be trained with their costs.
+        base: Bytes that a process holds before it has a model.
+    """
+    legend = (
+        "timed: steps x sequences of those of a batch, and tokens where not the whole length was"
+        " timed; scaled to the batch. peak: memory, at most."
+    )
+    parts = [
+        markdown(cell_table(cells, base)),
+        "\n".join([legend, *data_lines(cells), *state_lines(cells)]),
+        "Time left:\n\n" + markdown(hours_table(cells)),
+        "\n".join([*total_lines(cells), *memory_lines(cells, base)]),
+        "\n".join(saving_lines(cells)),
+    ]
+    return "\n\n".join(part for part in parts if part)

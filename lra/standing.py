@@ -1,0 +1,249 @@
+"""Where the cells of a sweep stand, by what is on disk: done, to do, or something in between."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from lra import checkpoint, results
+from lra.build import build_task, resolve_device
+from lra.config import CONFIGS, Config, ConfigError, place
+from lra.cost import Cost
+from lra.grid import Row
+from lra.loop import CHECKPOINT, LOOK_EVERY
+from lra.tasks import DataError, Source, cache
+from lra.train import decided, finished, identity
+
+# An example's offset and label in the cache, and a scalar in a TensorBoard file with its name.
+INDEX_BYTES, EVENT_BYTES = 16, 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data of a cell.
+
+    Args:
+        folder: Where they are, or will be, in the cache.
+        built: The data set, None where it is still to be built.
+        missing: Whether there is nothing to build it from.
+        sizes: Number of examples of each split.
+        bytes: What a build will write, at most; 0 where it is built.
+    """
+
+    folder: Path
+    built: cache.Dataset | None
+    missing: bool
+    sizes: dict[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """One cell of a sweep: where it stands and what is left of it.
+
+    Args:
+        task: Task.
+        row: Backend and variant.
+        seed: Seed.
+        state: `to do`; `continues`: there is a checkpoint; `failed before`: it is tried again;
+            `done`; `stops`: another configuration's record or checkpoint is in its folder;
+            `no model`: it cannot be built; `refused`: it cannot be composed.
+        detail: Why, in words.
+        step: Updates made already.
+        config: Its configuration; None where it is refused.
+        folder: Its run folder.
+        values: What its hash covers.
+        data: Its data.
+        cost: What was measured; None where nothing was.
+    """
+
+    task: str
+    row: Row
+    seed: int
+    state: str = "to do"
+    detail: str = ""
+    step: int = 0
+    config: Config | None = None
+    folder: Path = Path()
+    values: dict[str, Any] = field(default_factory=dict)
+    data: Data | None = None
+    cost: Cost | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the sweep will train it."""
+        return self.state in ("to do", "continues", "failed before")
+
+    @property
+    def updates(self) -> int:
+        """Updates that are left."""
+        return self.config.train.steps - self.step if self.config and self.is_open else 0
+
+    @property
+    def validations(self) -> int:
+        """Validations that are left: one every `validate_every` updates, one after the last."""
+        if self.config is None or not self.updates:
+            return 0
+        every, steps = self.config.train.validate_every, self.config.train.steps
+        return steps // every - self.step // every + bool(steps % every)
+
+    @property
+    def validation_seconds(self) -> float:
+        """Seconds of one validation."""
+        assert self.config and self.data and self.cost
+        return self.data.sizes[self.config.validation] * self.cost.example_seconds
+
+    @property
+    def test_seconds(self) -> float:
+        """Seconds of the test."""
+        assert self.data and self.cost
+        return self.data.sizes["test"] * self.cost.example_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that are left: updates, validations and the test."""
+        if self.cost is None:
+            return 0.0
+        validating = self.validations * self.validation_seconds
+        return self.updates * self.cost.update_seconds + validating + self.test_seconds
+
+    @property
+    def disk(self) -> int:
+        """Bytes that it leaves: a checkpoint, the chosen parameters, TensorBoard events."""
+        if self.cost is None:
+            return 0
+        # The checkpoint holds the model twice, now and as validation chose it, and AdamW's moments.
+        tensors = 3 * self.cost.model_bytes + 2 * self.cost.parameter_bytes
+        events = 3 * (self.updates // LOOK_EVERY + self.validations)
+        events += self.validations * (1 + self.cost.num_tensors)
+        return tensors + EVENT_BYTES * events
+
+    def memory(self, base: int) -> float:
+        """Return the bytes it holds at its peak, at most.
+
+        Args:
+            base: What a process holds before it has a model.
+        """
+        if self.cost is None:
+            return 0.0
+        lasting = 2 * self.cost.model_bytes + 2 * self.cost.parameter_bytes
+        return base + lasting + self.cost.step_bytes
+
+
+def expand(words: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the overrides of every cell of a sweep, in the order in which Hydra runs them.
+
+    Args:
+        words: Overrides; over values separated by commas, and over ranges, is swept.
+
+    Raises:
+        ConfigError: A word is no override, or sweeps over what is no list, such as a glob.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    choices = []
+    for override in overrides:
+        try:
+            values = (
+                list(override.sweep_string_iterator())
+                if override.is_sweep_override()
+                else [override.get_value_element_as_str()]
+            )
+        except HydraException as error:
+            reason = "a plan needs values separated by commas, or a range"
+            raise ConfigError(f"{override.input_line}: {reason}") from error
+        choices.append([f"{override.get_key_element()}={value}" for value in values])
+    yield from map(list, itertools.product(*choices))
+
+
+def look(words: Sequence[str]) -> Cell:
+    """Find out where a cell stands.
+
+    Args:
+        words: Its overrides; the first three are task, attention and seed.
+    """
+    task, attention, seed = (word.split("=", 1)[1] for word in words[:3])
+    cell = Cell(task=task, row=(attention, "default"), seed=int(seed))
+    try:
+        config, folder = place(*words)
+    except ConfigError as error:
+        return replace(cell, state="refused", detail=_refusal(str(error), words))
+    row = (config.attention.name, config.variant)
+    cell = replace(cell, row=row, seed=config.seed, config=config, folder=folder)
+    try:
+        task_, device = build_task(config), resolve_device(config.device)
+        cell = replace(cell, data=_data(config), values=decided(config, task_, device))
+    except ConfigError as error:
+        return replace(cell, state="no model", detail=str(error))
+    if config.force:
+        return cell
+    try:
+        if finished(folder, cell.values):
+            return replace(cell, state="done")
+        cell = replace(cell, step=_reached(cell))
+    except ConfigError as error:
+        return replace(cell, state="stops", detail=str(error))
+    if reason := _failure(folder):
+        return replace(cell, state="failed before", detail=reason)
+    return replace(cell, state="continues") if cell.step else cell
+
+
+def _refusal(message: str, words: Sequence[str]) -> str:
+    """Return why a cell cannot be composed, in plainer words where its protocol lacks its task."""
+    chosen = dict(word.split("=", 1) for word in words)
+    recipes = CONFIGS / "recipe" / chosen.get("protocol", "")
+    if (recipes / f"{chosen['task']}.yaml").exists():
+        return message.splitlines()[0]
+    there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
+    return f"protocol {chosen.get('protocol')} has no recipe for {chosen['task']}, only {there}"
+
+
+def _data(config: Config) -> Data:
+    """Find out what is there of a cell's data and what a build will write."""
+    task, missing = build_task(config), False
+    try:
+        source = task.locate(config.raw_data_dir())
+    except DataError:
+        source, missing = Source("published", ""), True
+    name, caches = config.task.name, Path(config.cache_dir)
+    folder = caches / f"{name}-{cache.key(task, source)}"
+    built = cache.built(name, task, caches, source)
+    if built is not None:
+        sizes = {split: len(examples) for split, examples in built.splits.items()}
+        return Data(folder=folder, built=built, missing=False, sizes=sizes, bytes=0)
+    each = config.task.sequences * config.task.truncate + INDEX_BYTES
+    size = sum(task.sizes.values()) * each
+    return Data(folder=folder, built=None, missing=missing, sizes=task.sizes, bytes=size)
+
+
+def _reached(cell: Cell) -> int:
+    """Return the updates that a cell's checkpoint has seen, 0 without one.
+
+    Raises:
+        ConfigError: The checkpoint is damaged or belongs to another cell.
+    """
+    file = cell.folder / CHECKPOINT
+    if not file.exists():
+        return 0
+    assert cell.data is not None
+    state, built = checkpoint.load(file, torch.device("cpu")), cell.data.built
+    # Data that are still to be built are taken to become what they were.
+    if built and state.get("identity") != identity(cell.values, built.fingerprint):
+        raise ConfigError(f"{file} belongs to another configuration or other data")
+    return int(state["progress"]["step"])
+
+
+def _failure(folder: Path) -> str:
+    """Return why the run that left a record failed; nothing where none did."""
+    try:
+        record = results.read(folder / results.NAME)
+    except results.RecordError:
+        return ""
+    return record.reason if record.status == "failed" else ""

@@ -1,0 +1,180 @@
+"""What a plan measures, against closed forms: a clock and an allocator that obey one."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lra import cost, memory
+from lra.batches import Batch
+from lra.build import batches_for, build_model, build_task
+from lra.config import Config, load
+from lra.cost import climb, full_length, measure, part, spread, take, through
+from lra.tasks import Split, cache
+
+CPU = torch.device("cpu")
+
+
+def configure(*overrides: str) -> Config:
+    options = ["num_train=40", "num_validation=12", "num_test=16", "min_length=9", "max_length=90"]
+    words = [f"task.options.{option}" for option in options]
+    words += ["task=listops", "scale=mini", "threads=1", "device=cpu", "train.batch_size=4"]
+    return load(*words, "task.truncate=90", "model.max_length=90", *overrides)
+
+
+def split_of(lengths: list[int], sequences: int = 1) -> Split:
+    """Return a split whose token values tell the sequence they stand in."""
+    tokens = np.repeat(np.arange(len(lengths)), lengths).astype(np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Split(tokens, offsets, np.arange(len(lengths) // sequences))
+
+
+@pytest.mark.parametrize(("a", "b"), [(3.0, 0.0), (0.0, 0.5), (2.0, 0.25)])
+def test_a_quadratic_is_found_again_from_two_of_its_points(a: float, b: float) -> None:
+    def value(n: int) -> float:
+        return a * n + b * n * n
+
+    assert through((7, value(7)), (13, value(13)), 90) == pytest.approx(value(90))
+
+
+def test_noise_never_makes_a_longer_sequence_cheaper() -> None:
+    assert through((10, 5.0), (20, 4.0), 40) == pytest.approx(8.0)
+    # Steeper than a square: nothing but the square is believed.
+    assert through((10, 1.0), (20, 9.0), 40) == pytest.approx(36.0)
+
+
+class Machine:
+    """A machine that takes n (a w + b w^2) seconds and n c w^2 bytes for n rows of w tokens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, total: float = 1e12) -> None:
+        self.now, self.steps = 0.0, []
+        self.a, self.b, self.c = 1e-5, 2e-8, 40.0
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr(cost, "time", clock)
+        monkeypatch.setattr(memory, "total", lambda device: total)
+        monkeypatch.setattr(memory, "peak_of", self.peak_of)
+
+    def step_of(self, rows: int, width: int) -> cost.Step:
+        def step() -> None:
+            self.steps.append((rows, width))
+            self.now += self.seconds(rows, width)
+
+        return step
+
+    def seconds(self, rows: int, width: int) -> float:
+        return rows * (self.a * width + self.b * width**2)
+
+    def peak_of(self, step: cost.Step, device: torch.device) -> int:
+        step()
+        rows, width = self.steps[-1]
+        return int(rows * self.c * width**2)
+
+
+@pytest.mark.parametrize("width", [100, 2_000, 4_096, 16_384])
+@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize("budget", [0.5, 5.0, 500.0])
+def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, width: int, batch_size: int, budget: float
+) -> None:
+    machine = Machine(monkeypatch)
+    reading = climb(machine.step_of, batch_size, width, CPU, budget)
+    assert reading.seconds == pytest.approx(machine.seconds(batch_size, width))
+    assert reading.bytes == pytest.approx(batch_size * machine.c * width**2)
+    assert (reading.rows, reading.width) == machine.steps[-1]
+    # One row of the shortest part is made anyhow.
+    if width >= cost.LONG:
+        assert machine.now <= budget + 4 * machine.seconds(1, width // 8)
+    if budget == 500.0:
+        assert reading.width == width and reading.repeats >= 3
+        assert machine.seconds(reading.rows, width) >= cost.ENOUGH / 2 or reading.rows == batch_size
+
+
+def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch, total=40.0 * 4_096**2)
+    reading = climb(machine.step_of, 8, 4_096, CPU, 1e9)
+    assert max(width for _, width in machine.steps) == reading.width == 2_048
+    assert reading.bytes == pytest.approx(8 * 40.0 * 4_096**2)
+    machine = Machine(monkeypatch, total=4 * 5.5 * 40.0 * 1_000**2)
+    machine.a = machine.b = 1e-8
+    assert climb(machine.step_of, 8, 1_000, CPU, 1e9).rows == 4
+
+
+def test_examples_are_taken_with_all_their_sequences() -> None:
+    split = split_of([3, 1, 4, 1, 5, 9], sequences=2)
+    taken = take(split, np.array([2, 0]))
+    assert taken.labels.tolist() == [2, 0]
+    assert taken.lengths.tolist() == [5, 9, 3, 1]
+    assert taken.tokens.tolist() == [4] * 5 + [5] * 9 + [0] * 3 + [1]
+
+
+def test_validation_is_measured_at_the_middle_of_every_quarter_of_the_lengths() -> None:
+    lengths = list(np.random.default_rng(0).permutation(np.arange(1, 41)))
+    picked = spread(split_of(lengths), truncate=100, rows=1, bins=4)
+    assert sorted(picked.lengths) == [6, 16, 26, 36]
+    assert sorted(spread(split_of(lengths), 100, rows=3, bins=4).lengths)[:3] == [5, 6, 7]
+    # What is cut off makes no difference, and there are no more examples than there are.
+    assert len(spread(split_of([5, 900, 7]), truncate=10, rows=64, bins=4)) == 3
+
+
+def test_a_part_of_a_batch_keeps_rows_and_their_first_tokens() -> None:
+    tokens = torch.arange(3 * 2 * 5).reshape(3, 2, 5)
+    batch = Batch(tokens, tokens % 2 == 0, torch.arange(3), 5, 30)
+    cut = part(batch, 2, 3)
+    assert cut.mask is not None and batch.mask is not None
+    assert cut.tokens.equal(tokens[:2, :, :3]) and cut.mask.equal(batch.mask[:2, :, :3])
+    assert cut.labels.tolist() == [0, 1] and cut.padded_length == 5
+
+
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "pathfinder"])
+def test_for_lack_of_data_examples_have_the_full_length_and_no_padding(task: str) -> None:
+    config = load(f"task={task}", "scale=mini")
+    split = full_length(config, build_task(config), 6)
+    batches = batches_for(config, build_task(config), build_model(config), split)
+    batch = batches.shuffled(0, 6, 0)
+    assert batch.mask is None and bool((batch.tokens > 0).all())
+    assert int(batch.tokens.max()) < config.task.num_symbols
+    assert batch.tokens.shape[-1] == config.task.truncate
+    assert batch.num_tokens == 6 * config.task.sequences * config.task.truncate
+
+
+def test_a_cell_is_measured_on_its_own_batches(tmp_path: Path) -> None:
+    config = configure("attention=softmax")
+    task = build_task(config)
+    model = build_model(config)
+    measured = measure(config, task, None, CPU, budget=0.2)
+    assert (measured.batch_size, measured.batch_width, measured.width) == (4, 90, 90)
+    assert measured.model_bytes == 4 * sum(p.numel() for p in model.parameters())
+    assert measured.parameter_bytes == measured.model_bytes
+    assert measured.num_tensors == len(list(model.parameters()))
+    assert min(measured.update_seconds, measured.example_seconds, measured.step_bytes) > 0
+    short = split_of([20] * 12)
+    short = Split(short.tokens % 9 + 1, short.offsets, short.labels % 10)
+    splits = {"train": short, "validation": short}
+    # Real lengths: batches are trimmed for softmax, not for a transform of the whole length.
+    assert measure(config, task, splits, CPU, budget=0.2).batch_width == 32
+    whole = measure(configure("attention=fourier"), task, splits, CPU, budget=0.2)
+    assert whole.batch_width == 90
+
+
+def test_sizes_said_before_a_build_are_those_of_the_build(tmp_path: Path) -> None:
+    for name in ("text", "retrieval", "image", "pathfinder"):
+        options = ["num_train=9", "num_validation=5", "num_test=7"]
+        words = [f"task.options.{option}" for option in options]
+        config = load(f"task={name}", "scale=mini", *words)
+        task = build_task(config)
+        built = cache.load(name, task, tmp_path).splits
+        assert task.sizes == {split: len(examples) for split, examples in built.items()}
+    published = {
+        "listops": (96_000, 2_000, 2_000),
+        "text": (22_500, 2_500, 25_000),
+        "retrieval": (147_086, 18_090, 17_437),
+        "image": (45_000, 5_000, 10_000),
+        "pathfinder": (160_000, 20_000, 20_000),
+        "pathx": (160_000, 20_000, 20_000),
+    }
+    for name, sizes in published.items():
+        assert tuple(build_task(load(f"task={name}")).sizes.values()) == sizes

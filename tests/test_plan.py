@@ -1,0 +1,409 @@
+"""The plan of a grid, from tiny cells that really ran and from costs that are made up."""
+
+import functools
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import lra.config
+from lra import plan, plan_tables, results
+from lra.config import ConfigError, place
+from lra.cost import Cost
+from lra.loop import CHECKPOINT, Run, StoppedError
+from lra.plan import Measurements
+from lra.standing import Cell, Data, expand, look
+from lra.tasks import DataError
+from lra.tasks.listops import ListOps
+from lra.train import CellFailedError, run_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+COST = Cost(
+    update_seconds=0.5,
+    example_seconds=0.25,
+    step_bytes=7e6,
+    model_bytes=400,
+    parameter_bytes=360,
+    num_tensors=5,
+    repeats=3,
+    rows=2,
+    width=90,
+    batch_size=4,
+    batch_width=90,
+)
+
+
+def tiny(folder: Path, *overrides: str, attention: str = "fourier") -> list[str]:
+    """Return the overrides of a tiny cell with its folders below `folder`."""
+    sizes = ["num_train=32", "num_validation=8", "num_test=12", "min_length=9", "max_length=40"]
+    return [
+        *("task=listops", f"attention={attention}", "seed=0", "scale=mini", "threads=1"),
+        *("protocol=nystromformer", "device=cpu", "task.truncate=40", "model.max_length=40"),
+        *(f"task.options.{size}" for size in sizes),
+        *("train.steps=30", "train.batch_size=4", "train.warmup_steps=6"),
+        *("train.validate_every=8", f"cache_dir={folder}/cache", f"runs_dir={folder}/runs"),
+        *overrides,
+    ]
+
+
+def run(words: list[str]) -> Path:
+    """Train a cell where a sweep would; return its folder."""
+    config, folder = place(*words)
+    folder.mkdir(parents=True, exist_ok=True)
+    run_cell(config, folder)
+    return folder
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next run be told to stop once it has made so many updates."""
+    updates = Run._updates
+
+    def stopped(self: Run, until: int, *rest: object) -> float:
+        if self.progress.step >= step:
+            self._save()
+            raise StoppedError("enough")
+        return updates(self, min(until, step), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "_updates", stopped)
+
+
+@functools.cache
+def composed(task: str) -> tuple[lra.config.Config, Path]:
+    return place("scale=mini", f"task={task}", "device=cpu")
+
+
+def made_up(
+    task: str = "listops", attention: str = "softmax", seed: int = 0, hours: float = 1.0
+) -> Cell:
+    """Return a cell that is to be trained and takes so many hours."""
+    config, folder = composed(task)
+    cost = replace(COST, update_seconds=hours * 3600 / config.train.steps, example_seconds=0.0)
+    sizes = {"train": 10, "validation": 3, "test": 4}
+    data = Data(folder=Path(task), built=None, missing=False, sizes=sizes, bytes=10**6)
+    row = (attention, "default")
+    cell = Cell(task=task, row=row, seed=seed, config=config, folder=folder, data=data, cost=cost)
+    return replace(cell, values={"threads": 1})
+
+
+def test_a_sweep_is_expanded_as_hydra_does() -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = ["task=listops,text", "attention=mra", "seed=range(0,3)", "+a.b='x, y'", "~c"]
+    words += ["model.classifier_dims=[1,2],[3]", "attention@attention.inner=softmax"]
+    parsed = OverridesParser.create().parse_overrides(words)
+    theirs = BasicSweeper.split_arguments(parsed, None)[0]
+    assert list(expand(words)) == [list(each) for each in theirs] and len(theirs) == 12
+
+
+@pytest.mark.parametrize("word", ["task=glob(*)", "model.layers=interval(1,2)", "a=[1"])
+def test_what_is_no_list_is_refused_by_name(word: str) -> None:
+    with pytest.raises(ConfigError, match=word.split("=")[0].replace(".", r"\.")):
+        list(expand([word]))
+
+
+def test_the_folder_of_a_cell_is_the_one_that_a_sweep_makes(tmp_path: Path) -> None:
+    words = tiny(tmp_path, "train.steps=4", "train.warmup_steps=2", "variant='l${model.layers}'")
+    command = [sys.executable, "-m", "lra.train", "-m", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    cell = look(words)
+    assert (cell.folder / results.NAME).exists() and cell.folder.parts[-2] == "l2"
+    assert cell.state == "done" and cell.row == ("fourier", "l2")
+
+
+def test_where_a_cell_stands_is_read_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tiny(tmp_path)
+    cell = look(words)
+    assert (cell.state, cell.updates, cell.validations) == ("to do", 30, 4)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop_at(17, patch)
+        run(words)
+    cell = look(words)
+    assert (cell.state, cell.step, cell.updates, cell.validations) == ("continues", 17, 13, 2)
+    assert cell.data is not None and cell.data.built is not None
+    run(words)
+    cell = look(words)
+    assert (cell.state, cell.updates, cell.validations, cell.seconds) == ("done", 0, 0, 0.0)
+    assert look([*words, "force=true"]).state == "to do"
+    other = look([*words, "train.steps=31"])
+    assert other.state == "stops" and "train.steps: 30 there, 31 here" in other.detail
+    (cell.folder / results.NAME).unlink()
+    assert look(words).step == 30 and look(words).updates == 0
+    assert "another configuration" in look([*words, "train.steps=31"]).detail
+    (cell.folder / CHECKPOINT).write_bytes(b"half")
+    assert "not a readable checkpoint" in look(words).detail
+
+
+def test_a_failed_cell_is_tried_again_and_says_why_it_failed(tmp_path: Path) -> None:
+    words = tiny(tmp_path, "train.learning_rate=1e30")
+    with pytest.raises(CellFailedError):
+        run(words)
+    cell = look(words)
+    assert cell.state == "failed before" and cell.detail.startswith("loss ") and cell.updates == 30
+
+
+def test_a_cell_of_lost_data_counts_by_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(task: ListOps, data_dir: Path | None) -> None:
+        raise DataError("gone")
+
+    words = tiny(tmp_path)
+    run(words)
+    monkeypatch.setattr(ListOps, "locate", locate)
+    assert look(words).state == "done"
+    cell = look([*words, "variant=other"])
+    assert cell.state == "to do" and cell.data is not None and cell.data.missing
+
+
+def test_a_cell_that_cannot_be_is_marked_and_named() -> None:
+    words = ["task=pathx", "attention=softmax", "seed=3", "protocol=wavspa"]
+    cell = look(words)
+    assert (cell.state, cell.seed) == ("refused", 3)
+    assert cell.detail.startswith("protocol wavspa has no recipe for pathx, only image, listops")
+    assert look(["task=listops", "attention=mra", "seed=0", "train.nothing=1"]).state == "refused"
+    wrong = look(["task=listops", "attention=mra", "seed=0", "task.options.nothing=1"])
+    assert wrong.state == "no model" and "task.options.nothing" in wrong.detail
+
+
+@pytest.mark.parametrize("every", [1, 7, 10, 29, 30, 31, 100])
+def test_validations_that_are_left_are_those_the_loop_would_make(every: int) -> None:
+    cell = made_up()
+    assert cell.config is not None
+    for step, steps in itertools.product(range(31), (29, 30)):
+        train = replace(cell.config.train, steps=steps, validate_every=every, warmup_steps=2)
+        here = replace(cell, config=replace(cell.config, train=train), step=min(step, steps))
+        made = [n for n in range(here.step + 1, steps + 1) if n % every == 0 or n == steps]
+        assert here.validations == len(made)
+
+
+def test_hours_are_updates_and_validations_and_the_test() -> None:
+    cell = replace(made_up(), cost=COST, step=250)
+    # 600 updates, a validation of 3 examples every 100, a test of 4.
+    assert cell.seconds == 350 * 0.5 + 4 * 3 * 0.25 + 4 * 0.25
+    assert cell.config is not None
+    on_test = replace(cell, config=replace(cell.config, validation="test"))
+    assert on_test.seconds == 350 * 0.5 + 4 * 4 * 0.25 + 4 * 0.25
+    assert replace(cell, cost=None).seconds == 0
+    assert cell.memory(1_000) == 1_000 + 2 * 400 + 2 * 360 + 7e6
+
+
+def test_disk_and_memory_are_near_what_a_run_leaves(tmp_path: Path) -> None:
+    words = tiny(tmp_path, "train.steps=200", "train.validate_every=20")
+    cell = plan.measured(look(words), Measurements(tmp_path / "x"), budget=0.2)
+    promised = cell.data
+    folder = run(words)
+    files = [f for f in folder.iterdir() if f.name != results.NAME]
+    assert cell.disk == pytest.approx(sum(f.stat().st_size for f in files), rel=0.1)
+    built = look(words).data
+    assert built is not None and built.built is not None and promised is not None
+    written = sum(f.stat().st_size for f in built.folder.iterdir())
+    assert 0.5 * promised.bytes < written < promised.bytes + 4_096
+    assert built.bytes == 0 and built.folder == promised.folder
+
+
+def test_equal_cells_are_measured_once_and_done_ones_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(config: lra.config.Config, *rest: object) -> Cost:
+        measured.append((config.attention.name, config.seed, config.model.layers))
+        return COST
+
+    monkeypatch.setattr("lra.cost.measure", measure)
+    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", False))
+    words = tiny(tmp_path)
+    run(words)
+    words[1:3] = ["attention=fourier,linear", "seed=0,1,2"]
+    cells = plan.plan([*words, "model.layers=2"])
+    assert [cell.state for cell in cells] == ["done", *["to do"] * 5]
+    assert measured == [("fourier", 1, 2), ("linear", 0, 2)]
+    assert all(cell.cost == COST for cell in cells[1:])
+    # The next plan reads what this one measured; a changed model is measured.
+    plan.plan(words)
+    assert len(measured) == 2
+    plan.plan([*words, "model.layers=1", "variant=small"])
+    assert measured[2:] == [("fourier", 0, 1), ("linear", 0, 1)]
+    # Changed code may take another time.
+    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", True))
+    plan.plan(words)
+    assert len(measured) == 6
+    (tmp_path / "runs" / plan.NAME).write_text("[]")
+    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", False))
+    plan.plan(words)
+    assert len(measured) == 8
+
+
+def test_cells_of_one_folder_are_told_apart_or_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lra.cost.measure", lambda *rest: COST)
+    words = [*tiny(tmp_path), "model.layers=1,2"]
+    first, second = plan.plan(words)
+    assert (first.state, second.state) == ("to do", "stops")
+    assert "variant=layers${model.layers}" in second.detail
+    apart = plan.plan([*words, "variant='layers${model.layers}'"])
+    assert [(cell.state, cell.row[1]) for cell in apart] == [
+        ("to do", "layers1"),
+        ("to do", "layers2"),
+    ]
+    text = plan_tables.page(apart, 0)
+    assert "fourier (layers1)" in text and "fourier (layers2)" in text
+
+
+def test_a_backend_that_refuses_its_options_does_not_stop_the_others(tmp_path: Path) -> None:
+    words = tiny(tmp_path, "attention.options.block_size=7", attention="fourier,mra")
+    fourier, mra = plan.plan(words, budget=0.1)
+    assert fourier.state == "no model" and "attention.options.block_size" in fourier.detail
+    assert mra.state in ("no model", "to do")
+    assert "fourier seed 0 no model: attention.options.block_size" in plan_tables.page(
+        [fourier, mra], 0
+    )
+
+
+def test_measuring_leaves_no_run_and_no_data(tmp_path: Path) -> None:
+    (cell,) = plan.plan(tiny(tmp_path), budget=0.1)
+    assert cell.cost is not None
+    left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert left <= {plan.NAME}
+
+
+def test_what_is_left_out_is_what_the_named_variables_leave_out() -> None:
+    tasks, attentions, seeds = ("listops", "text", "image"), ("softmax", "mra", "linear"), (0, 1)
+    cells = [
+        made_up(t, a, s, hours=9.0 if (t, a) in {("text", "softmax"), ("image", "mra")} else 1.0)
+        for t, a, s in itertools.product(tasks, attentions, seeds)
+    ]
+    grid = {"TASKS": tasks, "ATTENTIONS": attentions, "SEEDS": tuple(map(str, seeds))}
+    found = plan_tables.savings(cells)
+    for _, rest in found:
+        trained = []
+        for line in plan_tables.variables(rest, cells):
+            chosen = grid | {
+                k: tuple(v.split(",")) for k, v in (w.split("=") for w in line.split())
+            }
+            trained += list(itertools.product(*chosen.values()))
+        assert sorted(trained) == sorted((c.task, c.row[0], str(c.seed)) for c in rest)
+    hours = {words: sum(cell.seconds for cell in rest) / 3600 for words, rest in found}
+    assert hours == pytest.approx(
+        {
+            "text/softmax, image/mra": 14.0,
+            "all seeds but 0": 25.0,
+            "text": 28.0,
+            "image": 28.0,
+            "softmax": 28.0,
+            "mra": 28.0,
+            "listops": 44.0,
+            "linear": 44.0,
+        }
+    )
+    assert list(hours.values()) == sorted(hours.values())
+
+
+def test_the_text_says_hours_states_disk_and_what_to_leave_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lra.memory.total", lambda device: 5 * 10**6)
+    big = made_up("text", hours=30)
+    light = replace(COST, step_bytes=1e6, update_seconds=6.0, example_seconds=0.0)
+    done = replace(made_up("image"), cost=None, state="done")
+    stops = replace(made_up("image", "mra"), cost=None, state="stops", detail="other")
+    cells = [big, replace(made_up("listops"), cost=light), done, stops, made_up("text", "mra")]
+    text = plan_tables.page(cells, base=10**6)
+    table = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| attention | text | listops | image | in all |" in table
+    assert "| softmax | 30.0 h | 60 min | done | 31.0 h |" in table
+    assert "| mra | 60 min | - | stops | 60 min |" in table
+    assert "| in all | 31.0 h | 60 min | done, stops | 32.0 h |" in table
+    assert "Cells: 3 to do, 1 done, 1 stops." in text
+    assert "Time: 32.0 h, one cell after the other" in text
+    assert "at most 2.0 MB for data" in text
+    assert "image/mra seed 0 stops: other" in text
+    assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
+    assert "* without softmax: 60 min instead of 32.0 h, by TASKS=text,image ATTENTIONS=mra" in text
+    assert "timed" in text and "3 x 2/4" in text
+    assert "Full length" in text and "Lengths of the data" not in text
+    assert "Nothing is left to train." in plan_tables.page([done], 0)
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr of the command."""
+    monkeypatch.setattr(sys, "argv", ["plan", *words])
+    try:
+        plan.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_the_command_prints_a_plan_or_the_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lra.cost.measure", lambda *rest: COST)
+    rest = ["--", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "train.steps=777"]
+    grid = ["--tasks", "listops,image", "--attentions", "mra", "--scale", "mini"]
+    status, out, err = command(monkeypatch, capsys, *grid, *rest, "hydra/launcher=basic", "-v")
+    assert status == 0 and out.count("| mra       | 0    | to do | 777     |") == 2 and not err
+    status, out, err = command(monkeypatch, capsys, "--tasks", "lists", "--attentions", "mra")
+    assert status == 2 and "task lists: must be one of" in err and "listops" in err
+    words = ["--tasks", "image,pathx", "--attentions", "mra", "--protocol", "wavspa", *rest]
+    status, out, err = command(monkeypatch, capsys, *words)
+    assert status == 1 and "refuses to start" in err
+    assert "protocol wavspa has no recipe for pathx" in out and "| image | mra " in out
+    status, _, err = command(monkeypatch, capsys, *grid, "--", "seed=glob(*)")
+    assert status == 2 and "glob" in err
+
+
+FAKE = '#!/bin/bash\necho "$@" >> "$(dirname "$0")/../calls"\n[[ $2 != lra.preflight ]] || {}\n'
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+@pytest.mark.parametrize("planned", ["1", ""])
+@pytest.mark.parametrize("data", ["echo text", "exit 1"])
+def test_make_plans_before_it_trains_and_stops_there_when_told_to(
+    tmp_path: Path, scale: str, planned: str, data: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(FAKE.format(data))
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    make = ["make", "reproduce-lra", f"VENV={tmp_path}", f"SCALE={scale}", f"PLAN={planned}"]
+    make += ["TASKS=text,image", "ATTENTIONS=mra", "SEEDS=0,1", "ARGS=model.layers=1 threads=1"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    modules = [call[1] for call in calls]
+    lacking = scale == "paper" and data == "exit 1"
+    expected = ["lra.preflight"] * (scale == "paper")
+    if planned or not lacking:
+        expected += ["lra.plan"]
+    if not planned and not lacking:
+        expected += ["lra.train", "lra.report"]
+    assert modules == expected and (done.returncode == 0) == (bool(planned) or not lacking)
+    for call in calls:
+        if call[1] == "lra.plan":
+            tasks = "text" if scale == "paper" and not lacking else "text,image"
+            assert call[call.index("--tasks") + 1] == tasks
+            assert call[call.index("--seeds") + 1] == "0,1"
+            words = call[call.index("--") + 1 :]
+            assert {"model.layers=1", "threads=1", "device=auto"} <= set(words)
+
+
+def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) -> None:
+    file = tmp_path / "runs" / plan.NAME
+    Measurements(file).put("a", COST)
+    assert Measurements(file).get("a") == COST and Measurements(file).get("b") is None
+    assert Measurements(file, kept=False).get("a") is None
+    for text in ("{", "[]", json.dumps({"a": {"rows": 3}})):
+        file.write_text(text)
+        assert Measurements(file).get("a") is None
