@@ -1,6 +1,7 @@
 """Speed and memory of a training step for every backend at several lengths, without data.
 
     python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
+    python -m lra.bench 'attentions=[softmax,my_pkg.my_file:MyAttention]'
 
 Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
 in turn within one process, so that the ratio to softmax is of the same minutes; figures are
@@ -28,9 +29,10 @@ from lra.batches import Batch
 from lra.build import build_model, machine, num_parameters, resolve_device
 from lra.config import Config, ConfigError, register, resolve
 from lra.grid import BASELINE
-from lra.loop import update
+from lra.loop import scaler_for, update
 from lra.optimiser import optimiser_for
 from lra.tables import markdown
+from models import ATTENTION
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +42,22 @@ class BenchConfig:
     """What is measured.
 
     Args:
-        attentions: Backends, each with the options of its YAML.
+        attentions: Backends, each with the options of its YAML; one of your own by its path, with
+            its defaults. None stands for every built-in one.
         lengths: Sequence lengths, in tokens.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
         batch_size: Sequences a step.
         repeats: Timed steps of each backend; the median counts.
         attention_dropout: Probability of dropping an attention weight.
-        precision: `float32`, or `bfloat16` autocast.
+        precision: `float32`, or `bfloat16` or `float16` autocast.
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         threads: CPU threads; 0 takes torch's default.
         out: JSON file; by default `results/bench/<device>.json`.
     """
 
-    attentions: list[str]
+    attentions: list[str] | None
     lengths: list[int]
     task: str = "listops"
     protocol: str = "nystromformer"
@@ -107,6 +110,7 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     """Return a function that makes one update on random tokens of full length."""
     model = build_model(config).to(device).train()
     optimiser, _ = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
     forward = torch.compile(model) if config.train.compile else model
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
@@ -115,7 +119,7 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     batch = Batch(tokens, None, labels, config.model.max_length, tokens.numel())
 
     def step() -> None:
-        update(forward, optimiser, batch, config.train)
+        update(forward, optimiser, batch, config.train, scaler)
 
     return step
 
@@ -126,7 +130,9 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     Raises:
         ConfigError: There is no such backend, task or protocol, or a value is out of range.
     """
-    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={attention}"]
+    own = [f"attention.path='{attention}'"] if ":" in attention else []
+    name = "custom" if own else attention
+    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={name}", *own]
     try:
         composed = compose("train", overrides)
     except HydraException as error:
@@ -141,9 +147,11 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
 def measure(bench: BenchConfig) -> list[dict[str, Any]]:
     """Return one row a length and backend: seconds, ratio to softmax, memory, parameters."""
     device = resolve_device(bench.device)
+    attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
     rows = []
     for length in bench.lengths:
-        configs = {name: cell_config(bench, name, length) for name in bench.attentions}
+        cells = [cell_config(bench, attention, length) for attention in attentions]
+        configs = {config.attention.name: config for config in cells}
         steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
         seconds = interleaved(steps, bench.repeats, device)
         for name, step in steps.items():

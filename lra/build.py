@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from lra import results
+from lra import custom, results
 from lra.batches import Batches
-from lra.config import AttentionConfig, Config, ConfigError, bind
+from lra.config import AttentionConfig, Config, ConfigError, backend_name, bind
 from lra.seeds import derive
 from lra.tasks import Split, Task
 from lra.tasks.registry import STAND_INS, TASKS
@@ -34,21 +34,47 @@ def build_task(config: Config) -> Task:
         raise ConfigError(str(error)) from error
 
 
+def find_backend(config: AttentionConfig, where: str = "attention") -> type[nn.Module]:
+    """Return the class of a backend: of the registry by its name, of a user's own by its path.
+
+    Raises:
+        ConfigError: There is no such backend, or it cannot be one.
+    """
+    if config.name in ATTENTION:
+        if config.path is not None:
+            raise ConfigError(
+                f"{where}.path={config.path}: {config.name} is built in and has none; a backend"
+                f" of your own is {_group(where)}=custom"
+            )
+        return ATTENTION[config.name]
+    if config.path is None and config.name != "custom":
+        raise ConfigError(
+            f"{where}.name={config.name}: no such backend; known are {', '.join(ATTENTION)}, and"
+            f" {_group(where)}=custom with {where}.path={custom.EXAMPLE}"
+        )
+    backend = custom.load(config.path, f"{where}.path")
+    if config.name != (name := backend_name(config.path)):
+        raise ConfigError(f"{where}.name={config.name}: of {where}.path={config.path} it is {name}")
+    return backend
+
+
+def _group(where: str) -> str:
+    """Return how Hydra calls the group of backends at a key such as `attention.inner`."""
+    return where if where == "attention" else f"attention@{where}"
+
+
 def build_attention(config: AttentionConfig, where: str = "attention") -> Attention:
     """Return what builds a backend from its shape, options checked.
 
     Raises:
         ConfigError: There is no such backend or option.
     """
-    if config.name not in ATTENTION:
-        raise ConfigError(
-            f"{where}.name={config.name}: no such backend; known are {', '.join(ATTENTION)}"
-        )
-    backend = ATTENTION[config.name]
+    backend = find_backend(config, where)
     options = bind(backend, config.options, f"{where}.options")
     nests = "inner" in inspect.signature(backend).parameters
     if nests != (config.inner is not None):
-        state = "needs a backend, such as softmax" if nests else "takes no backend inside"
+        inside = f"{_group(f'{where}.inner')}=softmax"
+        state = f"needs a backend: +{inside}" if nests else "takes no backend inside"
         raise ConfigError(f"{where}.inner: {config.name} {state}")
     if config.inner is not None:
         options["inner"] = build_attention(config.inner, f"{where}.inner")
@@ -59,7 +85,7 @@ def build_model(config: Config) -> Classifier | PairClassifier:
     """Return the classifier of a cell, its parameters drawn from the seed.
 
     Raises:
-        ConfigError: The backend refuses its options.
+        ConfigError: The backend refuses its options, or lacks `pad_invariant`.
     """
     attention = build_attention(config.attention)
     torch.manual_seed(derive(config.seed, "parameters"))
@@ -67,7 +93,7 @@ def build_model(config: Config) -> Classifier | PairClassifier:
     try:
         return classifier(config.model, attention, config.task.num_classes)
     except ValueError as error:
-        raise ConfigError(f"attention.options of {config.attention.name}: {error}") from error
+        raise ConfigError(f"attention {config.attention.name}: {error}") from error
 
 
 def resolve_device(name: str) -> torch.device:

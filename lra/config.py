@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.encoder import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEDULES = ("one_cycle", "rsqrt", "cosine")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
 
@@ -67,12 +68,15 @@ class AttentionConfig:
     """Which backend mixes the tokens.
 
     Args:
-        name: Key of the backend in `models.ATTENTION`.
+        name: Key of the backend in `models.ATTENTION`; of a user's own what `backend_name` makes
+            of its path.
+        path: Module and class of a user's own backend, such as `my_pkg.my_file:MyAttention`.
         options: Its options, checked against the keyword arguments of its `__init__`.
         inner: The backend inside, for one that nests.
     """
 
     name: str
+    path: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     inner: "AttentionConfig | None" = None
 
@@ -113,7 +117,9 @@ class TrainConfig:
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         validate_every: Updates between validations.
         eval_batch_size: Sequences a batch in evaluation.
-        precision: `float32`, or `bfloat16` autocast.
+        precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
+            attention in float32, as github.com/mlpen trains; or `float16_on_gpu`: that on a GPU,
+            and float32 on the CPU, where float16 is slow. Records say which it was.
         compile: Run the model through `torch.compile`.
         checkpoint_seconds: Seconds between checkpoints.
     """
@@ -240,6 +246,13 @@ class Config:
         return Path(folder) if folder else None
 
 
+def resolve_precision(precision: str, device: str) -> str:
+    """Return what `train.precision` means on a device; `auto` decides nothing yet."""
+    if precision != "float16_on_gpu" or device == "auto":
+        return precision
+    return "float32" if device == "cpu" else "float16"
+
+
 # What a run may change without changing its numbers.
 _OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
 
@@ -305,7 +318,9 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
             same name.
     """
     values = asdict(config) | resolved
-    del values["protocol"]["deviations"], values["train"]["checkpoint_seconds"]
+    train = values["train"]
+    train["precision"] = resolve_precision(train["precision"], values["device"])
+    del values["protocol"]["deviations"], train["checkpoint_seconds"]
     return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
 
 
@@ -339,6 +354,7 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
     hints = get_type_hints(initialise)
     signature = inspect.signature(initialise).parameters.values()
     known = {p.name: p for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "inner"}
+    hints = {name: hints.get(name, Any) for name in known}
     bound = {}
     for name, value in options.items():
         if name not in known:
@@ -353,11 +369,39 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
     return bound
 
 
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a text has the form `my_pkg.my_file:MyAttention`."""
+    return _PATH.fullmatch(text) is not None
+
+
+def backend_name(path: str | None) -> str:
+    """Return the name of a user's own backend, in run folders and tables.
+
+    It is the whole path, since two classes that shared a name would share their folders and rows.
+
+    Args:
+        path: Such as `my_pkg.my_file:MyAttention`.
+
+    Returns:
+        `my_pkg.my_file.MyAttention`; `custom` for what is no path, which `lra.build` refuses.
+    """
+    return path.replace(":", ".") if path is not None and is_path(path) else "custom"
+
+
+# At import, so that the processes of a parallel sweep have it too.
+OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
+
+
 def register() -> None:
-    """Make the schema known to Hydra under the name that `configs/train.yaml` starts from."""
+    """Make the schemas known to Hydra under the names that `configs` start from."""
     schema = OmegaConf.structured(Config)
     for key, group in {"task": TaskConfig, "attention": AttentionConfig}.items():
         schema[key] = OmegaConf.structured(group)
         # Options are open, so that a wrong one reaches `bind`, which names the choices.
         OmegaConf.set_struct(schema[key].options, False)
     ConfigStore.instance().store(name="schema", node=schema)
+    # A user's own backend inside another one has options that no YAML lists.
+    ConfigStore.instance().store(name="attention_schema", node=schema.attention)

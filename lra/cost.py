@@ -23,7 +23,7 @@ from lra.batches import TRIM, Batch
 from lra.bench import synchronise
 from lra.build import batches_for, build_model
 from lra.config import Config
-from lra.loop import count_correct, update
+from lra.loop import count_correct, scaler_for, update
 from lra.optimiser import optimiser_for
 from lra.tasks import Split, Task
 from models.encoder import Classifier, PairClassifier
@@ -308,12 +308,13 @@ def measure(
     some = np.random.default_rng(0).integers(len(train), size=min(len(train), 4 * batch_size))
     batches = batches_for(config, task, model, take(train, some))
     optimiser, _ = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
     numbers = itertools.count()
 
     def step_of(rows: int, width: int) -> Step:
         def step() -> None:
             batch = batches.shuffled(next(numbers), batch_size, config.seed)
-            update(model, optimiser, part(batch, rows, width), config.train)
+            update(model, optimiser, part(batch, rows, width), config.train, scaler)
 
         return step
 

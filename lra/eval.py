@@ -26,14 +26,19 @@ def load_run(folder: Path) -> tuple[Config, results.Record, Classifier | PairCla
 
     Raises:
         RecordError: The folder holds no record, or a damaged one.
-        ConfigError: The run failed, or `best.pt` is missing or damaged.
+        ConfigError: The run failed, or `best.pt` is missing, damaged or of other code.
     """
     record = results.read(folder / results.NAME)
     if record.status != "ok":
         raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
     config = recorded({key: v for key, v in record.config.items() if key != "data"})
     model = build_model(config)
-    model.load_state_dict(checkpoint.load(folder / BEST, torch.device("cpu"))["model"])
+    state = checkpoint.load(folder / BEST, torch.device("cpu"))["model"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder / BEST} is of another model: {reason}") from error
     return config, record, model
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from lra import checkpoint
 from lra.batches import Batch, Batches
-from lra.config import ConfigError, TrainConfig
+from lra.config import ConfigError, TrainConfig, resolve_precision
 from lra.optimiser import optimiser_for
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class Progress:
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in `precision`: float32 as it is, bfloat16 by autocast."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    """Compute in `precision`, as `TrainConfig` explains it: all but float32 by autocast."""
+    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    half = halves.get(resolve_precision(precision, device.type))
+    with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
         yield
 
 
@@ -74,6 +77,7 @@ def update(
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     train: TrainConfig,
+    scaler: torch.amp.GradScaler,
 ) -> Tensor:
     """Make one update from a batch and return its loss, a scalar.
 
@@ -82,16 +86,25 @@ def update(
         optimiser: Of the model's parameters.
         batch: Examples.
         train: Optimisation.
+        scaler: See `scaler_for`.
     """
     with autocast(batch.tokens.device, train.precision):
         logits = forward(batch.tokens, batch.mask, batch.padded_length)
     loss = F.cross_entropy(logits.float(), batch.labels)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if train.clip_norm:
+        scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], train.clip_norm)
-    optimiser.step()
+    scaler.step(optimiser)
+    scaler.update()
     return loss.detach()
+
+
+def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Return the loss scaling of a precision; for all but float16 it passes everything through."""
+    scaled = resolve_precision(precision, device.type) == "float16"
+    return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
 @torch.inference_mode()
@@ -160,6 +173,7 @@ class Run:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
+        self.scaler = scaler_for(device, train.precision)
         self.progress = Progress()
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
@@ -224,10 +238,10 @@ class Run:
         self.model.train()
         while progress.step < until:
             batch = self.batches["train"].shuffled(progress.step, train.batch_size, self.seed)
-            total += update(self._forward, self.optimiser, batch, train)
+            total += update(self._forward, self.optimiser, batch, train, self.scaler)
             progress.step += 1
             if progress.step < train.steps:
-                self.schedule.step()
+                self._advance_schedule()
             progress.tokens += batch.num_tokens
             bar.update()
             if interrupted():
@@ -238,6 +252,24 @@ class Run:
             raise NotFiniteError(f"loss {mean} in steps {first + 1} to {progress.step}")
         return mean
 
+    def _advance_schedule(self) -> None:
+        """Go to the next learning rate, after an update that loss scaling skipped too.
+
+        So does the published code; torch warns of it where the first update is skipped.
+        """
+        if not self.scaler.is_enabled():
+            self.schedule.step()
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
+
+    @property
+    def num_skipped(self) -> int:
+        """Updates that loss scaling skipped, because a gradient was not finite."""
+        made = [int(state["step"]) for state in self.optimiser.state.values()]
+        return self.progress.step - max(made, default=0)
+
     def _log(self, writer: SummaryWriter, bar: "tqdm[Any]", loss: float) -> None:
         progress = self.progress
         scalars = {
@@ -245,6 +277,9 @@ class Run:
             "train/learning_rate": self.schedule.get_last_lr()[0],
             "train/steps_per_second": progress.step / progress.train_seconds,
         }
+        if self.scaler.is_enabled():
+            scalars["train/loss_scale"] = self.scaler.get_scale()
+            scalars["train/skipped_updates"] = self.num_skipped
         for name, value in scalars.items():
             writer.add_scalar(name, value, progress.step)
         self._shown["loss"] = f"{loss:.4f}"
@@ -282,6 +317,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": checkpoint.random_state(self.device),
             "best_model": self.best_model,
         }
@@ -300,6 +336,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        # Absent from older checkpoints, which were made without loss scaling.
+        self.scaler.load_state_dict(state.get("scaler", {}))
         checkpoint.set_random_state(state["random"], self.device)
         self.best_model = state["best_model"]
         self.progress = Progress(**state["progress"])

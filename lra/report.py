@@ -40,6 +40,8 @@ def notes(grid: Grid) -> list[str]:
     lines += [f"Bad rows left out of {task}: {count:,}." for task, count in sorted(skipped)]
     if selected := sorted({r.task for r in grid.records if r.selected_on == "test"}):
         lines.append(f"Selected on test, as published: {', '.join(selected)}.")
+    own = {(r.attention, r.attention_source) for r in grid.records if r.attention_source}
+    lines += [f"Backend {name}: {source}." for name, source in sorted(own)]
     machines = {
         f"{r.machine}, {r.device}, {r.dtype}, {r.threads} threads, torch {r.torch}"
         + (", torch.compile" if r.compiled else "")
@@ -150,6 +152,8 @@ def write_report(
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
             records.remove(record)
+    # Those of the user's own go by their paths.
+    attentions = [name for name in attentions if name != "custom"]
     grid = build_grid(records, tasks, attentions, seeds)
     published = published_table(protocol, grid.tasks) if scale == "paper" else []
     folder = out_dir / scale / protocol

@@ -31,6 +31,8 @@ class Record:
     Args:
         task: Task.
         attention: Backend.
+        attention_source: Path and hash of the file of a user's own backend; the commit covers the
+            others.
         variant: Name of what was overridden.
         protocol: Protocol.
         scale: Scale.
@@ -45,6 +47,7 @@ class Record:
         best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
         best_step: Updates the chosen checkpoint had seen.
         steps: Updates in all.
+        skipped_updates: Those of them that float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
         seconds: Seconds in all, data and evaluation included.
         steps_per_second: Updates a second of `train_seconds`.
@@ -78,6 +81,7 @@ class Record:
     seed: int
     status: str
     reason: str = ""
+    attention_source: str = ""
     test_accuracy: float | None = None
     test_correct: int | None = None
     test_total: int | None = None
@@ -86,6 +90,7 @@ class Record:
     best_accuracy: float | None = None
     best_step: int | None = None
     steps: int
+    skipped_updates: int = 0
     train_seconds: float | None = None
     seconds: float
     steps_per_second: float | None = None

@@ -22,10 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lra import memory, results
+from lra import custom, memory, results
 from lra.batches import Batches
 from lra.build import (
     batches_for,
+    build_attention,
     build_model,
     build_task,
     machine,
@@ -40,6 +41,7 @@ from lra.config import (
     recorded,
     register,
     resolve,
+    resolve_precision,
 )
 from lra.loop import BEST, CHECKPOINT, NotFiniteError, Run, StoppedError, count_correct
 from lra.results import Record
@@ -139,10 +141,14 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """
     results.code_version()
     task = build_task(config)
+    build_attention(config.attention)
     device = resolve_device(config.device)
     values = decided(config, task, device)
     if not config.force and finished(folder, values):
-        log.info("%s%s is finished", place, config.cell)
+        there = results.read(folder / results.NAME).attention_source
+        changed = there != custom.sources(config.attention)
+        hint = ", with an attention that has changed since; force=true trains it again"
+        log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
         return None
     torch.set_num_threads(values["threads"])
     try:
@@ -197,12 +203,13 @@ def _train(
         label,
     )
     log.info(
-        "%s: %d parameters, %d steps of %d on %s, %s data %s",
+        "%s: %d parameters, %d steps of %d on %s in %s, %s data %s",
         label,
         num_parameters(model),
         config.train.steps,
         config.train.batch_size,
         device,
+        values["train"]["precision"],
         dataset.source.kind,
         dataset.fingerprint[:12],
     )
@@ -242,6 +249,7 @@ def _what(config: Config, values: dict[str, Any], dataset: cache.Dataset) -> dic
     return {
         "task": config.task.name,
         "attention": config.attention.name,
+        "attention_source": custom.sources(config.attention),
         "variant": config.variant,
         "protocol": config.protocol.name,
         "scale": config.scale,
@@ -264,6 +272,7 @@ def _how_fast(run: Run, other_seconds: float) -> dict[str, Any]:
         "best_accuracy": progress.best_accuracy if validated else None,
         "best_step": progress.best_step if validated else None,
         "steps": progress.step,
+        "skipped_updates": run.num_skipped,
         "train_seconds": progress.train_seconds,
         "seconds": progress.seconds + other_seconds,
         "steps_per_second": progress.step / progress.train_seconds,
@@ -278,7 +287,7 @@ def _where(config: Config, device: torch.device, threads: int) -> dict[str, Any]
     return {
         "machine": machine(device),
         "device": device.type,
-        "dtype": config.train.precision,
+        "dtype": resolve_precision(config.train.precision, device.type),
         "compiled": config.train.compile,
         "threads": threads,
         "torch": torch.__version__,

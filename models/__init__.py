@@ -3,7 +3,9 @@
 A backend is built as `ATTENTION[name](shape, **options)` and called as `backend(x, mask)`, with
 `x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None when every token is real;
 it returns `(B, N, D)`. What stands under the mask never changes the output at real positions.
-`backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too.
+`backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too,
+`backend.memory_growth` the power of N that memory grows with, and `backend.reference(x, mask)` is
+its plain form. `lra/contract.py` checks all of it.
 """
 
 from torch import nn
@@ -17,6 +19,7 @@ from models.longformer import Longformer
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.performer import Performer
+from models.reformer import Reformer
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -33,4 +36,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "longformer": Longformer,
     "performer": Performer,
     "bigbird": BigBird,
+    "reformer": Reformer,
 }

@@ -139,6 +139,7 @@ class BigBird(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(
         self,
@@ -169,3 +170,9 @@ class BigBird(nn.Module):
         dropout = self.dropout if self.training else 0.0
         pattern = (self.blocks, self.counts, self.block_size)
         return self.projections.merge(block_attention(q, k, v, mask, *pattern, dropout))
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        q, k, v = self.projections.split(x)
+        pattern = (self.blocks, self.counts, self.block_size)
+        return self.projections.merge(block_attention_reference(q, k, v, mask, *pattern))

@@ -57,8 +57,8 @@ class ModelConfig:
         norm_epsilon: Epsilon of every LayerNorm.
         gelu: `exact`, or its `tanh` approximation.
         initialisation: Of linear layers: `torch`'s default, or that of the `flax` codes: attention
-            and MLP Xavier-uniform with MLP biases of standard deviation 1e-6, classifier
-            LeCun-normal with biases 0.
+            and MLP Xavier-uniform with biases of standard deviation 1e-6, classifier LeCun-normal
+            with biases 0.
 
     Raises:
         ValueError: A value is out of range; the message names the key.
@@ -164,8 +164,34 @@ class Embedding(nn.Module):
         return embedded
 
 
+def _float16_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return False
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+
+
+def pad_invariant(backend: nn.Module) -> bool:
+    """Return whether the amount of padding leaves a backend's output at real positions as it is.
+
+    Raises:
+        ValueError: The backend does not say.
+    """
+    claim = getattr(backend, "pad_invariant", None)
+    if not isinstance(claim, bool):
+        raise ValueError(
+            f"{type(backend).__name__} must say pad_invariant = True or False: whether more padding"
+            " leaves its output at real positions as it is (False is always safe)"
+        )
+    return claim
+
+
 class Block(nn.Module):
-    """One pre-norm block: attention, then the MLP, each on a residual path."""
+    """One pre-norm block: attention, then the MLP, each on a residual path.
+
+    Under float16 autocast the attention runs in float32, as in github.com/mlpen: sums over
+    thousands of tokens leave float16's range. There the projections are float16 still.
+    """
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
@@ -189,7 +215,13 @@ class Block(nn.Module):
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         if self.clear_padding and mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        normed = self.attention_norm(x)
+        if _float16_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                attended = self.attention(normed.float(), mask)
+        else:
+            attended = self.attention(normed, mask)
+        x = x + self.dropout(attended)
         mixed: Tensor = x + self.mlp(self.mlp_norm(x))
         return mixed
 
@@ -207,7 +239,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, config.norm_epsilon)
         # Whether the amount of padding leaves the encoding as it is.
         self.pad_invariant = config.pooling != "mean_all" and all(
-            bool(block.attention.pad_invariant) for block in blocks
+            pad_invariant(block.attention) for block in blocks
         )
 
     def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
@@ -253,14 +285,17 @@ def _classifier(in_dim: int, hidden_dims: list[int], num_classes: int) -> nn.Seq
 def initialise_as_flax(encoder: Encoder, head: nn.Sequential) -> None:
     """Draw the linear layers anew as the flax codes of Long Range Arena and WavSpA do.
 
-    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; biases of
-    the MLP have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
+    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; their
+    biases have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
     two standard deviations, of variance 1 / inputs) and its biases 0.
     """
     for module in encoder.modules():
         if isinstance(module, HeadProjections):
-            for kernel in (*module.qkv.weight.chunk(3), module.out.weight):
+            for kernel in (*module.qkv.weight.chunk(module.num_inputs), module.out.weight):
                 nn.init.xavier_uniform_(kernel)
+            for bias in (module.qkv.bias, module.out.bias):
+                if bias is not None:
+                    nn.init.normal_(bias, std=1e-6)
         elif isinstance(module, Block):
             for layer in module.mlp:
                 if isinstance(layer, nn.Linear):

@@ -95,6 +95,7 @@ class Fourier(nn.Module):
 
     # The transform sees the whole padded length.
     pad_invariant = False
+    memory_growth = 1
 
     def __init__(
         self, shape: AttentionShape, *, norm: Norm = "backward", method: Method = "fft"
@@ -108,4 +109,11 @@ class Fourier(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         wide = x if x.dtype == torch.float64 else x.float()
-        return fourier_mixing(wide, self.norm, self.method).to(x.dtype)
+        # The products of `matrix` would be rounded, and their gradient have no transform.
+        with torch.autocast(x.device.type, enabled=False):
+            return fourier_mixing(wide, self.norm, self.method).to(x.dtype)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form."""
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        return fourier_mixing_reference(x, self.norm)

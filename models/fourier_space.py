@@ -31,6 +31,11 @@ class FourierSpace(nn.Module):
 
     pad_invariant = False
 
+    @property
+    def memory_growth(self) -> float | None:
+        """The power of N that memory grows with: that of the attention inside, if it says so."""
+        return getattr(self.attention, "memory_growth", None)
+
     def __init__(
         self, shape: AttentionShape, *, inner: Callable[[AttentionShape], nn.Module]
     ) -> None:
@@ -45,6 +50,20 @@ class FourierSpace(nn.Module):
         tokens = torch.cat([spectrum.real, spectrum.imag], dim=1)  # (B, 2 K, D)
         real, imag = _full_precision(self.attention(tokens, None)).chunk(2, dim=1)
         out: Tensor = torch.fft.irfft(torch.complex(real, imag), n=x.shape[1], dim=1, norm="ortho")
+        return out
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` with the transform as a product with real matrices."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        length = x.shape[1]
+        position = torch.arange(length, device=x.device)
+        frequency = position[: length // 2 + 1, None]
+        angles = (frequency * position % length).to(x.dtype) * (2 * torch.pi / length)
+        waves = torch.cat([angles.cos(), -angles.sin()]) / length**0.5  # (2 K, N)
+        # Every frequency but 0 and N / 2 stands for its negative too.
+        twice = torch.where((2 * frequency) % length == 0, 1.0, 2.0).to(x.dtype).repeat(2, 1)
+        out: Tensor = (twice * waves).mT @ self.attention(waves @ x, None)
         return out
 
 

@@ -33,23 +33,28 @@ class AttentionShape:
 class HeadProjections(nn.Module):
     """Project a sequence to queries, keys and values a head, and the heads' outputs back.
 
-    The three input projections are one matrix product; their weights are the three blocks of
-    rows of `qkv.weight`.
+    The three input projections are one matrix product; their weights are the `num_inputs` blocks
+    of rows of `qkv.weight`.
+
+    Args:
+        shape: Sizes and biases.
+        shared_qk: Whether queries and keys are one projection, which makes two blocks of three.
     """
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, shape: AttentionShape, *, shared_qk: bool = False) -> None:
         super().__init__()
         self.heads, self.head_dim = shape.heads, shape.head_dim
+        self.num_inputs = 2 if shared_qk else 3
         inner = shape.heads * shape.head_dim
-        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=shape.bias)
+        self.qkv = nn.Linear(shape.dim, self.num_inputs * inner, bias=shape.bias)
         self.out = nn.Linear(inner, shape.dim, bias=shape.bias)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project `x` `(B, N, D)` to q, k and v, each `(B, H, N, K)` (a view, not contiguous)."""
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        qkv = self.qkv(x).view(batch, length, self.num_inputs, self.heads, self.head_dim)
+        q, *k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k[0] if k else q, v
 
     def merge(self, heads: Tensor) -> Tensor:
         """Join `heads` `(B, H, N, K)` and project them to `(B, N, D)`."""

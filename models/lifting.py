@@ -21,7 +21,9 @@ from models.depthwise import correlate, spread, tap_gradient
 Step = Callable[[Tensor], Tensor]
 
 
-def lifting_dec(x: Tensor, w_est: Tensor, w_pred: Tensor, level: int) -> list[Tensor]:
+def lifting_dec(
+    x: Tensor, w_est: Tensor, w_pred: Tensor, level: int, plain: bool = False
+) -> list[Tensor]:
     """Decompose a sequence by learned lifting, in time and memory linear in N F.
 
     With e and o the even and odd samples, a level gives `d = o - silu(corr(e, w_est)) / 2` and
@@ -32,6 +34,7 @@ def lifting_dec(x: Tensor, w_est: Tensor, w_pred: Tensor, level: int) -> list[Te
         w_est: Filters `(F, C)` that predict odd samples from even ones.
         w_pred: Filters `(F, C)` that update even samples from details.
         level: Number of levels, at least 1; each splits the s of the one before.
+        plain: Correlate by `circular_correlation_plain`.
 
     Returns:
         `[s_level, d_level, ..., d_1]`, each `(B, n, C)`.
@@ -39,10 +42,12 @@ def lifting_dec(x: Tensor, w_est: Tensor, w_pred: Tensor, level: int) -> list[Te
     Raises:
         ValueError: For a level below 1.
     """
-    return _decompose(x, level, *_learned_steps(w_est, w_pred))
+    return _decompose(x, level, *_learned_steps(w_est, w_pred, plain))
 
 
-def lifting_rec(coeffs: Sequence[Tensor], w_est: Tensor, w_pred: Tensor, length: int) -> Tensor:
+def lifting_rec(
+    coeffs: Sequence[Tensor], w_est: Tensor, w_pred: Tensor, length: int, plain: bool = False
+) -> Tensor:
     """Undo `lifting_dec`: exact for every filter, length and level.
 
     Args:
@@ -50,6 +55,7 @@ def lifting_rec(coeffs: Sequence[Tensor], w_est: Tensor, w_pred: Tensor, length:
         w_est: As given to `lifting_dec`.
         w_pred: As given to `lifting_dec`.
         length: Length N of the sequence that was decomposed (or N + 1 if N is odd).
+        plain: As given to `lifting_dec`.
 
     Returns:
         `(B, length, C)`.
@@ -57,7 +63,7 @@ def lifting_rec(coeffs: Sequence[Tensor], w_est: Tensor, w_pred: Tensor, length:
     Raises:
         ValueError: Where the coefficients do not fit each other or the length.
     """
-    return _reconstruct(coeffs, length, *_learned_steps(w_est, w_pred))
+    return _reconstruct(coeffs, length, *_learned_steps(w_est, w_pred, plain))
 
 
 def lift53_dec(x: Tensor, level: int) -> list[Tensor]:
@@ -147,12 +153,14 @@ def _update53(detail: Tensor) -> Tensor:
     return (detail.roll(1, dims=1) + detail) / 4
 
 
-def _learned_steps(w_est: Tensor, w_pred: Tensor) -> tuple[Step, Step]:
+def _learned_steps(w_est: Tensor, w_pred: Tensor, plain: bool) -> tuple[Step, Step]:
+    correlation = circular_correlation_plain if plain else circular_correlation
+
     def predict(even: Tensor) -> Tensor:
-        return F.silu(circular_correlation(even, w_est)) / 2
+        return F.silu(correlation(even, w_est)) / 2
 
     def update(detail: Tensor) -> Tensor:
-        return F.silu(circular_correlation(detail, w_pred)) / 4
+        return F.silu(correlation(detail, w_pred)) / 4
 
     return predict, update
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
-from models.kernel import kernel_attention
+from models.kernel import kernel_attention, kernel_attention_reference
 
 
 def elu_features(x: Tensor) -> Tensor:
@@ -28,6 +28,7 @@ class Linear(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
@@ -37,4 +38,10 @@ class Linear(nn.Module):
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x)
         heads = kernel_attention(elu_features(q), elu_features(k), v, mask)
+        return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form."""
+        q, k, v = self.projections.split(x)
+        heads = kernel_attention_reference(elu_features(q), elu_features(k), v, mask)
         return self.projections.merge(heads)

@@ -2,9 +2,9 @@
 
     softmax(Q (E K)' / sqrt(K)) (F V)
 
-with E and F learned matrices `(rank, N)` for each head, so that time and memory grow with N.
-Masked positions are zeroed before the projection, and a shorter sequence takes the first columns
-of E, so padding changes nothing.
+with E and F learned matrices `(rank, N)`, for each head or for all, so that time and memory grow
+with N. Masked positions are zeroed before the projection, and a shorter sequence takes the first
+columns of E, so padding changes nothing.
 
 Axes: B batch, H heads, N length, R rank, K head width, D model width.
 """
@@ -25,9 +25,8 @@ def linformer_attention_reference(
     values = q.new_zeros(batch, *to_keys.shape[:2], width)
     for n in range(length):
         real = q.new_ones(batch, 1) if mask is None else mask[:, n, None].to(q)
-        for i in range(to_keys.shape[1]):
-            keys[:, :, i] += real[..., None] * to_keys[:, i, n, None] * k[:, :, n]
-            values[:, :, i] += real[..., None] * to_values[:, i, n, None] * v[:, :, n]
+        keys = keys + real[..., None, None] * to_keys[:, :, n, None] * k[:, :, None, n]
+        values = values + real[..., None, None] * to_values[:, :, n, None] * v[:, :, None, n]
     weights: Tensor = (q @ keys.mT / width**0.5).softmax(-1)  # (B, H, N, R)
     return weights @ values
 
@@ -49,7 +48,8 @@ def linformer_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
             sequence without any.
-        to_keys: E `(H, R, n)` with n at least N; the first N columns are used.
+        to_keys: E `(H, R, n)`, or `(1, R, n)` for all heads, with n at least N; the first N columns
+            are used.
         to_values: F, of the same shape.
         dropout: Probability of dropping an attention weight.
 
@@ -69,28 +69,37 @@ def linformer_attention(
 class Linformer(nn.Module):
     """Multi-head Linformer attention.
 
-    The projections along the length belong to the layer, one for each head, and start normal with
-    standard deviation 0.02. The published code for the Long Range Arena starts them alike, but
-    shares them between layers.
+    The projections along the length belong to the layer and start normal with standard deviation
+    0.02, as in Nystromformer's and MRA's code, which shares them between layers though.
 
     Args:
         shape: Sizes, attention dropout and biases; `shape.max_length` is the width of E.
         rank: Keys and values after the projection.
         shared: Whether keys and values share one projection.
+        per_head: Whether each head has its own; the Long Range Arena and WavSpA have one for all.
 
     Raises:
         ValueError: If `rank` is below 1.
     """
 
     pad_invariant = True
+    memory_growth = 1
 
-    def __init__(self, shape: AttentionShape, *, rank: int = 256, shared: bool = True) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        rank: int = 256,
+        shared: bool = True,
+        per_head: bool = True,
+    ) -> None:
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank={rank}: must be at least 1")
         self.projections = HeadProjections(shape)
         self.dropout = shape.dropout
-        self.to_keys = nn.Parameter(torch.empty(shape.heads, rank, shape.max_length))
+        heads = shape.heads if per_head else 1
+        self.to_keys = nn.Parameter(torch.empty(heads, rank, shape.max_length))
         nn.init.normal_(self.to_keys, std=0.02)
         self.to_values: nn.Parameter | None = None
         if not shared:
@@ -103,4 +112,11 @@ class Linformer(nn.Module):
         to_values = self.to_keys if self.to_values is None else self.to_values
         dropout = self.dropout if self.training else 0.0
         heads = linformer_attention(q, k, v, mask, self.to_keys, to_values, dropout)
+        return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        q, k, v = self.projections.split(x)
+        to_values = self.to_keys if self.to_values is None else self.to_values
+        heads = linformer_attention_reference(q, k, v, mask, self.to_keys, to_values)
         return self.projections.merge(heads)

@@ -111,6 +111,7 @@ class Longformer(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(self, shape: AttentionShape, *, window: int = 64, num_global: int = 1) -> None:
         super().__init__()
@@ -127,4 +128,10 @@ class Longformer(nn.Module):
         q, k, v = self.projections.split(x)
         dropout = self.dropout if self.training else 0.0
         heads = window_attention(q, k, v, mask, self.window, self.num_global, dropout)
+        return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        q, k, v = self.projections.split(x)
+        heads = window_attention_reference(q, k, v, mask, self.window, self.num_global)
         return self.projections.merge(heads)

@@ -13,7 +13,8 @@ b tokens a block, M selected pairs a head.
 """
 
 import logging
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["full", "sparse"]
 RowMax = Literal["official", "live"]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def block_scores(
@@ -335,11 +337,15 @@ class MRA(nn.Module):
         rows = -(-shape.max_length // block_size)
         self.num_blocks = blocks_per_row * rows
         _warn_of_a_short_budget(rows, blocks_per_row, first_blocks, diagonal_blocks)
-        self.first_blocks = first_blocks
-        self.diagonal_blocks = diagonal_blocks
         self.block_size = block_size
-        self.row_max: RowMax = row_max
-        self.max_length = shape.max_length
+        self.selection: dict[str, Any] = {
+            "num_blocks": self.num_blocks,
+            "first_blocks": first_blocks,
+            "diagonal_blocks": diagonal_blocks,
+            "block_size": block_size,
+            "row_max": row_max,
+            "padded_length": shape.max_length,
+        }
         self.input_shape = input_shape
         self.tile = tile
         self.projections = HeadProjections(shape)
@@ -351,26 +357,31 @@ class MRA(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        if self.input_shape is not None:
-            order = tile_order(self.input_shape, self.tile, x.device)
-            x = x[:, order]
-            mask = None if mask is None else mask[:, order]
-        q, k, v = self.projections.split(x)
-        heads = mra_attention(
-            q,
-            k,
-            v,
-            mask,
-            num_blocks=self.num_blocks,
-            mode=self.mode,
-            first_blocks=self.first_blocks,
-            diagonal_blocks=self.diagonal_blocks,
-            block_size=self.block_size,
-            row_max=self.row_max,
-            padded_length=self.max_length,
+        return self._in_tiles(self._attend, x, mask)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, for the pairs of blocks that it selects."""
+        return self._in_tiles(self._attend_plainly, x, mask)
+
+    def _in_tiles(self, attend: Attend, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.input_shape is None:
+            return self.projections.merge(attend(*self.projections.split(x), mask))
+        order = tile_order(self.input_shape, self.tile, x.device)
+        mask = None if mask is None else mask[:, order]
+        out = self.projections.merge(attend(*self.projections.split(x[:, order]), mask))
+        return out[:, order.argsort()]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return mra_attention(q, k, v, mask, mode=self.mode, **self.selection)
+
+    def _attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        pairs = select_blocks(q, k, mask, **self.selection)
+        counts = valid_tokens(q, mask, self.block_size).sum(-1)
+        selected = selected_map(pairs, counts)
+        selected = selected.view(*q.shape[:2], *selected.shape[1:])
+        return mra_attention_reference(
+            q, k, v, mask, selected, mode=self.mode, block_size=self.block_size
         )
-        out = self.projections.merge(heads)
-        return out if self.input_shape is None else out[:, order.argsort()]
 
 
 class MRASparse(MRA):

@@ -1,41 +1,36 @@
 """Attention over selected pairs of blocks, fast on the CPU: one operator with its own backward.
 
 What `models/mra.py` attends to is fixed by then; here it is computed. The plain form of the same
-function is `models.mra.gathered_attention`. What makes this one fast:
-
-* Query blocks are sorted by how many key blocks they selected and taken in chunks of equal count,
-  so that a chunk is dense attention without padding: torch's own fused kernel, forward and
-  backward. Its backward takes the weights from whatever log-sum-exp it is given, so that of the
-  merged softmax makes it exact.
-* Heads are shared out among Python threads that use one core each. Threads inside each of many
-  small operations would wait for each other at every one of them, and for a whole time slice
-  whenever another process holds a core.
+function is `models.mra.gathered_attention`. A head is a call of `models/mra_kernel.py`, and heads
+are shared out among Python threads that use one core each, which nothing waits for but the end:
+threads inside each of many small operations would wait for each other at every one of them, and
+for a whole time slice whenever another process holds a core.
 
 Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b tokens a block,
-G heads of one slice, R query blocks of one chunk, c selected key blocks of each.
+G heads of one slice. Inside the kernel a block has T >= b tokens, and a token C >= K columns.
 """
 
+import math
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-# The kernel of `scaled_dot_product_attention` itself, which alone returns the log-sum-exp.
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+Array = NDArray[Any]
 
 # Stands for minus infinity, so that no difference of two of them is NaN.
 FLOOR = -1e30
-# Fewer pairs a chunk, or fewer query blocks a slice, are more calls; more of either leave the
-# second-level cache, and take memory. Half or twice as many are within a tenth of the time.
-PAIRS_A_CHUNK = 192
+# Bytes of a vector of the processor, or of several.
+VECTOR = 64
+# Query blocks whose pairs are selected at a time.
 BLOCKS_A_SLICE = 256
 
 
@@ -131,228 +126,94 @@ def selected_map(pairs: Tensor, counts: Tensor) -> Tensor:
     return selected.view_as(live) & live
 
 
-class _Chunk(NamedTuple):
-    """Dense attention of R query blocks to c key blocks each."""
+class _Heads:
+    """Heads of tensors `(B, H, N, K)` as the kernel wants them, and what else it is told."""
 
-    rows: slice  # places of the query blocks in the slice's order
-    columns: Tensor  # (R c,), key blocks of the slice
-    shape: tuple[int, int, int, int]  # of its keys and values: (R, 1, c b, K)
+    def __init__(self, x: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int) -> None:
+        valid = valid_tokens(x, mask, block_size)
+        counts = valid.sum(-1)
+        selected = selected_map(pairs, counts)
+        self.valid, self.counts, self.selected = valid.numpy(), counts.numpy(), selected.numpy()
+        self.heads, self.shape = x.shape[1], _packed_shape(x, block_size)
+        self.dtype = x[:0].numpy().dtype
+        self.scale = self.dtype.type(x.shape[-1] ** -0.5)
+        self.whole = math.prod(self.shape) == x[0, 0].numel() and bool(valid.all())
+        self.own = threading.local()
 
+    def pairs(self, head: int) -> tuple[Array, Array, Array, Any]:
+        """Return the real tokens, their counts, the selected pairs, and the scale of logits."""
+        return self.valid[head], self.counts[head], self.selected[head], self.scale
 
-class _Layout(NamedTuple):
-    """What is computed, and in which order: slices of heads one after the other."""
+    def blocks(self, head: int, name: str, x: Array) -> Array:
+        """Return an array `(X, T, C)` for a head of `x`: itself where it is that, else not filled.
 
-    size: int  # heads a slice
-    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
-    counts: Tensor  # (G, X), real tokens
-    left: Tensor  # (G, X, Y) bool, live pairs that were not selected
-    order: Tensor  # (G X,), block rows of each slice, sorted by how many pairs they selected
-    back: Tensor  # (G X,), the place of each block row in that order
-    chunks: dict[int, list[_Chunk]]  # by the first head of the slice
+        A thread gets the same array for a name: fresh memory costs more than filling it.
+        """
+        tokens = self._tokens(head, x)
+        if self.whole and tokens.flags.c_contiguous:
+            return tokens.reshape(self.shape)
+        arrays: dict[str, Array] = self.own.__dict__
+        if name not in arrays:
+            arrays[name] = np.empty(self.shape, self.dtype)
+        return arrays[name]
 
+    def read(self, head: int, **tensors: Array) -> list[Array]:
+        """Return a head of each tensor as blocks `(X, T, C)`, 0 under the mask."""
+        filled = []
+        for name, x in tensors.items():
+            tokens, blocks = self._tokens(head, x), self.blocks(head, name, x)
+            if not np.may_share_memory(tokens, blocks):
+                _kernel().pack(tokens, self.valid[head], blocks)
+            filled.append(blocks)
+        return filled
 
-def _lay_out(q: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int) -> _Layout:
-    """Sort the block rows of each slice, and cut them into chunks."""
-    valid = valid_tokens(q, mask, block_size)
-    counts = valid.sum(-1)
-    selected = selected_map(pairs, counts)
-    heads, num_blocks = counts.shape
-    size = heads_a_slice(heads, num_blocks)
-    rows_a_slice = size * num_blocks
-    row_counts = selected.sum(-1).flatten()
-    slice_of_row = torch.arange(len(row_counts)) // rows_a_slice
-    order = (slice_of_row * (num_blocks + 1) + row_counts).argsort(stable=True)
-    places, columns = selected.flatten(0, 1)[order].nonzero().unbind(1)
-    columns += order[places] % rows_a_slice // num_blocks * num_blocks
-    sorted_counts = row_counts[order].tolist()
-    chunks: dict[int, list[_Chunk]] = {}
-    pair = 0
-    for start in range(0, heads, size):
-        first = start * num_blocks
-        sizes = _chunk_sizes(sorted_counts[first : first + rows_a_slice])
-        chunks[start] = []
-        row = 0
-        for rows, count in sizes:
-            taken = columns[pair : pair + rows * count]
-            shape = (rows, 1, count * block_size, q.shape[-1])
-            chunks[start].append(_Chunk(slice(row, row + rows), taken, shape))
-            row, pair = row + rows, pair + rows * count
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order)) % rows_a_slice
-    mixed = None if bool(valid.all()) else valid.flatten(0, 1)
-    left = live_pairs(counts) & ~selected
-    return _Layout(size, mixed, counts, left, order % rows_a_slice, back, chunks)
+    def write(self, head: int, blocks: Array, x: Array) -> None:
+        """Copy blocks `(X, T, C)` to a head of `x`, 0 under the mask, unless they are there."""
+        tokens = self._tokens(head, x)
+        if not np.may_share_memory(tokens, blocks):
+            _kernel().unpack(blocks, self.valid[head], tokens)
 
-
-def _chunk_sizes(sorted_counts: list[int]) -> list[tuple[int, int]]:
-    """Cut sorted rows into chunks `(rows, pairs of each)` of equal count and limited size."""
-    sizes = []
-    for count, group in Counter(sorted_counts).items():
-        rows = max(1, PAIRS_A_CHUNK // count) if count else group
-        sizes += [(min(rows, group - start), count) for start in range(0, group, rows)]
-    return sizes
+    def _tokens(self, head: int, x: Array) -> Array:
+        tokens: Array = x[head // self.heads, head % self.heads]
+        return tokens
 
 
-class _Slice(NamedTuple):
-    """Some heads of the operator's inputs."""
+def _kernel() -> Any:
+    # Not above: a machine that computes on a GPU may do without numba.
+    import models.mra_kernel as mra_kernel
 
-    queries: Tensor  # (G X, b, K)
-    keys: Tensor  # (G Y, b, K)
-    values: Tensor  # (G Y, b, K)
-    valid: Tensor | None  # (G X, b) bool; None if all tokens are real
-    order: Tensor  # (G X,)
-    back: Tensor  # (G X,)
-    chunks: list[_Chunk]
+    return mra_kernel
 
 
-def _cut(layout: _Layout, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None,
-         block_size: int, start: int, stop: int) -> _Slice:  # fmt: skip
-    """Take heads `start` to `stop`."""
-    q, k, v = (head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in qkv)
-    num_blocks = len(q) // (stop - start)
-    rows = slice(start * num_blocks, stop * num_blocks)
-    valid = None if layout.valid is None else layout.valid[rows]
-    return _Slice(q, k, v, valid, layout.order[rows], layout.back[rows], layout.chunks[start])
+def _whole_vectors(size: int, x: Tensor) -> int:
+    lanes = VECTOR // x.element_size()
+    return -(-size // lanes) * lanes
 
 
-def _bias(part: _Slice, chunk: _Chunk) -> Tensor | None:
-    """Return what keeps queries from keys that are not real, `(R, 1, 1, c b)`."""
-    if part.valid is None:
-        return None
-    invalid = ~part.valid.index_select(0, chunk.columns)
-    bias = part.keys.new_zeros(invalid.shape).masked_fill_(invalid, FLOOR)
-    return bias.view(chunk.shape[0], 1, 1, chunk.shape[2])
+def _packed_shape(x: Tensor, block_size: int) -> tuple[int, int, int]:
+    """Return the number of blocks X of a head, and their sizes T and C in whole vectors."""
+    num_blocks = -(-x.shape[2] // block_size)
+    return num_blocks, _whole_vectors(block_size, x), _whole_vectors(x.shape[3], x)
 
 
-def _attend_fine(part: _Slice) -> tuple[Tensor, Tensor]:
-    """Attend to the selected blocks: `(G X, b, K)`, and the log-sum-exp `(G X, b)`."""
-    queries = part.queries.index_select(0, part.order).unsqueeze(1)
-    outs, norms = [], []
-    for chunk in part.chunks:
-        query = queries[chunk.rows]
-        if len(chunk.columns):
-            keys = part.keys.index_select(0, chunk.columns).view(chunk.shape)
-            values = part.values.index_select(0, chunk.columns).view(chunk.shape)
-            out, norm = _flash(query, keys, values, attn_mask=_bias(part, chunk))
-        else:
-            out, norm = torch.zeros_like(query), query.new_full(query.shape[:-1], FLOOR)
-        outs.append(out)
-        norms.append(norm)
-    out, norm = (torch.cat(x).index_select(0, part.back).squeeze(1) for x in (outs, norms))
-    return out, norm
-
-
-def _differentiate_fine(
-    part: _Slice, out: Tensor, lse: Tensor, grad: Tensor, grads: list[Tensor]
-) -> None:
-    """Write what queries, keys and values get through selected blocks to `grads` `(G X, b, K)`."""
-    queries, outs, norms, out_grads = (
-        x.index_select(0, part.order).unsqueeze(1) for x in (part.queries, out, lse, grad)
-    )
-    sorted_grads = []
-    grad_k, grad_v = (x.zero_() for x in grads[1:])
-    for chunk in part.chunks:
-        rows, columns = chunk.rows, chunk.columns
-        if not len(columns):
-            sorted_grads.append(torch.zeros_like(queries[rows]))
-            continue
-        keys = part.keys.index_select(0, columns).view(chunk.shape)
-        values = part.values.index_select(0, columns).view(chunk.shape)
-        to_query, to_keys, to_values = _flash_backward(
-            out_grads[rows], queries[rows], keys, values, outs[rows], norms[rows], 0.0, False,
-            attn_mask=_bias(part, chunk),
-        )  # fmt: skip
-        sorted_grads.append(to_query)
-        grad_k.index_add_(0, columns, to_keys.view(-1, *out.shape[1:]))
-        grad_v.index_add_(0, columns, to_values.view(-1, *out.shape[1:]))
-    torch.index_select(torch.cat(sorted_grads).squeeze(1), 0, part.back, out=grads[0])
-
-
-def _weigh_coarse(means: Tensor, counts: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Take each block in `left` `(G, X, Y)` for one item of logit L_xy + log c_y.
-
-    Returns:
-        The softmax over y, `(G, X, Y)`, and its log-sum-exp `(G X, 1)`, FLOOR where nothing is
-        left.
-    """
-    logits = means[0] @ means[1].mT / means.shape[-1] ** 0.5
-    logits += counts.clamp(min=1).to(logits.dtype).log().unsqueeze(-2)
-    logits.masked_fill_(~left, FLOOR)
-    lse = logits.logsumexp(-1, keepdim=True)
-    return logits.sub_(lse).exp_().mul_(left), lse.view(-1, 1)
-
-
-def _differentiate_coarse(
-    means: Tensor, counts: Tensor, weights: Tensor, coarse_lse: Tensor, out: Tensor, lse: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return what each token of a block gets through the means, `(G X, 1, K)` each.
-
-    With w the share of the coarse part in a query's softmax and D_i = grad_i . out_i,
-    U_x = sum of w_i grad_i, T_x = sum of w_i D_i: dL = W (U vm^T - T), dvm = W^T U,
-    dqm = dL km / sqrt(K), dkm = dL^T qm / sqrt(K).
-    """
-    heads, num_blocks, width = means.shape[1:]
-    share = (coarse_lse - lse).exp_().unsqueeze(1)  # (G X, 1, b)
-    inner = (grad * out).sum(-1, keepdim=True)
-    pooled = (share @ grad).view(heads, num_blocks, width)
-    logits = pooled @ means[2].mT - (share @ inner).view(heads, num_blocks, 1)
-    logits *= weights / width**0.5
-    each = counts.clamp(min=1).unsqueeze(-1)
-    to_q, to_k, to_v = logits @ means[1] / each, logits.mT @ means[0] / each, weights.mT @ pooled
-    return to_q.view(-1, 1, width), to_k.view(-1, 1, width), (to_v / each).view(-1, 1, width)
-
-
-class _Rows:
-    """The block rows of some heads of a contiguous result, to be filled and then stored."""
-
-    def __init__(self, result: Tensor, start: int, stop: int, block_size: int) -> None:
-        _, _, length, width = result.shape
-        self.target = result.flatten(0, 1)[start:stop]
-        self.in_place = length % block_size == 0
-        padded = -(-length // block_size) * block_size
-        rows = self.target if self.in_place else result.new_empty(stop - start, padded, width)
-        self.blocks = rows.view(-1, block_size, width)
-
-    def store(self, valid: Tensor | None) -> None:
-        """Put 0 where `valid` `(G X, b)` is False, and copy what is not in place."""
-        if valid is not None:
-            self.blocks.masked_fill_(~valid.unsqueeze(-1), 0.0)
-        if not self.in_place:
-            heads, length, width = self.target.shape
-            self.target.copy_(self.blocks.view(heads, -1, width)[:, :length])
-
-
-@torch.library.custom_op("long_range_arena::attend_blocks", mutates_args=())
+@torch.library.custom_op("long_range_arena::mra_attend_blocks", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, the log-sum-exp and the block means, saved for the backward."""
+    """Return the output, and the log-sum-exp and the block means for the backward."""
     out, lse, means = _new_results(q, block_size, full)
-    heads, num_blocks = lse.shape[:2]
-    layout = _lay_out(q, mask, pairs, block_size)
+    heads, kernel = _Heads(q, mask, pairs, block_size), _kernel()
+    Q, K, V, outs, sums, averages = (x.numpy() for x in (q, k, v, out, lse, means))
 
     def run(start: int, stop: int) -> None:
-        here = slice(start, stop)
-        part = _cut(layout, (q, k, v), mask, block_size, start, stop)
-        fine, norm = _attend_fine(part)
-        rows = _Rows(out, start, stop, block_size)
-        if full:
-            for x, mean in zip((part.queries, part.keys, part.values), means[:, here], strict=True):
-                by_head = x.view(stop - start, num_blocks, block_size, -1)
-                mean.copy_(block_means(by_head, layout.counts[here]))
-            weights, coarse = _weigh_coarse(means[:, here], layout.counts[here], layout.left[here])
-            total = torch.logaddexp(norm, coarse)
-            item = (weights @ means[2, here]).flatten(0, 1).unsqueeze(1)
-            torch.mul(fine, (norm - total).exp_().unsqueeze(-1), out=rows.blocks)
-            rows.blocks.addcmul_((coarse - total).exp_().unsqueeze(-1), item)
-            norm = total
-        else:
-            rows.blocks.copy_(fine)
-        rows.store(part.valid)
-        lse[here] = norm.view(stop - start, num_blocks, block_size)
+        for head in range(start, stop):
+            qkv, rows = heads.read(head, q=Q, k=K, v=V), heads.blocks(head, "out", outs)
+            for blocks, mean in zip(qkv, averages[head], strict=False):
+                kernel.average(blocks, heads.counts[head], mean)
+            kernel.attend(*qkv, *heads.pairs(head), averages[head], rows, sums[head])
+            heads.write(head, rows, outs)
 
-    over_heads(run, heads, layout.size)
+    over_heads(run, len(lse), 1)
     return out, lse, means
 
 
@@ -364,59 +225,52 @@ def _new_results_of(
 
 
 def _new_results(q: Tensor, block_size: int, full: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads, length, width = q.shape
-    shape = (batch * heads, -(-length // block_size))
-    means = q.new_empty(3 if full else 0, *shape, width)
-    return q.new_empty(q.shape), q.new_empty(*shape, block_size), means
+    heads = q.shape[0] * q.shape[1]
+    num_blocks, tokens, columns = _packed_shape(q, block_size)
+    means = q.new_empty(heads, 3 if full else 0, _whole_vectors(num_blocks, q), columns)
+    return q.new_empty(q.shape), q.new_empty(heads, num_blocks, tokens), means
 
 
-@torch.library.custom_op("long_range_arena::attend_blocks_backward", mutates_args=())
+@torch.library.custom_op("long_range_arena::mra_attend_blocks_backward", mutates_args=())
 def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
-    means: Tensor, grad: Tensor, block_size: int, full: bool,
+    means: Tensor, grad: Tensor, block_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
-    heads, num_blocks = lse.shape[:2]
-    layout = _lay_out(q, mask, pairs, block_size)
+    heads, kernel = _Heads(q, mask, pairs, block_size), _kernel()
+    given = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
+    arrays = {name: x.numpy() for name, x in given.items()}
+    results = [x.numpy() for x in grads]
+    sums, averages = lse.numpy(), means.numpy()
 
     def run(start: int, stop: int) -> None:
-        here = slice(start, stop)
-        part = _cut(layout, (q, k, v), mask, block_size, start, stop)
-        out_rows, grad_rows = (
-            head_blocks(x, start, stop, block_size, mask).flatten(0, 1) for x in (out, grad)
-        )
-        norm = lse[here].flatten(0, 1)
-        rows = [_Rows(x, start, stop, block_size) for x in grads]
-        _differentiate_fine(part, out_rows, norm, grad_rows, [x.blocks for x in rows])
-        if full:
-            coarse = _weigh_coarse(means[:, here], layout.counts[here], layout.left[here])
-            spread = _differentiate_coarse(
-                means[:, here], layout.counts[here], *coarse, out_rows, norm, grad_rows
-            )
-            for row, token in zip(rows, spread, strict=True):
-                row.blocks += token
-        for row in rows:
-            row.store(part.valid)
+        for head in range(start, stop):
+            *qkv, rows, towards = heads.read(head, **arrays)
+            to_qkv = [heads.blocks(head, f"grad {i}", x) for i, x in enumerate(results)]
+            here = averages[head], rows, sums[head], towards
+            kernel.differentiate(*qkv, *heads.pairs(head), *here, *to_qkv)
+            for blocks, x in zip(to_qkv, results, strict=True):
+                heads.write(head, blocks, x)
 
-    over_heads(run, heads, layout.size)
+    over_heads(run, len(lse), 1)
     return grads
 
 
 @_attend_backward.register_fake
 def _new_grads_of(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, out: Tensor, lse: Tensor,
-    means: Tensor, grad: Tensor, block_size: int, full: bool,
+    means: Tensor, grad: Tensor, block_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, mask, pairs, ctx.block_size, ctx.full = inputs
-    ctx.save_for_backward(q, k, v, mask, pairs, *output)
+    *tensors, ctx.block_size, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = _attend_backward(*ctx.saved_tensors, grad, ctx.block_size, ctx.full)
+    grads = _attend_backward(*ctx.saved_tensors, grad, ctx.block_size)
     return *grads, None, None, None, None
 
 

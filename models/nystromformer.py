@@ -129,6 +129,7 @@ class Nystromformer(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(
         self,
@@ -166,7 +167,18 @@ class Nystromformer(nn.Module):
             if x.dtype != torch.float64:
                 q, k, v = q.float(), k.float(), v.float()
             heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
-            if self.conv is not None:
-                values = v if mask is None else v.masked_fill(~mask[:, None, :, None], 0.0)
-                heads = heads + self.conv(values)
+            heads = self._add_conv(heads, v, mask)
         return self.projections.merge(heads)
+
+    def _add_conv(self, heads: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if self.conv is None:
+            return heads
+        values = v if mask is None else v.masked_fill(~mask[:, None, :, None], 0.0)
+        added: Tensor = heads + self.conv(values)
+        return added
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, in the precision of `x`."""
+        q, k, v = self.projections.split(x)
+        heads = nystrom_attention_reference(q, k, v, mask, self.segment, self.iterations)
+        return self.projections.merge(self._add_conv(heads, v, mask))

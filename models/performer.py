@@ -5,7 +5,8 @@ FAVOR+ writes the softmax kernel as an expectation over Gaussian w (lemma 1):
     exp(q . k) = E[exp(w . q - |q|^2 / 2) exp(w . k - |k|^2 / 2)]
 
 and takes its mean over M directions, orthogonal in groups of K (section 2.4), so that keys and
-values are summed once. WavSpA's variant has no random features: phi(x) = relu(x) + 0.001.
+values are summed once. What the Long Range Arena and WavSpA released as Performer has no random
+features (the "generalised attention" of section 2.2): phi(x) = relu(x) + 0.001.
 
 Axes: B batch, H heads, N length, M features, K head width, D model width.
 """
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
-from models.kernel import kernel_attention
+from models.kernel import kernel_attention, kernel_attention_reference
 
-Features = Literal["favor", "relu"]
+Features = Literal["favor", "relu", "relu_plain"]
 
 
 def orthogonal_features(num_features: int, width: int, seed: int) -> Tensor:
@@ -80,7 +81,7 @@ def favor_features(
 
 
 def relu_features(x: Tensor) -> Tensor:
-    """Compute phi(x) = relu(x) + 0.001, WavSpA's."""
+    """Compute phi(x) = relu(x) + 0.001, that of the Long Range Arena and WavSpA."""
     return x.relu() + 1e-3
 
 
@@ -92,8 +93,9 @@ class Performer(nn.Module):
 
     Args:
         shape: Sizes and biases.
-        features: `favor`, or `relu` as WavSpA's release has it: a LayerNorm over the head width
-            of queries, keys and values, each one shared by the heads, and no random features.
+        features: `favor`; `relu` as WavSpA's release has it: a LayerNorm over the head width of
+            queries, keys and values, each one shared by the heads, and no random features; or
+            `relu_plain` as the Long Range Arena's release has it: the same without the LayerNorms.
         num_features: Random directions M, of `favor` only. They are drawn once and kept.
         seed: Of those draws. All heads and layers have the same directions.
 
@@ -102,6 +104,7 @@ class Performer(nn.Module):
     """
 
     pad_invariant = True
+    memory_growth = 1
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class Performer(nn.Module):
         if features == "favor":
             directions = orthogonal_features(num_features, shape.head_dim, seed)
             self.register_buffer("directions", directions)
-        else:
+        elif features == "relu":
             self.norms = nn.ModuleList(nn.LayerNorm(shape.head_dim) for _ in range(3))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -132,6 +135,19 @@ class Performer(nn.Module):
                     q, k = q.float(), k.float()
                 q, k = favor_features(q, k, mask, self.directions)
         else:
-            q, k, v = (norm(t) for norm, t in zip(self.norms, (q, k, v), strict=True))
-            q, k = relu_features(q), relu_features(k)
+            q, k, v = self._relu_features(q, k, v)
         return self.projections.merge(kernel_attention(q, k, v, mask))
+
+    def _relu_features(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.features == "relu":
+            q, k, v = (norm(t) for norm, t in zip(self.norms, (q, k, v), strict=True))
+        return relu_features(q), relu_features(k), v
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, in the precision of `x`."""
+        q, k, v = self.projections.split(x)
+        if self.features == "favor":
+            heads = favor_attention_reference(q, k, v, mask, self.directions)
+        else:
+            heads = kernel_attention_reference(*self._relu_features(q, k, v), mask)
+        return self.projections.merge(heads)

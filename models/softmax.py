@@ -44,6 +44,11 @@ class Softmax(nn.Module):
 
     pad_invariant = True
 
+    @property
+    def memory_growth(self) -> int:
+        """The power of N that memory grows with; 2 too where the fused kernel does not serve."""
+        return 1 if self.fused else 2
+
     def __init__(self, shape: AttentionShape, *, fused: bool = True) -> None:
         super().__init__()
         self.projections = HeadProjections(shape)
@@ -60,3 +65,8 @@ class Softmax(nn.Module):
         else:
             heads = softmax_attention(q, k, v, mask, dropout)
         return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        q, k, v = self.projections.split(x)
+        return self.projections.merge(softmax_attention(q, k, v, mask))

@@ -19,7 +19,7 @@ from models.heads import AttentionShape
 from models.lattice import lattice_angles, lattice_filter
 from models.lifting import band_lengths as lifting_lengths
 from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
-from models.wavelet import band_lengths, wavedec, waverec
+from models.wavelet import band_lengths, wavedec, wavedec_plain, waverec, waverec_plain
 
 Wavelet = Literal["ada", "ortho", "fixed", "lift53", "adalift"]
 Init = Literal["uniform", "db"]
@@ -55,6 +55,11 @@ class WavSpA(nn.Module):
 
     pad_invariant = False
 
+    @property
+    def memory_growth(self) -> float | None:
+        """The power of N that memory grows with: that of the attention inside, if it says so."""
+        return getattr(self.bands[0], "memory_growth", None)
+
     def __init__(
         self,
         shape: AttentionShape,
@@ -80,14 +85,21 @@ class WavSpA(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend in the wavelet space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        return self._attend(x, mask, plain=False)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` with the plain form of the transform."""
+        return self._attend(x, mask, plain=True)
+
+    def _attend(self, x: Tensor, mask: Tensor | None, plain: bool) -> Tensor:
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         filters = self.transform.filters()
-        coeffs = self.transform.decompose(_full_precision(x), *filters)
+        coeffs = self.transform.decompose(_full_precision(x), *filters, plain=plain)
         attended = [
             _full_precision(attend(c, None)) for attend, c in zip(self.bands, coeffs, strict=True)
         ]
-        return self.transform.reconstruct(attended, x.shape[1], *filters)
+        return self.transform.reconstruct(attended, x.shape[1], *filters, plain=plain)
 
 
 class FilterBank(nn.Module):
@@ -120,13 +132,17 @@ class FilterBank(nn.Module):
         """Give the bands' lengths for a sequence of `length`."""
         return band_lengths(length, self.wlen, self.level)
 
-    def decompose(self, x: Tensor, dec_lo: Tensor) -> list[Tensor]:
+    def decompose(self, x: Tensor, dec_lo: Tensor, *, plain: bool = False) -> list[Tensor]:
         """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
-        return wavedec(x, dec_lo, self.level, self.channel_reverse)
+        transform = wavedec_plain if plain else wavedec
+        return transform(x, dec_lo, self.level, self.channel_reverse)
 
-    def reconstruct(self, coeffs: Sequence[Tensor], length: int, dec_lo: Tensor) -> Tensor:
+    def reconstruct(
+        self, coeffs: Sequence[Tensor], length: int, dec_lo: Tensor, *, plain: bool = False
+    ) -> Tensor:
         """Put bands `(B, n, D)` together again to `(B, length, D)`."""
-        return waverec(coeffs, dec_lo, length, self.channel_reverse)
+        transform = waverec_plain if plain else waverec
+        return transform(coeffs, dec_lo, length, self.channel_reverse)
 
 
 class LearnedLifting(nn.Module):
@@ -146,19 +162,27 @@ class LearnedLifting(nn.Module):
         """Give the bands' lengths for a sequence of `length`."""
         return lifting_lengths(length, self.level)
 
-    def decompose(self, x: Tensor, w_est: Tensor, w_pred: Tensor) -> list[Tensor]:
+    def decompose(
+        self, x: Tensor, w_est: Tensor, w_pred: Tensor, *, plain: bool = False
+    ) -> list[Tensor]:
         """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
-        return lifting_dec(x, w_est, w_pred, self.level)
+        return lifting_dec(x, w_est, w_pred, self.level, plain)
 
     def reconstruct(
-        self, coeffs: Sequence[Tensor], length: int, w_est: Tensor, w_pred: Tensor
+        self,
+        coeffs: Sequence[Tensor],
+        length: int,
+        w_est: Tensor,
+        w_pred: Tensor,
+        *,
+        plain: bool = False,
     ) -> Tensor:
         """Put bands `(B, n, D)` together again to `(B, length, D)`."""
-        return lifting_rec(coeffs, w_est, w_pred, length)
+        return lifting_rec(coeffs, w_est, w_pred, length, plain)
 
 
 class Lifting53(nn.Module):
-    """The 5/3 lifting transform, which has no filters to train."""
+    """The 5/3 lifting transform, which has no filters to train and is its own plain form."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -172,11 +196,11 @@ class Lifting53(nn.Module):
         """Give the bands' lengths for a sequence of `length`."""
         return lifting_lengths(length, self.level)
 
-    def decompose(self, x: Tensor) -> list[Tensor]:
+    def decompose(self, x: Tensor, *, plain: bool = False) -> list[Tensor]:
         """Decompose `x` `(B, N, D)` into bands `(B, n, D)`, the approximation first."""
         return lift53_dec(x, self.level)
 
-    def reconstruct(self, coeffs: Sequence[Tensor], length: int) -> Tensor:
+    def reconstruct(self, coeffs: Sequence[Tensor], length: int, *, plain: bool = False) -> Tensor:
         """Put bands `(B, n, D)` together again to `(B, length, D)`."""
         return lift53_rec(coeffs, length)
 

@@ -34,7 +34,13 @@ def test_models_never_import_the_benchmark() -> None:
     for file, names in imports("models").items():
         assert not under(names, "lra"), file
         outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
-        assert outside <= {"torch", "pywt", "numpy", "models"}, file
+        compiler = {"numba", "llvmlite"} if file == "models/mra_kernel.py" else set()
+        assert outside <= {"torch", "pywt", "numpy", "models"} | compiler, file
+
+
+def test_backends_are_there_without_the_compiler_of_the_cpu_kernel() -> None:
+    code = "import sys, models; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_tasks_never_import_models_or_torch() -> None:
@@ -59,6 +65,14 @@ def test_one_module_brings_tasks_and_models_together() -> None:
         if under(names, "lra.tasks") and under(names, "models")
     }
     assert both <= {"lra/build.py", "lra/eval.py"}
+
+
+def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
+    for file in ("lra/contract.py", "lra/tensor_memory.py"):
+        names = imports("lra")[file]
+        assert not under(names, "lra.tasks", "lra.config", "lra.build"), file
+        known = {"models.heads", "models.encoder"}
+        assert {".".join(n.split(".")[:2]) for n in under(names, "models")} <= known, file
 
 
 def test_a_report_needs_no_torch() -> None:

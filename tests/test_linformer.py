@@ -44,6 +44,18 @@ def test_keys_and_values_share_their_projection_unless_told_otherwise() -> None:
     torch.testing.assert_close(shared(x), apart(x))
 
 
+def test_one_projection_for_all_heads_is_the_same_one_for_each() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=19)
+    one, each = Linformer(shape, rank=5, per_head=False), Linformer(shape, rank=5)
+    assert one.to_keys.shape == (1, 5, 19)
+    each.load_state_dict(one.state_dict() | {"to_keys": one.to_keys.expand(2, 5, 19)})
+    x, mask = torch.randn(2, 17, 8), torch.rand(2, 17) < 0.6
+    torch.testing.assert_close(one(x, mask), each(x, mask))
+    q, k, v = one.projections.split(x)
+    plain = linformer_attention_reference(q, k, v, mask, *[one.to_keys.expand(2, 5, 19)] * 2)
+    torch.testing.assert_close(one(x, mask), one.projections.merge(plain))
+
+
 def test_projections_start_with_the_published_deviation() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=500)
     # 128,000 draws: the deviation is known to 0.2 per cent.

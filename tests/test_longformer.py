@@ -1,6 +1,5 @@
 import pytest
 import torch
-from largest_tensor import Largest
 from torch import Tensor
 
 from models.heads import AttentionShape
@@ -46,17 +45,6 @@ def test_a_window_over_everything_is_softmax_attention() -> None:
     torch.testing.assert_close(
         window_attention(q, k, v, mask, window=50, num_global=0), softmax_attention(q, k, v, mask)
     )
-
-
-def test_the_largest_tensor_grows_with_the_length_and_not_its_square() -> None:
-    largest = []
-    for length in (512, 2048):
-        shape = AttentionShape(dim=4, heads=1, head_dim=4, max_length=length)
-        attention = Longformer(shape, window=16)
-        with Largest() as seen:
-            attention(torch.randn(1, length, 4)).sum().backward()
-        largest.append(seen.numel)
-    assert largest[1] == 4 * largest[0]
 
 
 def test_dropout_drops_weights_in_training_only() -> None:

@@ -13,42 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from tiny_cell import TINY, configure
 
-import lra.config
 import lra.tasks.cache
 from lra import results
 from lra.build import build_attention
 from lra.checkpoint import load
-from lra.config import Config, ConfigError
+from lra.config import ConfigError
 from lra.loop import BEST, CHECKPOINT
 from lra.tasks import DataError, Source
 from lra.tasks.listops import ListOps
 from lra.train import CellFailedError, run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "scale=mini",
-    "task=listops",
-    "threads=1",
-    "device=cpu",
-    "task.options.num_train=64",
-    "task.options.num_validation=16",
-    "task.options.num_test=24",
-    "task.options.min_length=9",
-    "task.options.max_length=40",
-    "task.truncate=40",
-    "model.max_length=40",
-    "model.dropout=0.1",
-    "model.attention_dropout=0.1",
-    "train.steps=60",
-    "train.batch_size=4",
-    "train.warmup_steps=6",
-    "train.validate_every=25",
-]
-
-
-def configure(folder: Path, *overrides: str) -> Config:
-    return lra.config.load(*TINY, f"cache_dir={folder / 'cache'}", *overrides)
 
 
 def run(folder: Path, *overrides: str, name: str = "run") -> results.Record:

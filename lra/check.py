@@ -1,0 +1,152 @@
+"""Hold a backend to its contract: one line a check, exit status 1 where one fails.
+
+    python -m lra.check my_pkg.my_file:MyAttention window=32
+    python -m lra.check softmax
+    python -m lra.check wavspa inner=linear wavelet=ortho
+
+The checks are those that the tests run over every built-in backend. Each prints `pass`, `FAIL` with
+the reason, or `skip` with the reason. Nothing has to be installed: modules of the current folder
+are found.
+"""
+
+import argparse
+import inspect
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lra.build import build_attention, find_backend
+from lra.config import AttentionConfig, ConfigError, backend_name
+from lra.contract import (
+    CHECKS,
+    LENGTH,
+    MORE,
+    SMALL,
+    BrokenError,
+    Check,
+    SkippedError,
+    Subject,
+    compiles,
+    sentence,
+)
+
+LEAST_LENGTH = LENGTH + MORE
+SIZES = {
+    "dim": "model width",
+    "heads": "heads",
+    "head_dim": "width of a head",
+    "max_length": f"longest sequence, at least {LEAST_LENGTH}",
+}
+
+
+def attention_config(
+    word: str, options: dict[str, Any] | None = None, where: str = "attention"
+) -> AttentionConfig:
+    """Return what the command line calls a backend: its name or its path, with options.
+
+    Args:
+        word: Such as `softmax` or `my_pkg.my_file:MyAttention`.
+        options: Its options, and under `inner` the backend inside, softmax where one is needed.
+        where: The key that would hold it, for messages.
+
+    Raises:
+        ConfigError: There is no such backend.
+    """
+    options = dict(options or {})
+    inner = options.pop("inner", None)
+    path = word if ":" in word else None
+    config = AttentionConfig(name=backend_name(word) if path else word, path=path, options=options)
+    if inner is None and "inner" in inspect.signature(find_backend(config, where)).parameters:
+        inner = "softmax"
+    if inner is not None:
+        config.inner = attention_config(str(inner), where=f"{where}.inner")
+    return config
+
+
+def run(check: Check, subject: Subject) -> tuple[str, str]:
+    """Return how a check ended, `pass`, `FAIL` or `skip`, and why."""
+    try:
+        check(subject)
+    except BrokenError as error:
+        return "FAIL", str(error)
+    except SkippedError as error:
+        return "skip", str(error)
+    except Exception as error:  # whatever the backend raises is a finding
+        message = (str(error).strip() or "no message").splitlines()[0]
+        return "FAIL", f"{type(error).__name__}: {message} ({_place(error)})"
+    return "pass", ""
+
+
+def _place(error: Exception) -> str:
+    """Return file and line of the innermost frame outside torch."""
+    frames = traceback.extract_tb(error.__traceback__)
+    torch_folder = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame.filename.startswith((torch_folder, "<"))]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+
+
+def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    listing = "\n".join(f"  {sentence(check)}" for check in CHECKS)
+    parser = argparse.ArgumentParser(
+        prog="python -m lra.check",
+        description=__doc__,
+        epilog=f"checks:\n{listing}\n\nWhat a backend must have stands in lra/contract.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("backend", help="a built-in one by its name, or module:Class")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="its options; inner=NAME")
+    parser.add_argument("--fast", action="store_true", help="leave torch.compile out")
+    for key, what in SIZES.items():
+        default = getattr(SMALL, key)
+        flag = f"--{key.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=default, help=f"{what} ({default})")
+    return parser, parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run every check on the backend that the command line names.
+
+    Args:
+        words: The command line; that of the process where None.
+    """
+    parser, args = _arguments(words)
+    if wrong := [word for word in args.options if "=" not in word]:
+        parser.error(f"{wrong[0]}: an option is written key=value")
+    if args.max_length < LEAST_LENGTH:
+        parser.error(f"--max-length {args.max_length}: must be at least {LEAST_LENGTH}")
+    sizes = {key: getattr(args, key) for key in SIZES}
+    shape = replace(SMALL, **sizes)
+    try:
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(args.options))
+        assert isinstance(options, dict)
+        config = attention_config(args.backend, {str(k): v for k, v in options.items()})
+        subject = Subject(build_attention(config), shape)
+    except (ConfigError, OmegaConfBaseException) as error:
+        parser.error(str(error))
+    try:
+        subject.build()
+    except ValueError as error:
+        parser.error(
+            f"{args.backend} refuses to be built with {shape}: {error}\nGive options that fit"
+            " these sizes, by key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
+        )
+    counts = {"pass": 0, "FAIL": 0, "skip": 0}
+    for check in CHECKS:
+        left_out = args.fast and check is compiles
+        state, why = ("skip", "--fast") if left_out else run(check, subject)
+        counts[state] += 1
+        print(f"{state}  {sentence(check)}{': ' if why else ''}{why}", flush=True)
+    passed, failed, skipped = counts.values()
+    print(f"{args.backend}: {passed} passed, {failed} failed, {skipped} skipped")
+    sys.exit(counts["FAIL"] > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""The contract of a backend, as checks: pytest runs them over the registry, `lra.check` over any.
+
+A backend is an `nn.Module` built as `Backend(shape, *, options...)` and called as
+`backend(x, mask)`, with `x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None; it
+returns `(B, N, D)`. Besides it says, by a class attribute or a property,
+
+* `pad_invariant`: whether the amount of padding leaves its output at real positions as it is;
+
+and it may say, or the check that needs it is skipped,
+
+* `reference(x, mask)`: its plain form, a method that computes the same from the same parameters;
+* `memory_growth`: the power of N that the memory of a training step grows with, such as 1 or 2;
+* `graph_break`: why `torch.compile` cannot keep it in one graph.
+
+Every check is a function of a `Subject`; the first line of its docstring is its sentence. Axes: B
+batch, H heads, N length, K head width, D model width.
+"""
+
+import copy
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lra.tensor_memory import PeakMemory
+from models.encoder import Attention, pad_invariant
+from models.heads import AttentionShape, HeadProjections
+
+# The length of most inputs, and what more padding adds to it.
+LENGTH, MORE = 37, 19
+SMALL = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
+# A number that little else has, so that the tensors with an axis of heads can be told.
+MANY_HEADS = 11
+# Lengths at which memory is measured, and how far its power may be from the one that is claimed.
+GROWING = (512, 1024, 2048)
+POWER_TOLERANCE = 0.2
+
+
+class BrokenError(AssertionError):
+    """A backend does not keep its contract; the message says in a line how."""
+
+
+class SkippedError(Exception):
+    """A check says nothing about a backend; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backend with its options, as checks build it.
+
+    Args:
+        make: Builds it from a shape.
+        shape: Sizes; `max_length` is at least 56.
+    """
+
+    make: Attention
+    shape: AttentionShape = SMALL
+
+    def build(self, *, seed: int = 1, **sizes: Any) -> nn.Module:
+        """Build the backend for evaluation, its parameters drawn from a seed.
+
+        Args:
+            seed: Of the parameters.
+            sizes: Fields of the shape that differ.
+        """
+        torch.manual_seed(seed)
+        return self.make(replace(self.shape, **sizes)).eval()
+
+    def inputs(self, length: int = LENGTH) -> tuple[Tensor, Tensor]:
+        """Return x `(3, length, D)`, and a mask with padding, a hole, and one sequence all real."""
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn(3, length, self.shape.dim, generator=generator)
+        mask = torch.ones(3, length, dtype=torch.bool)
+        mask[0, -(-3 * length // 4) :] = False
+        mask[1, 5:6] = False
+        mask[1, -(-length // 2) :] = False
+        return x, mask
+
+
+Check = Callable[[Subject], None]
+
+
+def sentence(check: Check) -> str:
+    """Return what a check says of a backend that passes."""
+    assert check.__doc__ is not None
+    return check.__doc__.splitlines()[0].rstrip(".")
+
+
+def shape_and_type(subject: Subject) -> None:
+    """The output has the shape and the type of the input at any length."""
+    backend = subject.build()
+    for length in (1, 2, 7, 31, LENGTH, subject.shape.max_length):
+        x, mask = subject.inputs(length)
+        for given in (None, mask):
+            output = backend(x, given)
+            for key in ("shape", "dtype"):
+                there, wanted = getattr(output, key), getattr(x, key)
+                if there != wanted:
+                    raise BrokenError(f"{key} {_plain(there)} at N={length}, not {_plain(wanted)}")
+            if not output.isfinite().all():
+                raise BrokenError(f"values that are not finite at N={length}")
+
+
+def masked_content(subject: Subject) -> None:
+    """What stands under the mask never changes the output at real positions."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    other = torch.where(mask[..., None], x, 100 * torch.randn_like(x))
+    _near(backend(other, mask)[mask], backend(x, mask)[mask], 1e-6, "outputs")
+
+
+def masked_gradient(subject: Subject) -> None:
+    """What stands under the mask gets no gradient from real positions."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    (gradient,) = _gradients(backend(x.requires_grad_(), mask)[mask], [x])
+    if gradient[~mask].any():
+        raise BrokenError(f"a gradient of up to {gradient[~mask].abs().max():.1e} under the mask")
+    if not gradient[mask].any():
+        raise BrokenError("the gradient of the input is zero")
+
+
+def no_mask(subject: Subject) -> None:
+    """A mask of real tokens only is the same as none."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    _near(backend(x, torch.ones_like(mask)), backend(x, None), 1e-5, "outputs")
+
+
+def all_padding(subject: Subject) -> None:
+    """A sequence of padding alone gives finite values and gradients."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    mask[2] = False
+    output = backend(x.requires_grad_(), mask)
+    if not output.isfinite().all():
+        raise BrokenError("values that are not finite")
+    _gradients(output, [x, *backend.parameters()])
+
+
+def padding(subject: Subject) -> None:
+    """More padding changes the output exactly where pad_invariant is False."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    try:
+        claim = pad_invariant(backend)
+    except ValueError as error:
+        raise BrokenError(str(error)) from error
+    wide = torch.cat([x, torch.randn(len(x), MORE, x.shape[-1])], 1)
+    wide_mask = torch.cat([mask, torch.zeros(len(x), MORE, dtype=torch.bool)], 1)
+    narrow, padded = backend(x, mask)[mask], backend(wide, wide_mask)[:, :LENGTH][mask]
+    if claim:
+        _near(padded, narrow, 2e-6, "pad_invariant is True, but outputs")
+    elif _difference(padded, narrow) <= 2e-6:
+        raise BrokenError(
+            "pad_invariant is False, but more padding changed nothing; with True, batches could be"
+            " trimmed to their longest sequence"
+        )
+
+
+def batch_permutation(subject: Subject) -> None:
+    """Permuting the batch permutes the output."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    order = torch.tensor([2, 0, 1])
+    _near(backend(x[order], mask[order]), backend(x, mask)[order], 1e-5, "outputs")
+
+
+def head_permutation(subject: Subject) -> None:
+    """Permuting the heads leaves the output as it is."""
+    if not any(isinstance(m, HeadProjections) for m in subject.build().modules()):
+        raise SkippedError("no HeadProjections inside to permute")
+    backend = subject.build(heads=MANY_HEADS).double()
+    x, mask = subject.inputs()
+    expected = backend(x.double(), mask)[mask]
+    order = torch.randperm(MANY_HEADS, generator=torch.Generator().manual_seed(3))
+    permute_heads(backend, order)
+    _near(backend(x.double(), mask)[mask], expected, 1e-9, "outputs")
+
+
+def permute_heads(backend: nn.Module, order: Tensor) -> None:
+    """Permute the heads of a backend in place.
+
+    Of every `HeadProjections` inside the rows and columns of each head are moved; of other
+    parameters and buffers whose first axis is as long as there are heads, that axis.
+
+    Args:
+        backend: A backend with `len(order)` heads.
+        order: The new order of the heads `(H,)`.
+    """
+    heads, projected = len(order), set()
+    with torch.no_grad():
+        for module in backend.modules():
+            if isinstance(module, HeadProjections):
+                shape = module.num_inputs, heads, module.head_dim
+                place = torch.arange(module.qkv.out_features).view(shape)
+                for tensor in module.qkv.parameters():
+                    tensor.copy_(tensor[place[:, order].flatten()])
+                module.out.weight.copy_(module.out.weight[:, place[0, order].flatten()])
+                projected |= {id(tensor) for tensor in module.parameters()}
+        others: Iterator[Tensor] = chain(backend.parameters(), backend.buffers())
+        for other in others:
+            if id(other) not in projected and other.shape[:1] == (heads,):
+                other.copy_(other[order])
+
+
+def determinism(subject: Subject) -> None:
+    """The same seed and input give the same bits, outputs and gradients."""
+    x, mask = subject.inputs()
+    runs = []
+    for _ in range(2):
+        backend = subject.build()
+        inputs = [x.clone().requires_grad_(), *backend.parameters()]
+        output = backend(inputs[0], mask)
+        runs.append([backend(x, mask), output, *_gradients(output[mask], inputs)])
+    if not torch.equal(runs[0][0], runs[0][1]):
+        raise BrokenError("a second call gives other outputs")
+    if not all(map(torch.equal, *runs)):
+        raise BrokenError("a second one of the same seed gives other outputs or gradients")
+
+
+def untouched_inputs(subject: Subject) -> None:
+    """The input and the mask are left as they were."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    before = x.clone(), mask.clone()
+    with torch.no_grad():
+        backend(x, mask)
+    for name, now, then in zip(("x", "mask"), (x, mask), before, strict=True):
+        if not torch.equal(now, then):
+            raise BrokenError(f"{name} is overwritten")
+
+
+def bfloat16(subject: Subject) -> None:
+    """Under bfloat16 autocast outputs stay near float32, gradients finite."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    exact = backend(x, mask)[mask]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = backend(x.requires_grad_(), mask)[mask]
+    if rounded.dtype not in (torch.float32, torch.bfloat16):
+        raise BrokenError(f"the output is {_plain(rounded.dtype)}, not float32 or bfloat16")
+    error = float(((rounded.float() - exact).norm() / exact.norm()).detach())
+    if not error < 0.03:
+        raise BrokenError(f"outputs differ by {error:.1%} of their norm, at most 3.0% is allowed")
+    _gradients(rounded.float(), [x, *backend.parameters()])
+
+
+def dropout(subject: Subject) -> None:
+    """Dropout acts in training only, where values and gradients are finite."""
+    without, backend = subject.build(), subject.build(dropout=0.5)
+    x, mask = subject.inputs()
+    _near(backend(x, mask), without(x, mask), 0.0, "in evaluation, outputs with and without it")
+    output = backend.train()(x.requires_grad_(), mask)
+    if not output.isfinite().all():
+        raise BrokenError("values that are not finite in training")
+    _gradients(output, [x, *backend.parameters()])
+
+
+def state_round_trip(subject: Subject) -> None:
+    """A state_dict carries everything from one to another of another seed."""
+    backend, other = subject.build(), subject.build(seed=4)
+    x, mask = subject.inputs()
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.load_state_dict(copy.deepcopy(backend.state_dict()))
+    if not torch.equal(backend(x, mask), other(x, mask)):
+        raise BrokenError(
+            "loaded into another one, it gives other outputs: is a random tensor neither a"
+            " parameter nor a buffer?"
+        )
+
+
+def all_parameters_learn(subject: Subject) -> None:
+    """Every parameter receives a gradient."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    learning = {name: p for name, p in backend.named_parameters() if p.requires_grad}
+    gradients = _gradients(backend(x, mask)[mask], learning.values())
+    silent = [name for name, g in zip(learning, gradients, strict=True) if not g.any()]
+    if silent:
+        raise BrokenError(f"no gradient for {', '.join(silent)}")
+
+
+def plain_form(subject: Subject) -> None:
+    """The output and all gradients are those of the plain form."""
+    backend = subject.build().double()
+    reference = getattr(backend, "reference", None)
+    if reference is None:
+        raise SkippedError("it has no reference(x, mask)")
+    for length in (1, LENGTH):
+        x, mask = subject.inputs(length)
+        for given in (None, mask):
+            inputs = [x.double().requires_grad_(), *backend.parameters()]
+            real = torch.ones_like(mask) if given is None else given
+            results = [form(inputs[0], given)[real] for form in (backend, reference)]
+            _near(results[0], results[1], 1e-9, f"outputs at N={length}")
+            names = ["x", *(n for n, p in backend.named_parameters() if p.requires_grad)]
+            pairs = zip(*(_gradients(result, inputs) for result in results), strict=True)
+            for name, (ours, plain) in zip(names, pairs, strict=True):
+                _near(ours, plain, 1e-9, f"gradients of {name} at N={length}")
+
+
+def memory_growth(subject: Subject) -> None:
+    """The memory of a training step grows with N as claimed."""
+    claim = getattr(subject.build(), "memory_growth", None)
+    if claim is None:
+        raise SkippedError("it has no memory_growth (1 or 2, the power of N)")
+    try:
+        peaks = [_training_peak(subject, length) for length in GROWING]
+    except ValueError as error:
+        raise SkippedError(f"cannot be built for long sequences: {error}") from error
+    # Of a + b N^p at lengths in the ratio 2 the first differences are too, to the power p.
+    power = math.log2((peaks[2] - peaks[1]) / (peaks[1] - peaks[0]))
+    if not abs(power - claim) < POWER_TOLERANCE:
+        measured = ", ".join(
+            f"{p / 2**20:.1f} MiB at {n}" for n, p in zip(GROWING, peaks, strict=True)
+        )
+        raise BrokenError(f"claims {claim:g}, but it is {power:.2f}: {measured}")
+
+
+def _training_peak(subject: Subject, length: int) -> int:
+    """Return the peak bytes of the tensors that one sequence, a quarter padding, makes."""
+    backend = subject.build(max_length=length)
+    x, mask = (tensor[:1] for tensor in subject.inputs(length))
+    with PeakMemory(x, mask, *backend.parameters(), *backend.buffers()) as memory:
+        output = backend(x.requires_grad_(), mask)
+        _gradients(output, [x, *backend.parameters()])
+    peak: int = memory.peak
+    return peak
+
+
+def compiles(subject: Subject) -> None:
+    """torch.compile keeps it in one graph, which gives the same."""
+    if shutil.which("g++") is None:
+        raise SkippedError("no C++ compiler g++, which torch.compile needs")
+    backend, (x, mask) = subject.build(), subject.inputs()
+    reason = getattr(backend, "graph_break", None)
+    torch.compiler.reset()
+    compiled = torch.compile(backend, fullgraph=reason is None)
+    with warnings.catch_warnings():
+        # The compiler's own modules use what torch has deprecated, and it warns of complex numbers.
+        warnings.simplefilter("ignore")
+        output = compiled(x, mask)[mask]
+    _near(output, backend(x, mask)[mask], 1e-3, "outputs")
+    if reason is not None:
+        raise SkippedError(f"states why not: {reason}; in pieces it gives the same")
+
+
+def gpu(subject: Subject) -> None:
+    """A GPU gives what the CPU gives."""
+    if not torch.cuda.is_available():
+        raise SkippedError("no CUDA device")
+    backend, (x, mask) = subject.build(), subject.inputs()
+    expected = backend(x, mask)[mask]
+    actual = backend.cuda()(x.cuda(), mask.cuda())[mask.cuda()]
+    _near(actual.cpu(), expected, 1e-4, "outputs")
+
+
+CHECKS: tuple[Check, ...] = (
+    shape_and_type,
+    masked_content,
+    masked_gradient,
+    no_mask,
+    all_padding,
+    padding,
+    batch_permutation,
+    head_permutation,
+    determinism,
+    untouched_inputs,
+    bfloat16,
+    dropout,
+    state_round_trip,
+    all_parameters_learn,
+    plain_form,
+    memory_growth,
+    compiles,
+    gpu,
+)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest value where that is over 1."""
+    scale = max(1.0, float(expected.detach().abs().max()))
+    return float((actual - expected).detach().abs().max()) / scale
+
+
+def _near(actual: Tensor, expected: Tensor, most: float, what: str) -> None:
+    # A difference that is no number is not near either.
+    if not (difference := _difference(actual, expected)) <= most:
+        raise BrokenError(f"{what} differ by {difference:.1e}, at most {most:.1e} is allowed")
+
+
+def _gradients(output: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Return the gradients of the sum of squares; zeros where there is none.
+
+    Raises:
+        BrokenError: One is not finite.
+    """
+    inputs = [tensor for tensor in inputs if tensor.requires_grad]
+    if not inputs or not output.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = torch.autograd.grad(output.square().sum(), inputs, materialize_grads=True)
+    if not all(gradient.isfinite().all() for gradient in found):
+        raise BrokenError("gradients that are not finite")
+    return list(found)
+
+
+def _plain(value: object) -> str:
+    return str(tuple(value) if isinstance(value, torch.Size) else value).removeprefix("torch.")

@@ -1,0 +1,445 @@
+"""MRA attention of one head on one CPU core, compiled by numba; `models/mra_blocks.py` calls it.
+
+A head is packed into blocks whose sizes are whole vectors of the processor, zeros where there is
+no real token. Everything is then products of such blocks, `multiply`, and the exponentials
+between them. Logits stand transposed, keys by queries, so that a vector holds queries: what a
+softmax needs along the keys is then plain arithmetic of vectors. Only one block row's logits are
+kept, and the backward computes them again.
+
+All of it is one file because numba's cache on disk notices edits of a function's own file only.
+
+Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block. In the arrays a block
+has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from models.mra_blocks import FLOOR, VECTOR, Array
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+# Rows of a tile: with two vectors each, its sums fill half of 32 registers.
+ROWS = 8
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function on its first call, keep it on disk, and run it without Python's lock.
+
+    Sums may be added up in any order: the same machine gives the same bits. What is not finite
+    stays so, and is seen by whoever looks for it in the loss.
+    """
+    freedom = {"reassoc", "contract", "arcp", "nsz"}
+    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=freedom)(function))
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any, Any], Any]:
+    """Return what gives the address of an item of a matrix from its row and column."""
+    fields = context.make_array(kind)(context, builder, array)
+    strides = numba.core.cgutils.unpack_tuple(builder, fields.strides)
+    byte = ir.IntType(8).as_pointer()
+    start = builder.bitcast(fields.data, byte)
+
+    def address(row: Any, column: Any) -> Any:
+        steps = [builder.mul(i, stride) for i, stride in zip((row, column), strides, strict=True)]
+        item = context.get_value_type(kind.dtype).as_pointer()
+        return builder.bitcast(builder.gep(start, [builder.add(*steps)]), item)
+
+    return address
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]  # numba has no types
+def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, add: Any) -> Any:
+    """Compute ROWS rows of `num` vectors of a product, sums in registers, from `row`, `column`.
+
+    What a compiler makes of three loops keeps the sums in memory, at less than half the speed.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, c_array, row, column, a_array, b_array, add = arguments
+        _, c_kind, _, _, a_kind, b_kind, _ = signature.args
+        c, a, b = (
+            _address(context, builder, kind, array)
+            for kind, array in ((c_kind, c_array), (a_kind, a_array), (b_kind, b_array))
+        )
+        item, size = context.get_value_type(c_kind.dtype), c_kind.dtype.bitwidth // 8
+        vector, index = ir.VectorType(item, VECTOR // size), ir.IntType(64)
+        rows = [builder.add(row, index(r)) for r in range(ROWS)]
+        columns = [builder.add(column, index(v * vector.count)) for v in range(num.literal_value)]
+        depth = builder.extract_value(
+            context.make_array(b_kind)(context, builder, b_array).shape, 0
+        )
+        sums = [(c(r, j), r) for r in rows for j in columns]
+        sums = [builder.bitcast(place, vector.as_pointer()) for place, _ in sums]
+
+        entry = builder.block
+        resume, loop, end = (builder.append_basic_block(name) for name in ("add", "k", "end"))
+        builder.cbranch(builder.icmp_signed("!=", add, add.type(0)), resume, loop)
+        builder.position_at_end(resume)
+        old = [builder.load(place, align=size) for place in sums]
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        k = builder.phi(index)
+        totals = [builder.phi(vector) for _ in sums]
+        for total, loaded in zip(totals, old, strict=True):
+            total.add_incoming(ir.Constant(vector, None), entry)
+            total.add_incoming(loaded, resume)
+        right = [
+            builder.load(builder.bitcast(b(k, j), vector.as_pointer()), align=size) for j in columns
+        ]
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+        nothing = ir.Constant(vector, ir.Undefined)
+        new: list[Any] = []
+        for r in rows:
+            left = builder.insert_element(nothing, builder.load(a(r, k)), ir.IntType(32)(0))
+            left = builder.shuffle_vector(left, nothing, lanes)
+            for x in right:
+                product = builder.fmul(left, x, flags=("contract",))
+                new.append(builder.fadd(totals[len(new)], product, flags=("contract",)))
+        following = builder.add(k, index(1))
+        k.add_incoming(index(0), entry)
+        k.add_incoming(index(0), resume)
+        k.add_incoming(following, loop)
+        for total, value in zip(totals, new, strict=True):
+            total.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, depth), loop, end)
+
+        builder.position_at_end(end)
+        for value, place in zip(new, sums, strict=True):
+            builder.store(value, place, align=size)
+        return context.get_dummy_value()
+
+    return types.void(num, c, types.intp, types.intp, a, b, types.boolean), generate
+
+
+@compiled
+def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
+    """Write `a` `(m, k)` times `b` `(k, n)` to `c` `(m, n)`, or add it to what is there.
+
+    Rows of `b` and `c` are contiguous; m is a multiple of ROWS, n of a vector.
+    """
+    lanes = VECTOR // c.itemsize
+    # A tile writes to memory directly: shapes that do not fit would destroy what lies behind.
+    assert c.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
+    assert c.shape[0] % ROWS == 0 and c.shape[1] % lanes == 0
+    assert c.strides[1] == c.itemsize and b.strides[1] == b.itemsize
+    for row in range(0, c.shape[0], ROWS):
+        column = 0
+        while column + 2 * lanes <= c.shape[1]:
+            _tile(2, c, row, column, a, b, add)
+            column += 2 * lanes
+        if column < c.shape[1]:
+            _tile(1, c, row, column, a, b, add)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def exp2(typing: Any, x: Any) -> Any:
+    """Compute 2^x for x <= 0, 0 below the normal numbers, in operations that vectorise.
+
+    With n the integer next to x, 2^(x - n) is its Taylor series up to the last bit or two.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.return_type
+        mantissa, bias, degree = (23, 127, 7) if kind == types.float32 else (52, 1023, 13)
+        real, integer = context.get_value_type(kind), ir.IntType(kind.bitwidth)
+        (x,) = arguments
+        least = real(-bias)
+        x = builder.select(builder.fcmp_ordered("<", x, least), least, x)
+        n = builder.call(builder.module.declare_intrinsic("llvm.rint", [real]), [x])
+        rest, series = builder.fsub(x, n), real(0)
+        for power in range(degree, -1, -1):
+            term = real(math.log(2) ** power / math.factorial(power))
+            product = builder.fmul(series, rest, flags=("contract",))
+            series = builder.fadd(product, term, flags=("contract",))
+        exponent = builder.add(builder.fptosi(n, integer), integer(bias))
+        two_to_n = builder.bitcast(builder.shl(exponent, integer(mantissa)), real)
+        return builder.fmul(series, two_to_n)
+
+    return x(x), generate
+
+
+@compiled
+def pack(x: Array, real: Array, packed: Array) -> None:
+    """Copy the tokens `x` `(N, K)` that are real into blocks `packed` `(X, T, C)`, else 0.
+
+    Args:
+        x: Of any strides.
+        real: `(X, b)` bool, False behind the last token.
+        packed: What is written.
+    """
+    length, width = x.shape
+    tokens = real.shape[1]
+    for block in range(packed.shape[0]):
+        for i in range(packed.shape[1]):
+            place = block * tokens + i
+            if i < tokens and real[block, i]:
+                for d in range(width):
+                    packed[block, i, d] = x[place, d]
+                for d in range(width, packed.shape[2]):
+                    packed[block, i, d] = 0
+            else:
+                for d in range(packed.shape[2]):
+                    packed[block, i, d] = 0
+
+
+@compiled
+def unpack(packed: Array, real: Array, x: Array) -> None:
+    """Copy the real tokens of blocks `packed` `(X, T, C)` to `x` `(N, K)`, 0 to the others."""
+    length, width = x.shape
+    tokens = real.shape[1]
+    for place in range(length):
+        block, i = place // tokens, place % tokens
+        for d in range(width):
+            x[place, d] = packed[block, i, d] if real[block, i] else 0
+
+
+@compiled
+def average(packed: Array, counts: Array, means: Array) -> None:
+    """Write the means of the `counts` `(X,)` real tokens of blocks `(X, T, C)` to `means` `(S, C)`.
+
+    S >= X is whole vectors; what is behind X becomes 0.
+    """
+    for block in range(means.shape[0]):
+        for d in range(means.shape[1]):
+            means[block, d] = 0
+        if block < packed.shape[0]:
+            for i in range(packed.shape[1]):
+                for d in range(packed.shape[2]):
+                    means[block, d] += packed[block, i, d]
+            for d in range(packed.shape[2]):
+                means[block, d] /= max(counts[block], 1)
+
+
+@compiled
+def _transpose(block: Array, factor: float, transposed: Array) -> None:
+    for d in range(block.shape[1]):
+        for i in range(block.shape[0]):
+            transposed[d, i] = block[i, d] * factor
+
+
+@compiled
+def _weigh_coarse(
+    means: Array, counts: Array, selected: Array, factor: float, weights: Array, top: Array
+) -> None:
+    """Weigh each block that is left as one item: c_y times the weight of its mean logit.
+
+    Args:
+        means: `(3, S, C)`.
+        counts: `(X,)`.
+        selected: `(X, Y)` bool.
+        factor: What makes a logit a power of 2.
+        weights: Written, `(S, S)`: relative to the largest of a row, 0 for blocks not left.
+        top: Written, `(S,)`: that largest one as a power of 2, FLOOR where none is left.
+    """
+    keys = np.empty((means.shape[2], means.shape[1]), means.dtype)
+    _transpose(means[1], factor, keys)
+    multiply(weights, means[0], keys, False)
+    logs = np.full(len(top), means.dtype.type(FLOOR))
+    for y in range(len(counts)):
+        if counts[y]:
+            logs[y] = math.log2(counts[y])
+    for x in range(len(top)):
+        largest = top.dtype.type(FLOOR)
+        if x < len(counts) and counts[x]:
+            for y in range(len(counts)):
+                logit = top.dtype.type(FLOOR) if selected[x, y] else weights[x, y] + logs[y]
+                weights[x, y] = logit
+                largest = max(largest, logit)
+        # A dead block's logit is a little above FLOOR or below.
+        if largest < FLOOR / 2:
+            top[x] = FLOOR
+            for y in range(len(top)):
+                weights[x, y] = 0
+        else:
+            top[x] = largest
+            for y in range(len(counts)):
+                weights[x, y] = exp2(weights[x, y] - largest)
+            for y in range(len(counts), len(top)):
+                weights[x, y] = 0
+
+
+@compiled
+def _choose(selected: Array, chosen: Array) -> int:
+    """Write which key blocks a block row selected, and return how many."""
+    num = 0
+    for y in range(len(selected)):
+        if selected[y]:
+            chosen[num] = y
+            num += 1
+    return num
+
+
+@compiled
+def attend(
+    Q: Array, K: Array, V: Array, real: Array, counts: Array, selected: Array, scale: float,
+    means: Array, out: Array, lse: Array,
+) -> None:  # fmt: skip
+    """Compute the attention of one head.
+
+    Args:
+        Q: Queries `(X, T, C)`.
+        K: Keys, alike.
+        V: Values, alike.
+        real: `(X, b)` bool, the real tokens.
+        counts: `(X,)`, how many of them.
+        selected: `(X, Y)` bool, the pairs of blocks computed exactly, live ones only.
+        scale: What logits are multiplied with.
+        means: Block means of queries, keys and values `(3, S, C)`; of size 0 for MRA-2-s.
+        out: Written, `(X, T, C)`.
+        lse: Written, `(X, T)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
+    """
+    num_blocks, tokens, columns = Q.shape
+    kind, full = Q.dtype.type, means.size > 0
+    factor, zero = kind(scale * math.log2(math.e)), kind(0)
+    assert K.shape == Q.shape and V.shape == Q.shape and out.shape == Q.shape
+    assert real.shape[0] == num_blocks and selected.shape == (num_blocks, num_blocks)
+    assert lse.shape == (num_blocks, tokens) and (not full or means.shape[1] >= num_blocks)
+    items, coarse_norm = np.empty_like(means[0]), np.zeros(num_blocks, Q.dtype)
+    coarse_top = np.full(means.shape[1], kind(FLOOR))
+    if full:
+        shares = np.empty((len(coarse_top), len(coarse_top)), Q.dtype)
+        _weigh_coarse(means, counts, selected, factor, shares, coarse_top)
+        multiply(items, shares, means[2], False)
+        for x in range(num_blocks):
+            for y in range(num_blocks):
+                coarse_norm[x] += shares[x, y]
+
+    most = 1
+    for x in range(num_blocks):
+        most = max(most, selected[x].sum())
+    weights, chosen = np.empty((most, tokens, tokens), Q.dtype), np.empty(num_blocks, np.int64)
+    query = np.empty((columns, tokens), Q.dtype)
+    top, norm = np.empty(tokens, Q.dtype), np.empty(tokens, Q.dtype)
+    for x in range(num_blocks):
+        _transpose(Q[x], factor, query)
+        num = _choose(selected[x], chosen)
+        for i in range(tokens):
+            top[i] = coarse_top[x]
+        for p in range(num):
+            multiply(weights[p], K[chosen[p]], query, False)
+            for j in range(real.shape[1]):
+                if real[chosen[p], j]:
+                    for i in range(tokens):
+                        top[i] = max(top[i], weights[p, j, i])
+        for i in range(tokens):
+            share = exp2(coarse_top[x] - top[i]) if coarse_top[x] > FLOOR else zero
+            norm[i] = share * coarse_norm[x]
+            for d in range(columns):
+                out[x, i, d] = share * items[x, d] if full else zero
+        for p in range(num):
+            for j in range(tokens):
+                if j < real.shape[1] and real[chosen[p], j]:
+                    for i in range(tokens):
+                        weight = exp2(weights[p, j, i] - top[i])
+                        weights[p, j, i] = weight
+                        norm[i] += weight
+                else:
+                    for i in range(tokens):
+                        weights[p, j, i] = 0
+            multiply(out[x], weights[p].T, V[chosen[p]], True)
+        for i in range(tokens):
+            lse[x, i] = top[i] + math.log2(norm[i]) if norm[i] > 0 else FLOOR
+            inverse = 1 / norm[i] if norm[i] > 0 else zero
+            for d in range(columns):
+                out[x, i, d] *= inverse
+
+
+@compiled
+def differentiate(
+    Q: Array, K: Array, V: Array, real: Array, counts: Array, selected: Array, scale: float,
+    means: Array, out: Array, lse: Array, grad: Array, grad_q: Array, grad_k: Array, grad_v: Array,
+) -> None:  # fmt: skip
+    """Write the gradients of `attend`, `(X, T, C)` each, for that of its output, `grad`.
+
+    With P the weights and D_i = grad_i . out_i: dS = P (grad V^T - D), dQ = dS K scale,
+    dK = dS^T Q scale, dV = P^T grad. For the coarse part see `_differentiate_coarse`.
+    """
+    num_blocks, tokens, columns = Q.shape
+    kind, full = Q.dtype.type, means.size > 0
+    factor, one = kind(scale * math.log2(math.e)), kind(1)
+    assert grad.shape == Q.shape and out.shape == Q.shape and lse.shape == Q.shape[:2]
+    assert grad_q.shape == Q.shape and grad_k.shape == Q.shape and grad_v.shape == Q.shape
+    inner = np.empty((num_blocks, tokens), Q.dtype)
+    for x in range(num_blocks):
+        for i in range(tokens):
+            total = kind(0)
+            for d in range(columns):
+                total += grad[x, i, d] * out[x, i, d]
+            inner[x, i] = total
+    mean_grads = np.zeros_like(means)
+    if full:
+        _differentiate_coarse(counts, selected, scale, factor, means, lse, grad, inner, mean_grads)
+    for x in range(num_blocks):
+        for i in range(tokens):
+            for d in range(columns):
+                grad_q[x, i, d] = mean_grads[0, x, d] if full else kind(0)
+                grad_k[x, i, d] = mean_grads[1, x, d] if full else kind(0)
+                grad_v[x, i, d] = mean_grads[2, x, d] if full else kind(0)
+
+    weights, slopes = np.empty((tokens, tokens), Q.dtype), np.empty((tokens, tokens), Q.dtype)
+    query, towards = np.empty((columns, tokens), Q.dtype), np.empty((columns, tokens), Q.dtype)
+    chosen = np.empty(num_blocks, np.int64)
+    for x in range(num_blocks):
+        _transpose(Q[x], factor, query)
+        _transpose(grad[x], one, towards)
+        for p in range(_choose(selected[x], chosen)):
+            y = chosen[p]
+            multiply(weights, K[y], query, False)
+            multiply(slopes, V[y], towards, False)
+            for j in range(tokens):
+                if j < real.shape[1] and real[y, j]:
+                    for i in range(tokens):
+                        weight = exp2(weights[j, i] - lse[x, i])
+                        weights[j, i] = weight
+                        slopes[j, i] = (slopes[j, i] - inner[x, i]) * (weight * scale)
+                else:
+                    for i in range(tokens):
+                        weights[j, i] = slopes[j, i] = 0
+            multiply(grad_v[y], weights, grad[x], True)
+            multiply(grad_k[y], slopes, Q[x], True)
+            multiply(grad_q[x], slopes.T, K[y], True)
+
+
+@compiled
+def _differentiate_coarse(
+    counts: Array, selected: Array, scale: float, factor: float, means: Array, lse: Array,
+    grad: Array, inner: Array, mean_grads: Array,
+) -> None:  # fmt: skip
+    """Write what each token of a block gets through its means to `mean_grads` `(3, S, C)`.
+
+    With W the coarse weights, w_i what a query i makes of them, U = sum of w_i grad_i and
+    T = sum of w_i D_i: dL = W (U vm^T - T) scale, dqm = dL km, dkm = dL^T qm, dvm = W^T U.
+    """
+    _, size, columns = means.shape
+    weights, slopes = np.empty((size, size), means.dtype), np.empty((size, size), means.dtype)
+    top, pooled_inner = np.empty(size, means.dtype), np.zeros(size, means.dtype)
+    pooled, values = np.zeros((size, columns), means.dtype), np.empty((columns, size), means.dtype)
+    _weigh_coarse(means, counts, selected, factor, weights, top)
+    for x in range(len(counts)):
+        if top[x] > FLOOR:
+            for i in range(lse.shape[1]):
+                share = exp2(top[x] - lse[x, i])
+                pooled_inner[x] += share * inner[x, i]
+                for d in range(columns):
+                    pooled[x, d] += share * grad[x, i, d]
+    _transpose(means[2], means.dtype.type(1), values)
+    multiply(slopes, pooled, values, False)
+    for x in range(size):
+        for y in range(size):
+            slopes[x, y] = (slopes[x, y] - pooled_inner[x]) * weights[x, y] * scale
+    multiply(mean_grads[0], slopes, means[1], False)
+    multiply(mean_grads[1], slopes.T, means[0], False)
+    multiply(mean_grads[2], weights.T, pooled, False)
+    for x in range(len(counts)):
+        for part in range(3):
+            for d in range(columns):
+                mean_grads[part, x, d] /= max(counts[x], 1)

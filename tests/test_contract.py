@@ -1,0 +1,376 @@
+"""Every check of the contract can fail: a backend broken in one way fails the check of that way."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lra.check import main, run
+from lra.contract import (
+    CHECKS,
+    SMALL,
+    BrokenError,
+    Check,
+    SkippedError,
+    Subject,
+    all_padding,
+    all_parameters_learn,
+    batch_permutation,
+    bfloat16,
+    compiles,
+    determinism,
+    dropout,
+    gpu,
+    head_permutation,
+    masked_content,
+    masked_gradient,
+    memory_growth,
+    no_mask,
+    padding,
+    permute_heads,
+    plain_form,
+    sentence,
+    shape_and_type,
+    state_round_trip,
+    untouched_inputs,
+)
+from lra.tensor_memory import PeakMemory
+from models.heads import AttentionShape
+from models.linformer import Linformer
+from models.softmax import Softmax, softmax_attention
+
+
+class Whole(Softmax):
+    """A backend that keeps the contract, and says all that it may say."""
+
+
+class Shorter(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask)[:, : max(1, x.shape[1] - 1)]
+
+
+class Wider(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask).double()
+
+
+class Maskless(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, None)
+
+
+class Leaking(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        everything = x.sum()
+        return super().forward(x, mask) + (everything - everything.detach())
+
+
+class Deaf(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.detach(), mask)
+
+
+class OtherWithMask(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * (1.0 if mask is None else 1.1)
+
+
+class Mean(nn.Module):
+    pad_invariant = True
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x)
+        return ((x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).expand_as(x)
+
+
+class Length(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) / x.shape[1] ** 0.5
+
+
+class Timid(Softmax):
+    pad_invariant = False
+
+
+class Mute(nn.Module):
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+class Numbered(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) + torch.arange(len(x), dtype=x.dtype)[:, None, None]
+
+
+class RankedHeads(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.projections.split(x)
+        rank = torch.arange(q.shape[1], dtype=x.dtype)[:, None, None]
+        return self.projections.merge(rank * softmax_attention(q, k, v, mask))
+
+
+class Noisy(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) + 1e-6 * torch.randn_like(x)
+
+
+class Overwriting(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None and not x.requires_grad:
+            x.masked_fill_(~mask[..., None], 0.0)
+        return super().forward(x, mask)
+
+
+class Cancelling(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return (super().forward(x, mask) + 100) - 100
+
+
+class AlwaysDropping(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.dropout(super().forward(x, mask), self.dropout)
+
+
+class Unregistered(Softmax):
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        self.scale = torch.rand(())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * self.scale
+
+
+class OnTheCPU(Softmax):
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        self.scale = torch.ones(shape.dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * self.scale
+
+
+class IdleParameter(Softmax):
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        self.idle = nn.Parameter(torch.zeros(3))
+
+
+class OtherValues(Softmax):
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return 1.001 * super().reference(x, mask)
+
+
+class OtherGradients(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.projections.split(x)
+        return self.projections.merge(softmax_attention(q, k.detach(), v, mask))
+
+
+class Hungry(Softmax):
+    memory_growth = 1
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape, fused=False)
+
+
+class Frugal(Softmax):
+    memory_growth = 2
+
+
+class Breaking(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        torch._dynamo.graph_break()
+        return super().forward(x, mask)
+
+
+class Excused(Breaking):
+    graph_break = "it asks for a break"
+
+
+# The check, a backend that it must refuse, and what the reason must hold.
+BROKEN: list[tuple[Check, type[nn.Module], str]] = [
+    (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
+    (shape_and_type, Wider, "dtype float64 at N=1, not float32"),
+    (masked_content, Maskless, "outputs differ by"),
+    (masked_gradient, Leaking, "under the mask"),
+    (masked_gradient, Deaf, "the gradient of the input is zero"),
+    (no_mask, OtherWithMask, "outputs differ by"),
+    (all_padding, Mean, "values that are not finite"),
+    (padding, Length, "pad_invariant is True, but outputs differ by"),
+    (padding, Timid, "pad_invariant is False, but more padding changed nothing"),
+    (padding, Mute, "Mute must say pad_invariant = True or False"),
+    (batch_permutation, Numbered, "outputs differ by"),
+    (head_permutation, RankedHeads, "outputs differ by"),
+    (determinism, Noisy, "a second call gives other outputs"),
+    (untouched_inputs, Overwriting, "x is overwritten"),
+    (bfloat16, Cancelling, "of their norm, at most 3.0% is allowed"),
+    (dropout, AlwaysDropping, "in evaluation, outputs with and without it differ by"),
+    (state_round_trip, Unregistered, "is a random tensor neither a parameter nor a buffer?"),
+    (all_parameters_learn, IdleParameter, "no gradient for idle"),
+    (plain_form, OtherValues, "outputs at N=1 differ by"),
+    (plain_form, OtherGradients, "gradients of x at N=37 differ by"),
+    (memory_growth, Hungry, "claims 1, but it is 1.99: 6.2 MiB at 512"),
+    (memory_growth, Frugal, "claims 2, but it is 1.0"),
+    (compiles, Breaking, "Unsupported: Call to `torch._dynamo.graph_break()`"),
+    (gpu, OnTheCPU, "device"),
+]
+MARKS = {gpu: pytest.mark.gpu}
+
+
+@pytest.mark.parametrize(
+    ("check", "backend", "reason"),
+    [pytest.param(*case, marks=MARKS.get(case[0], ()), id=case[1].__name__) for case in BROKEN],
+)
+def test_a_broken_backend_fails_the_check_and_is_told_why(
+    check: Check, backend: type[nn.Module], reason: str
+) -> None:
+    state, why = run(check, Subject(backend))
+    assert state == "FAIL" and reason in why and "\n" not in why
+
+
+def test_every_check_has_a_backend_that_fails_it() -> None:
+    assert {check for check, _, _ in BROKEN} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(c, marks=pytest.mark.slow if c is compiles else (), id=c.__name__)
+        for c in CHECKS
+    ],
+)
+def test_a_whole_backend_passes_every_check(check: Check) -> None:
+    state, why = run(check, Subject(Whole))
+    assert state == "pass" or why in ("no CUDA device", "no C++ compiler g++")
+
+
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [
+        (head_permutation, "no HeadProjections inside"),
+        (plain_form, "it has no reference"),
+        (memory_growth, "it has no memory_growth"),
+    ],
+)
+def test_what_a_backend_does_not_say_is_skipped_with_the_reason(check: Check, reason: str) -> None:
+    with pytest.raises(SkippedError, match=reason):
+        check(Subject(Mean))
+
+
+def test_a_backend_that_refuses_long_sequences_is_not_measured_there() -> None:
+    class Short(Softmax):
+        def __init__(self, shape: AttentionShape) -> None:
+            if shape.max_length > 100:
+                raise ValueError("max_length must be at most 100")
+            super().__init__(shape)
+
+    with pytest.raises(SkippedError, match="max_length must be at most 100"):
+        memory_growth(Subject(Short))
+
+
+@pytest.mark.slow
+def test_a_stated_reason_for_a_graph_break_is_a_skip_and_the_pieces_are_compared() -> None:
+    assert run(compiles, Subject(Excused))[1].startswith("states why not: it asks for a break")
+
+
+def test_sizes_of_the_subject_reach_the_backend() -> None:
+    seen: list[AttentionShape] = []
+
+    def make(shape: AttentionShape) -> nn.Module:
+        seen.append(shape)
+        return Softmax(shape)
+
+    subject = Subject(make, replace(SMALL, dim=7, heads=5))
+    subject.build(dropout=0.25)
+    assert seen == [replace(SMALL, dim=7, heads=5, dropout=0.25)]
+    assert subject.inputs()[0].shape[-1] == 7
+
+
+def test_permuting_heads_moves_all_that_belongs_to_a_head() -> None:
+    shape = AttentionShape(dim=6, heads=3, head_dim=2, max_length=9)
+    first, other = Linformer(shape, rank=2), Linformer(shape, rank=2)
+    other.load_state_dict(first.state_dict())
+    permute_heads(other, torch.tensor([2, 0, 1]))
+    x = torch.randn(1, 9, 6)
+    for before, after in zip(first.projections.split(x), other.projections.split(x), strict=True):
+        torch.testing.assert_close(after, before[:, [2, 0, 1]])
+    assert torch.equal(other.to_keys, first.to_keys[[2, 0, 1]])
+    heads = torch.randn(1, 3, 9, 2)
+    torch.testing.assert_close(
+        other.projections.merge(heads[:, [2, 0, 1]]), first.projections.merge(heads)
+    )
+
+
+def test_peak_memory_counts_storages_alive_at_once_and_no_view_or_given_tensor() -> None:
+    given = torch.zeros(100)
+    with PeakMemory(given) as memory:
+        first = given + 1  # 400 bytes
+        view = first[:50].view(5, 10)
+        del first
+        second = torch.cat([given, given])  # 800 bytes more
+        del view, second
+        for _ in range(3):
+            given.mul(2)
+    assert memory.peak == 1200
+
+
+def arguments(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+def test_the_command_prints_a_line_a_check_and_its_status_says_whether_one_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output, _ = arguments(capsys, "softmax", "fused=false", "--fast")
+    lines = output.splitlines()
+    assert code == 0
+    assert [line[6:].split(": ")[0] for line in lines[:-1]] == [sentence(c) for c in CHECKS]
+    assert {line[:6] for line in lines[:-1]} == {"pass  ", "skip  "}
+    assert lines[-1].startswith("softmax: 16 passed, 0 failed, ")
+    code, output, _ = arguments(capsys, f"{__name__}:Timid", "--fast")
+    failed = [line for line in output.splitlines() if line.startswith("FAIL")]
+    assert code == 1 and len(failed) == 1 and "more padding changed nothing" in failed[0]
+    assert f"{__name__}:Timid: 15 passed, 1 failed" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["softmx"], "attention.name=softmx: no such backend; known are softmax"),
+        (["softmax", "fast=1"], "attention.options.fast: no such option; the options are: fused"),
+        (["softmax", "fused"], "fused: an option is written key=value"),
+        (["no_such_module:Mine"], "there is no module no_such_module"),
+        (["wavspa", "inner=softmx"], "attention.inner.name=softmx: no such backend"),
+        (["softmax", "inner=linear"], "attention.inner: softmax takes no backend inside"),
+        (["mra", "input_shape=[32,32]"], "input_shape=(32, 32) must hold max_length=64 pixels"),
+        (["softmax", "--max-length", "9"], "--max-length 9: must be at least 56"),
+    ],
+)
+def test_a_wrong_command_line_is_told_what_would_be_right(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code, output, error = arguments(capsys, *words)
+    assert code == 2 and message in error and not output
+
+
+def test_help_lists_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = arguments(capsys, "--help")
+    assert code == 0
+    assert all(sentence(check) in output for check in CHECKS)
+
+
+def test_a_failing_check_raises_in_pytest() -> None:
+    with pytest.raises(BrokenError):
+        masked_content(Subject(Maskless))

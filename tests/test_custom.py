@@ -1,0 +1,322 @@
+"""Backends of a user's own, by their path: what is refused and why, and the commands with them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_cell import TINY
+
+import lra.config
+from lra import custom, results
+from lra.bench import BenchConfig, measure
+from lra.build import build_attention, build_model
+from lra.config import AttentionConfig, Config, ConfigError, backend_name
+from lra.eval import load_run
+from lra.report import write_report
+from lra.train import run_cell
+from models import ATTENTION
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = [*TINY, "train.steps=8", "train.warmup_steps=2", "train.validate_every=4"]
+MINE = """
+from collections.abc import Callable
+
+from torch import nn
+
+from models.softmax import Softmax
+
+
+class Scaled(Softmax):
+    def __init__(self, shape, *, scale: float = 1.0, untyped=None):
+        super().__init__(shape)
+        self.scale = scale
+
+    def forward(self, x, mask=None):
+        return self.scale * super().forward(x, mask)
+
+
+class Other(Scaled):
+    pass
+
+
+class Around(nn.Module):
+    pad_invariant = True
+
+    def __init__(self, shape, *, inner: Callable[..., nn.Module]):
+        super().__init__()
+        self.inside = inner(shape)
+
+    def forward(self, x, mask=None):
+        return self.inside(x, mask)
+
+
+class Mute(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+
+
+class Shapeless(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+
+
+class Inherits(nn.Module):
+    pass
+
+
+class Positional(nn.Module):
+    def __init__(self, shape, window=3):
+        super().__init__()
+
+
+class Unreadable(nn.Module):
+    def __init__(self, shape: "AttentionShape"):
+        super().__init__()
+
+
+def function(x, mask):
+    return x
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a user's package with a module beside nothing of ours; return its file."""
+    package = tmp_path / "lra_user_pkg"
+    package.mkdir()
+    (package / "mine.py").write_text(MINE)
+    (package / "broken.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("lra_user_pkg")]:
+        monkeypatch.delitem(sys.modules, name)
+    return package / "mine.py"
+
+
+def configure(folder: Path, name: str, *overrides: str) -> Config:
+    path = f"attention.path=lra_user_pkg.mine:{name}"
+    return lra.config.load(
+        *QUICK, f"cache_dir={folder / 'cache'}", "attention=custom", path, *overrides
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "attention.path: needs a value, module:Class, such as my_pkg.my_file:MyAttention"),
+        ("mine.py", "attention.path=mine.py: must be module:Class, such as"),
+        ("lra_user_pkg/mine.py:Scaled", "must be module:Class, such as"),
+        ("lra_user_pkg.mein:Scaled", "there is no module lra_user_pkg.mein; looked in /"),
+        ("lra_user_pkgs.mine:Scaled", "there is no module lra_user_pkgs; looked in /"),
+        (
+            "lra_user_pkg.mine:Skaled",
+            "mine.py has no class Skaled; its nn.Module classes are: Scaled, Other, Around, Mute,",
+        ),
+        ("lra_user_pkg.mine:function", "function must be a subclass of torch.nn.Module"),
+        ("lra_user_pkg.mine:Shapeless", r"__init__ must take shape first, as in def __init__\(sel"),
+        ("lra_user_pkg.mine:Inherits", "__init__ must take shape first"),
+        ("lra_user_pkg.mine:Positional", "__init__ takes window=3, but options must be keyword-on"),
+        ("lra_user_pkg.mine:Unreadable", "the types of __init__ cannot be read: name 'AttentionS"),
+    ],
+)
+def test_what_is_no_backend_is_named_with_what_would_be_right(
+    mine: Path, path: str | None, message: str
+) -> None:
+    config = AttentionConfig(name=backend_name(path), path=path)
+    with pytest.raises(ConfigError, match=message):
+        build_attention(config)
+
+
+def test_an_error_within_the_users_module_is_shown_as_it_is(mine: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        custom.load("lra_user_pkg.broken:Mine", "attention.path")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "attention.options.scael=2",
+            r"attention.options.scael: no such option; the options are: scale \(float\), untyped",
+        ),
+        ("attention.options.scale=much", "attention.options.scale='much': must be float"),
+        (
+            "attention.name=short",
+            "attention.name=short: of attention.path=lra_user_pkg.mine:Sc",
+        ),
+    ],
+)
+def test_a_wrong_option_or_name_is_named_with_the_choices(
+    mine: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_attention(configure(tmp_path, "Scaled", override).attention)
+
+
+def test_a_backend_that_does_not_say_what_padding_does_is_refused(
+    mine: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="attention lra_user_pkg.mine.Mute: Mute must say pad"):
+        build_model(configure(tmp_path, "Mute"))
+
+
+def test_a_path_is_refused_where_the_backend_is_built_in() -> None:
+    config = lra.config.load("attention=softmax", "attention.path=a:B")
+    with pytest.raises(ConfigError, match="path=a:B: softmax is built in .* attention=custom"):
+        build_attention(config.attention)
+
+
+def test_custom_backends_nest_in_built_in_ones_and_around_them(mine: Path, tmp_path: Path) -> None:
+    inside = lra.config.load(
+        "attention=wavspa",
+        "attention@attention.inner=custom",
+        "attention.inner.path=lra_user_pkg.mine:Scaled",
+        "attention.inner.options.scale=3",
+    )
+    bands = build_model(inside).encoder.blocks[0].attention.bands
+    assert [band.scale for band in bands] == [3, 3]
+    wrong = lra.config.load(
+        "attention=wavspa",
+        "attention@attention.inner=custom",
+        "attention.inner.path=lra_user_pkg.mine:Scaled",
+        "attention.inner.options.skale=3",
+    )
+    with pytest.raises(ConfigError, match="attention.inner.options.skale: no such option"):
+        build_attention(wrong.attention)
+    with pytest.raises(ConfigError, match=r"needs a backend: \+attention@attention.inner=softmax"):
+        build_attention(configure(tmp_path, "Around").attention)
+    around = configure(tmp_path, "Around", "+attention@attention.inner=fourier")
+    inner = build_model(around).encoder.blocks[0].attention.inside
+    assert isinstance(inner, ATTENTION["fourier"])
+
+
+def test_names_of_different_paths_differ_and_are_those_of_no_built_in_backend() -> None:
+    paths = ["a.b:C", "a:C", "a.b.c:C", "b:C", "a.b:D"]
+    names = {backend_name(path) for path in paths}
+    assert names == {"a.b.C", "a.C", "a.b.c.C", "b.C", "a.b.D"}
+    assert not names & set(ATTENTION)
+    # A class within a class would make two paths of one name.
+    assert backend_name("a:b.C") == backend_name("a/b:C") == backend_name(None) == "custom"
+
+
+def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
+    mine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "runs/mini/nystromformer/listops/lra_user_pkg.mine.Scaled/default/seed0"
+    folder.mkdir(parents=True)
+    record = run_cell(configure(tmp_path, "Scaled"), folder)
+    assert record is not None and record.attention == "lra_user_pkg.mine.Scaled"
+    source = record.attention_source
+    assert re.fullmatch(r"lra_user_pkg.mine:Scaled, sha256 [0-9a-f]{16}", source)
+    assert record.config["attention"]["path"] == "lra_user_pkg.mine:Scaled"
+    page = write_report(tmp_path / "runs", tmp_path / "out", "mini", "nystromformer")
+    assert "| lra_user_pkg.mine.Scaled |" in page
+    assert f"* Backend lra_user_pkg.mine.Scaled: {source}." in page
+    named = write_report(
+        tmp_path / "runs", tmp_path / "out", "mini", "nystromformer", attentions=["custom"]
+    )
+    assert named == page
+    config, _, model = load_run(folder)
+    assert config.attention.path == "lra_user_pkg.mine:Scaled"
+    assert model.encoder.blocks[0].attention.scale == 1.0
+    # Another class is another configuration, whatever folder it is given.
+    with pytest.raises(ConfigError, match="attention.path: lra_user_pkg.mine:Scaled there"):
+        run_cell(configure(tmp_path, "Other"), folder)
+    mine.write_text(MINE + "\n# Changed.\n")
+    with caplog.at_level("INFO"):
+        assert run_cell(configure(tmp_path, "Scaled"), folder) is None
+    assert "is finished, with an attention that has changed since; force=true" in caplog.text
+
+
+def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_cell(configure(tmp_path, "Scaled"), folder)
+    file = folder / "best.pt"
+    state = torch.load(file, weights_only=True)
+    del state["model"]["encoder.blocks.0.attention.projections.out.bias"]
+    torch.save(state, file)
+    with pytest.raises(ConfigError, match="best.pt is of another model: .*projections.out.bias"):
+        load_run(folder)
+
+
+def test_bench_takes_paths_beside_names(mine: Path) -> None:
+    attentions = ["softmax", "lra_user_pkg.mine:Scaled"]
+    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+        rows = measure(BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu"))
+        with pytest.raises(ConfigError, match="has no class Skaled"):
+            measure(BenchConfig(["lra_user_pkg.mine:Skaled"], [32], device="cpu"))
+    assert [row["attention"] for row in rows] == ["softmax", "lra_user_pkg.mine.Scaled"]
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+
+
+def command(folder: Path, *words: str) -> str:
+    """Run `python -m` in a user's folder; return what it prints."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def readme_folder(tmp_path: Path) -> Path:
+    """Return a folder that holds the example of README."""
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_attention.py").write_text(code)
+    return tmp_path
+
+
+def test_the_readme_example_keeps_the_contract_and_prints_what_readme_shows(
+    readme_folder: Path,
+) -> None:
+    printed = command(readme_folder, "lra.check", "my_attention:Mean", "--fast").splitlines()
+    shown = [
+        line.strip()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith(("    pass  ", "    skip  ", "    FAIL  "))
+    ]
+    assert len(shown) == len(printed) - 1
+    for here, there in zip(printed, shown, strict=False):
+        # The first takes long and is left out here; the second may find a GPU.
+        if "torch.compile" not in here and "A GPU" not in here:
+            assert here == there
+
+
+def test_the_readme_example_is_trained_by_a_sweep_in_the_users_folder(readme_folder: Path) -> None:
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
+    command(readme_folder, "lra.train", "-m", *overrides)
+    runs = readme_folder / "results/runs/mini/nystromformer/listops/my_attention.Mean/default"
+    records = [results.read(runs / f"seed{seed}" / results.NAME) for seed in (0, 1)]
+    assert [record.status for record in records] == ["ok", "ok"]
+
+
+@pytest.mark.slow
+def test_processes_of_a_parallel_sweep_find_the_users_folder_too(readme_folder: Path) -> None:
+    pytest.importorskip("joblib")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
+    command(readme_folder, "lra.train", "-m", *launcher, *overrides)
+    folder = readme_folder / "results/runs/mini"
+    assert len([f for f in folder.rglob("result.json") if json.loads(f.read_text())]) == 2
+
+
+@pytest.mark.slow
+def test_the_readme_example_trains_through_torch_compile(readme_folder: Path) -> None:
+    overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean"]
+    command(readme_folder, "lra.train", *overrides, "train.compile=true")
+
+
+def test_bench_measures_every_built_in_backend_by_default() -> None:
+    values = yaml.safe_load((lra.config.CONFIGS / "bench.yaml").read_text())
+    assert values["attentions"] is None and values["lengths"] == [1024, 2048, 4096]
+    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+        rows = measure(BenchConfig(None, [32], batch_size=1, repeats=1, device="cpu"))
+    assert [row["attention"] for row in rows] == list(ATTENTION)
