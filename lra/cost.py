@@ -21,12 +21,11 @@ from torch import Tensor
 from lra import memory
 from lra.batches import TRIM, Batch
 from lra.bench import synchronise
-from lra.build import batches_for, build_model
+from lra.build import Model, batches_for, build_model
 from lra.config import Config
 from lra.loop import count_correct, scaler_for, update
 from lra.optimiser import optimiser_for
 from lra.tasks import Split, Task
-from models.encoder import Classifier, PairClassifier
 
 # Seconds that the measurement of a cell should stay within.
 BUDGET = 5.0
@@ -259,7 +258,7 @@ class Climb:
 def evaluation(
     config: Config,
     task: Task,
-    model: Classifier | PairClassifier,
+    model: Model,
     split: Split,
     device: torch.device,
 ) -> float:
