@@ -15,6 +15,8 @@ from lra.tasks.registry import STAND_INS, TASKS
 from models import ATTENTION
 from models.encoder import Attention, Classifier, PairClassifier
 
+Model = Classifier | PairClassifier
+
 
 def build_task(config: Config) -> Task:
     """Return the task with its options checked.
@@ -81,7 +83,7 @@ def build_attention(config: AttentionConfig, where: str = "attention") -> Attent
     return partial(backend, **options)
 
 
-def build_model(config: Config) -> Classifier | PairClassifier:
+def build_model(config: Config) -> Model:
     """Return the classifier of a cell, its parameters drawn from the seed.
 
     Raises:
@@ -116,9 +118,7 @@ def machine(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if cuda else results.processor()
 
 
-def batches_for(
-    config: Config, task: Task, model: Classifier | PairClassifier, split: Split
-) -> Batches:
+def batches_for(config: Config, task: Task, model: Model, split: Split) -> Batches:
     """Return the batches of a split as a cell reads them."""
     return Batches(
         split,

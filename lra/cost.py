@@ -21,12 +21,11 @@ from torch import Tensor
 from lra import memory
 from lra.batches import TRIM, Batch
 from lra.bench import synchronise
-from lra.build import batches_for, build_model
+from lra.build import Model, batches_for, build_model
 from lra.config import Config
 from lra.loop import count_correct, scaler_for, update
 from lra.optimiser import optimiser_for
 from lra.tasks import Split, Task
-from models.encoder import Classifier, PairClassifier
 
 # Seconds that the measurement of a cell should stay within.
 BUDGET = 5.0
@@ -162,13 +161,7 @@ def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> t
     return statistics.median(times), len(times)
 
 
-def climb(
-    step_of: Callable[[int, int], Step],
-    batch_size: int,
-    width: int,
-    device: torch.device,
-    budget: float,
-) -> Reading:
+class Climb:
     """Measure a step, from a cheap part of it up to as much of it as time and memory allow.
 
     Args:
@@ -178,58 +171,94 @@ def climb(
         device: Where it computes.
         budget: Seconds that all of this should take; a single step may take longer.
     """
-    end, limit = time.perf_counter() + budget, MEMORY_SHARE * memory.total(device)
 
-    def affordable(reading: Reading, rows: int, wide: int) -> bool:
-        # Quadratic in the length is the worst there is. A step is made three times.
-        growth = rows / reading.rows * (wide / reading.width) ** 2
-        left = end - time.perf_counter()
-        return 3 * growth * reading.seconds <= left and growth * reading.bytes <= limit
+    def __init__(
+        self,
+        step_of: Callable[[int, int], Step],
+        batch_size: int,
+        width: int,
+        device: torch.device,
+        budget: float,
+    ) -> None:
+        self._step_of, self._batch_size, self._width = step_of, batch_size, width
+        self._device, self._end = device, time.perf_counter() + budget
+        self._most_bytes = MEMORY_SHARE * memory.total(device)
 
-    def one(wide: int) -> Reading:
-        step = step_of(1, wide)
+    def whole(self) -> Reading:
+        """Return the seconds and bytes of the whole step, and the part that was timed."""
+        *before, one = self._up_to_one_row()
+        if one.width < self._width:
+            return self._extrapolated(before[-1], one)
+        most = self._more_rows(one)
+        seconds, repeats = most.seconds, 1
+        # A busy moment of the machine, or a first touch of memory, must not pass for slowness.
+        if calls := min(3, int(self._left() / seconds)):
+            step = self._step_of(most.rows, self._width)
+            seconds, repeats = timed(step, ENOUGH, self._device, calls)
+        share = self._batch_size / most.rows
+        return Reading(share * seconds, self._batch_size * one.bytes, most.rows, one.width, repeats)
+
+    def _left(self) -> float:
+        return self._end - time.perf_counter()
+
+    def _affordable(self, reading: Reading, rows: int, width: int) -> bool:
+        """Tell whether a larger part may be made, three times, judging by a smaller one."""
+        # Quadratic in the length is the worst there is.
+        growth = rows / reading.rows * (width / reading.width) ** 2
+        seconds, size = 3 * growth * reading.seconds, growth * reading.bytes
+        return seconds <= self._left() and size <= self._most_bytes
+
+    def _up_to_one_row(self) -> list[Reading]:
+        """Return readings of one row, up to its whole width or the last that is affordable."""
+        whole = self._width
+        at = whole if whole < LONG else max(TRIM, whole // 16)
+        self._step_of(1, at)()
+        readings = [self._one(at)]
+        while (at := readings[-1].width) < whole:
+            # Two readings at least, for a line through them.
+            if len(readings) > 1 and self._affordable(readings[-1], 1, whole):
+                readings.append(self._one(whole))
+            elif len(readings) == 1 or self._affordable(readings[-1], 1, 2 * at):
+                readings.append(self._one(min(whole, 2 * at)))
+            else:
+                break
+        return readings
+
+    def _one(self, width: int) -> Reading:
+        step = self._step_of(1, width)
         # The profiled call also sets up what is set up once only.
-        size = memory.peak_of(step, device)
-        return Reading(timed(step, 0.0, device)[0], size, 1, wide)
+        size = memory.peak_of(step, self._device)
+        return Reading(timed(step, 0.0, self._device)[0], size, 1, width)
 
-    at = width if width < LONG else max(TRIM, width // 16)
-    step_of(1, at)()
-    readings = [one(at)]
-    while (at := readings[-1].width) < width:
-        if len(readings) > 1 and affordable(readings[-1], 1, width):
-            readings.append(one(width))
-        elif len(readings) == 1 or affordable(readings[-1], 1, 2 * at):
-            readings.append(one(min(width, 2 * at)))
-        else:
-            return _extrapolated(readings[-2], readings[-1], batch_size, width)
-    reading = readings[-1]
-    while reading.rows < batch_size and reading.seconds < ENOUGH:
-        rows = min(batch_size, max(2, int(ENOUGH / reading.seconds)) * reading.rows)
-        while rows > reading.rows and not affordable(reading, rows, width):
-            rows //= 2
-        if rows <= reading.rows:
-            break
-        seconds, _ = timed(step_of(rows, width), 0.0, device)
-        reading = Reading(seconds, rows * readings[-1].bytes, rows, width)
-    seconds, repeats = reading.seconds, 1
-    if affordable(reading, reading.rows, width):
-        # A busy moment of the machine must not pass for a slow backend.
-        seconds, repeats = timed(step_of(reading.rows, width), ENOUGH, device, least=3)
-    share = batch_size / reading.rows
-    return Reading(share * seconds, share * reading.bytes, reading.rows, width, repeats)
+    def _more_rows(self, reading: Reading) -> Reading:
+        """Return a reading of as many rows as there is time for.
 
+        On a CPU a small part of a batch fits the caches, and the whole does not.
+        """
+        each = reading.bytes
+        while reading.rows < self._batch_size:
+            aim = ENOUGH if reading.seconds < ENOUGH else self._left() / 4
+            rows = min(self._batch_size, max(2, int(aim / reading.seconds)) * reading.rows)
+            while rows > reading.rows and not self._affordable(reading, rows, self._width):
+                rows //= 2
+            if rows <= reading.rows:
+                break
+            seconds, _ = timed(self._step_of(rows, self._width), 0.0, self._device)
+            reading = Reading(seconds, rows * each, rows, self._width)
+        return reading
 
-def _extrapolated(small: Reading, large: Reading, batch_size: int, width: int) -> Reading:
-    """Return a step of the whole batch from one sequence at two lengths."""
-    seconds = through((small.width, small.seconds), (large.width, large.seconds), width)
-    size = through((small.width, small.bytes), (large.width, large.bytes), width)
-    return Reading(batch_size * seconds, batch_size * size, large.rows, large.width)
+    def _extrapolated(self, small: Reading, large: Reading) -> Reading:
+        """Return the whole step from one row at two widths."""
+        rows, at = self._batch_size, self._width
+        seconds = through((small.width, small.seconds), (large.width, large.seconds), at)
+        size = through((small.width, small.bytes), (large.width, large.bytes), at)
+        return Reading(rows * seconds, rows * size, 1, large.width)
 
 
 def evaluation(
     config: Config,
     task: Task,
-    model: Classifier | PairClassifier,
+    model: Model,
     split: Split,
     device: torch.device,
 ) -> float:
@@ -288,9 +317,10 @@ def measure(
 
         return step
 
-    width = batches.shuffled(0, batch_size, config.seed).tokens.shape[-1]
+    widths = [batches.shuffled(n, batch_size, config.seed).tokens.shape[-1] for n in range(5)]
+    width = sorted(widths)[2]
     model.train()
-    reading = climb(step_of, batch_size, width, device, budget)
+    reading = Climb(step_of, batch_size, width, device, budget).whole()
     trainable = [p for p in model.parameters() if p.requires_grad]
     return Cost(
         update_seconds=reading.seconds,

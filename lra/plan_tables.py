@@ -13,7 +13,7 @@ from lra.tables import Table, markdown, row_name
 WORTH = 0.1
 # Pairs of task and backend that together take so much of it are named, when they are few.
 HEAVY = 0.5
-MOST_NAMED = 6
+MOST_NAMED = 4
 MOST_LINES = 6
 # The variables of `make reproduce-lra` that span a grid.
 AXES: dict[str, Callable[[Cell], str]] = {
@@ -39,6 +39,11 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"
     return f"{count / 1e3:,.0f} kB"
+
+
+def threads(number: int) -> str:
+    """Return a number of threads in words."""
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def name(cell: Cell) -> str:
@@ -200,8 +205,8 @@ def data_lines(cells: Sequence[Cell]) -> list[str]:
         lines.append(f"Lengths of the data in the cache: {real}.")
     if full:
         lines.append(
-            f"Full length, at most what it will be: {full}; `make data` builds what gives real"
-            " lengths, or the first cell does, which is not counted."
+            f"Taken to have the full length, the most there is, as no data are built: {full}."
+            " `make data` builds them, or the first cell does, which is not counted."
         )
     return [
         *lines,
@@ -222,8 +227,15 @@ def total_lines(cells: Sequence[Cell]) -> list[str]:
     config, values = todo[0].config, todo[0].values
     assert config is not None
     device = resolve_device(config.device)
-    where = f"{machine(device)}, {device.type}, {values['threads']} threads"
+    where = f"{machine(device)}, {device.type}, {threads(values['threads'])}"
     lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
+    partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
+    if partly and device.type == "cpu":
+        lines.append(
+            f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU they may"
+            " take longer: a part fits the caches, a whole batch does not (up to 2.6 times as long"
+            " where both were measured). `python -m lra.plan --budget 60` times larger parts."
+        )
     builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
     runs, data = sum(cell.disk for cell in todo), sum(builds.values())
     free = {Path(where): _free(Path(where)) for where in (config.runs_dir, config.cache_dir)}
@@ -261,7 +273,8 @@ def page(cells: Sequence[Cell], base: int) -> str:
     """
     legend = (
         "timed: steps x sequences of those of a batch, and tokens where not the whole length was"
-        " timed; scaled to the batch. peak: memory, at most."
+        " timed; scaled to the batch. peak: memory of libraries and, at most, of tensors; on a CPU"
+        " a process takes some 0.2 GB more."
     )
     parts = [
         markdown(cell_table(cells, base)),

@@ -11,7 +11,7 @@ from lra import cost, memory
 from lra.batches import Batch
 from lra.build import batches_for, build_model, build_task
 from lra.config import Config, load
-from lra.cost import climb, full_length, measure, part, spread, take, through
+from lra.cost import Climb, full_length, measure, part, spread, take, through
 from lra.tasks import Split, cache
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch, width: int, batch_size: int, budget: float
 ) -> None:
     machine = Machine(monkeypatch)
-    reading = climb(machine.step_of, batch_size, width, CPU, budget)
+    reading = Climb(machine.step_of, batch_size, width, CPU, budget).whole()
     assert reading.seconds == pytest.approx(machine.seconds(batch_size, width))
     assert reading.bytes == pytest.approx(batch_size * machine.c * width**2)
     assert (reading.rows, reading.width) == machine.steps[-1]
@@ -95,12 +95,12 @@ def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(monkeypatch, total=40.0 * 4_096**2)
-    reading = climb(machine.step_of, 8, 4_096, CPU, 1e9)
+    reading = Climb(machine.step_of, 8, 4_096, CPU, 1e9).whole()
     assert max(width for _, width in machine.steps) == reading.width == 2_048
     assert reading.bytes == pytest.approx(8 * 40.0 * 4_096**2)
     machine = Machine(monkeypatch, total=4 * 5.5 * 40.0 * 1_000**2)
     machine.a = machine.b = 1e-8
-    assert climb(machine.step_of, 8, 1_000, CPU, 1e9).rows == 4
+    assert Climb(machine.step_of, 8, 1_000, CPU, 1e9).whole().rows == 4
 
 
 def test_examples_are_taken_with_all_their_sequences() -> None:

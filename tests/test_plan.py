@@ -329,7 +329,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
     assert "* without softmax: 60 min instead of 32.0 h, by TASKS=text,image ATTENTIONS=mra" in text
     assert "timed" in text and "3 x 2/4" in text
-    assert "Full length" in text and "Lengths of the data" not in text
+    assert "Taken to have the full length" in text and "Lengths of the data" not in text
     assert "Nothing is left to train." in plan_tables.page([done], 0)
 
 
