@@ -190,22 +190,27 @@ class Climb:
         if one.width < self._width:
             return self._extrapolated(before[-1], one)
         most = self._more_rows(one)
-        seconds, repeats = most.seconds, 1
+        rows, seconds, repeats = most.rows, most.seconds, 1
+        each = seconds / rows
         # A busy moment of the machine, or a first touch of memory, must not pass for slowness.
-        if calls := min(3, int(self._left() / seconds)):
-            step = self._step_of(most.rows, self._width)
-            seconds, repeats = timed(step, ENOUGH, self._device, calls)
-        share = self._batch_size / most.rows
-        return Reading(share * seconds, self._batch_size * one.bytes, most.rows, one.width, repeats)
+        if calls := min(3, int(self._left() / (1.5 * seconds))):
+            if rows > 1:
+                half, _ = timed(self._step_of(rows // 2, self._width), 0.0, self._device, calls)
+            seconds, repeats = timed(self._step_of(rows, self._width), ENOUGH, self._device, calls)
+            # What a step costs at any size must not be counted with each row that is added: on a
+            # busy machine threads wait for each other in every operation.
+            each = max(0.0, seconds - half) / (rows - rows // 2) if rows > 1 else seconds
+        seconds += each * (self._batch_size - rows)
+        return Reading(seconds, self._batch_size * one.bytes, rows, one.width, repeats)
 
     def _left(self) -> float:
         return self._end - time.perf_counter()
 
     def _affordable(self, reading: Reading, rows: int, width: int) -> bool:
-        """Tell whether a larger part may be made, three times, judging by a smaller one."""
+        """Tell whether a larger part and its half may be made three times, by a smaller one."""
         # Quadratic in the length is the worst there is.
         growth = rows / reading.rows * (width / reading.width) ** 2
-        seconds, size = 3 * growth * reading.seconds, growth * reading.bytes
+        seconds, size = 4.5 * growth * reading.seconds, growth * reading.bytes
         return seconds <= self._left() and size <= self._most_bytes
 
     def _up_to_one_row(self) -> list[Reading]:

@@ -46,10 +46,13 @@ def test_noise_never_makes_a_longer_sequence_cheaper() -> None:
 
 
 class Machine:
-    """A machine that takes n (a w + b w^2) seconds and n c w^2 bytes for n rows of w tokens."""
+    """A machine that takes n (a w + b w^2) seconds and n c w^2 bytes for n rows of w tokens.
+
+    On top of that every step takes `overhead` seconds.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, total: float = 1e12) -> None:
-        self.now, self.steps = 0.0, []
+        self.now, self.steps, self.overhead = 0.0, [], 0.0
         self.a, self.b, self.c = 1e-5, 2e-8, 40.0
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(cost, "time", clock)
@@ -64,7 +67,7 @@ class Machine:
         return step
 
     def seconds(self, rows: int, width: int) -> float:
-        return rows * (self.a * width + self.b * width**2)
+        return self.overhead + rows * (self.a * width + self.b * width**2)
 
     def peak_of(self, step: cost.Step, device: torch.device) -> int:
         step()
@@ -89,6 +92,17 @@ def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
     if budget == 500.0:
         assert reading.width == width and reading.repeats >= 3
         assert machine.seconds(reading.rows, width) >= cost.ENOUGH / 2 or reading.rows == batch_size
+
+
+@pytest.mark.parametrize("overhead", [0.01, 0.4])
+def test_what_every_step_takes_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch, overhead: float
+) -> None:
+    machine = Machine(monkeypatch)
+    machine.overhead = overhead
+    reading = Climb(machine.step_of, 256, 200, CPU, 5.0).whole()
+    assert 1 < reading.rows
+    assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
 
 def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
