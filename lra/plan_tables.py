@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
 
 
+def precise(seconds: float) -> str:
+    """Return seconds with three digits, or all those before the point."""
+    return f"{seconds:.3g}" if seconds < 999.5 else f"{seconds:,.0f}"
+
+
 def size(count: float) -> str:
     """Return bytes in the unit that fits, such as `1.4 GB`."""
     for unit, factor in {"GB": 1e9, "MB": 1e6}.items():
@@ -77,10 +82,10 @@ def cell_table(cells: Sequence[Cell], base: int) -> Table:
             [
                 *names,
                 f"{cell.updates:,}",
-                f"{cell.cost.update_seconds:.3g}",
+                precise(cell.cost.update_seconds),
                 measured_on(cell),
                 f"{cell.validations:,}",
-                f"{cell.validation_seconds:.3g}",
+                precise(cell.validation_seconds),
                 duration(cell.test_seconds),
                 duration(cell.seconds),
                 size(peak(cell, base)),
@@ -145,26 +150,46 @@ def _values(cells: Iterable[Cell], axis: Callable[[Cell], str]) -> list[str]:
 def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Return what could be left out, as words and the cells that remain, what saves most first.
 
-    Every task, every backend, and all seeds but the first, where that saves a tenth of the time;
-    and those few pairs of task and backend that together take half of it.
+    Every task, every backend, the best of these and the best after it, all seeds but the first, and
+    those few pairs of task and backend that together take half of the time; of all these what
+    saves a tenth.
     """
-    total = _seconds(cells)
-    found = []
-    for axis in (AXES["TASKS"], AXES["ATTENTIONS"]):
-        for value in _values(cells, axis):
-            found.append((value, [cell for cell in cells if axis(cell) == value]))
+    total, singles = _seconds(cells), _singles(cells)
+    found = list(singles)
+    best, out = max(singles, key=lambda each: _seconds(each[1]), default=("", []))
+    rest = [cell for cell in cells if cell not in out]
+    if rest:
+        second, more = max(_singles(rest), key=lambda each: _seconds(each[1]))
+        found.append((f"{best} and {second}", [*out, *more]))
     first = min((cell.seed for cell in cells), default=0)
     found.append((f"all seeds but {first}", [cell for cell in cells if cell.seed != first]))
+    heavy = _heaviest(cells)
+    if len(heavy) <= MOST_NAMED:
+        found.append((", ".join(name(pair[0]) for pair in heavy), sum(heavy, [])))
+    different = {frozenset(map(id, out)): (words, out) for words, out in reversed(found)}
+    worth = [each for each in different.values() if WORTH * total <= _seconds(each[1]) < total]
+    worth.sort(key=lambda each: -_seconds(each[1]))
+    return [(words, [cell for cell in cells if cell not in out]) for words, out in worth]
+
+
+def _singles(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Return the cells of every task and of every backend."""
+    axes = (AXES["TASKS"], AXES["ATTENTIONS"])
+    return [
+        (value, [cell for cell in cells if axis(cell) == value])
+        for axis in axes
+        for value in _values(cells, axis)
+    ]
+
+
+def _heaviest(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the fewest pairs of task and backend that take half of the time, over seeds."""
     pairs = [[cell for cell in cells if name(cell) == each] for each in _values(cells, name)]
     heavy: list[list[Cell]] = []
     for pair in sorted(pairs, key=_seconds, reverse=True):
-        if sum(map(_seconds, heavy)) < HEAVY * total:
+        if sum(map(_seconds, heavy)) < HEAVY * _seconds(cells):
             heavy.append(pair)
-    if len(heavy) <= min(MOST_NAMED, len(pairs) // 2):
-        found.append((", ".join(name(pair[0]) for pair in heavy), sum(heavy, [])))
-    worth = [(words, out) for words, out in found if WORTH * total <= _seconds(out) < total]
-    worth.sort(key=lambda each: -_seconds(each[1]))
-    return [(words, [cell for cell in cells if cell not in out]) for words, out in worth]
+    return heavy
 
 
 def _seconds(cells: Iterable[Cell]) -> float:
