@@ -161,6 +161,13 @@ def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> t
     return statistics.median(times), len(times)
 
 
+def extrapolated(small: Reading, large: Reading, width: int) -> Reading:
+    """Return what one row of a width takes, by two narrower ones."""
+    seconds = through((small.width, small.seconds), (large.width, large.seconds), width)
+    size = through((small.width, small.bytes), (large.width, large.bytes), width)
+    return Reading(seconds, size, 1, width)
+
+
 class Climb:
     """Measure a step, from a cheap part of it up to as much of it as time and memory allow.
 
@@ -188,7 +195,8 @@ class Climb:
         """Return the seconds and bytes of the whole step, and the part that was timed."""
         *before, one = self._up_to_one_row()
         if one.width < self._width:
-            return self._extrapolated(before[-1], one)
+            row, rows = extrapolated(before[-1], one, self._width), self._batch_size
+            return Reading(rows * row.seconds, rows * row.bytes, 1, one.width)
         most = self._more_rows(one)
         rows, seconds, repeats = most.rows, most.seconds, 1
         each = seconds / rows
@@ -220,13 +228,15 @@ class Climb:
         self._step_of(1, at)()
         readings = [self._one(at)]
         while (at := readings[-1].width) < whole:
-            # Two readings at least, for a line through them.
-            if len(readings) > 1 and self._affordable(readings[-1], 1, whole):
-                readings.append(self._one(whole))
-            elif len(readings) == 1 or self._affordable(readings[-1], 1, 2 * at):
-                readings.append(self._one(min(whole, 2 * at)))
-            else:
+            # Two readings at least, for a curve through them.
+            wider = [min(whole, 2 * at)]
+            if len(readings) > 1:
+                small, large = readings[-2:]
+                curve = {width: extrapolated(small, large, width) for width in (whole, *wider)}
+                wider = [width for width in curve if self._affordable(curve[width], 1, width)]
+            if not wider:
                 break
+            readings.append(self._one(wider[0]))
         return readings
 
     def _one(self, width: int) -> Reading:
@@ -251,13 +261,6 @@ class Climb:
             seconds, _ = timed(self._step_of(rows, self._width), 0.0, self._device)
             reading = Reading(seconds, rows * each, rows, self._width)
         return reading
-
-    def _extrapolated(self, small: Reading, large: Reading) -> Reading:
-        """Return the whole step from one row at two widths."""
-        rows, at = self._batch_size, self._width
-        seconds = through((small.width, small.seconds), (large.width, large.seconds), at)
-        size = through((small.width, small.bytes), (large.width, large.bytes), at)
-        return Reading(rows * seconds, rows * size, 1, large.width)
 
 
 def evaluation(
