@@ -5,8 +5,9 @@ the matrix MRA-2 puts their mean, and MRA-2-s nothing. Which pairs matter is rea
 with one budget for a whole head.
 
 Arithmetic is float32, or float64 for float64 inputs, also under autocast. On the CPU the
-attention is one opaque operator (`models/mra_blocks.py`), so `torch.compile` keeps one graph;
-elsewhere it is `gathered_attention`, which waits for no device.
+attention is one opaque operator (`models/mra_blocks.py`) with first derivatives only, so
+`torch.compile` keeps one graph; its first call compiles for some seconds, and later processes
+find that on disk. Elsewhere it is `gathered_attention`, which waits for no device.
 
 Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y key blocks,
 b tokens a block, M selected pairs a head.
@@ -164,6 +165,8 @@ def mra_attention(
         raise ValueError(
             f"padded_length={padded_length} is less than the length {q.shape[2]} of the inputs"
         )
+    if q.numel() == 0:
+        return q + k + v
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
         exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -354,6 +357,11 @@ class MRA(nn.Module):
     def pad_invariant(self) -> bool:
         """Whether the amount of padding may change: not where the sequence is an image."""
         return self.input_shape is None
+
+    @property
+    def memory_growth(self) -> int | None:
+        """The power of N, where the map of pairs of blocks, (N / b)^2, is small beside the rest."""
+        return 1 if self.block_size >= 32 else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""

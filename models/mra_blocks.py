@@ -33,6 +33,8 @@ VECTOR = 64
 # Query blocks whose pairs are selected at a time.
 BLOCKS_A_SLICE = 256
 
+_starting = threading.Lock()
+
 
 @cache
 def _workers(process: int, threads: int) -> ThreadPoolExecutor:
@@ -68,8 +70,11 @@ def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
     thread takes which: the same size gives the same bits.
     """
     slices = [(start, min(start + size, heads)) for start in range(0, heads, size)]
-    threads = torch.get_num_threads()
-    if threads == 1:
+    # The count is another one while a pool starts.
+    with _starting:
+        threads = torch.get_num_threads()
+        pool = _workers(os.getpid(), threads) if threads > 1 else None
+    if pool is None:
         for start, stop in slices:
             run(start, stop)
         return
@@ -80,7 +85,7 @@ def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
         with torch.inference_mode():
             run(*bounds)
 
-    list(_workers(os.getpid(), threads).map(task, slices))
+    list(pool.map(task, slices))
 
 
 def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:
@@ -145,9 +150,10 @@ class _Heads:
         return self.valid[head], self.counts[head], self.selected[head], self.scale
 
     def blocks(self, head: int, name: str, x: Array) -> Array:
-        """Return an array `(X, T, C)` for a head of `x`: itself where it is that, else not filled.
+        """Return where the blocks `(X, T, C)` of a head stand: `x` itself where it has that form.
 
-        A thread gets the same array for a name: fresh memory costs more than filling it.
+        Else it is an array of this thread, the same for a name every time, with contents of the
+        last one: fresh memory costs more than filling it.
         """
         tokens = self._tokens(head, x)
         if self.whole and tokens.flags.c_contiguous:
@@ -182,6 +188,8 @@ def _kernel() -> Any:
     # Not above: a machine that computes on a GPU may do without numba.
     import models.mra_kernel as mra_kernel
 
+    # A compiled function keeps the values of its own file.
+    assert (mra_kernel.FLOOR, mra_kernel.VECTOR) == (FLOOR, VECTOR)
     return mra_kernel
 
 
@@ -275,6 +283,15 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
 
 
 _attend.register_autograd(_backward, setup_context=_save)
+
+
+def _refuse(ctx: Any, *_: Tensor | None) -> None:
+    raise NotImplementedError(
+        "MRA on the CPU has first derivatives only; models.mra.gathered_attention has second ones"
+    )
+
+
+_attend_backward.register_autograd(_refuse)
 
 
 def attend_blocks(

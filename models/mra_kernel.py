@@ -6,7 +6,9 @@ between them. Logits stand transposed, keys by queries, so that a vector holds q
 softmax needs along the keys is then plain arithmetic of vectors. Only one block row's logits are
 kept, and the backward computes them again.
 
-All of it is one file because numba's cache on disk notices edits of a function's own file only.
+All of it is one file, constants too, because numba's cache on disk notices edits of a function's
+own file only. Nothing compiled looks at bounds: functions that are called from outside begin by
+comparing shapes.
 
 Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block. In the arrays a block
 has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
@@ -21,13 +23,20 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
-from models.mra_blocks import FLOOR, VECTOR, Array
+from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Array = NDArray[Any]
 
-# Rows of a tile: with two vectors each, its sums fill half of 32 registers.
+# Bytes of a vector. A processor of shorter ones uses several, and is right but slower.
+VECTOR = 64
+# Rows of a tile: with two vectors each, its sums fill half of AVX-512's 32 registers. A vector of
+# float64 must hold a multiple.
 ROWS = 8
+# Stands for minus infinity, so that no difference of two of them is NaN.
+FLOOR = -1e30
+# What LLVM may assume; not that everything is finite.
+FREEDOM = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def compiled(function: Function) -> Function:
@@ -36,8 +45,7 @@ def compiled(function: Function) -> Function:
     Sums may be added up in any order: the same machine gives the same bits. What is not finite
     stays so, and is seen by whoever looks for it in the loss.
     """
-    freedom = {"reassoc", "contract", "arcp", "nsz"}
-    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=freedom)(function))
+    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=FREEDOM)(function))
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any, Any], Any]:
@@ -117,6 +125,8 @@ def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, 
             builder.store(value, place, align=size)
         return context.get_dummy_value()
 
+    if not c.dtype == a.dtype == b.dtype:
+        raise numba.TypingError(f"blocks must be of one type, not {c.dtype}, {a.dtype}, {b.dtype}")
     return types.void(num, c, types.intp, types.intp, a, b, types.boolean), generate
 
 
@@ -142,9 +152,10 @@ def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
 def exp2(typing: Any, x: Any) -> Any:
-    """Compute 2^x for x <= 0, 0 below the normal numbers, in operations that vectorise.
+    """Compute 2^x for x <= 0 or NaN, in operations that vectorise.
 
-    With n the integer next to x, 2^(x - n) is its Taylor series up to the last bit or two.
+    With n the integer next to x, 2^(x - n) is its Taylor series up to the last bit or two. It is 0
+    where n is below the exponents of normal numbers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -168,6 +179,14 @@ def exp2(typing: Any, x: Any) -> Any:
 
 
 @compiled
+def _fit(x: Array, real: Array, packed: Array) -> bool:
+    sizes = len(real) == len(packed) and real.shape[1] <= packed.shape[1]
+    # Up to the last block there are tokens: `real` may be True for no others.
+    ends = real.size - real.shape[1] < len(x) <= real.size
+    return sizes and ends and x.shape[1] <= packed.shape[2]
+
+
+@compiled
 def pack(x: Array, real: Array, packed: Array) -> None:
     """Copy the tokens `x` `(N, K)` that are real into blocks `packed` `(X, T, C)`, else 0.
 
@@ -178,10 +197,11 @@ def pack(x: Array, real: Array, packed: Array) -> None:
     """
     length, width = x.shape
     tokens = real.shape[1]
+    assert _fit(x, real, packed)
     for block in range(packed.shape[0]):
         for i in range(packed.shape[1]):
             place = block * tokens + i
-            if i < tokens and real[block, i]:
+            if i < tokens and place < length and real[block, i]:
                 for d in range(width):
                     packed[block, i, d] = x[place, d]
                 for d in range(width, packed.shape[2]):
@@ -196,6 +216,7 @@ def unpack(packed: Array, real: Array, x: Array) -> None:
     """Copy the real tokens of blocks `packed` `(X, T, C)` to `x` `(N, K)`, 0 to the others."""
     length, width = x.shape
     tokens = real.shape[1]
+    assert _fit(x, real, packed)
     for place in range(length):
         block, i = place // tokens, place % tokens
         for d in range(width):
@@ -208,6 +229,7 @@ def average(packed: Array, counts: Array, means: Array) -> None:
 
     S >= X is whole vectors; what is behind X becomes 0.
     """
+    assert len(counts) == len(packed) <= len(means) and means.shape[1] == packed.shape[2]
     for block in range(means.shape[0]):
         for d in range(means.shape[1]):
             means[block, d] = 0
@@ -247,23 +269,23 @@ def _weigh_coarse(
     for y in range(len(counts)):
         if counts[y]:
             logs[y] = math.log2(counts[y])
+    alive = (counts > 0).sum()
     for x in range(len(top)):
-        largest = top.dtype.type(FLOOR)
-        if x < len(counts) and counts[x]:
+        top[x] = FLOOR
+        # Not read off the logits: these may be NaN, which no maximum shows.
+        if x < len(counts) and counts[x] and selected[x].sum() < alive:
+            largest = top[x]
             for y in range(len(counts)):
                 logit = top.dtype.type(FLOOR) if selected[x, y] else weights[x, y] + logs[y]
                 weights[x, y] = logit
                 largest = max(largest, logit)
-        # A dead block's logit is a little above FLOOR or below.
-        if largest < FLOOR / 2:
-            top[x] = FLOOR
-            for y in range(len(top)):
-                weights[x, y] = 0
-        else:
             top[x] = largest
             for y in range(len(counts)):
                 weights[x, y] = exp2(weights[x, y] - largest)
             for y in range(len(counts), len(top)):
+                weights[x, y] = 0
+        else:
+            for y in range(len(top)):
                 weights[x, y] = 0
 
 
@@ -276,6 +298,20 @@ def _choose(selected: Array, chosen: Array) -> int:
             chosen[num] = y
             num += 1
     return num
+
+
+@compiled
+def _weigh_fine(real: Array, weights: Array, top: Array, norm: Array) -> None:
+    """Turn the logits `(T, T)` of a block's keys into weights relative to `top`, and sum them."""
+    for j in range(len(weights)):
+        if j < len(real) and real[j]:
+            for i in range(len(top)):
+                weight = exp2(weights[j, i] - top[i])
+                weights[j, i] = weight
+                norm[i] += weight
+        else:
+            for i in range(len(top)):
+                weights[j, i] = 0
 
 
 @compiled
@@ -301,9 +337,10 @@ def attend(
     kind, full = Q.dtype.type, means.size > 0
     factor, zero = kind(scale * math.log2(math.e)), kind(0)
     assert K.shape == Q.shape and V.shape == Q.shape and out.shape == Q.shape
-    assert real.shape[0] == num_blocks and selected.shape == (num_blocks, num_blocks)
+    assert len(real) == len(counts) == num_blocks and selected.shape == (num_blocks, num_blocks)
     assert lse.shape == (num_blocks, tokens) and (not full or means.shape[1] >= num_blocks)
-    items, coarse_norm = np.empty_like(means[0]), np.zeros(num_blocks, Q.dtype)
+    items = np.empty((means.shape[1], columns), Q.dtype)
+    coarse_norm = np.zeros(num_blocks, Q.dtype)
     coarse_top = np.full(means.shape[1], kind(FLOOR))
     if full:
         shares = np.empty((len(coarse_top), len(coarse_top)), Q.dtype)
@@ -336,19 +373,12 @@ def attend(
             for d in range(columns):
                 out[x, i, d] = share * items[x, d] if full else zero
         for p in range(num):
-            for j in range(tokens):
-                if j < real.shape[1] and real[chosen[p], j]:
-                    for i in range(tokens):
-                        weight = exp2(weights[p, j, i] - top[i])
-                        weights[p, j, i] = weight
-                        norm[i] += weight
-                else:
-                    for i in range(tokens):
-                        weights[p, j, i] = 0
+            _weigh_fine(real[chosen[p]], weights[p], top, norm)
             multiply(out[x], weights[p].T, V[chosen[p]], True)
         for i in range(tokens):
-            lse[x, i] = top[i] + math.log2(norm[i]) if norm[i] > 0 else FLOOR
-            inverse = 1 / norm[i] if norm[i] > 0 else zero
+            # Compared with 0, so that NaN goes on to both.
+            lse[x, i] = FLOOR if norm[i] == 0 else top[i] + math.log2(norm[i])
+            inverse = zero if norm[i] == 0 else 1 / norm[i]
             for d in range(columns):
                 out[x, i, d] *= inverse
 

@@ -54,5 +54,8 @@ def test_small_options_are_of_registered_backends() -> None:
     assert {name for name, _ in SMALL_OPTIONS} <= set(ATTENTION)
 
 
-def test_every_backend_names_its_plain_form() -> None:
-    assert [name for name, backend in ATTENTION.items() if not hasattr(backend, "reference")] == []
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_backend_names_its_plain_form_and_how_memory_grows(name: str) -> None:
+    backend = Subject(build_attention(attention_config(name, {}))).build()
+    assert hasattr(backend, "reference")
+    assert getattr(backend, "memory_growth", None) in (1, 2)

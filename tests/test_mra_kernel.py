@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import mra_kernel
+from models.mra import Mode, mra_attention_reference
 from models.mra_blocks import FLOOR
 
 DTYPES = (np.float32, np.float64)
@@ -43,7 +44,7 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_is_written():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers_of_two_are_right_to_the_last_bits_and_end_at_zero(dtype):
-    @numba.njit(fastmath=True)
+    @numba.njit(fastmath=mra_kernel.FREEDOM)
     def powers(x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
         for i in range(len(x)):
@@ -55,7 +56,8 @@ def test_powers_of_two_are_right_to_the_last_bits_and_end_at_zero(dtype):
     want = np.exp2(x.astype(np.longdouble))
     assert np.abs(powers(x) / want - 1).max() < 4 * np.finfo(dtype).eps
     assert powers(np.array([0.0], dtype))[0] == 1
-    assert (powers(np.array([2.0 * least, FLOOR], dtype)) == 0).all()
+    assert (powers(np.array([least - 1.6, 2.0 * least, FLOOR], dtype)) == 0).all()
+    assert np.isnan(powers(np.array([np.nan], dtype))).all()
 
 
 @pytest.mark.parametrize("width", [1, 16, 19])
@@ -85,8 +87,8 @@ def test_means_are_of_real_tokens_and_0_for_blocks_without_one():
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_the_kernel_writes_to_nothing_but_its_results(full):
-    size, edge = (5, 16, 16), 64
+def test_the_kernel_is_the_plain_form_and_writes_to_nothing_but_its_results(full):
+    size, edge, tokens = (5, 16, 16), 64, 13
     around = {}
 
     def guarded(name: str, *shape: int) -> np.ndarray:
@@ -94,8 +96,10 @@ def test_the_kernel_writes_to_nothing_but_its_results(full):
         return around[name][edge:-edge].reshape(shape)
 
     q, k, v, grad = (random(*size, seed=seed) for seed in range(4))
+    for x in (q, k, v, grad):
+        x[:, tokens:] = 0
     inputs = [x.copy() for x in (q, k, v, grad)]
-    real = np.ones((5, 16), bool)
+    real = np.ones((5, tokens), bool)
     selected = np.random.default_rng(0).random((5, 5)) > 0.5
     means = guarded("means", 3 if full else 0, 16, 16)
     for blocks, mean in zip((q, k, v), means, strict=False):
@@ -109,9 +113,14 @@ def test_the_kernel_writes_to_nothing_but_its_results(full):
         assert (array[:edge] == 7).all() and (array[-edge:] == 7).all(), name
     for x, before in zip((q, k, v, grad), inputs, strict=True):
         assert (x == before).all()
-    logits = 0.25 * torch.einsum("xid,yjd->xiyj", torch.from_numpy(q), torch.from_numpy(k))
-    exact = logits.masked_fill(~torch.from_numpy(selected)[:, None, :, None], -torch.inf)
-    if not full:
-        rows = torch.from_numpy(selected.any(1))
-        want = exact.flatten(2).logsumexp(2)[rows] / np.log(2)
-        torch.testing.assert_close(torch.from_numpy(lse)[rows], want, rtol=0, atol=1e-5)
+    # Against the plain form, whose heads have 5 x 13 tokens.
+    heads = [torch.from_numpy(x[:, :tokens].reshape(1, 1, -1, 16)) for x in (q, k, v)]
+    heads = [x.double().requires_grad_() for x in heads]
+    chosen = torch.from_numpy(selected)[None, None]
+    mode: Mode = "full" if full else "sparse"
+    want = mra_attention_reference(*heads, None, chosen, mode=mode, block_size=tokens)
+    towards = torch.from_numpy(grad[:, :tokens].reshape(1, 1, -1, 16)).double()
+    wanted = [want, *torch.autograd.grad(want, heads, towards)]
+    for x, plain in zip((out, *grads), wanted, strict=True):
+        got = torch.from_numpy(x[:, :tokens].reshape(1, 1, -1, 16)).double()
+        torch.testing.assert_close(got, plain, rtol=0, atol=1e-5)
