@@ -207,7 +207,10 @@ class Climb:
             seconds, repeats = timed(self._step_of(rows, self._width), ENOUGH, self._device, calls)
             # What a step costs at any size must not be counted with each row that is added: on a
             # busy machine threads wait for each other in every operation.
-            each = max(0.0, seconds - half) / (rows - rows // 2) if rows > 1 else seconds
+            # Where noise hides the difference, all of it is counted.
+            each = seconds / rows
+            if rows > 1 and seconds > half:
+                each = (seconds - half) / (rows - rows // 2)
         seconds += each * (self._batch_size - rows)
         return Reading(seconds, self._batch_size * one.bytes, rows, one.width, repeats)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lra import cost, memory, plan_tables, results
+from lra import cost, custom, memory, plan_tables, results
 from lra.build import build_task, machine, resolve_device
 from lra.config import CONFIGS, ConfigError, config_hash
 from lra.standing import Cell, expand, look
@@ -73,14 +73,17 @@ def measured(cell: Cell, known: Measurements, budget: float = cost.BUDGET) -> Ce
     # Neither the seed nor a variant's name changes the time.
     same = {key: value for key, value in cell.values.items() if key not in ("seed", "variant")}
     here = [machine(device), torch.__version__, results.code_version()[0], budget]
+    here.append(custom.sources(cell.config.attention))
     key = config_hash({"cell": same, "here": here, "data": built.fingerprint if built else ""})
     if (found := known.get(key)) is None:
         torch.set_num_threads(cell.values["threads"])
         task, splits = build_task(cell.config), built.splits if built else None
         try:
             found = cost.measure(cell.config, task, splits, device, budget)
-        except (ConfigError, torch.OutOfMemoryError) as error:
-            return replace(cell, state="no model", detail=str(error).splitlines()[0])
+        except (ConfigError, RuntimeError) as error:  # what torch raises, out of memory too
+            reason = str(error).strip() or type(error).__name__
+            state = "no model" if isinstance(error, ConfigError) else "cannot run"
+            return replace(cell, state=state, detail=reason.splitlines()[0])
         known.put(key, found)
     return replace(cell, cost=found)
 
@@ -124,8 +127,8 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--attentions", required=True, help="names, separated by commas")
     parser.add_argument("--seeds", default="0", help="numbers, separated by commas")
-    parser.add_argument("--scale", default="paper")
-    parser.add_argument("--protocol", default="nystromformer")
+    parser.add_argument("--scale", default="paper", help="paper (default) or mini")
+    parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
     parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds a cell, about")
     parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
     args = parser.parse_args()
@@ -134,7 +137,9 @@ def main() -> None:
         known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
         for name in getattr(args, group if group in vars(args) else f"{group}s").split(","):
             if name not in known:
-                parser.error(f"{group} {name}: must be one of {', '.join(known)}")
+                own = group == "attention" and ":" in name
+                hint = f"; for one of yours: --attentions custom -- attention.path={name}" * own
+                parser.error(f"{group} {name}: must be one of {', '.join(known)}{hint}")
     words = [f"task={args.tasks}", f"attention={args.attentions}", f"seed={args.seeds}"]
     words += [f"scale={args.scale}", f"protocol={args.protocol}"]
     words += [word for word in args.overrides if not word.startswith("-")]

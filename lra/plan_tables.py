@@ -18,7 +18,7 @@ MOST_LINES = 6
 # The variables of `make reproduce-lra` that span a grid.
 AXES: dict[str, Callable[[Cell], str]] = {
     "TASKS": lambda cell: cell.task,
-    "ATTENTIONS": lambda cell: cell.row[0],
+    "ATTENTIONS": lambda cell: "custom" if _path(cell) else cell.row[0],
     "SEEDS": lambda cell: str(cell.seed),
 }
 
@@ -139,8 +139,18 @@ def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
             everything, some = _values(grid, axis), _values(group, axis)
             if len(some) < len(everything):
                 words.append(f"{variable}={','.join(v for v in everything if v in some)}")
-        lines.append(" ".join(words))
+        lines.append(" ".join([*words, *_paths(group, grid)]))
     return lines
+
+
+def _paths(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
+    """Return the override that chooses among a user's backends, which share one name."""
+    everything, some = _values(grid, _path), _values(cells, _path)
+    return [f"ARGS=attention.path={','.join(some)}"] if len(some) < len(everything) else []
+
+
+def _path(cell: Cell) -> str:
+    return (cell.config and cell.config.attention.path) or ""
 
 
 def _values(cells: Iterable[Cell], axis: Callable[[Cell], str]) -> list[str]:

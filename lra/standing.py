@@ -52,7 +52,8 @@ class Cell:
         seed: Seed.
         state: `to do`; `continues`: there is a checkpoint; `failed before`: it is tried again;
             `done`; `stops`: another configuration's record or checkpoint is in its folder;
-            `no model`: it cannot be built; `refused`: it cannot be composed.
+            `no model`: it cannot be built; `cannot run`: a step raises an error; `refused`: it
+            cannot be composed.
         detail: Why, in words.
         step: Updates made already.
         config: Its configuration; None where it is refused.
@@ -168,8 +169,13 @@ def look(words: Sequence[str]) -> Cell:
 
     Args:
         words: Its overrides; the first three are task, attention and seed.
+
+    Raises:
+        ConfigError: The seed is no number.
     """
     task, attention, seed = (word.split("=", 1)[1] for word in words[:3])
+    if not seed.isdecimal():
+        raise ConfigError(f"seed={seed}: must be a whole number, 0 or more")
     cell = Cell(task=task, row=(attention, "default"), seed=int(seed))
     try:
         config, folder = place(*words)

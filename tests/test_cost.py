@@ -105,6 +105,16 @@ def test_what_every_step_takes_is_counted_once(
     assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
 
+def test_rows_are_never_free_where_noise_hides_what_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch)
+    machine.seconds = lambda rows, width: 0.5
+    reading = Climb(machine.step_of, 32, 200, CPU, 7.0).whole()
+    assert 1 < reading.rows < 32
+    assert reading.seconds >= 32 / reading.rows * 0.5
+
+
 def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import lra.config
-from lra import plan, plan_tables, results
+from lra import cost, plan, plan_tables, results
 from lra.config import ConfigError, place
 from lra.cost import Cost
 from lra.loop import CHECKPOINT, Run, StoppedError
@@ -266,13 +266,61 @@ def test_cells_of_one_folder_are_told_apart_or_stop(
 
 
 def test_a_backend_that_refuses_its_options_does_not_stop_the_others(tmp_path: Path) -> None:
-    words = tiny(tmp_path, "attention.options.block_size=7", attention="fourier,mra")
+    words = tiny(tmp_path, "attention.options.block_size=8", attention="fourier,mra")
     fourier, mra = plan.plan(words, budget=0.1)
     assert fourier.state == "no model" and "attention.options.block_size" in fourier.detail
-    assert mra.state in ("no model", "to do")
+    assert mra.state == "to do" and mra.cost is not None
     assert "fourier seed 0 no model: attention.options.block_size" in plan_tables.page(
         [fourier, mra], 0
     )
+
+
+OWN = """
+import time
+from torch import nn
+class Own(nn.Module):
+    pad_invariant = True
+    def __init__(self, shape):
+        super().__init__()
+    def forward(self, x, mask=None):
+        {body}
+        return x
+"""
+
+
+def own_backend(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> str:
+    (folder / f"{name}.py").write_text(OWN.format(body=body))
+    monkeypatch.syspath_prepend(folder)
+    return f"attention.path={name}:Own"
+
+
+def test_a_backend_that_crashes_is_told_and_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own_backend(tmp_path, monkeypatch, "crashes", "raise RuntimeError('no such kernel')")
+    (cell,) = plan.plan(tiny(tmp_path, path, attention="custom"), budget=0.1)
+    assert cell.state == "cannot run" and cell.detail == "no such kernel"
+    assert "crashes.Own seed 0 cannot run: no such kernel" in plan_tables.page([cell], 0)
+
+
+def test_what_was_measured_of_a_users_file_is_not_kept_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "code_version", lambda: ("abc", False))
+    path = own_backend(tmp_path, monkeypatch, "changes", "pass")
+    words = tiny(tmp_path, path, attention="custom")
+    plan.plan(words, budget=0.1)
+    monkeypatch.setattr(cost, "measure", lambda *args: pytest.fail("measured again"))
+    plan.plan(words, budget=0.1)
+    own_backend(tmp_path, monkeypatch, "changes", "time.sleep(0)")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        plan.plan(words, budget=0.1)
+
+
+def test_a_seed_that_is_no_number_is_named(tmp_path: Path) -> None:
+    words = [w if not w.startswith("seed=") else "seed=a" for w in tiny(tmp_path)]
+    with pytest.raises(ConfigError, match="seed=a: must be a whole number"):
+        plan.plan(words)
 
 
 def test_measuring_leaves_no_run_and_no_data(tmp_path: Path) -> None:
