@@ -200,11 +200,11 @@ def test_the_rate_is_the_published_figure(protocol: str, task: str, step: int, r
     assert FORMULAS[train.schedule](step, train) == pytest.approx(rate, rel=3e-3)
 
 
-def formula(config: Config, classes: int, rank: int = 0) -> int:
+def formula(config: Config, classes: int, rank: int = 0, projections: int = 4) -> int:
     """Count the parameters of a plain transformer of the flax codes from its sizes."""
     m = config.model
     inner, length = m.heads * m.head_dim, m.max_length + (m.pooling == "cls")
-    attention = 4 * m.dim * inner + length * rank
+    attention = projections * m.dim * inner + length * rank
     mlp = 2 * m.dim * m.mlp_dim + m.mlp_dim + m.dim
     norms = 2 * m.dim * (2 * m.layers + 1)
     table = m.vocab_size * m.dim + (m.dim if m.pooling == "cls" else 0)
@@ -236,6 +236,10 @@ OTHER_BACKENDS = {
     ("pathfinder", "linformer"): (1, 32, 2, 16, 32, 0.2, "mean_all"),
     ("pathfinder", "longformer"): (2, 32, 2, 16, 32, 0.1, "mean_all"),
     ("pathfinder", "bigbird"): (4, 64, 2, 32, 64, 0.2, "mean_all"),
+    # 32 for q, k and v there; the published attention puts the model's width in its place.
+    ("image", "reformer"): (4, 64, 8, 64, 64, 0.3, "cls"),
+    ("pathfinder", "reformer"): (2, 64, 8, 64, 64, 0.2, "mean_all"),
+    ("listops", "reformer"): (4, 512, 8, 512, 1024, 0.1, "cls"),
     ("listops", "linformer"): (4, 512, 8, 512, 1024, 0.1, "cls"),
     ("text", "performer"): (4, 256, 4, 256, 1024, 0.1, "cls"),
     ("retrieval", "bigbird"): (4, 128, 4, 128, 512, 0.1, "first"),
@@ -251,7 +255,22 @@ def test_other_backends_have_the_model_that_long_range_arena_gave_them(
     found = (m.layers, m.dim, m.heads, m.heads * m.head_dim, m.mlp_dim, m.dropout, m.pooling)
     assert found == OTHER_BACKENDS[task, attention]
     rank = 16 if attention == "linformer" else 0
-    assert num_parameters(build_model(config)) == formula(config, config.task.num_classes, rank)
+    # Reformer's queries are its keys; the projection of its output is a deviation.
+    projections = 3 if attention == "reformer" else 4
+    expected = formula(config, config.task.num_classes, rank, projections)
+    assert num_parameters(build_model(config)) == expected
+
+
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "image", "pathfinder"])
+def test_reformer_has_one_round_of_ten_buckets_and_ten_chunks(task: str) -> None:
+    config = recipe("lra", task, "attention=reformer")
+    length = config.model.max_length + (config.model.pooling == "cls")
+    # The published code appends zeros up to the next multiple of ten, and ten to a multiple.
+    filled = length + 10 - length % 10
+    options = config.attention.options
+    chunk_length = options["chunk_length"]
+    assert (options["num_hashes"], options["num_buckets"]) == (1, 10)
+    assert chunk_length == filled // 10 and math.ceil(length / chunk_length) == 10
 
 
 @pytest.mark.parametrize(
@@ -273,6 +292,7 @@ def test_other_backends_have_the_model_that_long_range_arena_gave_them(
         ("nystromformer", "text", "performer", {"features": "favor", "num_features": 256}),
         ("nystromformer", "text", "longformer", {"window": 64, "num_global": 1}),
         ("nystromformer", "text", "bigbird", {"block_size": 32, "random_blocks": 2}),
+        ("nystromformer", "text", "reformer", {"num_hashes": 2, "chunk_length": 64}),
     ],
 )
 def test_a_backend_has_the_options_of_the_protocol(
