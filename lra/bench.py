@@ -1,7 +1,7 @@
 """Speed and memory of a training step for every backend at several lengths, without data.
 
     python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
-    python -m lra.bench 'attentions=[softmax,my_pkg.my_file:MyAttention]'
+    python -m lra.bench 'attentions=[softmax,"my_pkg.my_file:MyAttention window=32"]'
 
 Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
 in turn within one process, so that the ratio to softmax is of the same minutes; figures are
@@ -42,8 +42,9 @@ class BenchConfig:
     """What is measured.
 
     Args:
-        attentions: Backends, each with the options of its YAML; one of your own by its path, with
-            its defaults. None stands for every built-in one.
+        attentions: Backends, each by its name, or by its path where it is one of your own; options
+            that differ from its defaults follow after spaces, such as `linformer rank=64`. None
+            stands for every built-in one.
         lengths: Sequence lengths, in tokens.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
@@ -127,12 +128,24 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
 def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     """Compose the configuration of one backend at one length.
 
+    Args:
+        bench: What is measured.
+        attention: Name or path, and options, such as `my_pkg.my_file:MyAttention window=32`.
+        length: In tokens.
+
     Raises:
-        ConfigError: There is no such backend, task or protocol, or a value is out of range.
+        ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
     """
-    own = [f"attention.path='{attention}'"] if ":" in attention else []
-    name = "custom" if own else attention
-    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={name}", *own]
+    word, *options = attention.split()
+    own = ["attention=custom", f"attention.path={word}"]
+    overrides = [f"task={bench.task}", f"protocol={bench.protocol}"]
+    overrides += own if ":" in word else [f"attention={word}"]
+    for option in options:
+        if "=" not in option:
+            raise ConfigError(
+                f"attentions: {attention!r}: {option}: an option is written key=value"
+            )
+        overrides.append(f"attention.options.{option}")
     try:
         composed = compose("train", overrides)
     except HydraException as error:
@@ -151,7 +164,11 @@ def measure(bench: BenchConfig) -> list[dict[str, Any]]:
     rows = []
     for length in bench.lengths:
         cells = [cell_config(bench, attention, length) for attention in attentions]
-        configs = {config.attention.name: config for config in cells}
+        configs = {
+            # The options too, so that two variants of a backend are two rows.
+            " ".join([config.attention.name, *attention.split()[1:]]): config
+            for attention, config in zip(attentions, cells, strict=True)
+        }
         steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
         seconds = interleaved(steps, bench.repeats, device)
         for name, step in steps.items():

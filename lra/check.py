@@ -79,9 +79,13 @@ def run(check: Check, subject: Subject) -> tuple[str, str]:
     except SkippedError as error:
         return "skip", str(error)
     except Exception as error:  # whatever the backend raises is a finding
-        message = (str(error).strip() or "no message").splitlines()[0]
-        return "FAIL", f"{type(error).__name__}: {message} ({_place(error)})"
+        return "FAIL", _finding(error)
     return "pass", ""
+
+
+def _finding(error: Exception) -> str:
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {message} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:
@@ -107,7 +111,8 @@ def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         default = getattr(SMALL, key)
         flag = f"--{key.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=default, help=f"{what} ({default})")
-    return parser, parser.parse_args(words)
+    # Intermixed, so that options may follow a flag.
+    return parser, parser.parse_intermixed_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -137,6 +142,9 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{args.backend} refuses to be built with {shape}: {error}\nGive options that fit"
             " these sizes, by key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
         )
+    except Exception as error:  # whatever the backend raises is a finding
+        print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
+        sys.exit(1)
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
     for check in CHECKS:
         left_out = args.fast and check is compiles

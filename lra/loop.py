@@ -155,7 +155,8 @@ class Run:
         device: Where the model is.
         folder: Run folder, for checkpoints and TensorBoard events.
         seed: Seed of data order and dropout.
-        identity: Hash of configuration and data; a checkpoint of another one is refused.
+        identity: Hash of configuration, data and a user's own attention; a checkpoint of another
+            one is refused.
         label: The cell's name, for the bar and the log.
     """
 
@@ -330,8 +331,8 @@ class Run:
         state = checkpoint.load(file, self.device)
         if state.get("identity") != self.identity:
             raise ConfigError(
-                f"{file} belongs to another configuration or other data: give this one a name by"
-                " variant=..., or delete the file"
+                f"{file} belongs to another configuration, other data or an attention that has"
+                " changed since: give this one a name by variant=..., or delete the file"
             )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

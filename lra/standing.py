@@ -10,7 +10,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from lra import checkpoint, results
+from lra import checkpoint, custom, results
 from lra.build import build_task, resolve_device
 from lra.config import CONFIGS, Config, ConfigError, place
 from lra.cost import Cost
@@ -238,10 +238,11 @@ def _reached(cell: Cell) -> int:
     file = cell.folder / CHECKPOINT
     if not file.exists():
         return 0
-    assert cell.data is not None
+    assert cell.data is not None and cell.config is not None
     state, built = checkpoint.load(file, torch.device("cpu")), cell.data.built
     # Data that are still to be built are taken to become what they were.
-    if built and state.get("identity") != identity(cell.values, built.fingerprint):
+    own = custom.sources(cell.config.attention)
+    if built and state.get("identity") != identity(cell.values, built.fingerprint, own):
         raise ConfigError(f"{file} belongs to another configuration or other data")
     return int(state["progress"]["step"])
 

@@ -117,9 +117,16 @@ def decided(config: Config, task: Task, device: torch.device) -> dict[str, Any]:
     return comparable(config, device=device.type, threads=threads, data=data)
 
 
-def identity(values: dict[str, Any], fingerprint: str) -> str:
-    """Return what a checkpoint is known by: the hash of `decided` and the data's fingerprint."""
-    return config_hash({"config": values, "data": fingerprint})
+def identity(values: dict[str, Any], fingerprint: str, sources: str) -> str:
+    """Return what a checkpoint is known by, a hash.
+
+    Args:
+        values: The configuration, as `decided`.
+        fingerprint: Of the data.
+        sources: The files of the user's own backends, as `custom.sources` tells them.
+    """
+    own = {"sources": sources} if sources else {}
+    return config_hash({"config": values, "data": fingerprint, **own})
 
 
 def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
@@ -199,7 +206,7 @@ def _train(
         device,
         folder,
         config.seed,
-        identity(values, dataset.fingerprint),
+        identity(values, dataset.fingerprint, custom.sources(config.attention)),
         label,
     )
     log.info(

@@ -196,6 +196,23 @@ class Excused(Breaking):
     graph_break = "it asks for a break"
 
 
+class Groundless(Softmax):
+    graph_break = "it was so once"
+
+
+class OtherGradientsCompiled(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.projections.split(x)
+        k = k.detach() if torch.compiler.is_compiling() else k
+        return self.projections.merge(softmax_attention(q, k, v, mask))
+
+
+class Untyped(Softmax):
+    def __init__(self, shape: AttentionShape, *, window: int = 3) -> None:
+        super().__init__(shape)
+        self.size = shape.dim + len(window)  # type: ignore[arg-type]  # the mistake
+
+
 # The check, a backend that it must refuse, and what the reason must hold.
 BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
@@ -221,14 +238,16 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (memory_growth, Hungry, "claims 1, but it is 1.99: 6.2 MiB at 512"),
     (memory_growth, Frugal, "claims 2, but it is 1.0"),
     (compiles, Breaking, "Unsupported: Call to `torch._dynamo.graph_break()`"),
+    (compiles, Groundless, "graph_break states 'it was so once', but one graph holds it"),
+    (compiles, OtherGradientsCompiled, "gradients of x differ by"),
     (gpu, OnTheCPU, "device"),
 ]
-MARKS = {gpu: pytest.mark.gpu}
+MARKS = {OnTheCPU: pytest.mark.gpu, OtherGradientsCompiled: pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
     ("check", "backend", "reason"),
-    [pytest.param(*case, marks=MARKS.get(case[0], ()), id=case[1].__name__) for case in BROKEN],
+    [pytest.param(*case, marks=MARKS.get(case[1], ()), id=case[1].__name__) for case in BROKEN],
 )
 def test_a_broken_backend_fails_the_check_and_is_told_why(
     check: Check, backend: type[nn.Module], reason: str
@@ -343,6 +362,19 @@ def test_the_command_prints_a_line_a_check_and_its_status_says_whether_one_faile
     failed = [line for line in output.splitlines() if line.startswith("FAIL")]
     assert code == 1 and len(failed) == 1 and "more padding changed nothing" in failed[0]
     assert f"{__name__}:Timid: 15 passed, 1 failed" in output
+
+
+def test_options_may_follow_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = arguments(capsys, "softmax", "--fast", "fused=maybe")
+    assert code == 2 and "attention.options.fused='maybe': must be bool" in error
+
+
+def test_an_error_while_it_is_built_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = arguments(capsys, f"{__name__}:Untyped", "window=5")
+    (line,) = output.splitlines()
+    assert code == 1
+    assert line.startswith("FAIL  It is built from a shape and its options: TypeError: object of")
+    assert "(test_contract.py:" in line
 
 
 @pytest.mark.parametrize(

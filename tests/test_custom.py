@@ -12,13 +12,16 @@ import torch
 import yaml
 from tiny_cell import TINY
 
+import lra.check
 import lra.config
 from lra import custom, results
-from lra.bench import BenchConfig, measure
+from lra.bench import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
 from lra.config import AttentionConfig, Config, ConfigError, backend_name
+from lra.contract import memory_growth, plain_form, sentence
 from lra.eval import load_run
 from lra.report import write_report
+from lra.standing import look
 from lra.train import run_cell
 from models import ATTENTION
 
@@ -233,6 +236,26 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     assert "is finished, with an attention that has changed since; force=true" in caplog.text
 
 
+def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_so(
+    mine: Path, tmp_path: Path
+) -> None:
+    words = ["task=listops", "attention=custom", "seed=0", *QUICK]
+    words += [f"{key}_dir={tmp_path / key}" for key in ("cache", "runs")]
+    words += ["attention.path=lra_user_pkg.mine:Scaled", "train.checkpoint_seconds=0"]
+    config, folder = lra.config.place(*words)
+    folder.mkdir(parents=True)
+    run_cell(config, folder)
+    # A checkpoint without a record is what a killed run leaves.
+    (folder / results.NAME).unlink()
+    assert look(words).state == "continues"
+    mine.write_text(MINE.replace("self.scale * super()", "2 * self.scale * super()"))
+    assert look(words).state == "stops"
+    with pytest.raises(ConfigError, match="belongs to another .* or an attention that has changed"):
+        run_cell(config, folder)
+    mine.write_text(MINE)
+    assert run_cell(config, folder) is not None
+
+
 def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -253,6 +276,24 @@ def test_bench_takes_paths_beside_names(mine: Path) -> None:
             measure(BenchConfig(["lra_user_pkg.mine:Skaled"], [32], device="cpu"))
     assert [row["attention"] for row in rows] == ["softmax", "lra_user_pkg.mine.Scaled"]
     assert rows[0]["parameters"] == rows[1]["parameters"]
+
+
+def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
+    own = "lra_user_pkg.mine:Scaled scale=3"
+    attentions = ["linformer", "linformer rank=2 shared=false", own]
+    bench = BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu")
+    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+        rows = measure(bench)
+        assert cell_config(bench, own, 32).attention.options == {"scale": 3}
+        for wrong, message in {
+            "softmax fast=1": "attention.options.fast: no such option; the options are: fused",
+            "lra_user_pkg.mine:Scaled scale": "scale: an option is written key=value",
+        }.items():
+            with pytest.raises(ConfigError, match=message):
+                measure(BenchConfig([wrong], [32], device="cpu"))
+    names = ["linformer", "linformer rank=2 shared=false", "lra_user_pkg.mine.Scaled scale=3"]
+    assert [row["attention"] for row in rows] == names
+    assert rows[0]["parameters"] != rows[1]["parameters"]
 
 
 def command(folder: Path, *words: str) -> str:
@@ -288,6 +329,21 @@ def test_the_readme_example_keeps_the_contract_and_prints_what_readme_shows(
         # The first takes long and is left out here; the second may find a GPU.
         if "torch.compile" not in here and "A GPU" not in here:
             assert here == there
+
+
+def test_the_example_of_contributing_passes_all_that_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "nearby.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        lra.check.main(["nearby:Nearby", "--fast", "window=3"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0, printed
+    for check in (plain_form, memory_growth):
+        assert f"pass  {sentence(check)}\n" in printed
 
 
 def test_the_readme_example_is_trained_by_a_sweep_in_the_users_folder(readme_folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_other_data_is_refused(
     run(tmp_path)
     (tmp_path / "run" / results.NAME).unlink()
     monkeypatch.setattr(lra.tasks.cache, "fingerprint", lambda splits: "00" * 32)
-    with pytest.raises(ConfigError, match="another configuration or other data"):
+    with pytest.raises(ConfigError, match="another configuration, other data or an attention"):
         run(tmp_path)
 
 
