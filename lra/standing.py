@@ -243,7 +243,9 @@ def _reached(cell: Cell) -> int:
     # Data that are still to be built are taken to become what they were.
     own = custom.sources(cell.config.attention)
     if built and state.get("identity") != identity(cell.values, built.fingerprint, own):
-        raise ConfigError(f"{file} belongs to another configuration or other data")
+        raise ConfigError(
+            f"{file} belongs to another configuration, other data or a changed attention"
+        )
     return int(state["progress"]["step"])
 
 
