@@ -176,7 +176,8 @@ class Climb:
         batch_size: Rows of the whole step.
         width: Tokens of the whole step.
         device: Where it computes.
-        budget: Seconds that all of this should take; a single step may take longer.
+        budget: Seconds that all of this should take after the first step; a single one may take
+            longer.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Climb:
         budget: float,
     ) -> None:
         self._step_of, self._batch_size, self._width = step_of, batch_size, width
-        self._device, self._end = device, time.perf_counter() + budget
+        self._device, self._budget, self._end = device, budget, 0.0
         self._most_bytes = MEMORY_SHARE * memory.total(device)
 
     def whole(self) -> Reading:
@@ -229,6 +230,8 @@ class Climb:
         whole = self._width
         at = whole if whole < LONG else max(TRIM, whole // 16)
         self._step_of(1, at)()
+        # Not from the start: the first step of a process may compile for longer than that.
+        self._end = time.perf_counter() + self._budget
         readings = [self._one(at)]
         while (at := readings[-1].width) < whole:
             # Two readings at least, for a curve through them.

@@ -105,6 +105,17 @@ def test_what_every_step_takes_is_counted_once(
     assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
 
+def test_a_first_step_that_compiles_takes_nothing_from_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch)
+    plain = machine.seconds
+    machine.seconds = lambda rows, width: plain(rows, width) + 12.0 * (not machine.steps[1:])
+    reading = Climb(machine.step_of, 32, 200, CPU, 5.0).whole()
+    assert reading.rows == 32
+    assert reading.seconds == pytest.approx(plain(32, 200))
+
+
 def test_rows_are_never_free_where_noise_hides_what_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
