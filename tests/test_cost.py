@@ -121,7 +121,7 @@ def test_rows_are_never_free_where_noise_hides_what_they_take(
 ) -> None:
     machine = Machine(monkeypatch)
     machine.seconds = lambda rows, width: 0.5
-    reading = Climb(machine.step_of, 32, 200, CPU, 7.0).whole()
+    reading = Climb(machine.step_of, 32, 200, CPU, 6.5).whole()
     assert 1 < reading.rows < 32
     assert reading.seconds >= 32 / reading.rows * 0.5
 
