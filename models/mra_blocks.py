@@ -33,6 +33,9 @@ VECTOR = 64
 # Query blocks whose pairs are selected at a time.
 BLOCKS_A_SLICE = 256
 
+# Heads of fewer tokens are done before a second thread has Python's lock.
+SHORT = 512
+
 _starting = threading.Lock()
 
 
@@ -74,7 +77,7 @@ def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
     with _starting:
         threads = torch.get_num_threads()
         pool = _workers(os.getpid(), threads) if threads > 1 else None
-    if pool is None:
+    if pool is None or len(slices) == 1:
         for start, stop in slices:
             run(start, stop)
         return
@@ -221,7 +224,7 @@ def _attend(
             kernel.attend(*qkv, *heads.pairs(head), averages[head], rows, sums[head])
             heads.write(head, rows, outs)
 
-    over_heads(run, len(lse), 1)
+    over_heads(run, len(lse), 1 if q.shape[2] >= SHORT else len(lse))
     return out, lse, means
 
 
@@ -260,7 +263,7 @@ def _attend_backward(
             for blocks, x in zip(to_qkv, results, strict=True):
                 heads.write(head, blocks, x)
 
-    over_heads(run, len(lse), 1)
+    over_heads(run, len(lse), 1 if q.shape[2] >= SHORT else len(lse))
     return grads
 
 

@@ -522,7 +522,7 @@ def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
 
 
 def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):
-    q, k, v = inputs(3, 2, 300, 32, dtype=torch.float32)
+    q, k, v = inputs(2, 2, mra_blocks.SHORT + 44, 32, dtype=torch.float32)
     run = lambda *x: mra_attention(*x, None, num_blocks=40)  # noqa: E731
     first = with_gradients(run, q, k, v)
     for _ in range(3):
