@@ -301,6 +301,20 @@ def _choose(selected: Array, chosen: Array) -> int:
 
 
 @compiled
+def _attend_coarse(
+    means: Array, counts: Array, selected: Array, factor: float, items: Array, norm: Array,
+    top: Array,
+) -> None:  # fmt: skip
+    """Write what a block row takes from the blocks that are left: values, weights' sum, `top`."""
+    weights = np.empty((len(top), len(top)), means.dtype)
+    _weigh_coarse(means, counts, selected, factor, weights, top)
+    multiply(items, weights, means[2], False)
+    for x in range(len(norm)):
+        for y in range(len(norm)):
+            norm[x] += weights[x, y]
+
+
+@compiled
 def _weigh_fine(real: Array, weights: Array, top: Array, norm: Array) -> None:
     """Turn the logits `(T, T)` of a block's keys into weights relative to `top`, and sum them."""
     for j in range(len(weights)):
@@ -339,16 +353,11 @@ def attend(
     assert K.shape == Q.shape and V.shape == Q.shape and out.shape == Q.shape
     assert len(real) == len(counts) == num_blocks and selected.shape == (num_blocks, num_blocks)
     assert lse.shape == (num_blocks, tokens) and (not full or means.shape[1] >= num_blocks)
-    items = np.empty((means.shape[1], columns), Q.dtype)
+    items = np.zeros((means.shape[1], columns), Q.dtype)
     coarse_norm = np.zeros(num_blocks, Q.dtype)
     coarse_top = np.full(means.shape[1], kind(FLOOR))
     if full:
-        shares = np.empty((len(coarse_top), len(coarse_top)), Q.dtype)
-        _weigh_coarse(means, counts, selected, factor, shares, coarse_top)
-        multiply(items, shares, means[2], False)
-        for x in range(num_blocks):
-            for y in range(num_blocks):
-                coarse_norm[x] += shares[x, y]
+        _attend_coarse(means, counts, selected, factor, items, coarse_norm, coarse_top)
 
     most = 1
     for x in range(num_blocks):
@@ -371,7 +380,7 @@ def attend(
             share = exp2(coarse_top[x] - top[i]) if coarse_top[x] > FLOOR else zero
             norm[i] = share * coarse_norm[x]
             for d in range(columns):
-                out[x, i, d] = share * items[x, d] if full else zero
+                out[x, i, d] = share * items[x, d]
         for p in range(num):
             _weigh_fine(real[chosen[p]], weights[p], top, norm)
             multiply(out[x], weights[p].T, V[chosen[p]], True)
