@@ -246,14 +246,25 @@ def bfloat16(subject: Subject) -> None:
 
 
 def dropout(subject: Subject) -> None:
-    """Dropout acts in training only, where values and gradients are finite."""
+    """Dropout acts in training, and only there; values and gradients are finite."""
     without, backend = subject.build(), subject.build(dropout=0.5)
     x, mask = subject.inputs()
-    _near(backend(x, mask), without(x, mask), 0.0, "in evaluation, outputs with and without it")
+    kept = without(x, mask)
+    _near(backend(x, mask), kept, 0.0, "in evaluation, outputs with and without it")
     output = backend.train()(x.requires_grad_(), mask)
     if not output.isfinite().all():
         raise BrokenError("values that are not finite in training")
     _gradients(output, [x, *backend.parameters()])
+    if torch.equal(output[mask], without.train()(x, mask)[mask]):
+        if not any(map(_drops, backend.modules())):
+            raise SkippedError("no dropout")
+        raise BrokenError("with dropout=0.5 outputs in training are those without it")
+
+
+def _drops(module: nn.Module) -> bool:
+    """Say whether a module is, or says that it has, dropout."""
+    probability = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+    return isinstance(probability, float) and probability > 0
 
 
 def state_round_trip(subject: Subject) -> None:

@@ -27,11 +27,6 @@ def raw_data_dir() -> Path:
     return _folder("LRA_DATA_DIR")
 
 
-@pytest.fixture
-def oracle_dir() -> Path:
-    return _folder("LRA_ORACLE_DIR")
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

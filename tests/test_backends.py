@@ -6,7 +6,7 @@ import pytest
 
 from lra.build import build_attention
 from lra.check import attention_config
-from lra.contract import CHECKS, Check, SkippedError, Subject, compiles, gpu
+from lra.contract import CHECKS, Check, SkippedError, Subject, compiles, dropout, gpu
 from models import ATTENTION
 
 # At the kit's lengths some defaults hide what a backend does: a window over everything, one block.
@@ -48,6 +48,23 @@ def test_every_backend_keeps_the_contract(check: Check, case: tuple[str, dict[st
         check(Subject(build_attention(attention_config(name, options))))
     except SkippedError as error:
         pytest.skip(str(error))
+
+
+# What leaves attention weights unformed has none to drop, nor has MRA as published.
+WITHOUT_DROPOUT = {"fourier", "mra", "mra_sparse", "linear", "nystromformer", "performer"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=words)
+def test_dropout_is_left_out_by_the_backends_without_it_only(
+    case: tuple[str, dict[str, Any]],
+) -> None:
+    name, options = case
+    try:
+        dropout(Subject(build_attention(attention_config(name, options))))
+        acts = True
+    except SkippedError:
+        acts = False
+    assert acts == (options.get("inner", name) not in WITHOUT_DROPOUT)
 
 
 def test_small_options_are_of_registered_backends() -> None:

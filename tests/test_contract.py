@@ -140,6 +140,11 @@ class AlwaysDropping(Softmax):
         return F.dropout(super().forward(x, mask), self.dropout)
 
 
+class NeverDropping(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.reference(x, mask)
+
+
 class Unregistered(Softmax):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -231,6 +236,7 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (untouched_inputs, Overwriting, "x is overwritten"),
     (bfloat16, Cancelling, "of their norm, at most 3.0% is allowed"),
     (dropout, AlwaysDropping, "in evaluation, outputs with and without it differ by"),
+    (dropout, NeverDropping, "with dropout=0.5 outputs in training are those without it"),
     (state_round_trip, Unregistered, "is a random tensor neither a parameter nor a buffer?"),
     (all_parameters_learn, IdleParameter, "no gradient for idle"),
     (plain_form, OtherValues, "outputs at N=1 differ by"),
@@ -276,6 +282,7 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
     ("check", "reason"),
     [
         (head_permutation, "no HeadProjections inside"),
+        (dropout, "no dropout"),
         (plain_form, "it has no reference"),
         (memory_growth, "it has no memory_growth"),
     ],

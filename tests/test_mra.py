@@ -1,4 +1,4 @@
-"""MRA attention against the oracle, a dense form, softmax and a selection written in loops."""
+"""MRA attention against published values, a dense form, softmax, and a selection in loops."""
 
 import json
 import os
@@ -31,17 +31,7 @@ from models.mra_blocks import attend_blocks
 from models.softmax import softmax_attention
 
 MODES = ("full", "sparse")
-ORACLE_CASES = [
-    (n, mask, k) for n in (128, 256) for mask in ("none", "pad") for k in (2, 4)
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def oracle() -> dict[str, np.ndarray]:
-    folder = os.environ.get("LRA_ORACLE_DIR")
-    if folder is None:
-        pytest.skip("LRA_ORACLE_DIR is not set")
-    return dict(np.load(Path(folder) / "mra.npz"))
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -113,20 +103,24 @@ def selection_in_loops(
     return scores
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("length", "name", "factor"), ORACLE_CASES)
-def test_outputs_and_selection_are_those_of_the_oracle(oracle, length, name, factor, mode):
-    mask = torch.from_numpy(oracle[f"n{length}_{name}_mask"]).bool()
-    case = f"n{length}_{name}_k{factor}"
-    want = torch.from_numpy(oracle[f"{case}_{mode}"])
-    budget = factor * length // 32
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-        q, k, v = (torch.from_numpy(oracle[f"n{length}_{x}"]).to(dtype) for x in "qkv")
-        out = mra_attention(q, k, v, mask, num_blocks=budget, mode=mode)
-        assert (out - want).abs().max() < tolerance
-        given_selection = torch.from_numpy(oracle[f"{case}_sel"])
-        out = mra_attention_reference(q, k, v, mask, given_selection, mode=mode)
-        assert (out - want).abs().max() < tolerance
+@pytest.mark.parametrize("padding", ["none", "pad"])
+@pytest.mark.parametrize("prior", [0, 1])
+def test_outputs_are_those_of_the_published_code(mode, padding, prior, dtype, within):
+    values = np.load(GOLDEN / "mra.npz")
+    want = torch.from_numpy(values[f"{padding}/{mode}/first{prior}_diagonal{prior}"])
+    q, k, v = (torch.from_numpy(values[name]).to(dtype) for name in "qkv")
+    mask = torch.from_numpy(values["pad"]) if padding == "pad" else None
+    given = {"first_blocks": prior, "diagonal_blocks": prior, "block_size": 8, "num_blocks": 5}
+    out = mra_attention(q, k, v, mask, mode=mode, **given)
+    assert (out - want).abs().max() < within
+    selected = as_map(select_blocks(q, k, mask, **given), 24, 8)
+    out = mra_attention_reference(q, k, v, mask, selected, mode=mode, block_size=8)
+    assert (out - want).abs().max() < within
+    # Another selection would have other values.
+    other = mra_attention_reference(q, k, v, mask, selected.flip(-1), mode=mode, block_size=8)
+    assert (other - want).abs().max() > 1e-3
 
 
 @settings(deadline=None, max_examples=40)

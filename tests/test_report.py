@@ -177,6 +177,31 @@ def test_a_report_writes_tables_figure_and_notes(tmp_path: Path) -> None:
     assert rows["image", "softmax"]["status"] == "missing"
 
 
+def test_the_throughput_of_every_cell_is_written_as_numbers(tmp_path: Path) -> None:
+    slow = replace(OK, seed=1, steps_per_second=8.0, tokens_per_second=800.0)
+    slow = replace(slow, peak_memory_bytes=2**29)
+    fast = replace(OK, attention="mra", steps_per_second=18.0, parameters=54_321)
+    foreign = replace(fast, attention="linear", machine="Processor Y")
+    runs = store(tmp_path / "runs", OK, slow, fast, foreign, FAILED)
+    write_report(runs, tmp_path / "out", "mini", "nystromformer", ["image"])
+    with open(tmp_path / "out/mini/nystromformer/throughput.csv", newline="") as file:
+        rows = {(row["task"], row["attention"]): row for row in csv.DictReader(file)}
+    columns = (
+        "variant", "steps_per_second", "tokens_per_second", "ratio_to_softmax",
+        "peak_memory_bytes", "parameters", "status", "source",
+    )  # fmt: skip
+    values = {key: [row[column] for column in columns] for key, row in rows.items()}
+    # The median over seeds, and the largest memory of them.
+    measured = ["9.0", "900.0", "1.0", str(2**29), "12345", "ok", "generated"]
+    assert values["listops", "softmax"] == ["default", *measured]
+    measured = ["18.0", "1000.0", "2.0", str(2**28), "54321", "ok", "generated"]
+    assert values["listops", "mra"] == ["default", *measured]
+    assert values["listops", "linear"][1:4] == ["18.0", "1000.0", ""]
+    assert values["listops", "fourier"] == ["default", *[""] * 5, "failed", ""]
+    assert values["image", "softmax"] == ["default", *[""] * 5, "missing", ""]
+    assert len(rows) == 8
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     runs = store(tmp_path / "runs", OK, replace(OK, attention="fourier"))
     contents = []
