@@ -127,7 +127,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.max_length < LEAST_LENGTH:
         parser.error(f"--max-length {args.max_length}: must be at least {LEAST_LENGTH}")
     sizes = {key: getattr(args, key) for key in SIZES}
-    shape = replace(SMALL, **sizes)
+    try:
+        shape = replace(SMALL, **sizes)
+    except ValueError as error:
+        parser.error(f"--{str(error).replace('_', '-', 1)}")
     try:
         options = OmegaConf.to_container(OmegaConf.from_dotlist(args.options))
         assert isinstance(options, dict)

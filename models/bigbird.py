@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections, masked_softmax
+from models.options import a_seed, at_least
 
 
 def attended_blocks(
@@ -150,10 +151,9 @@ class BigBird(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if block_size < 1:
-            raise ValueError(f"block_size={block_size}: must be at least 1")
-        if random_blocks < 0:
-            raise ValueError(f"random_blocks={random_blocks}: must be at least 0")
+        at_least(1, block_size=block_size)
+        at_least(0, random_blocks=random_blocks)
+        a_seed(seed)
         self.projections = HeadProjections(shape)
         self.dropout = shape.dropout
         self.block_size = block_size

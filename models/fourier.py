@@ -8,12 +8,14 @@ The map is linear with a symmetric matrix, so its backward pass is the same map.
 its own mirror image, y[-n, -d] = y[n, d], so half of the transform is computed and half copied.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape
+from models.options import one_of
+from models.precision import full_precision
 
 Norm = Literal["backward", "ortho"]
 Method = Literal["fft", "matrix"]
@@ -91,6 +93,9 @@ class Fourier(nn.Module):
         shape: Sizes; only the width matters here.
         norm: `backward` (as published) or `ortho`.
         method: `fft`, or `matrix` for the width as a matrix product.
+
+    Raises:
+        ValueError: An option is none of these.
     """
 
     # The transform sees the whole padded length.
@@ -101,6 +106,8 @@ class Fourier(nn.Module):
         self, shape: AttentionShape, *, norm: Norm = "backward", method: Method = "fft"
     ) -> None:
         super().__init__()
+        one_of(get_args(Norm), norm=norm)
+        one_of(get_args(Method), method=method)
         self.norm: Norm = norm
         self.method: Method = method
 
@@ -108,7 +115,7 @@ class Fourier(nn.Module):
         """Mix `x` `(B, N, D)`, zeroed where `mask` `(B, N)` is False."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = full_precision(x)
         # The products of `matrix` would be rounded, and their gradient have no transform.
         with torch.autocast(x.device.type, enabled=False):
             return fourier_mixing(wide, self.norm, self.method).to(x.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape
+from models.precision import full_precision
 
 
 class FourierSpace(nn.Module):
@@ -46,9 +47,9 @@ class FourierSpace(nn.Module):
         """Attend in the Fourier space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
-        spectrum = torch.fft.rfft(_full_precision(x), dim=1, norm="ortho")  # (B, K, D)
+        spectrum = torch.fft.rfft(full_precision(x), dim=1, norm="ortho")  # (B, K, D)
         tokens = torch.cat([spectrum.real, spectrum.imag], dim=1)  # (B, 2 K, D)
-        real, imag = _full_precision(self.attention(tokens, None)).chunk(2, dim=1)
+        real, imag = full_precision(self.attention(tokens, None)).chunk(2, dim=1)
         out: Tensor = torch.fft.irfft(torch.complex(real, imag), n=x.shape[1], dim=1, norm="ortho")
         return out
 
@@ -65,7 +66,3 @@ class FourierSpace(nn.Module):
         twice = torch.where((2 * frequency) % length == 0, 1.0, 2.0).to(x.dtype).repeat(2, 1)
         out: Tensor = (twice * waves).mT @ self.attention(waves @ x, None)
         return out
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

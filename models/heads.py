@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.options import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
@@ -20,6 +22,9 @@ class AttentionShape:
         max_length: The protocol's padded length; no sequence is longer.
         dropout: Probability of dropping an attention weight, in [0, 1).
         bias: Whether the q, k, v and output projections have biases.
+
+    Raises:
+        ValueError: A size is below 1, or the dropout no such probability.
     """
 
     dim: int
@@ -28,6 +33,12 @@ class AttentionShape:
     max_length: int
     dropout: float = 0.0
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = ("dim", "heads", "head_dim", "max_length")
+        at_least(1, **{key: getattr(self, key) for key in sizes})
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be a probability in [0, 1)")
 
 
 class HeadProjections(nn.Module):

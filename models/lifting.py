@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.depthwise import correlate, spread, tap_gradient
+from models.options import at_least
 
 Step = Callable[[Tensor], Tensor]
 
@@ -112,8 +113,7 @@ def band_lengths(length: int, level: int) -> list[int]:
 
 
 def _decompose(x: Tensor, level: int, predict: Step, update: Step) -> list[Tensor]:
-    if level < 1:
-        raise ValueError(f"level is {level}; it must be at least 1")
+    at_least(1, level=level)
     details = []
     for _ in range(level):
         if x.shape[1] % 2:

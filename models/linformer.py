@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
+from models.options import at_least
 
 
 def linformer_attention_reference(
@@ -94,8 +95,7 @@ class Linformer(nn.Module):
         per_head: bool = True,
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank={rank}: must be at least 1")
+        at_least(1, rank=rank)
         self.projections = HeadProjections(shape)
         self.dropout = shape.dropout
         heads = shape.heads if per_head else 1

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections, masked_softmax
+from models.options import at_least, even
 
 
 def window_attention_reference(
@@ -115,10 +116,8 @@ class Longformer(nn.Module):
 
     def __init__(self, shape: AttentionShape, *, window: int = 64, num_global: int = 1) -> None:
         super().__init__()
-        if window < 2 or window % 2:
-            raise ValueError(f"window={window}: must be even and at least 2")
-        if num_global < 0:
-            raise ValueError(f"num_global={num_global}: must be at least 0")
+        even(window=window)
+        at_least(0, num_global=num_global)
         self.projections = HeadProjections(shape)
         self.dropout = shape.dropout
         self.window, self.num_global = window, num_global

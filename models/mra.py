@@ -15,7 +15,8 @@ b tokens a block, M selected pairs a head.
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ from models.mra_blocks import (
     selected_map,
     valid_tokens,
 )
+from models.options import at_least, one_of
+from models.precision import full_precision
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +44,50 @@ RowMax = Literal["official", "live"]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def block_scores(
-    q_means: Tensor,
-    k_means: Tensor,
-    alive: Tensor,
-    *,
-    first_blocks: int,
-    diagonal_blocks: int,
-    row_max: RowMax,
-    more_blocks: bool,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which pairs of blocks a head computes exactly.
+
+    Args:
+        num_blocks: Pairs of blocks M, 1 or more; clipped to all there are. From the number of
+            blocks plus the priors' pairs on, every row has its best block.
+        first_blocks: Prefer the first so many block rows and columns.
+        diagonal_blocks: Prefer so many blocks about the diagonal; 2 and 3 both reach one beside.
+        block_size: Tokens a block.
+        row_max: Rows are compared by their distance from the row's best block. "official" counts
+            blocks of padding in it, with logit 0; "live" does not.
+        padded_length: The length that trimmed inputs stand for, none of them longer: the selection
+            is what it would be there. None for that of the inputs.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+
+    num_blocks: int
+    first_blocks: int = 0
+    diagonal_blocks: int = 0
+    block_size: int = 32
+    row_max: RowMax = "official"
+    padded_length: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, num_blocks=self.num_blocks, block_size=self.block_size)
+        at_least(0, first_blocks=self.first_blocks, diagonal_blocks=self.diagonal_blocks)
+        one_of(get_args(RowMax), row_max=self.row_max)
+
+    def goes_on(self, blocks: int) -> bool:
+        """Say whether there would be blocks of padding behind the given ones."""
+        return self.padded_length is not None and self.padded_length > blocks * self.block_size
+
+
+def block_scores(q_means: Tensor, k_means: Tensor, alive: Tensor, selection: Selection) -> Tensor:
     """Score each pair of blocks by its mean logit below the row's best, priors on top.
 
     Args:
         q_means: Block means of the queries `(..., X, K)`.
         k_means: Block means of the keys `(..., Y, K)`.
         alive: `(..., X)` bool, True for blocks with a real token.
-        first_blocks: The first so many block rows and columns are preferred.
-        diagonal_blocks: So many blocks about the diagonal are preferred (2 and 3 are alike).
-        row_max: Whether blocks without a real token count in a row's maximum, with logit 0.
-        more_blocks: Whether there would be such blocks behind the given ones.
+        selection: The priors, and what counts in a row's maximum.
 
     Returns:
         `(..., X, Y)` float64: in float32 the priors would blur the differences.
@@ -68,54 +95,43 @@ def block_scores(
     logits = q_means @ k_means.mT / q_means.shape[-1] ** 0.5  # (..., X, Y)
     dead = ~(alive.unsqueeze(-1) & alive.unsqueeze(-2))
     logits = logits.masked_fill(dead, 0.0)
-    if row_max == "official":
+    if selection.row_max == "official":
         top = logits.amax(-1, keepdim=True)
-        top = top.clamp(min=0.0) if more_blocks else top
+        top = top.clamp(min=0.0) if selection.goes_on(alive.shape[-1]) else top
     else:
         top = logits.masked_fill(dead, FLOOR).amax(-1, keepdim=True)
         top = top.masked_fill(~alive.unsqueeze(-1), 0.0)
     block = torch.arange(alive.shape[-1], device=alive.device)
-    near = (block[:, None] - block).abs() <= diagonal_blocks // 2
-    preferred = (block < first_blocks).double()
-    prior = preferred[:, None] + preferred + (near.double() if diagonal_blocks else 0.0)
+    diagonal = selection.diagonal_blocks
+    near = (block[:, None] - block).abs() <= diagonal // 2
+    preferred = (block < selection.first_blocks).double()
+    prior = preferred[:, None] + preferred + (near.double() if diagonal else 0.0)
     scores: Tensor = (logits - top).double() - 1e4 * dead + 5e3 * prior
     return scores
 
 
-def select_blocks(
-    q: Tensor, k: Tensor, mask: Tensor | None, *, num_blocks: int, first_blocks: int = 0,
-    diagonal_blocks: int = 0, block_size: int = 32, row_max: RowMax = "official",
-    padded_length: int | None = None,
-) -> Tensor:  # fmt: skip
+def select_blocks(q: Tensor, k: Tensor, mask: Tensor | None, selection: Selection) -> Tensor:
     """Select the pairs of blocks that each head computes exactly; arguments of `mra_attention`.
 
     Returns:
         `(B, H, M)` int64, each query block times number of blocks plus key block; M is
-        `num_blocks`, or all pairs where there are fewer. Pairs without a real query or key come
-        last and count.
+        `selection.num_blocks`, or all pairs where there are fewer. Pairs without a real query or
+        key come last and count.
     """
     batch, heads, length, _ = q.shape
-    blocks = -(-length // block_size)
-    num_pairs = min(num_blocks, blocks**2)
-    more_blocks = padded_length is not None and padded_length > blocks * block_size
+    size = selection.block_size
+    blocks = -(-length // size)
+    num_pairs = min(selection.num_blocks, blocks**2)
     pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64, device=q.device)
 
-    counts = valid_tokens(q, mask, block_size).sum(-1)  # (G, X)
+    counts = valid_tokens(q, mask, size).sum(-1)  # (G, X)
 
     def run(start: int, stop: int) -> None:
         some = counts[start:stop]
         q_means, k_means = (
-            block_means(head_blocks(x, start, stop, block_size, mask), some) for x in (q, k)
+            block_means(head_blocks(x, start, stop, size, mask), some) for x in (q, k)
         )
-        scores = block_scores(
-            q_means,
-            k_means,
-            some > 0,
-            first_blocks=first_blocks,
-            diagonal_blocks=diagonal_blocks,
-            row_max=row_max,
-            more_blocks=more_blocks,
-        )
+        scores = block_scores(q_means, k_means, some > 0, selection)
         pairs[start:stop] = scores.flatten(1).topk(num_pairs, sorted=False).indices
 
     with torch.no_grad():
@@ -127,10 +143,8 @@ def select_blocks(
 
 
 def mra_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, num_blocks: int, mode: Mode = "full",
-    first_blocks: int = 0, diagonal_blocks: int = 0, block_size: int = 32,
-    row_max: RowMax = "official", padded_length: int | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, selection: Selection, mode: Mode = "full"
+) -> Tensor:
     """Compute MRA-2 or MRA-2-s attention (sections 4.1 to 4.3 of arXiv 2207.10284).
 
     Softmax attention of the logits q_i . k_j / sqrt(K) in the selected pairs of blocks. In the
@@ -142,54 +156,29 @@ def mra_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. Others are no keys, and
             their outputs are 0.
-        num_blocks: Pairs of blocks M a head computes exactly, 1 or more; clipped to all there are.
-            From the number of blocks plus the priors' pairs on, every row has its best block.
+        selection: Which pairs of blocks are computed exactly.
         mode: "full" for MRA-2, "sparse" for MRA-2-s: there the output of a query without a
             selected key is 0.
-        first_blocks: Prefer the first so many block rows and columns.
-        diagonal_blocks: Prefer so many blocks about the diagonal; 2 and 3 both reach one beside.
-        block_size: Tokens a block.
-        row_max: Rows are compared by their distance from the row's best block. "official" counts
-            blocks of padding in it, with logit 0; "live" does not.
-        padded_length: The length that trimmed inputs stand for, at least N: the selection is what
-            it would be there.
 
     Returns:
         `(B, H, N, K)`, of the dtype of `q`.
 
     Raises:
-        ValueError: An option is out of its range, or the shapes do not fit each other.
+        ValueError: There is no such mode, or the shapes do not fit each other.
     """
-    _check(q, k, v, mask, num_blocks, mode, first_blocks, diagonal_blocks, block_size, row_max)
-    if padded_length is not None and padded_length < q.shape[2]:
-        raise ValueError(
-            f"padded_length={padded_length} is less than the length {q.shape[2]} of the inputs"
-        )
+    one_of(get_args(Mode), mode=mode)
+    _check(q, k, v, mask, selection.padded_length)
     if q.numel() == 0:
         return q + k + v
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        q, k, v = q.to(exact), k.to(exact), v.to(exact)
-        pairs = select_blocks(
-            q,
-            k,
-            mask,
-            num_blocks=num_blocks,
-            first_blocks=first_blocks,
-            diagonal_blocks=diagonal_blocks,
-            block_size=block_size,
-            row_max=row_max,
-            padded_length=padded_length,
-        )
+        q, k, v = full_precision(q), full_precision(k), full_precision(v)
+        pairs = select_blocks(q, k, mask, selection)
         attend = attend_blocks if q.device.type == "cpu" else gathered_attention
-        return attend(q, k, v, mask, pairs, block_size, mode == "full").to(dtype)
+        return attend(q, k, v, mask, pairs, selection.block_size, mode == "full").to(dtype)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, num_blocks: int, mode: str,
-    first_blocks: int, diagonal_blocks: int, block_size: int, row_max: str,
-) -> None:  # fmt: skip
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, padded_length: int | None) -> None:
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         shapes = [tuple(x.shape) for x in (q, k, v)]
         raise ValueError(f"q, k and v must have one shape (B, H, N, K), not {shapes}")
@@ -198,18 +187,11 @@ def _check(
             f"mask must be bool of shape (B, N) = {(q.shape[0], q.shape[2])}, "
             f"not {mask.dtype} of {tuple(mask.shape)}"
         )
-    for name, value, least in (
-        ("num_blocks", num_blocks, 1),
-        ("block_size", block_size, 1),
-        ("first_blocks", first_blocks, 0),
-        ("diagonal_blocks", diagonal_blocks, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be {least} or more")
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r} must be one of {get_args(Mode)}")
-    if row_max not in get_args(RowMax):
-        raise ValueError(f"row_max={row_max!r} must be one of {get_args(RowMax)}")
+    if padded_length is not None and padded_length < q.shape[2]:
+        raise ValueError(
+            f"padded_length={padded_length}: must be at least the length of the inputs,"
+            f" {q.shape[2]}"
+        )
 
 
 def gathered_attention(
@@ -315,7 +297,8 @@ class MRA(nn.Module):
         tile: Height and width of a tile in pixels, `block_size` of them.
 
     Raises:
-        ValueError: Tiles do not fit the image, the block size or the length.
+        ValueError: An option is out of its range, or tiles do not fit the image, the block size
+            or the length.
     """
 
     mode: ClassVar[Mode] = "full"
@@ -333,22 +316,19 @@ class MRA(nn.Module):
         tile: tuple[int, int] = (4, 8),
     ) -> None:
         super().__init__()
-        if blocks_per_row < 1:
-            raise ValueError(f"blocks_per_row={blocks_per_row} must be 1 or more")
+        at_least(1, blocks_per_row=blocks_per_row, block_size=block_size)
         if input_shape is not None:
             _check_tiles(input_shape, tile, block_size, shape.max_length)
         rows = -(-shape.max_length // block_size)
-        self.num_blocks = blocks_per_row * rows
+        self.selection = Selection(
+            num_blocks=blocks_per_row * rows,
+            first_blocks=first_blocks,
+            diagonal_blocks=diagonal_blocks,
+            block_size=block_size,
+            row_max=row_max,
+            padded_length=shape.max_length,
+        )
         _warn_of_a_short_budget(rows, blocks_per_row, first_blocks, diagonal_blocks)
-        self.block_size = block_size
-        self.selection: dict[str, Any] = {
-            "num_blocks": self.num_blocks,
-            "first_blocks": first_blocks,
-            "diagonal_blocks": diagonal_blocks,
-            "block_size": block_size,
-            "row_max": row_max,
-            "padded_length": shape.max_length,
-        }
         self.input_shape = input_shape
         self.tile = tile
         self.projections = HeadProjections(shape)
@@ -361,7 +341,7 @@ class MRA(nn.Module):
     @property
     def memory_growth(self) -> int | None:
         """The power of N, where the map of pairs of blocks, (N / b)^2, is small beside the rest."""
-        return 1 if self.block_size >= 32 else None
+        return 1 if self.selection.block_size >= 32 else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
@@ -380,16 +360,15 @@ class MRA(nn.Module):
         return out[:, order.argsort()]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return mra_attention(q, k, v, mask, mode=self.mode, **self.selection)
+        return mra_attention(q, k, v, mask, self.selection, self.mode)
 
     def _attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        pairs = select_blocks(q, k, mask, **self.selection)
-        counts = valid_tokens(q, mask, self.block_size).sum(-1)
+        size = self.selection.block_size
+        pairs = select_blocks(q, k, mask, self.selection)
+        counts = valid_tokens(q, mask, size).sum(-1)
         selected = selected_map(pairs, counts)
         selected = selected.view(*q.shape[:2], *selected.shape[1:])
-        return mra_attention_reference(
-            q, k, v, mask, selected, mode=self.mode, block_size=self.block_size
-        )
+        return mra_attention_reference(q, k, v, mask, selected, mode=self.mode, block_size=size)
 
 
 class MRASparse(MRA):
@@ -425,9 +404,12 @@ def _warn_of_a_short_budget(rows: int, blocks_per_row: int, first: int, diagonal
 def _check_tiles(
     input_shape: tuple[int, int], tile: tuple[int, int], block_size: int, max_length: int
 ) -> None:
+    for key, sides in (("input_shape", input_shape), ("tile", tile)):
+        if min(sides) < 1:
+            raise ValueError(f"{key}={sides}: sides must be at least 1")
     if tile[0] * tile[1] != block_size:
-        raise ValueError(f"tile={tile} must have block_size={block_size} pixels")
+        raise ValueError(f"tile={tile}: must have block_size={block_size} pixels")
     if input_shape[0] % tile[0] or input_shape[1] % tile[1]:
-        raise ValueError(f"input_shape={input_shape} must be whole tiles of {tile}")
+        raise ValueError(f"input_shape={input_shape}: must be whole tiles of {tile}")
     if input_shape[0] * input_shape[1] != max_length:
-        raise ValueError(f"input_shape={input_shape} must hold max_length={max_length} pixels")
+        raise ValueError(f"input_shape={input_shape}: must hold max_length={max_length} pixels")

@@ -67,7 +67,18 @@ def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any
 def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, add: Any) -> Any:
     """Compute ROWS rows of `num` vectors of a product, sums in registers, from `row`, `column`.
 
-    What a compiler makes of three loops keeps the sums in memory, at less than half the speed.
+    What a compiler makes of three loops keeps the sums in memory, at less than half the speed. It
+    builds the instructions of this, with r over ROWS rows from `row`, v over `num` vectors from
+    `column`, and both of these loops written out, so that only the one over k is left:
+
+        sums[r, v] = c[r, v] if add else 0
+        for k in range(len(b)):
+            right[v] = b[k, v]              # loaded once, for all rows
+            for r in rows:
+                left = a[r, k] in every place of a vector
+                for v in vectors:
+                    sums[r, v] += left * right[v]
+        c[r, v] = sums[r, v]
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

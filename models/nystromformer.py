@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import AttentionShape, HeadProjections
+from models.heads import AttentionShape, HeadProjections, masked_softmax
+from models.options import at_least, odd
+from models.precision import full_precision
 
 
 def nystrom_attention_reference(
@@ -77,13 +79,6 @@ def _segment_means(x: Tensor, real: Tensor, segment: int) -> tuple[Tensor, Tenso
     return total / count.clamp(min=1)[:, None, :, None], count > 0
 
 
-def _softmax_over(logits: Tensor, keys: Tensor) -> Tensor:
-    """Normalise `logits` `(B, H, M, N)` over the keys `(B, N)` that are True; 0 elsewhere."""
-    keys = keys[:, None, None]
-    weights = logits.masked_fill(~keys, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(~keys, 0.0)
-
-
 def nystrom_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segment: int, iterations: int = 6
 ) -> Tensor:
@@ -105,11 +100,12 @@ def nystrom_attention(
     q = q / q.shape[-1] ** 0.5
     q_means, alive = _segment_means(q, real, segment)
     k_means, _ = _segment_means(k, real, segment)
-    from_queries = _softmax_over(q @ k_means.mT, alive)  # (B, H, N, L)
-    between = _softmax_over(q_means @ k_means.mT, alive)  # (B, H, L, L)
+    landmarks = alive[:, None, None]
+    from_queries = masked_softmax(q @ k_means.mT, landmarks)  # (B, H, N, L)
+    between = masked_softmax(q_means @ k_means.mT, landmarks)  # (B, H, L, L)
     # With their rows and columns zero, landmarks of padding stay zero through the inverse.
     between = between.masked_fill(~alive[:, None, :, None], 0.0)
-    to_keys = _softmax_over(q_means @ k.mT, real)  # (B, H, L, N)
+    to_keys = masked_softmax(q_means @ k.mT, real[:, None, None])  # (B, H, L, N)
     return from_queries @ (pseudo_inverse(between, iterations) @ (to_keys @ v))
 
 
@@ -140,12 +136,10 @@ class Nystromformer(nn.Module):
         conv: int | None = 35,
     ) -> None:
         super().__init__()
-        if landmarks < 1:
-            raise ValueError(f"landmarks={landmarks}: must be at least 1")
-        if iterations < 0:
-            raise ValueError(f"iterations={iterations}: must be at least 0")
-        if conv is not None and (conv < 1 or conv % 2 == 0):
-            raise ValueError(f"conv={conv}: must be odd and at least 1, or null for none")
+        at_least(1, landmarks=landmarks)
+        at_least(0, iterations=iterations)
+        if conv is not None:
+            odd(conv=conv)
         self.projections = HeadProjections(shape)
         self.segment = -(-shape.max_length // landmarks)
         self.iterations = iterations
@@ -164,8 +158,7 @@ class Nystromformer(nn.Module):
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x)
         with torch.autocast(x.device.type, enabled=False):
-            if x.dtype != torch.float64:
-                q, k, v = q.float(), k.float(), v.float()
+            q, k, v = full_precision(q), full_precision(k), full_precision(v)
             heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
             heads = self._add_conv(heads, v, mask)
         return self.projections.merge(heads)

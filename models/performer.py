@@ -11,13 +11,15 @@ features (the "generalised attention" of section 2.2): phi(x) = relu(x) + 0.001.
 Axes: B batch, H heads, N length, M features, K head width, D model width.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
 from models.kernel import kernel_attention, kernel_attention_reference
+from models.options import a_seed, at_least, one_of
+from models.precision import full_precision
 
 Features = Literal["favor", "relu", "relu_plain"]
 
@@ -115,8 +117,9 @@ class Performer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features}: must be at least 1")
+        one_of(get_args(Features), features=features)
+        at_least(1, num_features=num_features)
+        a_seed(seed)
         self.projections = HeadProjections(shape)
         self.features: Features = features
         self.directions: Tensor
@@ -131,8 +134,7 @@ class Performer(nn.Module):
         q, k, v = self.projections.split(x)
         if self.features == "favor":
             with torch.autocast(x.device.type, enabled=False):
-                if x.dtype != torch.float64:
-                    q, k = q.float(), k.float()
+                q, k = full_precision(q), full_precision(k)
                 q, k = favor_features(q, k, mask, self.directions)
         else:
             q, k, v = self._relu_features(q, k, v)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
+from models.options import a_seed, at_least, even
 
 # Logits of a token with itself, and with what it must not attend to at all.
 SELF, NEVER = -1e5, -1e9
@@ -260,12 +261,10 @@ class Reformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if num_hashes < 1:
-            raise ValueError(f"num_hashes={num_hashes}: must be at least 1")
-        if chunk_length < 1:
-            raise ValueError(f"chunk_length={chunk_length}: must be at least 1")
-        if num_buckets is not None and (num_buckets < 2 or num_buckets % 2):
-            raise ValueError(f"num_buckets={num_buckets}: must be even and at least 2, or null")
+        at_least(1, num_hashes=num_hashes, chunk_length=chunk_length)
+        if num_buckets is not None:
+            even(num_buckets=num_buckets)
+        a_seed(seed)
         self.projections = HeadProjections(shape, shared_qk=True)
         self.dropout = shape.dropout
         self.chunk_length = chunk_length

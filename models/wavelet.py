@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from models.depthwise import correlate, spread, tap_gradient
 from models.lattice import lattice_angles, lattice_filter
 from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
+from models.options import at_least
 
 __all__ = [
     "band_lengths",
@@ -125,8 +126,7 @@ def filter_pair(dec_lo: Tensor, channel_reverse: bool = False) -> tuple[Tensor, 
 
 
 def _check(x: Tensor, dec_lo: Tensor, level: int) -> None:
-    if level < 1:
-        raise ValueError(f"level is {level}; it must be at least 1")
+    at_least(1, level=level)
     if dec_lo.ndim != 2 or dec_lo.shape[0] < 2 or dec_lo.shape[0] % 2:
         raise ValueError(f"dec_lo is {tuple(dec_lo.shape)}; it must be (F, C) with F even")
     if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != dec_lo.shape[1]:

@@ -19,6 +19,8 @@ from models.heads import AttentionShape
 from models.lattice import lattice_angles, lattice_filter
 from models.lifting import band_lengths as lifting_lengths
 from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
+from models.options import at_least, even, one_of
+from models.precision import full_precision
 from models.wavelet import band_lengths, wavedec, wavedec_plain, waverec, waverec_plain
 
 Wavelet = Literal["ada", "ortho", "fixed", "lift53", "adalift"]
@@ -95,9 +97,9 @@ class WavSpA(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         filters = self.transform.filters()
-        coeffs = self.transform.decompose(_full_precision(x), *filters, plain=plain)
+        coeffs = self.transform.decompose(full_precision(x), *filters, plain=plain)
         attended = [
-            _full_precision(attend(c, None)) for attend, c in zip(self.bands, coeffs, strict=True)
+            full_precision(attend(c, None)) for attend, c in zip(self.bands, coeffs, strict=True)
         ]
         return self.transform.reconstruct(attended, x.shape[1], *filters, plain=plain)
 
@@ -212,21 +214,13 @@ def daubechies(wlen: int, channels: int, dtype: torch.dtype | None = None) -> Te
 
 
 def _check(wavelet: str, wlen: int, level: int, init: str) -> None:
-    if wavelet not in WAVELETS:
-        raise ValueError(f"wavelet is {wavelet!r}; it must be one of {', '.join(WAVELETS)}")
-    if init not in get_args(Init):
-        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(Init))}")
-    if wlen < 2 or wlen % 2:
-        raise ValueError(f"wlen is {wlen}; it must be even and at least 2")
+    one_of(WAVELETS, wavelet=wavelet)
+    one_of(get_args(Init), init=init)
+    even(wlen=wlen)
+    at_least(1, level=level)
     daubechies_needed = wavelet in ("ada", "fixed") or (wavelet == "ortho" and init == "db")
     if daubechies_needed and wlen > MAX_DB_TAPS:
         raise ValueError(
-            f"wlen is {wlen}; wavelet={wavelet} starts from Daubechies' filter of order wlen / 2, "
-            f"which is known up to order {MAX_DB_TAPS // 2}: wlen must be at most {MAX_DB_TAPS}"
+            f"wlen={wlen}: must be at most {MAX_DB_TAPS}, for wavelet={wavelet} starts from"
+            f" Daubechies' filter of order wlen / 2, which is known up to {MAX_DB_TAPS // 2}"
         )
-    if level < 1:
-        raise ValueError(f"level is {level}; it must be at least 1")
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

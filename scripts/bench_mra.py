@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.mra import Mode, mra_attention
+from models.mra import Mode, Selection, mra_attention
 from models.softmax import softmax_attention
 
 HEADS, HEAD_DIM, BLOCKS_PER_ROW, BLOCK_SIZE = 2, 32, 8, 32
@@ -40,9 +40,10 @@ def step(form: str, batch: int, length: int) -> Callable[[], None]:
     q, k, v, towards = torch.randn(4, batch, HEADS, length, HEAD_DIM)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     budget = -(-length // BLOCK_SIZE) * BLOCKS_PER_ROW
+    selection = Selection(num_blocks=budget, block_size=BLOCK_SIZE)
 
     def mra(mode: Mode) -> Tensor:
-        return mra_attention(*inputs, None, num_blocks=budget, block_size=BLOCK_SIZE, mode=mode)
+        return mra_attention(*inputs, None, selection, mode)
 
     forms: dict[str, Callable[[], Tensor]] = {
         "sdpa": lambda: F.scaled_dot_product_attention(*inputs),

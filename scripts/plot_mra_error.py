@@ -20,7 +20,7 @@ from torch import Tensor
 from lra.build import batches_for, build_task
 from lra.eval import load_run
 from lra.tasks import DataError, cache
-from models.mra import Mode, mra_attention
+from models.mra import Mode, Selection, mra_attention
 from models.softmax import Softmax, softmax_attention
 
 LABELS: dict[Mode, str] = {"full": "MRA-2", "sparse": "MRA-2-s"}
@@ -48,9 +48,8 @@ def relative_errors(
     errors: dict[Mode, list[float]] = {mode: [] for mode in LABELS}
     for mode, values in errors.items():
         for budget in blocks_per_row:
-            out = mra_attention(
-                q, k, v, mask, num_blocks=budget * rows, mode=mode, block_size=block_size
-            )
+            selection = Selection(num_blocks=budget * rows, block_size=block_size)
+            out = mra_attention(q, k, v, mask, selection, mode)
             values.append(((out - exact).flatten(2).norm(dim=-1) / size).mean().item())
     return errors
 

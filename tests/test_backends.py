@@ -1,13 +1,16 @@
 """The contract of a backend, held by every one in the registry; `lra.check` runs the same."""
 
+import inspect
 from typing import Any
 
 import pytest
 
-from lra.build import build_attention
+from lra.build import build_attention, build_model
 from lra.check import attention_config
-from lra.contract import CHECKS, Check, SkippedError, Subject, compiles, dropout, gpu
+from lra.config import ConfigError, load
+from lra.contract import CHECKS, SMALL, Check, SkippedError, Subject, compiles, dropout, gpu
 from models import ATTENTION
+from models.softmax import Softmax
 
 # At the kit's lengths some defaults hide what a backend does: a window over everything, one block.
 SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -31,6 +34,13 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("reformer", {"chunk_length": 5, "num_hashes": 3}),
 ]
 CASES = [(name, {}) for name in ATTENTION] + SMALL_OPTIONS
+OPTIONS = {
+    (name, key): parameter.annotation
+    for name, backend in ATTENTION.items()
+    for key, parameter in inspect.signature(backend).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+MRA_OPTIONS = [key for name, key in OPTIONS if name == "mra"]
 MARKS = {compiles: pytest.mark.slow, gpu: pytest.mark.gpu}
 
 
@@ -48,6 +58,68 @@ def test_every_backend_keeps_the_contract(check: Check, case: tuple[str, dict[st
         check(Subject(build_attention(attention_config(name, options))))
     except SkippedError as error:
         pytest.skip(str(error))
+
+
+WRONG: list[tuple[str, str, Any, str]] = [
+    ("fourier", "norm", "forward", "must be one of backward, ortho"),
+    ("fourier", "method", "dft", "must be one of fft, matrix"),
+    ("wavspa", "wavelet", "life", "must be one of ada, ortho, fixed, lift53, adalift"),
+    ("wavspa", "wlen", 7, "must be even and at least 2"),
+    ("wavspa", "level", 0, "must be at least 1"),
+    ("wavspa", "init", "haar", "must be one of uniform, db"),
+    ("mra", "blocks_per_row", 0, "must be at least 1"),
+    ("mra", "block_size", 0, "must be at least 1"),
+    ("mra", "first_blocks", -1, "must be at least 0"),
+    ("mra", "diagonal_blocks", -1, "must be at least 0"),
+    ("mra_sparse", "row_max", "dead", "must be one of official, live"),
+    ("mra", "input_shape", (-8, -8), "sides must be at least 1"),
+    ("nystromformer", "landmarks", 0, "must be at least 1"),
+    ("nystromformer", "iterations", -1, "must be at least 0"),
+    ("nystromformer", "conv", 4, "must be odd and at least 1"),
+    ("linformer", "rank", 0, "must be at least 1"),
+    ("longformer", "window", 0, "must be even and at least 2"),
+    ("longformer", "window", 5, "must be even and at least 2"),
+    ("longformer", "num_global", -1, "must be at least 0"),
+    ("performer", "features", "gelu", "must be one of favor, relu, relu_plain"),
+    ("performer", "num_features", 0, "must be at least 1"),
+    ("performer", "seed", 10**50, "must be from 0 to 9223372036854775807"),
+    ("bigbird", "block_size", 0, "must be at least 1"),
+    ("bigbird", "random_blocks", -1, "must be at least 0"),
+    ("bigbird", "seed", -1, "must be from 0 to 9223372036854775807"),
+    ("reformer", "num_hashes", 0, "must be at least 1"),
+    ("reformer", "chunk_length", 0, "must be at least 1"),
+    ("reformer", "num_buckets", 0, "must be even and at least 2"),
+    ("reformer", "num_buckets", 7, "must be even and at least 2"),
+    ("reformer", "seed", 2**63, "must be from 0 to 9223372036854775807"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "right"), WRONG)
+def test_an_option_out_of_range_is_refused_when_the_backend_is_built(
+    name: str, key: str, value: Any, right: str
+) -> None:
+    inside = {"inner": Softmax} if name == "wavspa" else {}
+    with pytest.raises(ValueError) as refused:
+        ATTENTION[name](SMALL, **inside, **{key: value})
+    assert str(refused.value) == f"{key}={value}: {right}"
+
+
+def test_every_option_that_has_a_range_is_tried_out_of_it() -> None:
+    # Any of these two values will do, and tiles are tried with the shape of their image.
+    free = {(name, key) for name, key in OPTIONS if OPTIONS[name, key] is bool} | {
+        *(("mra_sparse", key) for key in MRA_OPTIONS),
+        *(("mra", key) for key in ("row_max", "tile")),
+        *((name, "inner") for name in ("wavspa", "fourier_space")),
+    }
+    assert {(name, key) for name, key, _, _ in WRONG} | free == set(OPTIONS)
+
+
+@pytest.mark.parametrize("words", [("mra", "first_blocks=-1"), ("mra_sparse", "block_size=0")])
+def test_a_wrong_option_is_told_before_data_are_read(words: tuple[str, str]) -> None:
+    name, option = words
+    config = load("task=listops", f"attention={name}", f"attention.options.{option}", "scale=mini")
+    with pytest.raises(ConfigError, match=f"^attention {name}: {option}: must be at least"):
+        build_model(config)
 
 
 # What leaves attention weights unformed has none to drop, nor has MRA as published.

@@ -3,12 +3,10 @@ import torch
 from torch import Tensor
 
 from models.bigbird import (
-    BigBird,
     attended_blocks,
     block_attention,
     block_attention_reference,
 )
-from models.heads import AttentionShape
 from models.softmax import softmax_attention
 
 
@@ -71,17 +69,3 @@ def test_random_blocks_for_all_is_softmax_attention() -> None:
     torch.testing.assert_close(
         block_attention(q, k, v, mask, *pattern, 3), softmax_attention(q, k, v, mask)
     )
-
-
-def test_dropout_drops_weights_in_training_only() -> None:
-    attention = BigBird(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
-    x = torch.randn(1, 9, 8)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
-
-
-@pytest.mark.parametrize("option", [{"block_size": 0}, {"random_blocks": -1}])
-def test_an_option_out_of_range_is_named(option: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"^{next(iter(option))}="):
-        BigBird(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), **option)

@@ -393,8 +393,9 @@ def test_an_error_while_it_is_built_is_a_finding(capsys: pytest.CaptureFixture[s
         (["no_such_module:Mine"], "there is no module no_such_module"),
         (["wavspa", "inner=softmx"], "attention.inner.name=softmx: no such backend"),
         (["softmax", "inner=linear"], "attention.inner: softmax takes no backend inside"),
-        (["mra", "input_shape=[32,32]"], "input_shape=(32, 32) must hold max_length=64 pixels"),
+        (["mra", "input_shape=[32,32]"], "input_shape=(32, 32): must hold max_length=64 pixels"),
         (["softmax", "--max-length", "9"], "--max-length 9: must be at least 56"),
+        (["softmax", "--head-dim", "0"], "--head-dim=0: must be at least 1"),
     ],
 )
 def test_a_wrong_command_line_is_told_what_would_be_right(

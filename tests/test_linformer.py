@@ -60,16 +60,3 @@ def test_projections_start_with_the_published_deviation() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=500)
     # 128,000 draws: the deviation is known to 0.2 per cent.
     assert abs(Linformer(shape, rank=128).to_keys.std() / 0.02 - 1) < 0.01
-
-
-def test_dropout_drops_weights_in_training_only() -> None:
-    attention = Linformer(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
-    x = torch.randn(1, 9, 8)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
-
-
-def test_a_rank_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match="^rank=0: must be at least 1"):
-        Linformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), rank=0)

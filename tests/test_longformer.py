@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.heads import AttentionShape
-from models.longformer import Longformer, window_attention, window_attention_reference
+from models.longformer import window_attention, window_attention_reference
 from models.softmax import softmax_attention
 
 
@@ -45,17 +44,3 @@ def test_a_window_over_everything_is_softmax_attention() -> None:
     torch.testing.assert_close(
         window_attention(q, k, v, mask, window=50, num_global=0), softmax_attention(q, k, v, mask)
     )
-
-
-def test_dropout_drops_weights_in_training_only() -> None:
-    attention = Longformer(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
-    x = torch.randn(1, 9, 8)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
-
-
-@pytest.mark.parametrize("option", [{"window": 0}, {"window": 5}, {"num_global": -1}])
-def test_an_option_out_of_range_is_named(option: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"^{next(iter(option))}="):
-        Longformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), **option)

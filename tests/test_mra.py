@@ -21,6 +21,7 @@ from models.heads import AttentionShape
 from models.mra import (
     MRA,
     MRASparse,
+    Selection,
     gathered_attention,
     mra_attention,
     mra_attention_reference,
@@ -49,6 +50,14 @@ def inputs(
     generator = torch.Generator().manual_seed(seed)
     shape = (3, batch, heads, length, width)
     return [x.to(dtype) for x in torch.randn(shape, generator=generator, dtype=torch.float64)]
+
+
+def attend(q, k, v, mask, *, mode="full", **options) -> Tensor:
+    return mra_attention(q, k, v, mask, Selection(**options), mode)
+
+
+def select(q, k, mask, **options) -> Tensor:
+    return select_blocks(q, k, mask, Selection(**options))
 
 
 def holes(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -113,9 +122,9 @@ def test_outputs_are_those_of_the_published_code(mode, padding, prior, dtype, wi
     q, k, v = (torch.from_numpy(values[name]).to(dtype) for name in "qkv")
     mask = torch.from_numpy(values["pad"]) if padding == "pad" else None
     given = {"first_blocks": prior, "diagonal_blocks": prior, "block_size": 8, "num_blocks": 5}
-    out = mra_attention(q, k, v, mask, mode=mode, **given)
+    out = attend(q, k, v, mask, mode=mode, **given)
     assert (out - want).abs().max() < within
-    selected = as_map(select_blocks(q, k, mask, **given), 24, 8)
+    selected = as_map(select(q, k, mask, **given), 24, 8)
     out = mra_attention_reference(q, k, v, mask, selected, mode=mode, block_size=8)
     assert (out - want).abs().max() < within
     # Another selection would have other values.
@@ -140,7 +149,7 @@ def test_every_form_has_the_output_and_the_gradients_of_the_dense_one(data):
     mask = holes(3, length, seed) if kind == "holes" else None
     if kind == "lengths":
         mask = torch.arange(length) < torch.tensor([[length], [length // 2], [0]])
-    pairs = select_blocks(q, k, mask, num_blocks=budget, block_size=block_size, first_blocks=1)
+    pairs = select(q, k, mask, num_blocks=budget, block_size=block_size, first_blocks=1)
     selected, mode = as_map(pairs, length, block_size), MODES[not full]
 
     def dense(q, k, v):
@@ -160,8 +169,8 @@ def test_float32_and_strided_inputs_agree_with_the_dense_form(mode):
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     mask = holes(3, 333)
     options = {"num_blocks": 50, "first_blocks": 1, "diagonal_blocks": 1}
-    selected = as_map(select_blocks(q, k, mask, **options), 333, 32)
-    got = with_gradients(lambda *x: mra_attention(*x, mask, mode=mode, **options), q, k, v)
+    selected = as_map(select(q, k, mask, **options), 333, 32)
+    got = with_gradients(lambda *x: attend(*x, mask, mode=mode, **options), q, k, v)
     want = with_gradients(lambda *x: mra_attention_reference(*x, mask, selected, mode=mode),
                           *(x.double() for x in (q, k, v)))  # fmt: skip
     for x, y in zip(got, want, strict=True):
@@ -171,9 +180,9 @@ def test_float32_and_strided_inputs_agree_with_the_dense_form(mode):
 def test_heads_a_few_at_a_time_select_the_same_pairs(monkeypatch):
     q, k, _ = inputs(3, 2, 200, 5)
     mask = holes(3, 200)
-    want = select_blocks(q, k, mask, num_blocks=60, block_size=8)
+    want = select(q, k, mask, num_blocks=60, block_size=8)
     monkeypatch.setattr(mra_blocks, "BLOCKS_A_SLICE", 25)
-    few = select_blocks(q, k, mask, num_blocks=60, block_size=8)
+    few = select(q, k, mask, num_blocks=60, block_size=8)
     assert torch.equal(as_map(few, 200, 8), as_map(want, 200, 8))
 
 
@@ -183,7 +192,7 @@ def test_heads_that_are_whole_blocks_give_the_bits_of_heads_that_must_be_copied(
     whole = inputs(2, 2, 128, 32, dtype=dtype)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in whole]
     everything = torch.ones(2, 128, dtype=torch.bool)
-    run = lambda mask: lambda *x: mra_attention(*x, mask, num_blocks=6, mode=mode)  # noqa: E731
+    run = lambda mask: lambda *x: attend(*x, mask, num_blocks=6, mode=mode)  # noqa: E731
     want = with_gradients(run(None), *whole)
     for heads, mask in ((strided, None), (whole, everything), (strided, everything)):
         for x, y in zip(with_gradients(run(mask), *heads), want, strict=True):
@@ -194,7 +203,7 @@ def test_heads_that_are_whole_blocks_give_the_bits_of_heads_that_must_be_copied(
 def test_gradients_are_those_of_finite_differences(mode):
     q, k, v = (x.requires_grad_() for x in inputs(1, 2, 11, 3))
     mask = torch.arange(11) < torch.tensor([[10]])
-    function = lambda *x: mra_attention(*x, mask, num_blocks=5, mode=mode, block_size=4)  # noqa: E731
+    function = lambda *x: attend(*x, mask, num_blocks=5, mode=mode, block_size=4)  # noqa: E731
     assert torch.autograd.gradcheck(function, (q, k, v))
 
 
@@ -203,7 +212,7 @@ def test_gradients_are_those_of_finite_differences(mode):
 def test_a_budget_of_the_whole_map_is_softmax(mode, masked):
     q, k, v = inputs(2, 3, 101, 9)
     mask = holes(2, 101) if masked else None
-    got = with_gradients(lambda *x: mra_attention(*x, mask, num_blocks=999, mode=mode), q, k, v)
+    got = with_gradients(lambda *x: attend(*x, mask, num_blocks=999, mode=mode), q, k, v)
     want = with_gradients(lambda *x: softmax_attention(*x, mask), q, k, v)
     if mask is not None:
         want[0] = want[0] * mask[:, None, :, None]
@@ -218,7 +227,7 @@ def test_masked_tokens_change_nothing_and_get_no_gradient(mode):
     q, k, v = inputs(3, 2, 75, 6)
     mask = holes(3, 75)
     hidden = ~mask[:, None, :, None]
-    run = lambda *x: mra_attention(*x, mask, num_blocks=9, mode=mode, block_size=16)  # noqa: E731
+    run = lambda *x: attend(*x, mask, num_blocks=9, mode=mode, block_size=16)  # noqa: E731
     want = with_gradients(run, q, k, v)
     got = with_gradients(run, *(x.masked_fill(hidden, torch.inf) for x in (q, k, v)))
     for x, y in zip(got, want, strict=True):
@@ -232,7 +241,7 @@ def test_masked_tokens_change_nothing_and_get_no_gradient(mode):
 @pytest.mark.parametrize("where", [slice(3, 4), slice(16, None)])
 def test_what_is_not_finite_shows_where_the_plain_form_shows_it(mode, which, where):
     heads = dict(zip("qkv", inputs(1, 1, 256, 16, dtype=torch.float32), strict=True))
-    pairs = select_blocks(heads["q"], heads["k"], None, num_blocks=4, block_size=16)
+    pairs = select(heads["q"], heads["k"], None, num_blocks=4, block_size=16)
     heads[which][:, :, where] = torch.nan
     results = [
         with_gradients(lambda *x: form(*x, None, pairs, 16, mode == "full"), *heads.values())  # noqa: B023
@@ -248,14 +257,14 @@ def test_what_is_not_finite_shows_where_the_plain_form_shows_it(mode, which, whe
 @pytest.mark.parametrize("shape", [(0, 2, 40, 8), (2, 2, 0, 8)])
 def test_nothing_to_attend_to_is_nothing(mode, shape):
     q, k, v = (x.requires_grad_() for x in torch.randn(3, *shape))
-    out = mra_attention(q, k, v, None, num_blocks=4, mode=mode)
+    out = attend(q, k, v, None, num_blocks=4, mode=mode)
     assert out.shape == shape
     assert [x.shape for x in torch.autograd.grad(out.sum(), (q, k, v))] == 3 * [shape]
 
 
 def test_second_derivatives_are_refused_with_a_way_to_have_them():
     q, k, v = (x.requires_grad_() for x in inputs(1, 1, 20, 3))
-    out = mra_attention(q, k, v, None, num_blocks=2, block_size=8)
+    out = attend(q, k, v, None, num_blocks=2, block_size=8)
     (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
     with pytest.raises(NotImplementedError, match="gathered_attention"):
         grad.sum().backward()
@@ -275,13 +284,13 @@ def test_the_kernel_stays_inside_its_arrays(tmp_path):
     checked = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     code = """
 import torch
-from models.mra import mra_attention
+from models.mra import Selection, mra_attention
 for mode in ("full", "sparse"):
     for length, block_size, width in ((75, 13, 5), (64, 32, 32), (3, 16, 1)):
         q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 2, length, width))
         for mask in (None, torch.rand(2, length) > 0.4):
-            options = {"num_blocks": 9, "mode": mode, "block_size": block_size}
-            mra_attention(q, k, v, mask, **options).sum().backward()
+            selection = Selection(num_blocks=9, block_size=block_size)
+            mra_attention(q, k, v, mask, selection, mode).sum().backward()
 """
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], env=checked, cwd=root, check=True)
@@ -296,8 +305,8 @@ def test_trimmed_sequences_give_what_padded_ones_give(mode, row_max):
     mask = torch.arange(128) < torch.tensor([[37], [48]])
     options = {"num_blocks": 8, "mode": mode, "block_size": 16, "row_max": row_max}
     options |= {"first_blocks": 1, "padded_length": 128}
-    padded = mra_attention(q, k, v, mask, **options)[:, :, :48]
-    trimmed = mra_attention(*(x[:, :, :48] for x in (q, k, v)), mask[:, :48], **options)
+    padded = attend(q, k, v, mask, **options)[:, :, :48]
+    trimmed = attend(*(x[:, :, :48] for x in (q, k, v)), mask[:, :48], **options)
     torch.testing.assert_close(trimmed, padded, rtol=1e-12, atol=1e-12)
 
 
@@ -305,9 +314,9 @@ def test_padding_counts_in_the_official_row_maximum_only():
     q, k, v = inputs(1, 1, 64, 8)
     q, k = q.abs() * torch.arange(1, 65)[:, None], -k.abs()
     options = {"num_blocks": 4, "block_size": 16}
-    unlike = select_blocks(q, k, None, padded_length=80, **options)
-    like = select_blocks(q, k, None, padded_length=64, **options)
-    live = select_blocks(q, k, None, row_max="live", padded_length=80, **options)
+    unlike = select(q, k, None, padded_length=80, **options)
+    like = select(q, k, None, padded_length=64, **options)
+    live = select(q, k, None, row_max="live", padded_length=80, **options)
     assert as_map(like, 64, 16).any(-1).all()
     assert torch.equal(as_map(like, 64, 16), as_map(live, 64, 16))
     assert not as_map(unlike, 64, 16).any(-1).all()
@@ -325,7 +334,7 @@ def test_the_selected_pairs_have_the_best_scores(budget, first, diagonal, row_ma
     mask = holes(3, 48, seed)
     options = {"num_blocks": budget, "block_size": 8, "first_blocks": first}
     options |= {"diagonal_blocks": diagonal, "row_max": row_max}
-    pairs = select_blocks(q, k, mask, **options)
+    pairs = select(q, k, mask, **options)
     assert pairs.shape == (3, 2, min(budget, 36))
     for b in range(3):
         for h in range(2):
@@ -341,7 +350,7 @@ def test_a_budget_for_rows_and_priors_gives_every_row_a_live_block():
     q, k, _ = inputs(4, 2, 96, 5)
     q, k = q.abs(), -k.abs()
     mask = torch.arange(96) < torch.tensor([[96], [70], [41], [8]])
-    pairs = select_blocks(
+    pairs = select(
         q, k, mask, num_blocks=12 + 34, block_size=8, first_blocks=1, diagonal_blocks=1,
         row_max="live",
     )  # fmt: skip
@@ -355,9 +364,9 @@ def test_constant_values_stay_what_they_are():
     v = torch.full_like(q, 3.25)
     mask = holes(2, 70)
     real = mask[:, None, :, None].expand_as(v)
-    full = mra_attention(q, k, v, mask, num_blocks=4, block_size=8)
+    full = attend(q, k, v, mask, num_blocks=4, block_size=8)
     torch.testing.assert_close(full[real], v[real])
-    sparse = mra_attention(q, k, v, mask, num_blocks=4, block_size=8, mode="sparse")
+    sparse = attend(q, k, v, mask, num_blocks=4, block_size=8, mode="sparse")
     reached = sparse.abs().sum(-1, keepdim=True).expand_as(v) > 0
     assert reached.any() and not reached.all()
     torch.testing.assert_close(sparse[reached], v[reached])
@@ -366,7 +375,7 @@ def test_constant_values_stay_what_they_are():
 def test_identical_tokens_give_their_value_although_all_scores_tie():
     q = torch.ones(1, 2, 64, 4, dtype=torch.float64, requires_grad=True)
     for mode, budget in (("full", 3), ("full", 1), ("sparse", 16)):
-        out = mra_attention(q, q, q, None, num_blocks=budget, mode=mode, block_size=8)
+        out = attend(q, q, q, None, num_blocks=budget, mode=mode, block_size=8)
         if mode == "full":
             torch.testing.assert_close(out, q)
         assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
@@ -378,13 +387,13 @@ def test_blocks_of_equal_tokens_make_mra_2_exact_for_any_budget():
     v = v.repeat_interleave(8, 2) + torch.randn(2, 2, 64, 6, dtype=torch.float64)
     want = softmax_attention(q, k, v, None)
     for budget in (1, 9, 30):
-        out = mra_attention(q, k, v, None, num_blocks=budget, block_size=8)
+        out = attend(q, k, v, None, num_blocks=budget, block_size=8)
         torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
 
 
 def test_permuting_batch_heads_blocks_or_tokens_inside_a_block_permutes_the_output():
     q, k, v = inputs(3, 2, 64, 6)
-    run = lambda *x: mra_attention(*x, None, num_blocks=20, block_size=8)  # noqa: E731
+    run = lambda *x: attend(*x, None, num_blocks=20, block_size=8)  # noqa: E731
     want = run(q, k, v)
     starts, steps = 8 * torch.arange(8)[:, None], torch.arange(8)
     orders = [
@@ -416,7 +425,7 @@ def test_error_to_softmax_falls_with_the_budget_and_is_smaller_with_the_means():
             for seed in range(6):
                 q, k, v = inputs(1, 2, 512, 32, seed)
                 want = softmax_attention(q, k, v, None)
-                out = mra_attention(q, k, v, None, num_blocks=budget * 16, mode=mode)
+                out = attend(q, k, v, None, num_blocks=budget * 16, mode=mode)
                 shares.append(((out - want).norm() / want.norm()).item())
             errors[mode].append(np.mean(shares))
     for mode in MODES:
@@ -429,8 +438,8 @@ def test_a_wrong_argument_is_named():
     q, k, v = inputs(1, 1, 8, 4)
     wrong = [
         ({"num_blocks": 0}, "num_blocks=0"),
-        ({"mode": "both"}, "mode='both'"),
-        ({"row_max": "dead"}, "row_max='dead'"),
+        ({"mode": "both"}, "mode=both"),
+        ({"row_max": "dead"}, "row_max=dead"),
         ({"block_size": 0}, "block_size=0"),
         ({"first_blocks": -1}, "first_blocks=-1"),
         ({"diagonal_blocks": -1}, "diagonal_blocks=-1"),
@@ -438,11 +447,11 @@ def test_a_wrong_argument_is_named():
     ]
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
-            mra_attention(q, k, v, None, **{"num_blocks": 4} | options)
+            attend(q, k, v, None, **{"num_blocks": 4} | options)
     with pytest.raises(ValueError, match="mask must be bool"):
-        mra_attention(q, k, v, torch.ones(1, 8), num_blocks=4)
+        attend(q, k, v, torch.ones(1, 8), num_blocks=4)
     with pytest.raises(ValueError, match="one shape"):
-        mra_attention(q, k[:, :, :4], v, None, num_blocks=4)
+        attend(q, k[:, :, :4], v, None, num_blocks=4)
 
 
 def shape_of(max_length: int, **options) -> AttentionShape:
@@ -457,7 +466,7 @@ def test_backends_give_trimmed_batches_what_they_give_padded_ones(backend):
     mask = torch.arange(100) < torch.tensor([[50], [33], [7]])
     padded = module(x, mask)
     trimmed = module(x[:, :50], mask[:, :50])
-    assert module.num_blocks == 26 and module.pad_invariant
+    assert module.selection.num_blocks == 26 and module.pad_invariant
     torch.testing.assert_close(trimmed[mask[:, :50]], padded[mask], rtol=1e-10, atol=1e-10)
 
 
@@ -466,9 +475,7 @@ def test_the_sparse_backend_is_the_sparse_mode():
     full, sparse = (x(shape_of(64), blocks_per_row=1, block_size=8) for x in (MRA, MRASparse))
     sparse.load_state_dict(full.state_dict())
     x = torch.randn(2, 64, 12)
-    heads = mra_attention(
-        *sparse.projections.split(x), None, num_blocks=8, mode="sparse", block_size=8
-    )
+    heads = attend(*sparse.projections.split(x), None, num_blocks=8, mode="sparse", block_size=8)
     torch.testing.assert_close(sparse(x), sparse.projections.merge(heads))
     assert not torch.allclose(full(x), sparse(x))
 
@@ -498,8 +505,8 @@ def test_an_image_is_attended_to_in_tiles_and_comes_back_row_by_row():
 
 def test_tiles_that_do_not_fit_are_named():
     for options, message in (
-        ({"input_shape": (8, 8), "block_size": 16}, "tile=.4, 8. must have block_size=16"),
-        ({"input_shape": (8, 12)}, "input_shape=.8, 12. must be whole tiles"),
+        ({"input_shape": (8, 8), "block_size": 16}, "tile=.4, 8.: must have block_size=16"),
+        ({"input_shape": (8, 12)}, "input_shape=.8, 12.: must be whole tiles"),
         ({"input_shape": (8, 16)}, "max_length=64"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -517,7 +524,7 @@ def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
 
 def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):
     q, k, v = inputs(2, 2, mra_blocks.SHORT + 44, 32, dtype=torch.float32)
-    run = lambda *x: mra_attention(*x, None, num_blocks=40)  # noqa: E731
+    run = lambda *x: attend(*x, None, num_blocks=40)  # noqa: E731
     first = with_gradients(run, q, k, v)
     for _ in range(3):
         for x, y in zip(with_gradients(run, q, k, v), first, strict=True):
@@ -537,9 +544,9 @@ def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):
 
 def test_inference_mode_works_with_threads(two_threads):
     q, k, v = inputs()
-    want = mra_attention(q, k, v, None, num_blocks=6)
+    want = attend(q, k, v, None, num_blocks=6)
     with torch.inference_mode():
-        assert torch.equal(mra_attention(q, k, v, None, num_blocks=6), want)
+        assert torch.equal(attend(q, k, v, None, num_blocks=6), want)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(two_threads):
@@ -553,9 +560,9 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
 @pytest.mark.parametrize("mode", MODES)
 def test_autocast_changes_the_type_of_the_output_only(mode):
     q, k, v = (x.bfloat16() for x in inputs(2, 2, 70, 8, dtype=torch.float32))
-    want = mra_attention(q.float(), k.float(), v.float(), None, num_blocks=5, mode=mode)
+    want = attend(q.float(), k.float(), v.float(), None, num_blocks=5, mode=mode)
     with torch.autocast("cpu", torch.bfloat16):
-        out = mra_attention(q, k, v, None, num_blocks=5, mode=mode)
+        out = attend(q, k, v, None, num_blocks=5, mode=mode)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, want.bfloat16())
 
@@ -595,7 +602,7 @@ def test_compiled_backends_are_one_graph_with_the_same_numbers():
 def test_a_cuda_device_gives_what_the_cpu_gives(mode, dtype, tolerance):
     q, k, v = (x.to(dtype) for x in inputs(3, 2, 333, 32, dtype=torch.float32))
     mask = holes(3, 333)
-    run = lambda mask: lambda *x: mra_attention(*x, mask, num_blocks=50, mode=mode)  # noqa: E731
+    run = lambda mask: lambda *x: attend(*x, mask, num_blocks=50, mode=mode)  # noqa: E731
     want = with_gradients(run(mask), q, k, v)
     q, k, v = (x.cuda().requires_grad_() for x in (q, k, v))
     out = run(mask.cuda())(q, k, v)

@@ -130,8 +130,3 @@ def test_the_plain_relu_variant_has_no_norms_and_no_parameters_of_its_own() -> N
     q, k, v = attention.projections.split(x)
     plain = kernel_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
     torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
-
-
-def test_a_number_of_features_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match="^num_features=0: must be at least 1"):
-        Performer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=8), num_features=0)

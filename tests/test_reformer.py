@@ -286,14 +286,6 @@ def test_there_is_one_projection_fewer_than_softmax_has() -> None:
     assert q is k and v is not k
 
 
-def test_dropout_drops_weights_in_training_only() -> None:
-    attention = Reformer(AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5))
-    x = torch.randn(1, 9, 8)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
-
-
 def test_dropout_keeps_the_expected_output() -> None:
     qk, v = (t.detach() for t in tokens(14))
     buckets = hashed(qk, 4)
@@ -321,11 +313,3 @@ def test_flax_initialisation_draws_both_input_projections_by_their_own_width() -
     for kernel in projections.qkv.weight.chunk(2):
         assert kernel.std().item() == pytest.approx((2 / 80) ** 0.5, rel=0.05)
         assert kernel.abs().max().item() <= (6 / 80) ** 0.5
-
-
-@pytest.mark.parametrize(
-    "option", [{"num_hashes": 0}, {"chunk_length": 0}, {"num_buckets": 0}, {"num_buckets": 7}]
-)
-def test_an_option_out_of_range_is_named(option: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"^{next(iter(option))}="):
-        Reformer(SHAPE, **option)

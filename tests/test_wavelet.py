@@ -408,8 +408,8 @@ def test_53_lifting_as_published_is_exact_where_every_band_is_even():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wavedec(torch.ones(1, 9, 2), torch.ones(4, 2), 0), "level is 0"),
-        (lambda: lift53_dec(torch.ones(1, 9, 2), 0), "level is 0"),
+        (lambda: wavedec(torch.ones(1, 9, 2), torch.ones(4, 2), 0), "level=0: must be at least 1"),
+        (lambda: lift53_dec(torch.ones(1, 9, 2), 0), "level=0: must be at least 1"),
         (lambda: wavedec(torch.ones(1, 9, 2), torch.ones(3, 2), 1), "F even"),
         (lambda: wavedec(torch.ones(1, 9, 2), torch.ones(4, 3), 1), r"\(B, N, 3\)"),
         (lambda: waverec([torch.ones(1, 9, 2)] * 2, torch.ones(4, 2), 9), "13 or 14, not 9"),

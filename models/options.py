@@ -1,0 +1,65 @@
+"""What the options of backends may be: one check and one wording for each kind.
+
+Every function takes the options by their names and raises a `ValueError` that names the option,
+its value and what would be right.
+"""
+
+from collections.abc import Iterable
+
+# Seeds that torch's generators take; the largest of them count as negative there.
+LARGEST_SEED = 2**63 - 1
+
+
+def at_least(least: int, **options: int) -> None:
+    """Refuse numbers below `least`.
+
+    Raises:
+        ValueError: An option is below it.
+    """
+    for key, value in options.items():
+        if value < least:
+            raise ValueError(f"{key}={value}: must be at least {least}")
+
+
+def one_of(choices: Iterable[str], **options: str) -> None:
+    """Refuse words that are not among `choices`.
+
+    Raises:
+        ValueError: An option is none of them.
+    """
+    known = tuple(choices)
+    for key, value in options.items():
+        if value not in known:
+            raise ValueError(f"{key}={value}: must be one of {', '.join(known)}")
+
+
+def even(**options: int) -> None:
+    """Refuse numbers that are odd or below 2.
+
+    Raises:
+        ValueError: An option is.
+    """
+    for key, value in options.items():
+        if value < 2 or value % 2:
+            raise ValueError(f"{key}={value}: must be even and at least 2")
+
+
+def odd(**options: int) -> None:
+    """Refuse numbers that are even or below 1.
+
+    Raises:
+        ValueError: An option is.
+    """
+    for key, value in options.items():
+        if value < 1 or value % 2 == 0:
+            raise ValueError(f"{key}={value}: must be odd and at least 1")
+
+
+def a_seed(seed: int) -> None:
+    """Refuse a seed that torch's generators do not take.
+
+    Raises:
+        ValueError: It is negative or too large.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")
