@@ -86,7 +86,7 @@ class ProtocolConfig:
     """Where the recipe comes from.
 
     Args:
-        name: The protocol's name, also its folder in `configs/recipe`.
+        name: The protocol's name, also its folder in `configs/protocol/task`.
         source: Paper and code it follows.
         deviations: What differs from the published code; printed under every table.
     """

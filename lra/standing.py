@@ -204,7 +204,7 @@ def look(words: Sequence[str]) -> Cell:
 def _refusal(message: str, words: Sequence[str]) -> str:
     """Return why a cell cannot be composed, in plainer words where its protocol lacks its task."""
     chosen = dict(word.split("=", 1) for word in words)
-    recipes = CONFIGS / "recipe" / chosen.get("protocol", "")
+    recipes = CONFIGS / "protocol" / "task" / chosen.get("protocol", "")
     if (recipes / f"{chosen['task']}.yaml").exists():
         return message.splitlines()[0]
     there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))

@@ -1,3 +1,6 @@
+import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -5,7 +8,9 @@ from typing import Any, Literal
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
+import lra.config
 from lra.build import build_attention, build_model, build_task, num_parameters
 from lra.config import CONFIGS, ConfigError, bind, comparable, config_hash, load
 from lra.tasks.registry import TASKS
@@ -16,7 +21,7 @@ PROTOCOLS = [path.stem for path in (CONFIGS / "protocol").glob("*.yaml")]
 RECIPES = [
     (protocol, path.stem)
     for protocol in PROTOCOLS
-    for path in sorted((CONFIGS / "recipe" / protocol).glob("*.yaml"))
+    for path in sorted((CONFIGS / "protocol" / "task" / protocol).glob("*.yaml"))
 ]
 
 
@@ -59,18 +64,16 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("protocol", "task"), RECIPES)
 def test_a_model_has_as_many_parameters_as_the_published_one(protocol: str, task: str) -> None:
-    header = (CONFIGS / "recipe" / protocol / f"{task}.yaml").read_text()
-    attentions = {
-        "lra": ["softmax"],
-        "nystromformer": ["softmax", "mra", "mra_sparse"],
-        "wavspa": ["wavspa"],
-    }
-    for attention in attentions[protocol]:
+    header = (CONFIGS / "protocol" / "task" / protocol / f"{task}.yaml").read_text()
+    [(figure, backend, mra)] = re.findall(
+        r"^# Parameters: ([\d,]+) with (\w+)(, and with MRA)?\.$", header, re.M
+    )
+    for attention in [backend, *(["mra", "mra_sparse"] if mra else [])]:
         config = load(f"protocol={protocol}", f"task={task}", f"attention={attention}")
         parameters = num_parameters(build_model(config))
         if (protocol, task) in PARAMETERS:
             assert parameters == PARAMETERS[protocol, task], attention
-        assert f"# Parameters: {parameters:,} with {attentions[protocol][0]}" in header
+        assert f"{parameters:,}" == figure
 
 
 def test_the_table_of_parameters_shows_the_published_numbers() -> None:
@@ -143,10 +146,80 @@ def test_every_task_and_backend_has_its_file() -> None:
 
 def test_yaml_names_every_option_of_a_backend_with_its_default() -> None:
     for name, backend in ATTENTION.items():
-        options = yaml.safe_load((CONFIGS / "attention" / f"{name}.yaml").read_text())["options"]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            options = compose(f"attention/{name}").attention.options
         defaults: dict[str, Any] = backend.__init__.__kwdefaults__ or {}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
         assert options == {k: v for k, v in plain.items() if k != "inner"}, name
+
+
+def leaves(file: Path) -> dict[str, Any]:
+    """Return the values of a file by dotted key."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from walk(value, f"{prefix}{key}.")
+            elif prefix or key != "defaults":
+                yield f"{prefix}{key}", value
+
+    return dict(walk(yaml.safe_load(file.read_text()) or {}, ""))
+
+
+def test_no_file_is_empty() -> None:
+    for file in CONFIGS.rglob("*.yaml"):
+        assert yaml.safe_load(file.read_text()), file
+
+
+# What one choice sets for all tasks, and the folder of what it sets for each.
+SHARED = {
+    **{f"protocol/{name}.yaml": f"protocol/task/{name}" for name in PROTOCOLS},
+    **{f"scale/every_task/{name}.yaml": f"scale/task/{name}" for name in SCALES if name != "paper"},
+}
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_what_holds_for_every_task_is_written_once(shared: str) -> None:
+    common = leaves(CONFIGS / shared)
+    own = [leaves(file) for file in (CONFIGS / SHARED[shared]).glob("*.yaml")]
+    assert len(own) > 1 and common
+    for key in set.intersection(*(set(values) for values in own)):
+        assert len({str(values[key]) for values in own}) > 1, f"{key} is the same for every task"
+    for values in own:
+        assert not [key for key in values if common.get(key) == values[key]]
+
+
+@pytest.fixture
+def copied_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the configurations, which `load` reads in the test."""
+    copy = tmp_path / "configs"
+    shutil.copytree(CONFIGS, copy)
+    monkeypatch.setattr(lra.config, "CONFIGS", copy)
+    return copy
+
+
+@pytest.mark.parametrize("scale", sorted(set(SCALES) - {"paper"}))
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_without_a_file_at_a_scale_stops_instead_of_training_as_long_as_published(
+    copied_configs: Path, task: str, scale: str
+) -> None:
+    words = [f"task={task}", f"scale={scale}"]
+    assert load(*words).train.steps < load(f"task={task}").train.steps
+    (copied_configs / "scale" / "task" / scale / f"{task}.yaml").unlink()
+    with pytest.raises(ConfigError, match=f"Could not find 'scale/task/{scale}/{task}'"):
+        load(*words)
+
+
+def test_a_new_scale_stops_until_it_has_a_file_for_the_task(copied_configs: Path) -> None:
+    text = "# @package _global_\nscale: tiny\n"
+    (copied_configs / "scale" / "tiny.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="Could not find 'scale/task/tiny/text'"):
+        load("task=text", "scale=tiny")
+
+
+def test_a_task_that_a_protocol_has_no_file_for_stops() -> None:
+    with pytest.raises(ConfigError, match="Could not find 'protocol/task/wavspa/pathx'"):
+        load("protocol=wavspa", "task=pathx")
 
 
 @pytest.mark.parametrize("mini", [f"task={task}" for task in TASKS])
@@ -267,3 +340,11 @@ def test_data_dir_comes_from_the_key_before_the_environment(
     monkeypatch.setenv("LRA_DATA_DIR", "/from/environment")
     assert config.raw_data_dir() == Path("/from/environment")
     assert replace(config, data_dir="/key").raw_data_dir() == Path("/key")
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    text = (CONFIGS.parent / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:configs|lra|models|tests|results)/[^`\s]+)`", text)
+    assert len(named) > 10
+    for name in named:
+        assert any(CONFIGS.parent.glob(re.sub("<[a-z]+>", "*", name))), name
