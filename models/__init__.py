@@ -20,6 +20,7 @@ from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.performer import Performer
 from models.reformer import Reformer
+from models.s4d import S4D
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -37,4 +38,5 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "performer": Performer,
     "bigbird": BigBird,
     "reformer": Reformer,
+    "s4d": S4D,
 }

@@ -4,6 +4,7 @@ Every function takes the options by their names and raises a `ValueError` that n
 its value and what would be right.
 """
 
+import math
 from collections.abc import Iterable
 
 # Seeds that torch's generators take; the largest of them count as negative there.
@@ -53,6 +54,40 @@ def odd(**options: int) -> None:
     for key, value in options.items():
         if value < 1 or value % 2 == 0:
             raise ValueError(f"{key}={value}: must be odd and at least 1")
+
+
+def above(bound: float, **options: float) -> None:
+    """Refuse numbers that are not above `bound`, or not finite.
+
+    Raises:
+        ValueError: An option is not.
+    """
+    for key, value in options.items():
+        if not bound < value < math.inf:
+            raise ValueError(f"{key}={value}: must be a finite number above {bound:g}")
+
+
+def rising(**options: float) -> None:
+    """Refuse a number that is below the one named before it, or not finite.
+
+    Raises:
+        ValueError: An option is.
+    """
+    pairs = list(options.items())
+    for (before, least), (key, value) in zip(pairs, pairs[1:], strict=False):
+        if not least <= value < math.inf:
+            raise ValueError(f"{key}={value}: must be a finite number, at least {before}={least}")
+
+
+def divisor(of: int, **options: int) -> None:
+    """Refuse numbers that do not divide `of`.
+
+    Raises:
+        ValueError: An option does not.
+    """
+    for key, value in options.items():
+        if value < 1 or of % value:
+            raise ValueError(f"{key}={value}: must divide {of}")
 
 
 def a_seed(seed: int) -> None:

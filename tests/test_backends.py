@@ -32,6 +32,7 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("performer", {"features": "relu_plain"}),
     ("bigbird", {"block_size": 3, "random_blocks": 1}),
     ("reformer", {"chunk_length": 5, "num_hashes": 3}),
+    ("s4d", {"init": "legs", "discretisation": "bilinear", "bidirectional": False, "copies": 2}),
 ]
 CASES = [(name, {}) for name in ATTENTION] + SMALL_OPTIONS
 OPTIONS = {
@@ -91,6 +92,13 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("reformer", "num_buckets", 0, "must be even and at least 2"),
     ("reformer", "num_buckets", 7, "must be even and at least 2"),
     ("reformer", "seed", 2**63, "must be from 0 to 9223372036854775807"),
+    ("s4d", "states", 5, "must be even and at least 2"),
+    ("s4d", "init", "real", "must be one of lin, inv, legs"),
+    ("s4d", "discretisation", "euler", "must be one of zoh, bilinear"),
+    ("s4d", "step_min", 0.0, "must be a finite number above 0"),
+    ("s4d", "step_max", 1e-4, "must be a finite number, at least step_min=0.001"),
+    ("s4d", "step_transform", "log", "must be one of exp, softplus"),
+    ("s4d", "copies", 5, "must divide 16"),
 ]
 
 

@@ -1,0 +1,118 @@
+"""Convolution along a sequence with kernels as long as itself, one a channel, by FFT.
+
+Axes: B batch, L length, D channels, K taps of a kernel.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.precision import full_precision
+
+
+def fft_length(least: int) -> int:
+    """Return the smallest even 2^a 3^b 5^c from `least` on: FFTs of large primes are slow."""
+    best = 2
+    while best < least:
+        best *= 2
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            candidate = 2 * three
+            while candidate < least:
+                candidate *= 2
+            best = min(best, candidate)
+            three *= 3
+        five *= 5
+    return best
+
+
+def convolve(x: Tensor, past: Tensor, future: Tensor | None = None, length: int = 0) -> Tensor:
+    """Compute `y[t] = sum_i past[i] x[t - i] + sum_i future[i] x[t + 1 + i]` in each channel.
+
+    It runs in float32, or in float64 where `x` is; an autocast around it changes nothing, since
+    the sums cancel to far below what bfloat16 resolves.
+
+    Args:
+        x: `(B, L, D)`.
+        past: `(D, K)`, the lags 0 to K - 1; K is at most L.
+        future: The same for what follows, from the lag 1 on; None for a causal convolution.
+        length: Of the transform; 0 takes the shortest good one. A longer one changes nothing.
+
+    Returns:
+        `(B, L, D)`, the type that it was computed in.
+    """
+    if future is None:
+        future = past[:, :0]
+    furthest = max(past.shape[1] - 1, future.shape[1])
+    length = length or fft_length(x.shape[1] + furthest)
+    # torch leaves Function.apply untyped.
+    convolved: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+        full_precision(x), full_precision(past), full_precision(future), length
+    )
+    return convolved
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution with its gradients, which are correlations.
+
+    Left to autograd, the gradient of a real transform is a complex one of twice the work. The
+    spectrum of the input is as large as four inputs, so it is computed again instead of kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, past: Tensor, future: Tensor, length: int) -> Tensor:
+        gap = past.new_zeros(len(past), length - past.shape[1] - future.shape[1])
+        # Negative lags stand at the end, as the transform is circular.
+        kernel = torch.cat([past, gap, future.flip(1)], 1)
+        spectrum = torch.fft.rfft(kernel)  # (D, length / 2 + 1)
+        del gap, kernel
+        output = _sequence(_spectrum(x, length).mul_(spectrum), length, x.shape[1])
+        # The backward wants the conjugate, and neither needs both.
+        ctx.save_for_backward(x, spectrum.conj_physical_())
+        ctx.length, ctx.taps = length, (past.shape[1], future.shape[1])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, conjugate = ctx.saved_tensors
+        gradient = _spectrum(gradients[0], ctx.length)
+        dx = past = future = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            product = _spectrum(x, ctx.length).conj_physical_().mul_(gradient)
+            product = product[0] if len(x) == 1 else product.sum(0)
+            taps = torch.fft.irfft(product, ctx.length)  # (D, length)
+            del product
+            past = taps[:, : ctx.taps[0]]
+            future = taps[:, ctx.length - ctx.taps[1] :].flip(1)
+        if ctx.needs_input_grad[0]:
+            dx = _sequence(gradient.mul_(conjugate), ctx.length, x.shape[1])
+        return dx, past, future, None
+
+
+def _spectrum(x: Tensor, length: int) -> Tensor:
+    # Contiguous along the length, the transform is several times as fast.
+    spectrum: Tensor = torch.fft.rfft(x.mT.contiguous(), length)
+    return spectrum  # (B, D, length / 2 + 1)
+
+
+def _sequence(spectrum: Tensor, transformed: int, length: int) -> Tensor:
+    x: Tensor = torch.fft.irfft(spectrum, transformed)[..., :length]
+    return x.mT.contiguous()
+
+
+def convolve_reference(x: Tensor, past: Tensor, future: Tensor | None = None) -> Tensor:
+    """Compute `convolve` lag by lag: the plain form."""
+    length = x.shape[1]
+    total = torch.zeros_like(x)
+    for lag in range(past.shape[1]):
+        total = total + past[:, lag] * F.pad(x, (0, 0, lag, 0))[:, :length]
+    for lag in range(0 if future is None else min(future.shape[1], length - 1)):
+        assert future is not None
+        total = total + future[:, lag] * F.pad(x, (0, 0, 0, lag + 1))[:, lag + 1 :]
+    return total
