@@ -26,14 +26,12 @@ class Batch:
         tokens: `(B, N)` or `(B, S, N)` int64 ids; 0 under the mask.
         mask: The same shape, True for real tokens; None when all are.
         labels: `(B,)` int64.
-        padded_length: The protocol's length, which a trimmed batch stands for.
-        num_tokens: Real tokens in it.
+        num_tokens: Tokens of its sequences, before any is taken for padding.
     """
 
     tokens: Tensor
     mask: Tensor | None
     labels: Tensor
-    padded_length: int
     num_tokens: int
 
 
@@ -45,6 +43,7 @@ class Batches:
         padded_length: The protocol's length.
         truncate: Longest part of a sequence that is read.
         id_shift: Added to a symbol to get its id.
+        zero_is_padding: Mask id 0 wherever it is, as published code does with black pixels.
         trim: Pad to the longest sequence of a batch only; for backends that are pad-invariant.
         device: Where batches are wanted; on a GPU the split moves there once.
     """
@@ -56,11 +55,13 @@ class Batches:
         padded_length: int,
         truncate: int,
         id_shift: int,
+        zero_is_padding: bool = False,
         trim: bool,
         device: torch.device,
     ) -> None:
         self._device = device
         self._padded_length, self._id_shift, self._trim = padded_length, id_shift, trim
+        self._zero_is_padding = zero_is_padding
         self._per_example = len(split.lengths) // len(split)
         self._starts = split.offsets[:-1].reshape(len(split), self._per_example)
         self._lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1)
@@ -113,12 +114,8 @@ class Batches:
             tokens = tokens.where(mask, 0)
         else:
             tokens = self._tokens[places].long() + self._id_shift
+        if self._zero_is_padding:
+            mask = tokens != 0
         if self._per_example == 1:
             tokens, mask = tokens.squeeze(1), None if mask is None else mask.squeeze(1)
-        return Batch(
-            tokens,
-            mask,
-            labels.to(self._device),
-            self._padded_length,
-            int(lengths.sum()),
-        )
+        return Batch(tokens, mask, labels.to(self._device), int(lengths.sum()))

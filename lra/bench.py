@@ -10,9 +10,7 @@ medians. Results go to `results/bench/<device>.json`.
 
 import json
 import logging
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lra import memory, results
+from lra import memory
 from lra.batches import Batch
-from lra.build import build_model, machine, num_parameters, resolve_device
+from lra.build import build_model, num_parameters
 from lra.config import Config, ConfigError, register, resolve
-from lra.grid import BASELINE
 from lra.loop import scaler_for, update
+from lra.machine import code_version, interleaved, machine, resolve_device
+from lra.markdown import markdown
 from lra.optimiser import optimiser_for
-from lra.tables import markdown
+from lra.report.grid import BASELINE
 from models import ATTENTION
 
 log = logging.getLogger(__name__)
@@ -72,41 +71,6 @@ class BenchConfig:
     out: str | None = None
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def interleaved(
-    steps: Mapping[str, Callable[[], object]],
-    repeats: int,
-    device: torch.device,
-    warmup: int = 1,
-) -> dict[str, float]:
-    """Time functions in turn, so that a busy moment of the machine meets all of them.
-
-    Args:
-        steps: Functions by name.
-        repeats: Timed calls of each.
-        device: Where they compute.
-        warmup: Calls of each before the first timed one.
-
-    Returns:
-        Median seconds a call, by name.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(warmup + repeats):
-        for name, step in steps.items():
-            synchronise(device)
-            started = time.perf_counter()
-            step()
-            synchronise(device)
-            if repeat >= warmup:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def training_step(config: Config, batch_size: int, device: torch.device) -> Callable[[], None]:
     """Return a function that makes one update on random tokens of full length."""
     model = build_model(config).to(device).train()
@@ -117,7 +81,7 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
     tokens = torch.randint(1, config.task.num_symbols, shape, generator=generator).to(device)
     labels = torch.randint(config.task.num_classes, (batch_size,), generator=generator).to(device)
-    batch = Batch(tokens, None, labels, config.model.max_length, tokens.numel())
+    batch = Batch(tokens, None, labels, tokens.numel())
 
     def step() -> None:
         update(forward, optimiser, batch, config.train, scaler)
@@ -219,7 +183,7 @@ def main(composed: DictConfig) -> None:
         rows = measure(bench)
     except ConfigError as error:
         raise SystemExit(f"{error}") from error
-    commit, dirty = results.code_version()
+    commit, dirty = code_version()
     document = {
         "machine": machine(device),
         "device": device.type,

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lra import custom, results
+from lra import custom
 from lra.batches import Batches
 from lra.config import AttentionConfig, Config, ConfigError, backend_name, bind
 from lra.seeds import derive
@@ -98,26 +98,6 @@ def build_model(config: Config) -> Model:
         raise ConfigError(f"attention {config.attention.name}: {error}") from error
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device: `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: A GPU is asked for and there is none of that index.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
-    return device
-
-
-def machine(device: torch.device) -> str:
-    """Return the name of the processor or GPU."""
-    cuda = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if cuda else results.processor()
-
-
 def batches_for(config: Config, task: Task, model: Model, split: Split) -> Batches:
     """Return the batches of a split as a cell reads them."""
     return Batches(
@@ -125,6 +105,7 @@ def batches_for(config: Config, task: Task, model: Model, split: Split) -> Batch
         padded_length=config.model.max_length,
         truncate=config.task.truncate,
         id_shift=task.id_shift,
+        zero_is_padding=config.model.zero_is_padding,
         trim=model.encoder.pad_invariant,
         device=next(model.parameters()).device,
     )

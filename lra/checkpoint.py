@@ -8,6 +8,9 @@ import torch
 
 from lra.config import ConfigError
 
+# To continue from, and the parameters that validation chose.
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path` so that a reader finds the old file or the new, never a part."""

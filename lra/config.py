@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lra.typecheck import fits
+from lra.paths import CONFIGS
+from lra.typecheck import describe, fits
 from models.encoder import ModelConfig
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEDULES = ("one_cycle", "rsqrt", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
@@ -330,12 +330,6 @@ def config_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " | ".join(str(choice) for choice in get_args(kind))
-    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
-
-
 def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dict[str, Any]:
     """Check `options` against the keyword-only arguments of a class.
 
@@ -358,14 +352,14 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
     bound = {}
     for name, value in options.items():
         if name not in known:
-            listing = ", ".join(f"{n} ({_describe(hints[n])})" for n in known) or "none"
+            listing = ", ".join(f"{n} ({describe(hints[n])})" for n in known) or "none"
             raise ConfigError(f"{where}.{name}: no such option; the options are: {listing}")
         if not fits(value, hints[name]):
-            raise ConfigError(f"{where}.{name}={value!r}: must be {_describe(hints[name])}")
+            raise ConfigError(f"{where}.{name}={value!r}: must be {describe(hints[name])}")
         bound[name] = tuple(value) if isinstance(value, list) else value
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in bound:
-            raise ConfigError(f"{where}.{name}: needs a value ({_describe(hints[name])})")
+            raise ConfigError(f"{where}.{name}: needs a value ({describe(hints[name])})")
     return bound
 
 

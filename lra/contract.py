@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lra.tensor_memory import PeakMemory
+from lra.memory import PeakMemory
 from models.encoder import Attention, pad_invariant
 from models.heads import AttentionShape, HeadProjections
 

@@ -13,33 +13,12 @@ from pathlib import Path
 
 import torch
 
-from lra import checkpoint, results
-from lra.build import batches_for, build_model, build_task, resolve_device
-from lra.config import Config, ConfigError, recorded
-from lra.loop import BEST, count_correct
+from lra.build import batches_for, build_task
+from lra.cell import load_run
+from lra.config import ConfigError
+from lra.loop import count_correct
+from lra.machine import resolve_device
 from lra.tasks import DataError, cache
-from models.encoder import Classifier, PairClassifier
-
-
-def load_run(folder: Path) -> tuple[Config, results.Record, Classifier | PairClassifier]:
-    """Return a finished run's configuration, its record and its model as validation chose it.
-
-    Raises:
-        RecordError: The folder holds no record, or a damaged one.
-        ConfigError: The run failed, or `best.pt` is missing, damaged or of other code.
-    """
-    record = results.read(folder / results.NAME)
-    if record.status != "ok":
-        raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
-    config = recorded({key: v for key, v in record.config.items() if key != "data"})
-    model = build_model(config)
-    state = checkpoint.load(folder / BEST, torch.device("cpu"))["model"]
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{folder / BEST} is of another model: {reason}") from error
-    return config, record, model
 
 
 def main() -> None:

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from lra import checkpoint
 from lra.batches import Batch, Batches
+from lra.checkpoint import BEST, CHECKPOINT
 from lra.config import ConfigError, TrainConfig, resolve_precision
 from lra.optimiser import optimiser_for
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
-# Updates between looks at the running loss: each look waits for the device.
-LOOK_EVERY = 20
+# Updates between lines of the log: to read the running loss waits for the device.
+LOG_EVERY = 20
 
 
 class NotFiniteError(RuntimeError):
@@ -89,7 +89,7 @@ def update(
         scaler: See `scaler_for`.
     """
     with autocast(batch.tokens.device, train.precision):
-        logits = forward(batch.tokens, batch.mask, batch.padded_length)
+        logits = forward(batch.tokens, batch.mask)
     loss = F.cross_entropy(logits.float(), batch.labels)
     optimiser.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -116,7 +116,7 @@ def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for batch in batches.once(train.eval_batch_size):
         with autocast(device, train.precision):
-            logits = model(batch.tokens, batch.mask, batch.padded_length)
+            logits = model(batch.tokens, batch.mask)
         correct += (logits.argmax(-1) == batch.labels).sum()
     model.train(was_training)
     return int(correct)
@@ -210,7 +210,7 @@ class Run:
                 return overdue or stop_requested()
 
             while progress.step < train.steps:
-                self._log(writer, bar, self._updates(self._next_look(), interrupted, bar))
+                self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
                 if progress.step % train.validate_every == 0 or progress.step == train.steps:
                     self._validate(writer, bar)
                 progress.seconds = before + time.perf_counter() - started
@@ -225,10 +225,10 @@ class Run:
         checkpoint.save(self.folder / BEST, {"model": self.best_model})
         return progress
 
-    def _next_look(self) -> int:
-        """Return the step up to which nothing has to be looked at."""
+    def _next_log(self) -> int:
+        """Return the next step at which something is logged or validated."""
         step, train = self.progress.step, self.train_config
-        strides = (LOOK_EVERY, train.validate_every)
+        strides = (LOG_EVERY, train.validate_every)
         return min(train.steps, *(step - step % stride + stride for stride in strides))
 
     def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lra.build import build_task
 from lra.config import Config, ConfigError, load
-from lra.tables import markdown
+from lra.markdown import markdown
 from lra.tasks import DataError, archive, cache, cifar10, text
 from lra.tasks.hub import HubFile
 
@@ -43,7 +43,7 @@ class Finding:
     supply: str = ""
 
 
-def look(config: Config, data_dir: Path | None) -> Finding:
+def find_data(config: Config, data_dir: Path | None) -> Finding:
     """Find out where the data of a task come from, without reading them.
 
     Args:
@@ -165,7 +165,7 @@ def main() -> None:
         for task in args.tasks.split(","):
             words = [f"task={task}", f"scale={args.scale}", f"protocol={args.protocol}"]
             config = load(*words, *data_overrides(args.overrides))
-            findings.append(look(config, args.data_dir or config.raw_data_dir()))
+            findings.append(find_data(config, args.data_dir or config.raw_data_dir()))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -32,3 +32,10 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float)
     return isinstance(value, origin or kind)
+
+
+def describe(kind: Any) -> str:
+    """Return a type as people read it, such as `ok | failed` for a literal."""
+    if get_origin(kind) is Literal:
+        return " | ".join(str(choice) for choice in get_args(kind))
+    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)

@@ -45,12 +45,12 @@ class ModelConfig:
         position_std: The same of learned positions.
         positions: `learned` or `sinusoidal`.
         pooling: `cls` (a learned token in front), `first` (the state at the first token), `mean`
-            over real tokens, `mean_padded` (the sum over real tokens divided by the padded
-            length), or `mean_all` (over every position, padding too).
+            over real tokens, `mean_padded` (the sum over real tokens divided by
+            `max_length`), or `mean_all` (over every position, padding too).
         pair_features: What a pair of encodings is classified by: `concat` [a, b], or `nli`
             [a, b, a b, a - b].
-        zero_is_padding: Mask tokens of id 0 wherever they stand, as published code does with
-            black pixels.
+        zero_is_padding: Batches mask tokens of id 0 wherever they are, as published code does
+            with black pixels.
         mlp_norm: Whether a LayerNorm stands before a block's MLP. WavSpA's blocks have a dropout
             there instead, and none after the attention.
         clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
@@ -232,7 +232,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
         self.pooling = config.pooling
-        self.zero_is_padding = config.zero_is_padding
+        self.padded_length = config.max_length
         self.embedding = Embedding(config)
         blocks = [Block(config, attention) for _ in range(config.layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -242,27 +242,24 @@ class Encoder(nn.Module):
             pad_invariant(block.attention) for block in blocks
         )
 
-    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode token ids.
 
         Args:
             tokens: `(B, N)` int64.
             mask: `(B, N)` bool, True for real tokens; None when all are.
-            padded_length: The length that `mean_padded` divides by, at least N.
 
         Returns:
             `(B, D)`.
         """
-        if self.zero_is_padding:
-            mask = tokens != 0 if mask is None else mask & (tokens != 0)
         x = self.embedding(tokens)
         if mask is not None and self.pooling == "cls":
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         for block in self.blocks:
             x = block(x, mask)
-        return self._pool(self.norm(x), mask, padded_length)
+        return self._pool(self.norm(x), mask)
 
-    def _pool(self, x: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.pooling in ("cls", "first"):
             return x[:, 0]
         if self.pooling == "mean_all":
@@ -270,7 +267,7 @@ class Encoder(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         if self.pooling == "mean_padded":
-            return x.sum(1) / padded_length
+            return x.sum(1) / self.padded_length
         return x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -326,9 +323,9 @@ class Classifier(nn.Module):
         if config.initialisation == "flax":
             initialise_as_flax(self.encoder, self.head)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Classify `tokens` `(B, N)` with `mask` `(B, N)` or None: logits `(B, classes)`."""
-        logits: Tensor = self.head(self.encoder(tokens, mask, padded_length))
+        logits: Tensor = self.head(self.encoder(tokens, mask))
         return logits
 
 
@@ -350,10 +347,10 @@ class PairClassifier(nn.Module):
         if config.initialisation == "flax":
             initialise_as_flax(self.encoder, self.head)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None, padded_length: int) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Classify `tokens` `(B, 2, N)` with `mask` `(B, 2, N)` or None: logits `(B, classes)`."""
         flat_mask = None if mask is None else mask.flatten(0, 1)
-        encoded = self.encoder(tokens.flatten(0, 1), flat_mask, padded_length)
+        encoded = self.encoder(tokens.flatten(0, 1), flat_mask)
         a, b = encoded.unflatten(0, (-1, 2)).unbind(1)
         features = [a, b, a * b, a - b] if self.pair_features == "nli" else [a, b]
         logits: Tensor = self.head(torch.cat(features, -1))

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from lra.batches import Batch
-from lra.bench import interleaved
-from lra.build import batches_for, build_model, build_task, resolve_device
+from lra.build import batches_for, build_model, build_task
 from lra.config import Config, ConfigError, load
 from lra.loop import autocast
+from lra.machine import interleaved, resolve_device
+from lra.markdown import markdown
 from lra.optimiser import optimiser_for
-from lra.tables import markdown
 from lra.tasks import Source, Split, Task, Writer, cache
 from lra.tasks.listops import ListOps
 from lra.tasks.registry import TASKS
@@ -103,7 +103,7 @@ def steps_of(
     def step() -> None:
         batch = next(trained)
         with autocast(device, config.train.precision):
-            logits = forward(batch.tokens, batch.mask, batch.padded_length)
+            logits = forward(batch.tokens, batch.mask)
         optimiser.zero_grad()
         F.cross_entropy(logits.float(), batch.labels).backward()
         optimiser.step()

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lra.bench import interleaved
-from lra.tables import markdown
+from lra.machine import interleaved
+from lra.markdown import markdown
 from models.fourier import fourier_mixing, fourier_mixing_reference
 
 LENGTHS = (1000, 1024, 2048, 4096, 4099)

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from lra.batches import Batches
-from lra.bench import interleaved
 from lra.build import build_model
 from lra.config import Config, load
+from lra.machine import interleaved
+from lra.markdown import markdown
 from lra.optimiser import optimiser_for
-from lra.tables import markdown
 from lra.tasks import Split, cache
 from lra.tasks.listops import ListOps
 
@@ -47,7 +47,7 @@ def step_of(config: Config, split: Split, trim: bool) -> Callable[[], None]:
         batch = batches.shuffled(made, config.train.batch_size, config.seed)
         made += 1
         optimiser.zero_grad()
-        logits = model(batch.tokens, batch.mask, batch.padded_length)
+        logits = model(batch.tokens, batch.mask)
         F.cross_entropy(logits, batch.labels).backward()
         optimiser.step()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lra.build import batches_for, build_task
-from lra.eval import load_run
+from lra.cell import load_run
 from lra.tasks import DataError, cache
 from models.mra import Mode, Selection, mra_attention
 from models.softmax import Softmax, softmax_attention
@@ -118,7 +118,7 @@ def trained_inputs(run: Path, cache_dir: Path, block_size: int) -> list[Inputs]:
 
     for block in model.eval().encoder.blocks:
         block.attention.register_forward_pre_hook(capture)
-    model(batch.tokens, batch.mask, batch.padded_length)
+    model(batch.tokens, batch.mask)
     return found
 
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from lra.build import build_model
-from lra.eval import load_run
+from lra.cell import load_run
 from models.encoder import Classifier, PairClassifier
 from models.wavspa import FilterBank
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lra.build import build_task
 from lra.config import Config, ConfigError, load
-from lra.tables import markdown
+from lra.markdown import markdown
 from lra.tasks import DataError, archive, cache
 
 TASKS = "listops,text,retrieval,image,pathfinder"

@@ -67,8 +67,39 @@ def test_one_module_brings_tasks_and_models_together() -> None:
     assert both <= {"lra/build.py", "lra/eval.py"}
 
 
+ENTRIES = ("train", "eval", "check", "bench", "preflight", "plan.__main__", "report.__main__")
+
+
+def test_nothing_imports_an_entry_script_to_get_at_a_function() -> None:
+    entries = [f"lra.{name}" for name in ENTRIES]
+    for folder in ("lra", "models", "scripts"):
+        for file, names in imports(folder).items():
+            assert not under(names, *entries), file
+
+
+def test_the_import_ladder_has_at_most_seven_floors() -> None:
+    """Folders count as one module each: what they are made of is their own affair."""
+    needs: dict[str, set[str]] = {}
+    for file, names in imports("lra").items():
+        module = Path(file).with_suffix("").parts[1]
+        modules = {name.split(".")[1] for name in names if name.startswith("lra.")}
+        needs.setdefault(module, set()).update(modules)
+    floors: dict[str, int] = {}
+    while len(floors) < len(needs):
+        free = [
+            module
+            for module, below in needs.items()
+            if module not in floors and below & needs.keys() - {module} <= floors.keys()
+        ]
+        assert free, f"a circle among {sorted(needs.keys() - floors.keys())}"
+        for module in free:
+            below = needs[module] & needs.keys() - {module}
+            floors[module] = 1 + max((floors[each] for each in below), default=0)
+    assert max(floors.values()) <= 7, floors
+
+
 def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
-    for file in ("lra/contract.py", "lra/tensor_memory.py"):
+    for file in ("lra/contract.py", "lra/memory.py"):
         names = imports("lra")[file]
         assert not under(names, "lra.tasks", "lra.config", "lra.build"), file
         known = {"models.heads", "models.encoder"}
@@ -76,7 +107,7 @@ def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
 
 
 def test_a_report_needs_no_torch() -> None:
-    code = "import sys, lra.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, lra.report.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -57,10 +57,27 @@ def test_ids_are_shifted_and_padding_is_zero_under_the_mask() -> None:
     assert batch.num_tokens == 10
 
 
-def test_trimming_rounds_the_longest_up_and_keeps_the_padded_length() -> None:
+def test_zeros_within_a_sequence_are_masked_only_where_they_stand_for_padding() -> None:
+    split = Split(np.array([7, 0, 9], np.uint8), np.array([0, 3]), np.array([0]))
+    masks = {}
+    for zero_is_padding in (False, True):
+        batches = Batches(
+            split,
+            padded_length=4,
+            truncate=4,
+            id_shift=0,
+            zero_is_padding=zero_is_padding,
+            trim=False,
+            device=torch.device("cpu"),
+        )
+        masks[zero_is_padding] = next(batches.once(1)).mask.tolist()
+    assert masks[False] == [[True, True, True, False]]
+    assert masks[True] == [[True, False, True, False]]
+
+
+def test_trimming_rounds_the_longest_up() -> None:
     batch = next(batches_of(split_of([TRIM + 1, 4])).once(2))
     assert batch.tokens.shape == (2, 2 * TRIM)
-    assert batch.padded_length == 128
     assert next(batches_of(split_of([5, 4]), trim=False).once(2)).tokens.shape == (2, 128)
 
 

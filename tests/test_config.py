@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 
 import lra.config
 from lra.build import build_attention, build_model, build_task, num_parameters
-from lra.config import CONFIGS, ConfigError, bind, comparable, config_hash, load
+from lra.config import ConfigError, bind, comparable, config_hash, load
+from lra.paths import CONFIGS
 from lra.tasks.registry import TASKS
 from models import ATTENTION
 

@@ -37,7 +37,7 @@ from lra.contract import (
     state_round_trip,
     untouched_inputs,
 )
-from lra.tensor_memory import PeakMemory
+from lra.memory import PeakMemory
 from models.heads import AttentionShape
 from models.linformer import Linformer
 from models.softmax import Softmax, softmax_attention

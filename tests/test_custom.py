@@ -14,15 +14,16 @@ from tiny_cell import TINY
 
 import lra.check
 import lra.config
-from lra import custom, results
+from lra import custom
 from lra.bench import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
+from lra.cell import load_run
 from lra.config import AttentionConfig, Config, ConfigError, backend_name
 from lra.contract import memory_growth, plain_form, sentence
-from lra.eval import load_run
-from lra.report import write_report
-from lra.standing import look
-from lra.train import run_cell
+from lra.plan.cells import assess
+from lra.record import RECORD, read_record
+from lra.report.pages import write_report
+from lra.runner import run_cell
 from models import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,10 +247,10 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     folder.mkdir(parents=True)
     run_cell(config, folder)
     # A checkpoint without a record is what a killed run leaves.
-    (folder / results.NAME).unlink()
-    assert look(words).state == "continues"
+    (folder / RECORD).unlink()
+    assert assess(words).state == "continues"
     mine.write_text(MINE.replace("self.scale * super()", "2 * self.scale * super()"))
-    assert look(words).state == "stops"
+    assert assess(words).state == "stops"
     with pytest.raises(ConfigError, match="belongs to another .* or an attention that has changed"):
         run_cell(config, folder)
     mine.write_text(MINE)
@@ -350,7 +351,7 @@ def test_the_readme_example_is_trained_by_a_sweep_in_the_users_folder(readme_fol
     overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
     command(readme_folder, "lra.train", "-m", *overrides)
     runs = readme_folder / "results/runs/mini/nystromformer/listops/my_attention.Mean/default"
-    records = [results.read(runs / f"seed{seed}" / results.NAME) for seed in (0, 1)]
+    records = [read_record(runs / f"seed{seed}" / RECORD) for seed in (0, 1)]
     assert [record.status for record in records] == ["ok", "ok"]
 
 

@@ -37,27 +37,18 @@ def test_trimming_a_batch_changes_no_logit_with_a_pad_invariant_backend(
     tokens, mask = batch()
     wide = torch.cat([tokens, torch.zeros(3, 7, dtype=torch.long)], 1)
     wide_mask = torch.cat([mask, torch.zeros(3, 7, dtype=torch.bool)], 1)
-    torch.testing.assert_close(model(tokens, mask, 20), model(wide, wide_mask, 20))
+    torch.testing.assert_close(model(tokens, mask), model(wide, wide_mask))
 
 
-def test_mean_padded_divides_the_sum_over_real_tokens_by_the_padded_length() -> None:
+def test_mean_padded_divides_the_sum_over_real_tokens_by_the_models_length() -> None:
     tokens, mask = batch()
     torch.manual_seed(0)
     padded = Encoder(replace(SMALL, pooling="mean_padded"), Softmax).eval()
     torch.manual_seed(0)
     real = Encoder(replace(SMALL, pooling="mean"), Softmax).eval()
     lengths = mask.sum(1, keepdim=True)
-    torch.testing.assert_close(padded(tokens, mask, 20) * 20, real(tokens, mask, 20) * lengths)
-
-
-def test_zero_is_padding_masks_zeros_in_the_middle() -> None:
-    tokens, _ = batch()
-    tokens[0, 5] = 0
-    torch.manual_seed(0)
-    published = Encoder(replace(SMALL, zero_is_padding=True), Softmax).eval()
-    torch.manual_seed(0)
-    ours = Encoder(SMALL, Softmax).eval()
-    torch.testing.assert_close(published(tokens, None, 20), ours(tokens, tokens != 0, 20))
+    total = padded(tokens, mask) * SMALL.max_length
+    torch.testing.assert_close(total, real(tokens, mask) * lengths)
 
 
 def test_padding_is_cleared_at_the_input_of_every_block_where_asked() -> None:
@@ -66,7 +57,7 @@ def test_padding_is_cleared_at_the_input_of_every_block_where_asked() -> None:
     seen = []
     for block in encoder.blocks:
         block.attention_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    encoder(tokens, mask, 20)
+    encoder(tokens, mask)
     assert len(seen) == 2
     assert all(x[~mask].abs().max() == 0 and x[mask].abs().min() > 0 for x in seen)
 
@@ -120,7 +111,7 @@ def test_first_and_mean_all_pool_what_their_names_say() -> None:
         encoder = Encoder(replace(SMALL, pooling=pooling), Softmax).eval()
         seen = []
         encoder.norm.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
-        outputs[pooling] = encoder(tokens, mask, 20), seen[0]
+        outputs[pooling] = encoder(tokens, mask), seen[0]
     pooled, states = outputs["first"]
     assert torch.equal(pooled, states[:, 0])
     pooled, states = outputs["mean_all"]
@@ -135,9 +126,9 @@ def test_a_pair_is_classified_by_its_features_from_one_shared_encoder(
     model = PairClassifier(replace(SMALL, pair_features=features), Softmax, 2).eval()
     assert model.head[0].in_features == width
     tokens = torch.randint(1, 11, (3, 2, 13))
-    a, b = (model.encoder(tokens[:, side], None, 20) for side in (0, 1))
+    a, b = (model.encoder(tokens[:, side], None) for side in (0, 1))
     parts = [a, b, a * b, a - b] if features == "nli" else [a, b]
-    torch.testing.assert_close(model(tokens, None, 20), model.head(torch.cat(parts, 1)))
+    torch.testing.assert_close(model(tokens, None), model.head(torch.cat(parts, 1)))
 
 
 def test_the_encoder_is_pad_invariant_when_its_backend_is() -> None:

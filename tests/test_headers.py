@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lra.config import CONFIGS, load
+from lra.config import load
+from lra.paths import CONFIGS
 
 ROOT = CONFIGS.parent
 FILES = sorted(str(file.relative_to(CONFIGS)) for file in (CONFIGS / "protocol").rglob("*.yaml"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lra.tasks import cache
-from lra.tasks.image_stand_in import ImageStandIn
+from lra.tasks.stand_ins.image import ImageStandIn
 
 # A change of the generator changes every number made with it: raise its version then.
 FINGERPRINT = "17ec03cd3a85eea17f6e07f39a2440ea73ab945ae549e912696e32c0929c62b8"

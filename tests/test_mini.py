@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import lra.config
-from lra.train import run_cell
+from lra.runner import run_cell
 
 
 @pytest.mark.slow

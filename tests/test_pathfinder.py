@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lra.tasks import DataError, cache, pathfinder, pathfinder_generator
-from lra.tasks.pathfinder import Pathfinder, read_image
+from lra.tasks import DataError, cache, pathfinder
+from lra.tasks.pathfinder import Pathfinder, generator, read_image
 
 NUM_IMAGES = 30
 TASK = Pathfinder(num_images=NUM_IMAGES)
@@ -215,7 +215,7 @@ def test_without_published_images_they_are_generated_and_divided_in_order(
             indices = np.arange(start, min(start + 7, num_images))
             yield start, np.stack([pixels(i, size) for i in indices]), indices % 2
 
-    monkeypatch.setattr(pathfinder_generator, "generate_chunks", generate_chunks)
+    monkeypatch.setattr(generator, "generate_chunks", generate_chunks)
     task = Pathfinder(size=64, contour_length=9, num_images=25, data_seed=3)
     data = load(tmp_path, task)
     assert asked == [(25, 64, 9, 3)] and data.source.kind == "generated"

@@ -16,11 +16,11 @@ import numpy as np
 import pathfinder_reference
 import pytest
 
-from lra.tasks.exact_trigonometry import cosine, direction, sine
-from lra.tasks.pathfinder_generator import generate, generate_chunks, make_chunk
-from lra.tasks.pathfinder_growth import ATTEMPTS, MARGIN, PLACED
-from lra.tasks.pathfinder_rules import RULES
-from lra.tasks.pathfinder_tables import CHECKSUMS, build_tables, checksum, tables
+from lra.tasks.pathfinder.generator import generate, generate_chunks, make_chunk
+from lra.tasks.pathfinder.growth import ATTEMPTS, MARGIN, PLACED
+from lra.tasks.pathfinder.rules import RULES
+from lra.tasks.pathfinder.tables import CHECKSUMS, build_tables, checksum, tables
+from lra.tasks.pathfinder.trigonometry import cosine, direction, sine
 
 # Figures of a sample lie this many standard errors about the truth but once in 10,000 times.
 SIGMAS = 4.0

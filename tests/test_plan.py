@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,15 +12,17 @@ from pathlib import Path
 import pytest
 
 import lra.config
-from lra import cost, plan, plan_tables, results
+from lra.checkpoint import CHECKPOINT
 from lra.config import ConfigError, place
-from lra.cost import Cost
-from lra.loop import CHECKPOINT, Run, StoppedError
-from lra.plan import Measurements
-from lra.standing import Cell, Data, expand, look
+from lra.loop import Run, StoppedError
+from lra.plan import cost, page, sweep
+from lra.plan.cells import Data, PlannedCell, assess, expand
+from lra.plan.cost import Cost
+from lra.plan.sweep import Measurements
+from lra.record import RECORD, Method
+from lra.runner import CellFailedError, run_cell
 from lra.tasks import DataError
 from lra.tasks.listops import ListOps
-from lra.train import CellFailedError, run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = Cost(
@@ -78,14 +81,21 @@ def composed(task: str) -> tuple[lra.config.Config, Path]:
 
 def made_up(
     task: str = "listops", attention: str = "softmax", seed: int = 0, hours: float = 1.0
-) -> Cell:
+) -> PlannedCell:
     """Return a cell that is to be trained and takes so many hours."""
     config, folder = composed(task)
     cost = replace(COST, update_seconds=hours * 3600 / config.train.steps, example_seconds=0.0)
     sizes = {"train": 10, "validation": 3, "test": 4}
     data = Data(folder=Path(task), built=None, missing=False, sizes=sizes, bytes=10**6)
-    row = (attention, "default")
-    cell = Cell(task=task, row=row, seed=seed, config=config, folder=folder, data=data, cost=cost)
+    cell = PlannedCell(
+        task=task,
+        method=Method(attention),
+        seed=seed,
+        config=config,
+        folder=folder,
+        data=data,
+        cost=cost,
+    )
     return replace(cell, values={"threads": 1})
 
 
@@ -111,47 +121,47 @@ def test_the_folder_of_a_cell_is_the_one_that_a_sweep_makes(tmp_path: Path) -> N
     words = tiny(tmp_path, "train.steps=4", "train.warmup_steps=2", "variant='l${model.layers}'")
     command = [sys.executable, "-m", "lra.train", "-m", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    cell = look(words)
-    assert (cell.folder / results.NAME).exists() and cell.folder.parts[-2] == "l2"
-    assert cell.state == "done" and cell.row == ("fourier", "l2")
+    cell = assess(words)
+    assert (cell.folder / RECORD).exists() and cell.folder.parts[-2] == "l2"
+    assert cell.state == "done" and cell.method == ("fourier", "l2")
 
 
 def test_the_folder_of_a_cell_follows_from_what_it_is(tmp_path: Path) -> None:
-    cell = look(tiny(tmp_path, "variant='l${model.layers}'"))
+    cell = assess(tiny(tmp_path, "variant='l${model.layers}'"))
     expected = tmp_path / "runs" / "mini" / "nystromformer" / "listops" / "fourier" / "l2" / "seed0"
-    assert cell.folder == expected and cell.row == ("fourier", "l2")
+    assert cell.folder == expected and cell.method == ("fourier", "l2")
 
 
 def test_where_a_cell_stands_is_read_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = tiny(tmp_path)
-    cell = look(words)
+    cell = assess(words)
     assert (cell.state, cell.updates, cell.validations) == ("to do", 30, 4)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         stop_at(17, patch)
         run(words)
-    cell = look(words)
+    cell = assess(words)
     assert (cell.state, cell.step, cell.updates, cell.validations) == ("continues", 17, 13, 2)
     assert cell.data is not None and cell.data.built is not None
     run(words)
-    cell = look(words)
+    cell = assess(words)
     assert (cell.state, cell.updates, cell.validations, cell.seconds) == ("done", 0, 0, 0.0)
-    assert look([*words, "force=true"]).state == "to do"
-    other = look([*words, "train.steps=31"])
+    assert assess([*words, "force=true"]).state == "to do"
+    other = assess([*words, "train.steps=31"])
     assert other.state == "stops" and "train.steps: 30 there, 31 here" in other.detail
-    (cell.folder / results.NAME).unlink()
-    assert look(words).step == 30 and look(words).updates == 0
-    assert "another configuration" in look([*words, "train.steps=31"]).detail
+    (cell.folder / RECORD).unlink()
+    assert assess(words).step == 30 and assess(words).updates == 0
+    assert "another configuration" in assess([*words, "train.steps=31"]).detail
     (cell.folder / CHECKPOINT).write_bytes(b"half")
-    assert "not a readable checkpoint" in look(words).detail
+    assert "not a readable checkpoint" in assess(words).detail
 
 
 def test_a_failed_cell_is_tried_again_and_says_why_it_failed(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.learning_rate=1e30")
     with pytest.raises(CellFailedError):
         run(words)
-    cell = look(words)
+    cell = assess(words)
     assert cell.state == "failed before" and cell.detail.startswith("loss ") and cell.updates == 30
 
 
@@ -164,18 +174,18 @@ def test_a_cell_of_lost_data_counts_by_its_record(
     words = tiny(tmp_path)
     run(words)
     monkeypatch.setattr(ListOps, "locate", locate)
-    assert look(words).state == "done"
-    cell = look([*words, "variant=other"])
+    assert assess(words).state == "done"
+    cell = assess([*words, "variant=other"])
     assert cell.state == "to do" and cell.data is not None and cell.data.missing
 
 
 def test_a_cell_that_cannot_be_is_marked_and_named() -> None:
     words = ["task=pathx", "attention=softmax", "seed=3", "protocol=wavspa"]
-    cell = look(words)
+    cell = assess(words)
     assert (cell.state, cell.seed) == ("refused", 3)
     assert cell.detail.startswith("protocol wavspa has no recipe for pathx, only image, listops")
-    assert look(["task=listops", "attention=mra", "seed=0", "train.nothing=1"]).state == "refused"
-    wrong = look(["task=listops", "attention=mra", "seed=0", "task.options.nothing=1"])
+    assert assess(["task=listops", "attention=mra", "seed=0", "train.nothing=1"]).state == "refused"
+    wrong = assess(["task=listops", "attention=mra", "seed=0", "task.options.nothing=1"])
     assert wrong.state == "no model" and "task.options.nothing" in wrong.detail
 
 
@@ -203,12 +213,12 @@ def test_hours_are_updates_and_validations_and_the_test() -> None:
 
 def test_disk_and_memory_are_near_what_a_run_leaves(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.steps=200", "train.validate_every=20")
-    cell = plan.measured(look(words), Measurements(tmp_path / "x"), budget=0.2)
+    cell = sweep.measured(assess(words), Measurements(tmp_path / "x"), budget=0.2)
     promised = cell.data
     folder = run(words)
-    files = [f for f in folder.iterdir() if f.name != results.NAME]
+    files = [f for f in folder.iterdir() if f.name != RECORD]
     assert cell.disk == pytest.approx(sum(f.stat().st_size for f in files), rel=0.1)
-    built = look(words).data
+    built = assess(words).data
     assert built is not None and built.built is not None and promised is not None
     written = sum(f.stat().st_size for f in built.folder.iterdir())
     assert 0.5 * promised.bytes < written < promised.bytes + 4_096
@@ -224,55 +234,53 @@ def test_equal_cells_are_measured_once_and_done_ones_not_at_all(
         measured.append((config.attention.name, config.seed, config.model.layers))
         return COST
 
-    monkeypatch.setattr("lra.cost.measure", measure)
-    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", False))
+    monkeypatch.setattr("lra.plan.cost.measure", measure)
+    monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", False))
     words = tiny(tmp_path)
     run(words)
     words[1:3] = ["attention=fourier,linear", "seed=0,1"]
-    cells = plan.plan([*words, "model.layers=2"])
+    cells = sweep.plan([*words, "model.layers=2"])
     assert [cell.state for cell in cells] == ["done", *["to do"] * 3]
     assert measured == [("fourier", 1, 2), ("linear", 0, 2)]
     assert all(cell.cost == COST for cell in cells[1:])
     # The next plan reads what this one measured; a changed model is measured.
-    plan.plan(words)
+    sweep.plan(words)
     assert len(measured) == 2
-    plan.plan([*words, "model.layers=1", "variant=small"])
+    sweep.plan([*words, "model.layers=1", "variant=small"])
     assert measured[2:] == [("fourier", 0, 1), ("linear", 0, 1)]
     # Changed code may take another time.
-    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", True))
-    plan.plan(words)
+    monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", True))
+    sweep.plan(words)
     assert len(measured) == 6
-    (tmp_path / "runs" / plan.NAME).write_text("[]")
-    monkeypatch.setattr(results, "code_version", lambda: ("c0ffee", False))
-    plan.plan(words)
+    (tmp_path / "runs" / sweep.NAME).write_text("[]")
+    monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", False))
+    sweep.plan(words)
     assert len(measured) == 8
 
 
 def test_cells_of_one_folder_are_told_apart_or_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lra.cost.measure", lambda *rest: COST)
+    monkeypatch.setattr("lra.plan.cost.measure", lambda *rest: COST)
     words = [*tiny(tmp_path), "model.layers=1,2"]
-    first, second = plan.plan(words)
+    first, second = sweep.plan(words)
     assert (first.state, second.state) == ("to do", "stops")
     assert "variant=layers${model.layers}" in second.detail
-    apart = plan.plan([*words, "variant='layers${model.layers}'"])
-    assert [(cell.state, cell.row[1]) for cell in apart] == [
+    apart = sweep.plan([*words, "variant='layers${model.layers}'"])
+    assert [(cell.state, cell.method.variant) for cell in apart] == [
         ("to do", "layers1"),
         ("to do", "layers2"),
     ]
-    text = plan_tables.page(apart, 0)
+    text = page.page(apart, 0)
     assert "fourier (layers1)" in text and "fourier (layers2)" in text
 
 
 def test_a_backend_that_refuses_its_options_does_not_stop_the_others(tmp_path: Path) -> None:
     words = tiny(tmp_path, "attention.options.block_size=8", attention="fourier,mra")
-    fourier, mra = plan.plan(words, budget=0.1)
+    fourier, mra = sweep.plan(words, budget=0.1)
     assert fourier.state == "no model" and "attention.options.block_size" in fourier.detail
     assert mra.state == "to do" and mra.cost is not None
-    assert "fourier seed 0 no model: attention.options.block_size" in plan_tables.page(
-        [fourier, mra], 0
-    )
+    assert "fourier seed 0 no model: attention.options.block_size" in page.page([fourier, mra], 0)
 
 
 OWN = """
@@ -298,36 +306,36 @@ def test_a_backend_that_crashes_is_told_and_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = own_backend(tmp_path, monkeypatch, "crashes", "raise RuntimeError('no such kernel')")
-    (cell,) = plan.plan(tiny(tmp_path, path, attention="custom"), budget=0.1)
+    (cell,) = sweep.plan(tiny(tmp_path, path, attention="custom"), budget=0.1)
     assert cell.state == "cannot run" and cell.detail == "no such kernel"
-    assert "crashes.Own seed 0 cannot run: no such kernel" in plan_tables.page([cell], 0)
+    assert "crashes.Own seed 0 cannot run: no such kernel" in page.page([cell], 0)
 
 
 def test_what_was_measured_of_a_users_file_is_not_kept_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "code_version", lambda: ("abc", False))
+    monkeypatch.setattr(sweep, "code_version", lambda: ("abc", False))
     path = own_backend(tmp_path, monkeypatch, "changes", "pass")
     words = tiny(tmp_path, path, attention="custom")
-    plan.plan(words, budget=0.1)
+    sweep.plan(words, budget=0.1)
     monkeypatch.setattr(cost, "measure", lambda *args: pytest.fail("measured again"))
-    plan.plan(words, budget=0.1)
+    sweep.plan(words, budget=0.1)
     own_backend(tmp_path, monkeypatch, "changes", "time.sleep(0)")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        plan.plan(words, budget=0.1)
+        sweep.plan(words, budget=0.1)
 
 
 def test_a_seed_that_is_no_number_is_named(tmp_path: Path) -> None:
     words = [w if not w.startswith("seed=") else "seed=a" for w in tiny(tmp_path)]
     with pytest.raises(ConfigError, match="seed=a: must be a whole number"):
-        plan.plan(words)
+        sweep.plan(words)
 
 
 def test_measuring_leaves_no_run_and_no_data(tmp_path: Path) -> None:
-    (cell,) = plan.plan(tiny(tmp_path), budget=0.1)
+    (cell,) = sweep.plan(tiny(tmp_path), budget=0.1)
     assert cell.cost is not None
     left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
-    assert left <= {plan.NAME}
+    assert left <= {sweep.NAME}
 
 
 def test_what_is_left_out_is_what_the_named_variables_leave_out() -> None:
@@ -337,15 +345,15 @@ def test_what_is_left_out_is_what_the_named_variables_leave_out() -> None:
         for t, a, s in itertools.product(tasks, attentions, seeds)
     ]
     grid = {"TASKS": tasks, "ATTENTIONS": attentions, "SEEDS": tuple(map(str, seeds))}
-    found = plan_tables.savings(cells)
+    found = page.savings(cells)
     for _, rest in found:
         trained = []
-        for line in plan_tables.variables(rest, cells):
+        for line in page.variables(rest, cells):
             chosen = grid | {
                 k: tuple(v.split(",")) for k, v in (w.split("=") for w in line.split())
             }
             trained += list(itertools.product(*chosen.values()))
-        assert sorted(trained) == sorted((c.task, c.row[0], str(c.seed)) for c in rest)
+        assert sorted(trained) == sorted((c.task, c.method.attention, str(c.seed)) for c in rest)
     hours = {words: sum(cell.seconds for cell in rest) / 3600 for words, rest in found}
     assert hours == pytest.approx(
         {
@@ -361,9 +369,9 @@ def test_what_is_left_out_is_what_the_named_variables_leave_out() -> None:
         }
     )
     assert list(hours.values()) == sorted(hours.values())
-    assert plan_tables.savings([]) == [] and plan_tables.savings(cells[:1]) == []
+    assert page.savings([]) == [] and page.savings(cells[:1]) == []
     # What is the same is said once, and in the shorter way.
-    pair = plan_tables.savings([made_up(attention="mra", hours=9), made_up(hours=1)])
+    pair = page.savings([made_up(attention="mra", hours=9), made_up(hours=1)])
     assert [words for words, _ in pair] == ["mra", "softmax"]
 
 
@@ -376,7 +384,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     done = replace(made_up("image"), cost=None, state="done")
     stops = replace(made_up("image", "mra"), cost=None, state="stops", detail="other")
     cells = [big, replace(made_up("listops"), cost=light), done, stops, made_up("text", "mra")]
-    text = plan_tables.page(cells, base=10**6)
+    text = page.page(cells, base=10**6)
     table = [" ".join(line.split()) for line in text.splitlines()]
     assert "| attention | text | listops | image | in all |" in table
     assert "| softmax | 30.0 h | 60 min | done | 31.0 h |" in table
@@ -390,7 +398,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "* without softmax: 60 min instead of 32.0 h, by TASKS=text,image ATTENTIONS=mra" in text
     assert "timed" in text and "3 x 2/4" in text
     assert "Taken to have the full length" in text and "Lengths of the data" not in text
-    assert "Nothing is left to train." in plan_tables.page([done], 0)
+    assert "Nothing is left to train." in page.page([done], 0)
 
 
 def command(
@@ -399,7 +407,7 @@ def command(
     """Return exit status, stdout and stderr of the command."""
     monkeypatch.setattr(sys, "argv", ["plan", *words])
     try:
-        plan.main()
+        runpy.run_module("lra.plan", run_name="__main__")
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
@@ -409,7 +417,7 @@ def command(
 def test_the_command_prints_a_plan_or_the_choices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lra.cost.measure", lambda *rest: COST)
+    monkeypatch.setattr("lra.plan.cost.measure", lambda *rest: COST)
     rest = ["--", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "train.steps=777"]
     grid = ["--tasks", "listops,image", "--attentions", "mra", "--scale", "mini"]
     status, out, err = command(monkeypatch, capsys, *grid, *rest, "hydra/launcher=basic", "-v")
@@ -460,7 +468,7 @@ def test_make_plans_before_it_trains_and_stops_there_when_told_to(
 
 
 def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) -> None:
-    file = tmp_path / "runs" / plan.NAME
+    file = tmp_path / "runs" / sweep.NAME
     Measurements(file).put("a", COST)
     assert Measurements(file).get("a") == COST and Measurements(file).get("b") is None
     assert Measurements(file, kept=False).get("a") is None

@@ -10,11 +10,12 @@ from tiny_cell import TINY, configure
 import lra.config
 import lra.loop
 from lra.build import build_model
-from lra.checkpoint import load
+from lra.cell import finished
+from lra.checkpoint import CHECKPOINT, load
 from lra.config import comparable, config_hash
-from lra.loop import CHECKPOINT, Run, autocast
+from lra.loop import Run, autocast
 from lra.optimiser import optimiser_for
-from lra.train import finished, run_cell
+from lra.runner import run_cell
 from models import ATTENTION
 from models.encoder import Block, ModelConfig
 from models.linear import Linear

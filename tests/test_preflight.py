@@ -15,11 +15,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from lra import preflight
+from lra.build import build_task
 from lra.config import load
 from lra.tasks import DataError, Source, archive, cache, cifar10
 from lra.tasks.listops import FILES, ListOps
 from lra.tasks.registry import TASKS
-from lra.train import build_task
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,13 +81,13 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def look(task: str, tmp_path: Path, data_dir: Path | None = None) -> preflight.Finding:
+def assess(task: str, tmp_path: Path, data_dir: Path | None = None) -> preflight.Finding:
     config = load(f"task={task}", f"cache_dir={tmp_path / 'cache'}")
-    return preflight.look(config, data_dir)
+    return preflight.find_data(config, data_dir)
 
 
 def test_a_data_set_that_the_hub_has_is_no_obstacle(hub: Hub, tmp_path: Path) -> None:
-    finding = look("image", tmp_path)
+    finding = assess("image", tmp_path)
     assert (finding.state, finding.supply) == ("hub", "")
     revision = cifar10.HUB.revision
     assert hub.paths == (f"/api/datasets/uoft-cs/cifar10/revision/{revision}",)
@@ -105,7 +105,7 @@ def test_what_the_hub_lacks_reads_otherwise_than_a_hub_out_of_reach(
     hub: Hub, tmp_path: Path, status: int, error: str, words: str
 ) -> None:
     hub.status, hub.error = status, error
-    finding = look("image", tmp_path)
+    finding = assess("image", tmp_path)
     assert finding.state == "missing" and words in finding.detail
     assert "cannot be reached" not in finding.detail
 
@@ -116,7 +116,7 @@ def test_a_hub_out_of_reach_is_told_with_what_to_copy(
     # Port 9 of this machine: nobody listens there.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    finding = look("image", tmp_path, tmp_path / "raw")
+    finding = assess("image", tmp_path, tmp_path / "raw")
     assert finding.state == "missing"
     assert "the hub cannot be reached from here: " in finding.detail
     assert f"--revision {cifar10.HUB.revision} --local-dir {tmp_path}/raw/cifar10" in finding.supply
@@ -129,7 +129,7 @@ def test_offline_by_choice_asks_nothing(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     close_session()
-    finding = look("image", tmp_path)
+    finding = assess("image", tmp_path)
     close_session()
     assert "cannot be reached from here: " in finding.detail and "HF_HUB_OFFLINE" in finding.detail
     assert not hub.paths
@@ -140,10 +140,10 @@ def test_what_the_hub_gave_before_needs_no_connection(
 ) -> None:
     there = empty_hub_cache / "uoft-cs___cifar10/plain_text/0.0.0"
     for revision in ("0" * 40, cifar10.HUB.revision):
-        assert look("image", tmp_path).state == "hub"
+        assert assess("image", tmp_path).state == "hub"
         (there / revision).mkdir(parents=True)
         (there / revision / "dataset_info.json").touch()
-    assert look("image", tmp_path).state == "hub, downloaded"
+    assert assess("image", tmp_path).state == "hub, downloaded"
     assert len(hub.paths) == 2
 
 
@@ -158,21 +158,21 @@ def test_every_task_that_reads_from_the_hub_is_asked_for_there() -> None:
 
 
 def test_published_and_generated_data_are_told_apart(tmp_path: Path) -> None:
-    assert look("listops", tmp_path).state == "generated"
+    assert assess("listops", tmp_path).state == "generated"
     folder = tmp_path / "raw" / "listops"
     folder.mkdir(parents=True)
     for name in FILES.values():
         (folder / name).touch()
-    finding = look("listops", tmp_path, tmp_path / "raw")
+    finding = assess("listops", tmp_path, tmp_path / "raw")
     assert finding.state == "published" and str(folder) in finding.detail
 
 
 def test_a_built_data_set_is_found_where_training_looks(tmp_path: Path) -> None:
     config = load("task=listops", "scale=mini", f"cache_dir={tmp_path}")
     config.task.options |= {"num_train": 3, "num_validation": 2, "num_test": 1}
-    assert preflight.look(config, None).state == "generated"
+    assert preflight.find_data(config, None).state == "generated"
     built = cache.load("listops", build_task(config), tmp_path).folder
-    finding = preflight.look(config, None)
+    finding = preflight.find_data(config, None)
     assert finding.state == "in the cache" and str(built) in finding.detail
 
 
@@ -183,7 +183,7 @@ def test_a_task_without_its_files_names_the_command_that_fetches_them(
         raise DataError("nothing in any known folder")
 
     monkeypatch.setattr(ListOps, "locate", locate)
-    finding = look("listops", tmp_path, tmp_path / "raw")
+    finding = assess("listops", tmp_path, tmp_path / "raw")
     assert (finding.state, finding.detail) == ("missing", "nothing in any known folder")
     command = "make data FETCH=1 TASKS=listops SCALE=paper PROTOCOL=nystromformer DATA_DIR="
     assert finding.supply == f"{command}{tmp_path}/raw"

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lra.batches import Batches
-from lra.build import build_model, num_parameters
-from lra.config import CONFIGS, Config, TrainConfig, load
+from lra.build import batches_for, build_model, build_task, num_parameters
+from lra.config import Config, TrainConfig, load
 from lra.optimiser import optimiser_for
+from lra.paths import CONFIGS
 from lra.tasks import Split
 
 # Layers, width, heads, width of q, k and v, MLP, symbols cut at, padded to, vocabulary, positions,
@@ -372,21 +373,15 @@ def test_a_long_example_is_cut_and_padded_to_the_published_lengths(
 def test_black_pixels_are_masked_and_other_zeros_are_not(protocol: str, task: str) -> None:
     sizes = ["model.max_length=64", "task.truncate=64", "model.layers=1"]
     config = recipe(protocol, task, *sizes)
-    model = build_model(config).eval()
-    masks: list[Tensor | None] = []
-    model.encoder.blocks[0].register_forward_pre_hook(lambda _, args: masks.append(args[1]))
-    shape = (3, 2, 64) if config.task.sequences == 2 else (3, 64)
-    tokens = torch.randint(0, 3, shape)
-    model(tokens, None, 64)
+    tokens = np.random.default_rng(0).integers(0, 3, 3 * config.task.sequences * 64, np.uint8)
+    offsets = np.arange(3 * config.task.sequences + 1, dtype=np.int64) * 64
+    split = Split(tokens, offsets, np.zeros(3, dtype=np.int64))
+    [batch] = batches_for(config, build_task(config), build_model(config), split).once(3)
     if task in ("image", "pathfinder", "pathx"):
-        [mask] = masks
-        assert mask is not None
-        if config.model.pooling == "cls":
-            assert mask[:, 0].all()
-            mask = mask[:, 1:]
-        assert torch.equal(mask, tokens != 0)
+        assert batch.mask is not None and not batch.mask.all()
+        assert torch.equal(batch.mask, batch.tokens != 0)
     else:
-        assert masks == [None]
+        assert batch.mask is None
 
 
 def kurtosis(values: Tensor) -> float:

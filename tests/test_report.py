@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from lra import results
-from lra.grid import build_grid
-from lra.report import write_report
-from lra.results import Record, RecordError
-from lra.tables import accuracy_table, markdown, published_table, throughput_table
+from lra.machine import code_version
+from lra.markdown import markdown
+from lra.record import (
+    RECORD,
+    Record,
+    RecordError,
+    read_record,
+    read_records,
+    write_record,
+)
+from lra.report.grid import build_grid
+from lra.report.pages import write_report
+from lra.report.tables import accuracy_table, published_table, throughput_table
 
 CONFIG = {
     "model": {
@@ -109,7 +117,7 @@ def test_chance_is_two_standard_errors_above_the_majority_rate(
     correct: int, at_chance: bool
 ) -> None:
     # The standard error at .18 of 2,000 is 17.18 examples: 360 + 34.4.
-    (cell,) = build_grid([scored(OK, correct)]).cells.values()
+    (cell,) = build_grid([scored(OK, correct)]).entries.values()
     assert cell.at_chance == at_chance
 
 
@@ -148,7 +156,7 @@ def store(folder: Path, *records: Record) -> Path:
         names = (record.scale, record.protocol, record.task, record.attention, record.variant)
         target = folder.joinpath(*names, f"seed{record.seed}")
         target.mkdir(parents=True)
-        results.write(target, record)
+        write_record(target, record)
     return folder
 
 
@@ -258,16 +266,16 @@ def test_markdown_columns_line_up() -> None:
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     for record in (OK, FAILED):
-        results.write(tmp_path, record)
-        assert results.read(tmp_path / results.NAME) == record
+        write_record(tmp_path, record)
+        assert read_record(tmp_path / RECORD) == record
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"schema": 99}, "schema 99, should be 1"),
-        ({"seed": "zero"}, "seed='zero' is no"),
-        ({"status": "fine"}, "status='fine' should be ok or failed"),
+        ({"seed": "zero"}, "seed='zero' must be int"),
+        ({"status": "fine"}, r"status='fine' must be ok \| failed"),
         ({"test_accuracy": None}, "test_accuracy is null though status is ok"),
         ({"surprise": 1}, "key 'surprise' is unknown"),
         ({"task": ...}, "key 'task' is missing"),
@@ -277,17 +285,17 @@ def test_a_foreign_record_is_named_by_file_and_key(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     values = {key: v for key, v in (asdict(OK) | change).items() if v is not ...}
-    file = tmp_path / results.NAME
+    file = tmp_path / RECORD
     file.write_text(json.dumps(values))
     with pytest.raises(RecordError, match=f"{file}: {message}"):
-        results.read(file)
+        read_record(file)
 
 
 def test_a_record_older_than_a_key_with_a_default_is_read(tmp_path: Path) -> None:
     values = asdict(OK)
     del values["data_skipped_rows"]
-    (tmp_path / results.NAME).write_text(json.dumps(values))
-    assert results.read(tmp_path / results.NAME) == OK
+    (tmp_path / RECORD).write_text(json.dumps(values))
+    assert read_record(tmp_path / RECORD) == OK
 
 
 def test_damaged_files_are_named_and_left_out(
@@ -296,11 +304,11 @@ def test_damaged_files_are_named_and_left_out(
     store(tmp_path, OK)
     for name, content in {"x": "{", "y": "[1]"}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / results.NAME).write_text(content)
+        (tmp_path / name / RECORD).write_text(content)
     with caplog.at_level(logging.WARNING):
-        assert list(results.read_all(tmp_path)) == [OK]
+        assert list(read_records(tmp_path)) == [OK]
     assert caplog.text.count("left out:") == 2
-    assert f"{tmp_path / 'x' / results.NAME}: not readable as JSON" in caplog.text
+    assert f"{tmp_path / 'x' / RECORD}: not readable as JSON" in caplog.text
 
 
 def test_code_is_dirty_by_changed_code_and_not_by_new_records(tmp_path: Path) -> None:
@@ -316,10 +324,10 @@ def test_code_is_dirty_by_changed_code_and_not_by_new_records(tmp_path: Path) ->
     git("commit", "-m", "x")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "result.json").write_text("{}")
-    commit, dirty = results.code_version.__wrapped__(tmp_path)
+    commit, dirty = code_version.__wrapped__(tmp_path)
     assert len(commit) == 40 and not dirty
     (tmp_path / "lra" / "x.py").write_text("1")
-    assert results.code_version.__wrapped__(tmp_path) == (commit, True)
+    assert code_version.__wrapped__(tmp_path) == (commit, True)
 
 
 def test_a_record_in_a_folder_of_another_name_is_left_out(
@@ -328,7 +336,7 @@ def test_a_record_in_a_folder_of_another_name_is_left_out(
     store(tmp_path, OK)
     (folder,) = tmp_path.glob("**/seed0")
     shutil.copytree(folder, folder.with_name("seed0 copy"))
-    assert list(results.read_all(tmp_path)) == [OK]
+    assert list(read_records(tmp_path)) == [OK]
     assert "is the record of listops/softmax/default/seed0" in caplog.text
 
 
@@ -337,10 +345,10 @@ def test_an_accuracy_of_zero_is_a_result() -> None:
 
 
 def test_seeds_that_are_missing_and_data_that_differ_are_told() -> None:
-    (cell,) = build_grid([OK], seeds=[0, 1, 2]).cells.values()
+    (cell,) = build_grid([OK], seeds=[0, 1, 2]).entries.values()
     assert cell.accuracy_text == "40.0 (n=1), 2 missing"
     other = replace(OK, seed=1, data_fingerprint="cd" * 32)
-    (cell,) = build_grid([OK, other]).cells.values()
+    (cell,) = build_grid([OK, other]).entries.values()
     assert cell.accuracy_text.endswith("of different data")
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lra.config import load
+from lra.runner import run_cell
 from lra.tasks import DataError, Source, cache, retrieval
 from lra.tasks.retrieval import FILES, FOLDERS, Retrieval
-from lra.train import run_cell
 
 LINES = [
     b"1.0\tP01\tP02\tthe first caf\xe9\tthe second \xff\xfe",

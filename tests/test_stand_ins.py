@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lra.tasks import Split, cache
-from lra.tasks.pathfinder_stand_in import MARKER, PathfinderStandIn
 from lra.tasks.registry import STAND_INS
-from lra.tasks.retrieval_stand_in import RetrievalStandIn
-from lra.tasks.stand_in import StandIn
-from lra.tasks.text_stand_in import TextStandIn
+from lra.tasks.stand_ins import StandIn
+from lra.tasks.stand_ins.pathfinder import MARKER, PathfinderStandIn
+from lra.tasks.stand_ins.retrieval import RetrievalStandIn
+from lra.tasks.stand_ins.text import TextStandIn
 
 # A change of a generator changes every number made with it: raise its version then.
 FINGERPRINTS = {

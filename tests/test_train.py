@@ -16,19 +16,18 @@ from filelock import FileLock
 from tiny_cell import TINY, configure
 
 import lra.tasks.cache
-from lra import results
 from lra.build import build_attention
-from lra.checkpoint import load
+from lra.checkpoint import BEST, CHECKPOINT, load
 from lra.config import ConfigError
-from lra.loop import BEST, CHECKPOINT
+from lra.record import RECORD, Record, read_record
+from lra.runner import CellFailedError, run_cell
 from lra.tasks import DataError, Source
 from lra.tasks.listops import ListOps
-from lra.train import CellFailedError, run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(folder: Path, *overrides: str, name: str = "run") -> results.Record:
+def run(folder: Path, *overrides: str, name: str = "run") -> Record:
     target = folder / name
     target.mkdir(exist_ok=True)
     record = run_cell(configure(folder, *overrides), target)
@@ -38,7 +37,7 @@ def run(folder: Path, *overrides: str, name: str = "run") -> results.Record:
 
 def test_a_cell_leaves_a_record_that_says_what_was_done(tmp_path: Path) -> None:
     record = run(tmp_path, "attention=fourier", "seed=3")
-    assert results.read(tmp_path / "run" / results.NAME) == record
+    assert read_record(tmp_path / "run" / RECORD) == record
     assert (record.task, record.attention, record.seed) == ("listops", "fourier", 3)
     assert (record.status, record.scale, record.data_source) == ("ok", "mini", "generated")
     assert record.test_total == 24 and record.steps == 60
@@ -77,12 +76,12 @@ def test_a_forced_cell_keeps_its_old_record_until_the_new_data_are_there(
     monkeypatch.setattr(lra.tasks.cache, "load", missing)
     with pytest.raises(DataError):
         run(tmp_path, "force=true")
-    assert results.read(tmp_path / "run" / results.NAME) == first
+    assert read_record(tmp_path / "run" / RECORD) == first
 
 
 def test_an_older_record_counts_younger_knobs_with_their_defaults(tmp_path: Path) -> None:
     run(tmp_path)
-    file = tmp_path / "run" / results.NAME
+    file = tmp_path / "run" / RECORD
     values = json.loads(file.read_text())
     del values["config"]["model"]["gelu"], values["config"]["train"]["clip_norm"]
     file.write_text(json.dumps(values))
@@ -103,7 +102,7 @@ def test_a_checkpoint_of_other_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path)
-    (tmp_path / "run" / results.NAME).unlink()
+    (tmp_path / "run" / RECORD).unlink()
     monkeypatch.setattr(lra.tasks.cache, "fingerprint", lambda splits: "00" * 32)
     with pytest.raises(ConfigError, match="another configuration, other data or an attention"):
         run(tmp_path)
@@ -130,7 +129,7 @@ def test_a_damaged_record_is_named_and_the_cell_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(tmp_path)
-    (tmp_path / "run" / results.NAME).write_text("{")
+    (tmp_path / "run" / RECORD).write_text("{")
     run(tmp_path)
     assert "not readable as JSON" in caplog.text
 
@@ -147,7 +146,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Pat
 def test_a_loss_that_is_not_finite_ends_the_cell_as_failed(tmp_path: Path) -> None:
     with pytest.raises(CellFailedError, match="listops/softmax seed0 failed: loss nan"):
         run(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
-    record = results.read(tmp_path / "run" / results.NAME)
+    record = read_record(tmp_path / "run" / RECORD)
     assert record.status == "failed" and record.reason.startswith("loss nan in steps")
     assert record.test_accuracy is None
     # A failed cell is not finished: it may be tried again.
@@ -157,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_cell_as_failed(tmp_path: Path) -> No
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "train.checkpoint_seconds=0")
-    (tmp_path / "run" / results.NAME).unlink()
+    (tmp_path / "run" / RECORD).unlink()
     with pytest.raises(ConfigError, match="belongs to another configuration"):
         run(tmp_path, "train.learning_rate=1e-4")
 
@@ -173,7 +172,7 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lra.loop
-    import lra.train
+    import lra.runner
 
     sizes = []
 
@@ -182,7 +181,7 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
         return len(sizes)
 
     monkeypatch.setattr(lra.loop, "count_correct", counting)
-    monkeypatch.setattr(lra.train, "count_correct", counting)
+    monkeypatch.setattr(lra.runner, "count_correct", counting)
     record = run(tmp_path)
     assert sizes == [16, 16, 16, 24]
     assert (record.selected_on, record.best_step) == ("validation", 60)
@@ -292,7 +291,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path)
         for index in moments[0]
         for name in ("exp_avg", "exp_avg_sq", "step")
     )
-    records = [results.read(run_folder(f) / results.NAME) for f in (whole, broken)]
+    records = [read_record(run_folder(f) / RECORD) for f in (whole, broken)]
     for key in ("test_correct", "best_step", "best_accuracy", "config_hash", "steps"):
         assert getattr(records[0], key) == getattr(records[1], key), key
 
@@ -303,7 +302,7 @@ def test_a_finished_run_is_tested_again_to_the_same_count(tmp_path: Path) -> Non
     arguments += ["--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    record = results.read(run_folder(tmp_path) / results.NAME)
+    record = read_record(run_folder(tmp_path) / RECORD)
     assert f"({record.test_correct} of 24)" in done.stdout
 
 

@@ -2,14 +2,14 @@
 
 from lra.tasks import Task
 from lra.tasks.image import Image
-from lra.tasks.image_stand_in import ImageStandIn
 from lra.tasks.listops import ListOps
 from lra.tasks.pathfinder import Pathfinder
-from lra.tasks.pathfinder_stand_in import PathfinderStandIn
 from lra.tasks.retrieval import Retrieval
-from lra.tasks.retrieval_stand_in import RetrievalStandIn
+from lra.tasks.stand_ins.image import ImageStandIn
+from lra.tasks.stand_ins.pathfinder import PathfinderStandIn
+from lra.tasks.stand_ins.retrieval import RetrievalStandIn
+from lra.tasks.stand_ins.text import TextStandIn
 from lra.tasks.text import Text
-from lra.tasks.text_stand_in import TextStandIn
 
 TASKS: dict[str, type[Task]] = {
     "listops": ListOps,

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from lra import memory
 from lra.batches import TRIM, Batch
-from lra.bench import synchronise
 from lra.build import Model, batches_for, build_model
 from lra.config import Config
 from lra.loop import count_correct, scaler_for, update
+from lra.machine import seconds_of
 from lra.optimiser import optimiser_for
 from lra.tasks import Split, Task
 
@@ -103,7 +103,7 @@ def take(split: Split, examples: NDArray[np.int64]) -> Split:
     return Split(np.concatenate(parts), offsets, split.labels[examples])
 
 
-def spread(split: Split, truncate: int, rows: int, bins: int) -> Split:
+def stratified(split: Split, truncate: int, rows: int, bins: int) -> Split:
     """Return `rows` examples of the middle of each of `bins` bins, by length, of equal numbers.
 
     Args:
@@ -153,11 +153,7 @@ def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> t
     """
     times: list[float] = []
     while len(times) < least or sum(times) < seconds:
-        synchronise(device)
-        started = time.perf_counter()
-        step()
-        synchronise(device)
-        times.append(time.perf_counter() - started)
+        times.append(seconds_of(step, device))
     return statistics.median(times), len(times)
 
 
@@ -281,7 +277,7 @@ def evaluation(
     bins = BINS if model.encoder.pad_invariant and np.ptp(split.lengths) else 1
     rows = 1
     while True:
-        batches = batches_for(config, task, model, spread(split, truncate, rows, bins))
+        batches = batches_for(config, task, model, stratified(split, truncate, rows, bins))
         train = replace(config.train, eval_batch_size=rows)
         step = partial(count_correct, model, batches, train)
         seconds, _ = timed(step, 0.0, device)

@@ -1,21 +1,19 @@
-"""Records grouped into cells: what the tables and the figure are made from."""
+"""Records grouped by task and method: what the tables and the figure are made from."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lra.results import Record
+from lra.record import Method, Record
 
 TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 BASELINE = "softmax"
-# A cell is above chance when it beats the majority rate by more than this many standard errors.
+# An entry is above chance when it beats the majority rate by more than this many standard errors.
 CHANCE_ERRORS = 2
-
-Row = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """The records of one task, backend and variant, over seeds.
 
     Args:
@@ -61,9 +59,14 @@ class Cell:
         error: float = (rate * (1 - rate) / total) ** 0.5
         return correct / total <= rate + CHANCE_ERRORS * error
 
+    def median(self, key: str) -> float:
+        """Return the median over seeds of a number in the record, such as `steps_per_second`."""
+        numbers: list[float] = [getattr(record, key) for record in self.finished]
+        return statistics.median(numbers)
+
     @property
     def accuracy_text(self) -> str:
-        """What stands in the accuracy table."""
+        """Mean, deviation and number of seeds in words."""
         if self.mean is None:
             return "failed"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.1f}"
@@ -80,31 +83,49 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells of a scale and protocol.
+    """All entries of a scale and protocol.
 
     Args:
         tasks: Columns, in the order of the paper.
-        rows: Backends with their variants, the baseline first.
-        cells: Those that have records.
+        methods: Rows, the baseline first.
+        entries: Those that have records, by task and method.
     """
 
     tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-    cells: dict[tuple[str, str, str], Cell]
+    methods: tuple[Method, ...]
+    entries: dict[tuple[str, Method], Entry]
 
-    def cell(self, task: str, row: Row) -> Cell | None:
-        """Return the cell of a task and row, None where nothing was trained."""
-        return self.cells.get((task, *row))
+    def entry(self, task: str, method: Method) -> Entry | None:
+        """Return the entry of a task and method, None where nothing was trained."""
+        return self.entries.get((task, method))
+
+    def of(self, task: str) -> dict[Method, Entry]:
+        """Return the entries of a task that have a result, in the order of the rows."""
+        found = {method: self.entry(task, method) for method in self.methods}
+        return {method: entry for method, entry in found.items() if entry and entry.finished}
+
+    def majority_rate(self, task: str) -> float | None:
+        """Return the share of a task's most frequent label, in percent; None without a result."""
+        return next((entry.majority_rate for entry in self.of(task).values()), None)
 
     def label(self, task: str) -> str:
         """Return a task's name, with `(stand-in)` where its data are this project's."""
         stand_in = any(r.task == task and r.data_source == "stand-in" for r in self.records)
         return f"{task} (stand-in)" if stand_in else task
 
+    def speed_ratio(self, task: str, method: Method) -> float | None:
+        """Return speed over the baseline's, None unless both were measured alike."""
+        entry, baseline = self.entry(task, method), self.entry(task, Method(BASELINE))
+        if entry is None or baseline is None or not baseline.finished:
+            return None
+        if len({_measured_on(record) for record in entry.finished + baseline.finished}) != 1:
+            return None
+        return entry.median("steps_per_second") / baseline.median("steps_per_second")
+
     @property
     def records(self) -> list[Record]:
         """Every record."""
-        return [record for cell in self.cells.values() for record in cell.records]
+        return [record for entry in self.entries.values() for record in entry.records]
 
 
 def build_grid(
@@ -113,33 +134,34 @@ def build_grid(
     attentions: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Grid:
-    """Group records into cells.
+    """Group records into entries.
 
     Args:
         records: Of one scale and protocol.
         tasks: Tasks that must have a column, whether trained or not.
         attentions: Backends that must have a row.
-        seeds: Seeds that every cell should have.
+        seeds: Seeds that every entry should have.
     """
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, Method], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.task, record.attention, record.variant), []).append(record)
-    cells = {
-        key: Cell(
+        groups.setdefault((record.task, record.method), []).append(record)
+    entries = {
+        key: Entry(
             tuple(sorted(group, key=lambda record: record.seed)),
             len(set(seeds) - {record.seed for record in group}),
         )
         for key, group in groups.items()
     }
-    known = {*tasks, *(task for task, _, _ in cells)}
+    known = {*tasks, *(task for task, _ in entries)}
     columns = [task for task in TASK_ORDER if task in known]
     columns += sorted(known - set(columns))
-    rows = {(name, "default") for name in attentions} | {key[1:] for key in cells}
-    order = sorted(rows, key=lambda row: (row[0] != BASELINE, row))
-    return Grid(tuple(columns), tuple(order), cells)
+    methods = {*map(Method, attentions), *(method for _, method in entries)}
+    order = sorted(methods, key=lambda method: (method.attention != BASELINE, method))
+    return Grid(tuple(columns), tuple(order), entries)
 
 
-def _comparable(record: Record) -> tuple[object, ...]:
+def _measured_on(record: Record) -> tuple[object, ...]:
+    """Return what must be equal for two speeds to be compared."""
     return (
         record.machine,
         record.device,
@@ -150,18 +172,3 @@ def _comparable(record: Record) -> tuple[object, ...]:
         record.commit,
         record.dirty,
     )
-
-
-def speed_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    """Return speed over the baseline's, None unless both were measured alike."""
-    if baseline is None or not baseline.finished:
-        return None
-    if len({_comparable(record) for record in cell.finished + baseline.finished}) != 1:
-        return None
-    return median_speed(cell, "steps_per_second") / median_speed(baseline, "steps_per_second")
-
-
-def median_speed(cell: Cell, key: str) -> float:
-    """Return the median over seeds of `steps_per_second` or `tokens_per_second`."""
-    speeds: list[float] = [getattr(record, key) for record in cell.finished]
-    return statistics.median(speeds)

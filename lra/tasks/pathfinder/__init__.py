@@ -90,7 +90,7 @@ class Pathfinder:
             self._generate(splits)
 
     def _generate(self, splits: Mapping[str, Writer]) -> None:
-        from lra.tasks import pathfinder_generator as generator
+        from lra.tasks.pathfinder import generator
 
         names = _divide(range(self.num_images))
         with tqdm(desc="Pathfinder", total=len(names), unit="images", disable=None) as bar:
@@ -220,6 +220,6 @@ def generate(
         ValueError: A number is out of range, or a size or contour length is none of those above.
     """
     # Loaded only where images are drawn, for it brings a compiler along.
-    from lra.tasks import pathfinder_generator
+    from lra.tasks.pathfinder import generator
 
-    return pathfinder_generator.generate(num_images, size, contour_length, seed, workers)
+    return generator.generate(num_images, size, contour_length, seed, workers)

@@ -1,7 +1,7 @@
 """Draw the paddles and markers of Pathfinder images once, as small stamps of bytes.
 
 A paddle's line starts in the middle of its stamp, on a canvas of twice the size, and is shrunk
-with Pillow's Lanczos filter. Pillow 10 to 13 give the same bytes; `pathfinder_tables` holds them
+with Pillow's Lanczos filter. Pillow 10 to 13 give the same bytes; `tables` holds them
 by a checksum, so that another drawing can't change the data unnoticed.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lra.tasks.exact_trigonometry import cosine, sine
-from lra.tasks.pathfinder_rules import ANTIALIAS, Rules
+from lra.tasks.pathfinder.rules import ANTIALIAS, Rules
+from lra.tasks.pathfinder.trigonometry import cosine, sine
 
 Bytes = NDArray[np.uint8]
 

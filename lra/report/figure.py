@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lra.grid import BASELINE, Cell, Grid, Row, median_speed, speed_ratio
+from lra.report.grid import Grid
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
 MARKERS = "os^DvP*X"
@@ -11,11 +11,11 @@ MARKERS = "os^DvP*X"
 def draw(grid: Grid, file: Path, title: str) -> None:
     """Draw accuracy against speed.
 
-    Speed is the ratio to softmax where every cell of a task has one, else updates a second. The
+    Speed is the ratio to softmax where every entry of a task has one, else updates a second. The
     dashed line is the majority class; error bars are standard deviations over seeds.
 
     Args:
-        grid: Cells.
+        grid: What is drawn.
         file: SVG (or PNG, by its suffix) to write.
         title: What stands above the panels.
     """
@@ -24,28 +24,26 @@ def draw(grid: Grid, file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = [task for task in grid.tasks if any(c.finished for c in _cells(grid, task).values())]
+    tasks = [task for task in grid.tasks if grid.of(task)]
     size = (3.0 * max(len(tasks), 1) + 1.6, 3.4)
     figure, axes = pyplot.subplots(1, max(len(tasks), 1), figsize=size, squeeze=False)
     handles = {}
     for axis, task in zip(axes[0], tasks, strict=False):
-        cells = {row: cell for row, cell in _cells(grid, task).items() if cell.finished}
-        baseline = grid.cell(task, (BASELINE, "default"))
-        ratios = {row: speed_ratio(cell, baseline) for row, cell in cells.items()}
+        ratios = {method: grid.speed_ratio(task, method) for method in grid.of(task)}
         relative = all(ratio is not None for ratio in ratios.values())
-        for row, cell in cells.items():
-            index = grid.rows.index(row)
-            speed = ratios[row] if relative else median_speed(cell, "steps_per_second")
-            handles[row] = axis.errorbar(
+        for method, entry in grid.of(task).items():
+            index = grid.methods.index(method)
+            speed = ratios[method] if relative else entry.median("steps_per_second")
+            handles[method] = axis.errorbar(
                 speed,
-                cell.mean,
-                yerr=cell.deviation,
+                entry.mean,
+                yerr=entry.deviation,
                 fmt=MARKERS[index % len(MARKERS)],
                 color=COLOURS[index % len(COLOURS)],
                 markersize=8,
                 capsize=3,
             )
-        axis.axhline(next(iter(cells.values())).majority_rate, color="grey", linestyle="--", lw=1)
+        axis.axhline(grid.majority_rate(task), color="grey", linestyle="--", lw=1)
         axis.set_title(grid.label(task))
         axis.set_xlabel("training speed, x softmax" if relative else "training steps/s")
         axis.margins(0.25)
@@ -53,15 +51,10 @@ def draw(grid: Grid, file: Path, title: str) -> None:
         axis.set_ylim(max(low, 0), min(high, 104))
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("test accuracy, %")
-    labels = [" ".join(row) if row[1] != "default" else row[0] for row in handles]
-    figure.legend(handles.values(), labels, loc="center right", frameon=False)
+    figure.legend(handles.values(), map(str, handles), loc="center right", frameon=False)
     figure.suptitle(f"{title} (dashed: majority class)", fontsize=10)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / size[0], 1))
     # No date in the file: the same records give the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "lra"
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
-
-
-def _cells(grid: Grid, task: str) -> dict[Row, Cell]:
-    return {row: cell for row in grid.rows if (cell := grid.cell(task, row)) is not None}

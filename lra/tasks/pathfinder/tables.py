@@ -1,6 +1,6 @@
-"""Fill the tables of `pathfinder_record`, the same on every machine.
+"""Fill the tables of `layout`, the same on every machine.
 
-Sines are correctly rounded (`exact_trigonometry`), stamps are drawn by Pillow and held by a
+Sines are correctly rounded (`trigonometry`), stamps are drawn by Pillow and held by a
 checksum.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from lra.tasks.exact_trigonometry import cosine, direction, sine
-from lra.tasks.pathfinder_record import DEGREES, ROW, TABLES
-from lra.tasks.pathfinder_rules import RULES, Rules
-from lra.tasks.pathfinder_stamps import (
+from lra.tasks.pathfinder.layout import DEGREES, ROW, TABLES
+from lra.tasks.pathfinder.rules import RULES, Rules
+from lra.tasks.pathfinder.stamps import (
     dilate,
     draw_markers,
     draw_paddle,
     line_end,
     marker_reach,
 )
+from lra.tasks.pathfinder.trigonometry import cosine, direction, sine
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

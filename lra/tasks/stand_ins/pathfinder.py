@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks.stand_in import Draws, Example, StandIn
+from lra.tasks.stand_ins import Draws, Example, StandIn
 
 PATH, MARKER = 128, 255
 

@@ -1,14 +1,14 @@
-"""Draw Pathfinder images from the paths that `pathfinder_growth` grew.
+"""Draw Pathfinder images from the paths that `growth` grew.
 
 Paddles and markers are laid over each other by the maximum of their values, and each image is
 stretched to bytes by its own extremes. So at size 32, where distractors are worth more than
-contours, a contour looks darker beside a distractor. `t` is a record of `pathfinder_record.TABLES`.
+contours, a contour looks darker beside a distractor. `t` is a record of `layout.TABLES`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks.compiled import compiled
+from lra.tasks.pathfinder.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

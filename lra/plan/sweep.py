@@ -1,17 +1,8 @@
-"""Say what a grid will take before it starts: hours by cell, memory, disk, what to leave out.
+"""Plan a sweep: find out where its cells stand, and measure those that are to be trained."""
 
-    python -m lra.plan --tasks listops,text --attentions softmax,mra --scale mini -- threads=1
-
-A few steps of each cell that is to be trained are measured; see `lra.cost`. What was measured is
-kept in `plan.json` of the runs folder, so that a plan and the grid after it measure once. The exit
-status is 2 for a wrong name or override, and 1 where the sweep would refuse a cell, and so all.
-"""
-
-import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,10 +10,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lra import cost, custom, memory, plan_tables, results
-from lra.build import build_task, machine, resolve_device
-from lra.config import CONFIGS, ConfigError, config_hash
-from lra.standing import Cell, expand, look
+from lra import custom
+from lra.build import build_task
+from lra.config import ConfigError, config_hash
+from lra.machine import code_version, machine, resolve_device
+from lra.plan import cost
+from lra.plan.cells import PlannedCell, State, assess, expand
 
 NAME = "plan.json"
 
@@ -60,7 +53,7 @@ class Measurements:
             os.replace(partial, self._file)
 
 
-def measured(cell: Cell, known: Measurements, budget: float = cost.BUDGET) -> Cell:
+def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET) -> PlannedCell:
     """Return a cell with its cost, measured now unless an equal one was before.
 
     Args:
@@ -72,7 +65,7 @@ def measured(cell: Cell, known: Measurements, budget: float = cost.BUDGET) -> Ce
     device, built = resolve_device(cell.config.device), cell.data.built
     # Neither the seed nor a variant's name changes the time.
     same = {key: value for key, value in cell.values.items() if key not in ("seed", "variant")}
-    here = [machine(device), torch.__version__, results.code_version()[0], budget]
+    here = [machine(device), torch.__version__, code_version()[0], budget]
     here.append(custom.sources(cell.config.attention))
     key = config_hash({"cell": same, "here": here, "data": built.fingerprint if built else ""})
     if (found := known.get(key)) is None:
@@ -82,25 +75,25 @@ def measured(cell: Cell, known: Measurements, budget: float = cost.BUDGET) -> Ce
             found = cost.measure(cell.config, task, splits, device, budget)
         except (ConfigError, RuntimeError) as error:  # what torch raises, out of memory too
             reason = str(error).strip() or type(error).__name__
-            state = "no model" if isinstance(error, ConfigError) else "cannot run"
+            state: State = "no model" if isinstance(error, ConfigError) else "cannot run"
             return replace(cell, state=state, detail=reason.splitlines()[0])
         known.put(key, found)
     return replace(cell, cost=found)
 
 
-def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[Cell]:
+def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]:
     """Return the cells of a sweep in its order, those to be trained with their costs.
 
     Args:
-        words: Overrides of `lra.train`; the first three are task, attention and seed.
+        words: Overrides of `lra.train`, with those of task, attention and seed among them.
         budget: Seconds that the measurement of a cell should take.
 
     Raises:
         ConfigError: A word is no override.
     """
-    cells: list[Cell] = []
+    cells: list[PlannedCell] = []
     for each in expand(words):
-        cell = look(each)
+        cell = assess(each)
         if cell.is_open and any(cell.folder == other.folder for other in cells):
             reason = "an earlier cell of this sweep has the same folder; tell them apart by a"
             reason += " variant with a value in its name, such as 'variant=layers${model.layers}'"
@@ -115,46 +108,6 @@ def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[Cell]:
         bar.set_postfix_str(config.cell)
         if known is None:
             # What changed code takes is not kept: nothing tells one change from the next.
-            known = Measurements(Path(config.runs_dir) / NAME, not results.code_version()[1])
+            known = Measurements(Path(config.runs_dir) / NAME, not code_version()[1])
         cells[place] = measured(cells[place], known, budget)
     return cells
-
-
-def main() -> None:
-    """Measure and print the plan of a grid."""
-    parser = argparse.ArgumentParser(prog="python -m lra.plan", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tasks", required=True, help="names, separated by commas")
-    parser.add_argument("--attentions", required=True, help="names, separated by commas")
-    parser.add_argument("--seeds", default="0", help="numbers, separated by commas")
-    parser.add_argument("--scale", default="paper", help="paper (default) or mini")
-    parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
-    parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds a cell, about")
-    parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
-    args = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-    for group in ("task", "attention", "scale", "protocol"):
-        known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-        for name in getattr(args, group if group in vars(args) else f"{group}s").split(","):
-            if name not in known:
-                own = group == "attention" and ":" in name
-                hint = f"; for one of yours: --attentions custom -- attention.path={name}" * own
-                parser.error(f"{group} {name}: must be one of {', '.join(known)}{hint}")
-    words = [f"task={args.tasks}", f"attention={args.attentions}", f"seed={args.seeds}"]
-    words += [f"scale={args.scale}", f"protocol={args.protocol}"]
-    words += [word for word in args.overrides if not word.startswith("-")]
-    # Before anything is measured: what is there without a model.
-    memory.reset(torch.device("cpu"))
-    base = memory.peak(torch.device("cpu"))
-    try:
-        cells = plan(words, args.budget)
-    except ConfigError as error:
-        parser.error(str(error))
-    print(plan_tables.page(cells, base))
-    if any(cell.state == "refused" for cell in cells):
-        print("The sweep refuses to start with these cells: leave them out.", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

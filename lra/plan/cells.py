@@ -1,24 +1,30 @@
 """Where the cells of a sweep stand, by what is on disk: done, to do, or something in between."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from lra import checkpoint, custom, results
-from lra.build import build_task, resolve_device
-from lra.config import CONFIGS, Config, ConfigError, place
-from lra.cost import Cost
-from lra.grid import Row
-from lra.loop import CHECKPOINT, LOOK_EVERY
+from lra import checkpoint, custom
+from lra.build import build_task
+from lra.cell import decided, finished, identity
+from lra.checkpoint import CHECKPOINT
+from lra.config import Config, ConfigError, place
+from lra.loop import LOG_EVERY
+from lra.machine import resolve_device
+from lra.paths import CONFIGS
+from lra.plan.cost import Cost
+from lra.record import RECORD, Method, RecordError, read_record
 from lra.tasks import DataError, Source, cache
-from lra.train import decided, finished, identity
 
+State = Literal[
+    "to do", "continues", "failed before", "done", "stops", "no model", "cannot run", "refused"
+]
 # An example's offset and label in the cache, and a scalar in a TensorBoard file with its name.
 INDEX_BYTES, EVENT_BYTES = 16, 75
 
@@ -43,12 +49,12 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Cell:
+class PlannedCell:
     """One cell of a sweep: where it stands and what is left of it.
 
     Args:
         task: Task.
-        row: Backend and variant.
+        method: Backend and variant.
         seed: Seed.
         state: `to do`; `continues`: there is a checkpoint; `failed before`: it is tried again;
             `done`; `stops`: another configuration's record or checkpoint is in its folder;
@@ -64,9 +70,9 @@ class Cell:
     """
 
     task: str
-    row: Row
+    method: Method
     seed: int
-    state: str = "to do"
+    state: State = "to do"
     detail: str = ""
     step: int = 0
     config: Config | None = None
@@ -120,7 +126,7 @@ class Cell:
             return 0
         # The checkpoint holds the model twice, now and as validation chose it, and AdamW's moments.
         tensors = 3 * self.cost.model_bytes + 2 * self.cost.parameter_bytes
-        events = 3 * (self.updates // LOOK_EVERY + self.validations)
+        events = 3 * (self.updates // LOG_EVERY + self.validations)
         events += self.validations * (1 + self.cost.num_tensors)
         return tensors + EVENT_BYTES * events
 
@@ -164,25 +170,26 @@ def expand(words: Sequence[str]) -> Iterator[list[str]]:
     yield from map(list, itertools.product(*choices))
 
 
-def look(words: Sequence[str]) -> Cell:
+def assess(words: Sequence[str]) -> PlannedCell:
     """Find out where a cell stands.
 
     Args:
-        words: Its overrides; the first three are task, attention and seed.
+        words: Its overrides, with those of task, attention and seed among them.
 
     Raises:
         ConfigError: The seed is no number.
     """
-    task, attention, seed = (word.split("=", 1)[1] for word in words[:3])
+    chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
+    task, attention, seed = chosen["task"], chosen["attention"], chosen["seed"]
     if not seed.isdecimal():
         raise ConfigError(f"seed={seed}: must be a whole number, 0 or more")
-    cell = Cell(task=task, row=(attention, "default"), seed=int(seed))
+    cell = PlannedCell(task=task, method=Method(attention), seed=int(seed))
     try:
         config, folder = place(*words)
     except ConfigError as error:
-        return replace(cell, state="refused", detail=_refusal(str(error), words))
-    row = (config.attention.name, config.variant)
-    cell = replace(cell, row=row, seed=config.seed, config=config, folder=folder)
+        return replace(cell, state="refused", detail=_refusal(str(error), chosen))
+    method = Method(config.attention.name, config.variant)
+    cell = replace(cell, method=method, seed=config.seed, config=config, folder=folder)
     try:
         task_, device = build_task(config), resolve_device(config.device)
         cell = replace(cell, data=_data(config), values=decided(config, task_, device))
@@ -201,9 +208,8 @@ def look(words: Sequence[str]) -> Cell:
     return replace(cell, state="continues") if cell.step else cell
 
 
-def _refusal(message: str, words: Sequence[str]) -> str:
+def _refusal(message: str, chosen: Mapping[str, str]) -> str:
     """Return why a cell cannot be composed, in plainer words where its protocol lacks its task."""
-    chosen = dict(word.split("=", 1) for word in words)
     recipes = CONFIGS / "protocol" / "task" / chosen.get("protocol", "")
     if (recipes / f"{chosen['task']}.yaml").exists():
         return message.splitlines()[0]
@@ -229,7 +235,7 @@ def _data(config: Config) -> Data:
     return Data(folder=folder, built=None, missing=missing, sizes=task.sizes, bytes=size)
 
 
-def _reached(cell: Cell) -> int:
+def _reached(cell: PlannedCell) -> int:
     """Return the updates that a cell's checkpoint has seen, 0 without one.
 
     Raises:
@@ -252,7 +258,7 @@ def _reached(cell: Cell) -> int:
 def _failure(folder: Path) -> str:
     """Return why the run that left a record failed; nothing where none did."""
     try:
-        record = results.read(folder / results.NAME)
-    except results.RecordError:
+        record = read_record(folder / RECORD)
+    except RecordError:
         return ""
     return record.reason if record.status == "failed" else ""

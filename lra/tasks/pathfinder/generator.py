@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks.pathfinder_drawing import draw_images
-from lra.tasks.pathfinder_growth import END, MARGIN, NUM_FACTS, PLACED, START, grow_images
-from lra.tasks.pathfinder_rules import CONTOUR_LENGTHS, RULES, distractor_length
-from lra.tasks.pathfinder_tables import tables
+from lra.tasks.pathfinder.drawing import draw_images
+from lra.tasks.pathfinder.growth import END, MARGIN, NUM_FACTS, PLACED, START, grow_images
+from lra.tasks.pathfinder.rules import CONTOUR_LENGTHS, RULES, distractor_length
+from lra.tasks.pathfinder.tables import tables
 
 Images = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
         start: Index of the first.
         images: `(n, size, size)`.
         labels: `(n,)`.
-        facts: `(n, 5)`: the columns named in `pathfinder_growth`.
+        facts: `(n, 5)`: the columns named in `growth`.
         targets: `(n, 2, length, 3)` stamp, row and column of the two contours' paddles.
         ends: `(n, 2, 3)` the same of the marked paddles: a first one, then a last one.
     """

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lra import memory
-from lra.build import machine, resolve_device
-from lra.standing import Cell
-from lra.tables import Table, markdown, row_name
+from lra.machine import machine, resolve_device
+from lra.markdown import Table, markdown
+from lra.plan.cells import PlannedCell
 
 # A part is worth leaving out when it takes at least this share of the time.
 WORTH = 0.1
@@ -16,9 +16,9 @@ HEAVY = 0.5
 MOST_NAMED = 4
 MOST_LINES = 6
 # The variables of `make reproduce-lra` that span a grid.
-AXES: dict[str, Callable[[Cell], str]] = {
+AXES: dict[str, Callable[[PlannedCell], str]] = {
     "TASKS": lambda cell: cell.task,
-    "ATTENTIONS": lambda cell: "custom" if _path(cell) else cell.row[0],
+    "ATTENTIONS": lambda cell: "custom" if _path(cell) else cell.method.attention,
     "SEEDS": lambda cell: str(cell.seed),
 }
 
@@ -51,12 +51,12 @@ def threads(number: int) -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
-def name(cell: Cell) -> str:
+def name(cell: PlannedCell) -> str:
     """Return a cell's name, such as `text/softmax`."""
-    return f"{cell.task}/{row_name(cell.row)}"
+    return f"{cell.task}/{cell.method}"
 
 
-def measured_on(cell: Cell) -> str:
+def measured_on(cell: PlannedCell) -> str:
     """Return how many steps of which part of a batch were timed, such as `3 x 8/32`."""
     assert cell.cost is not None
     cost = cell.cost
@@ -64,7 +64,7 @@ def measured_on(cell: Cell) -> str:
     return steps if cost.width == cost.batch_width else f"{steps}, {cost.width}/{cost.batch_width}"
 
 
-def cell_table(cells: Sequence[Cell], base: int) -> Table:
+def cell_table(cells: Sequence[PlannedCell], base: int) -> Table:
     """Return one row a cell: where it stands, what is left and what that takes.
 
     Args:
@@ -74,7 +74,7 @@ def cell_table(cells: Sequence[Cell], base: int) -> Table:
     header = "task|attention|seed|state|updates|s each|timed|validations|s each|test|in all|peak"
     table = [header.split("|")]
     for cell in cells:
-        names = [cell.task, row_name(cell.row), str(cell.seed), cell.state]
+        names = [cell.task, str(cell.method), str(cell.seed), cell.state]
         if cell.cost is None:
             table.append([*names, *["-"] * 8])
             continue
@@ -94,25 +94,25 @@ def cell_table(cells: Sequence[Cell], base: int) -> Table:
     return table
 
 
-def peak(cell: Cell, base: int) -> float:
+def peak(cell: PlannedCell, base: int) -> float:
     """Return a cell's memory at its peak: the process's on a CPU, the allocator's on a GPU."""
     assert cell.config is not None
     return cell.memory(base if resolve_device(cell.config.device).type == "cpu" else 0)
 
 
-def hours_table(cells: Sequence[Cell]) -> Table:
+def hours_table(cells: Sequence[PlannedCell]) -> Table:
     """Return the time left by backend and task, over seeds, with sums."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    rows = list(dict.fromkeys(cell.row for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
     table = [["attention", *tasks, "in all"]]
-    for row in rows:
-        groups = [[c for c in cells if (c.task, c.row) == (task, row)] for task in tasks]
-        table.append([row_name(row), *map(_sum, groups), _sum(c for g in groups for c in g)])
+    for method in methods:
+        groups = [[c for c in cells if (c.task, c.method) == (task, method)] for task in tasks]
+        table.append([str(method), *map(_sum, groups), _sum(c for g in groups for c in g)])
     columns = [_sum(c for c in cells if c.task == task) for task in tasks]
     return [*table, ["in all", *columns, _sum(cells)]]
 
 
-def _sum(cells: Iterable[Cell]) -> str:
+def _sum(cells: Iterable[PlannedCell]) -> str:
     """Return the time of cells; where none is left, the states they are in."""
     listed = list(cells)
     if any(cell.cost for cell in listed):
@@ -120,7 +120,7 @@ def _sum(cells: Iterable[Cell]) -> str:
     return ", ".join(dict.fromkeys(cell.state for cell in listed)) or "-"
 
 
-def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
+def variables(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
     """Return the variables of `make reproduce-lra` that train some cells, a line a command.
 
     Args:
@@ -128,7 +128,7 @@ def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
         grid: The grid they are of; what it has anyhow is not said.
     """
     # Tasks with the same backends and seeds fit into one command.
-    groups: dict[tuple[str, ...], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[PlannedCell]] = {}
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         groups.setdefault(tuple(_values(own, AXES["ATTENTIONS"])), []).extend(own)
@@ -143,21 +143,21 @@ def variables(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _paths(cells: Sequence[Cell], grid: Sequence[Cell]) -> list[str]:
+def _paths(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
     """Return the override that chooses among a user's backends, which share one name."""
     everything, some = _values(grid, _path), _values(cells, _path)
     return [f"ARGS=attention.path={','.join(some)}"] if len(some) < len(everything) else []
 
 
-def _path(cell: Cell) -> str:
+def _path(cell: PlannedCell) -> str:
     return (cell.config and cell.config.attention.path) or ""
 
 
-def _values(cells: Iterable[Cell], axis: Callable[[Cell], str]) -> list[str]:
+def _values(cells: Iterable[PlannedCell], axis: Callable[[PlannedCell], str]) -> list[str]:
     return list(dict.fromkeys(map(axis, cells)))
 
 
-def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+def savings(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]:
     """Return what could be left out, as words and the cells that remain, what saves most first.
 
     Every task, every backend, the best of these and the best after it, all seeds but the first, and
@@ -182,7 +182,7 @@ def savings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     return [(words, [cell for cell in cells if cell not in out]) for words, out in worth]
 
 
-def _singles(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+def _singles(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]:
     """Return the cells of every task and of every backend."""
     axes = (AXES["TASKS"], AXES["ATTENTIONS"])
     return [
@@ -192,21 +192,21 @@ def _singles(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     ]
 
 
-def _heaviest(cells: Sequence[Cell]) -> list[list[Cell]]:
+def _heaviest(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
     """Return the fewest pairs of task and backend that take half of the time, over seeds."""
     pairs = [[cell for cell in cells if name(cell) == each] for each in _values(cells, name)]
-    heavy: list[list[Cell]] = []
+    heavy: list[list[PlannedCell]] = []
     for pair in sorted(pairs, key=_seconds, reverse=True):
         if sum(map(_seconds, heavy)) < HEAVY * _seconds(cells):
             heavy.append(pair)
     return heavy
 
 
-def _seconds(cells: Iterable[Cell]) -> float:
+def _seconds(cells: Iterable[PlannedCell]) -> float:
     return sum(cell.seconds for cell in cells)
 
 
-def saving_lines(cells: Sequence[Cell]) -> list[str]:
+def saving_lines(cells: Sequence[PlannedCell]) -> list[str]:
     """Return what could be left out, how long the rest takes, and the variables for that."""
     grid = [cell for cell in cells if cell.state != "refused"]
     lines = []
@@ -217,7 +217,7 @@ def saving_lines(cells: Sequence[Cell]) -> list[str]:
     return ["What could be left out:", *lines] if lines else []
 
 
-def state_lines(cells: Sequence[Cell]) -> list[str]:
+def state_lines(cells: Sequence[PlannedCell]) -> list[str]:
     """Return the reason of every cell whose state has one, equal ones told once."""
     reasons: dict[str, list[str]] = {}
     for cell in cells:
@@ -227,7 +227,7 @@ def state_lines(cells: Sequence[Cell]) -> list[str]:
     return [f"* {', '.join(names)} {state}" for state, names in reasons.items()]
 
 
-def data_lines(cells: Sequence[Cell]) -> list[str]:
+def data_lines(cells: Sequence[PlannedCell]) -> list[str]:
     """Return how long sequences were taken to be, and which data are missing."""
     tasks: dict[str, list[str]] = {"real": [], "full": [], "missing": []}
     for cell in cells:
@@ -249,7 +249,7 @@ def data_lines(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def total_lines(cells: Sequence[Cell]) -> list[str]:
+def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     """Return the sums: cells, time, disk."""
     todo = [cell for cell in cells if cell.cost]
     counts: dict[str, int] = {}
@@ -288,7 +288,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def memory_lines(cells: Sequence[Cell], base: int) -> list[str]:
+def memory_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
     """Return a warning for every cell that needs more memory than there is."""
     lines = {}
     for cell in cells:
@@ -299,7 +299,7 @@ def memory_lines(cells: Sequence[Cell], base: int) -> list[str]:
     return ["WARNING: more memory than there is:", *lines.values()] if lines else []
 
 
-def page(cells: Sequence[Cell], base: int) -> str:
+def page(cells: Sequence[PlannedCell], base: int) -> str:
     """Return the whole plan.
 
     Args:

@@ -4,24 +4,39 @@ A record is one flat JSON object, written once. It says what was measured, on wh
 which configuration, by which code and on which machine.
 """
 
-import functools
 import json
 import logging
 import os
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
-from lra.typecheck import fits
+from lra.typecheck import describe, fits
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = 1
-NAME = "result.json"
+RECORD = "result.json"
+
+
+class Method(NamedTuple):
+    """What is compared: a backend, and the name of what was overridden.
+
+    Args:
+        attention: Backend.
+        variant: Its variant; `default` where nothing was overridden.
+    """
+
+    attention: str
+    variant: str = "default"
+
+    def __str__(self) -> str:
+        return self.attention if self.variant == "default" else f"{self.attention} ({self.variant})"
+
+
+Status = Literal["ok", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,7 @@ class Record:
     protocol: str
     scale: str
     seed: int
-    status: str
+    status: Status
     reason: str = ""
     attention_source: str = ""
     test_accuracy: float | None = None
@@ -115,19 +130,24 @@ class Record:
     dirty: bool
     schema: int = SCHEMA
 
+    @property
+    def method(self) -> Method:
+        """Backend and variant."""
+        return Method(self.attention, self.variant)
+
 
 class RecordError(ValueError):
     """A file is not a record of this schema."""
 
 
-def write(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Write `result.json` into a run folder, whole or not at all."""
-    partial = folder / f"{NAME}.partial"
+    partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NAME)
+    os.replace(partial, folder / RECORD)
 
 
-def read(file: Path) -> Record:
+def read_record(file: Path) -> Record:
     """Read a record and check every key against the schema.
 
     Raises:
@@ -149,20 +169,18 @@ def read(file: Path) -> Record:
         raise RecordError(f"{file}: key {wrong[0]!r} is {state}")
     for key, kind in hints.items():
         if not fits(values[key], kind):
-            raise RecordError(f"{file}: {key}={values[key]!r} is no {kind}")
-    if values["status"] not in ("ok", "failed"):
-        raise RecordError(f"{file}: status={values['status']!r} should be ok or failed")
+            raise RecordError(f"{file}: {key}={values[key]!r} must be {describe(kind)}")
     missing = [key for key, value in values.items() if value is None]
     if values["status"] == "ok" and missing:
         raise RecordError(f"{file}: {missing[0]} is null though status is ok")
     return Record(**values)
 
 
-def read_all(folder: Path) -> Iterator[Record]:
+def read_records(folder: Path) -> Iterator[Record]:
     """Yield the records below a folder, sorted by path; name and leave out what is none."""
-    for file in sorted(folder.glob(f"**/{NAME}")):
+    for file in sorted(folder.glob(f"**/{RECORD}")):
         try:
-            record = read(file)
+            record = read_record(file)
         except RecordError as error:
             log.warning("left out: %s", error)
             continue
@@ -171,37 +189,3 @@ def read_all(folder: Path) -> Iterator[Record]:
             yield record
         else:
             log.warning("left out: %s is the record of %s", file, "/".join(own))
-
-
-# What can change a number; records and documents can not.
-CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "requirements.lock")
-
-
-@functools.cache
-def code_version(root: Path = ROOT) -> tuple[str, bool]:
-    """Return the git commit of the code and whether it differs from it, as first asked.
-
-    Args:
-        root: Top of the repository.
-    """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
-    except (OSError, subprocess.CalledProcessError):
-        return "", False
-
-
-def processor() -> str:
-    """Return the processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

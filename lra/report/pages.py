@@ -1,33 +1,22 @@
-"""Tables and a figure from records: a pure function of the files under the runs folder.
+"""The pages of a report: the tables with what a reader must know of their numbers."""
 
-    python -m lra.report --scale mini --protocol nystromformer
-
-Writes accuracy and throughput tables as Markdown and CSV, and a figure of both, to
-`results/<scale>/<protocol>/`, and prints the tables. Measured and published figures are never
-mixed: published ones stand below, with their source, and only at the paper scale.
-"""
-
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lra import figure, results
-from lra.grid import CHANCE_ERRORS, Grid, build_grid
-from lra.tables import (
-    Table,
+from lra.markdown import Table, markdown
+from lra.record import read_records
+from lra.report import figure
+from lra.report.grid import CHANCE_ERRORS, Grid, build_grid
+from lra.report.tables import (
     accuracy_table,
-    markdown,
     published_table,
-    row_name,
     throughput_table,
     write_accuracy_csv,
     write_throughput_csv,
 )
 
 log = logging.getLogger(__name__)
-
-CONFIGS = results.ROOT / "configs"
 
 
 def notes(grid: Grid) -> list[str]:
@@ -54,10 +43,7 @@ def notes(grid: Grid) -> list[str]:
     }
     lines += [f"Code: {commit}." for commit in sorted(commits)]
     failed = [r for r in grid.records if r.status == "failed"]
-    lines += [
-        f"Failed: {r.task}/{row_name((r.attention, r.variant))} seed {r.seed}: {r.reason}."
-        for r in failed
-    ]
+    lines += [f"Failed: {r.task}/{r.method} seed {r.seed}: {r.reason}." for r in failed]
     return lines
 
 
@@ -147,7 +133,7 @@ def write_report(
     Returns:
         Both pages, for the terminal.
     """
-    records = list(results.read_all(runs_dir / scale / protocol))
+    records = list(read_records(runs_dir / scale / protocol))
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
@@ -168,30 +154,3 @@ def write_report(
     write_throughput_csv(folder / "throughput.csv", grid)
     figure.draw(grid, folder / "accuracy_vs_speed.svg", f"scale {scale}, protocol {protocol}")
     return "\n".join(pages.values()) + f"\nWritten to {folder}"
-
-
-def main() -> None:
-    """Write and print the report that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m lra.report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--scale", default="paper", help="scale of the runs (paper)")
-    parser.add_argument("--protocol", default="nystromformer", help="protocol (nystromformer)")
-    parser.add_argument("--tasks", default="", help="tasks that get a column, trained or not")
-    parser.add_argument("--attentions", default="", help="backends that get a row, trained or not")
-    parser.add_argument("--seeds", default="", help="seeds that every cell should have")
-    parser.add_argument("--runs-dir", type=Path, default=Path("results/runs"))
-    parser.add_argument("--out-dir", type=Path, default=Path("results"))
-    args = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-    for group in ("scale", "protocol"):
-        known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-        if (name := getattr(args, group)) not in known:
-            parser.error(f"--{group} {name}: must be one of {', '.join(known)}")
-    seeds = [int(seed) for seed in args.seeds.split(",") if seed]
-    tasks, attentions = (text.split(",") if text else [] for text in (args.tasks, args.attentions))
-    folders = (args.runs_dir, args.out_dir)
-    print(write_report(*folders, args.scale, args.protocol, tasks, attentions, seeds))
-
-
-if __name__ == "__main__":
-    main()

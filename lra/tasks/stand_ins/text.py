@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lra.tasks.stand_in import Draws, Example, StandIn
+from lra.tasks.stand_ins import Draws, Example, StandIn
 
 CONSONANTS = "bdgklmnprst"
 VOWELS = "aeiou"

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks.stand_in import Example, StandIn, uniform
+from lra.tasks.stand_ins import Example, StandIn, uniform
 
 CLASSES = (
     "horizontal stripes",

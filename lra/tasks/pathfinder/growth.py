@@ -1,16 +1,16 @@
 """Grow the contours and distractors of Pathfinder images: the generator's inner loops.
 
-The algorithm is that of the public generator (see `pathfinder_rules`), byte for byte when both
+The algorithm is that of the public generator (see `rules`), byte for byte when both
 are fed the same random numbers: an image is attempted from scratch until both contours are
 complete, then distractors are tried. Nothing is drawn here. All geometry is looked up in a record
-of `pathfinder_record.TABLES`, called `t`.
+of `layout.TABLES`, called `t`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks.compiled import compiled
-from lra.tasks.pathfinder_record import CHOICES, DEGREES
+from lra.tasks.pathfinder.compiled import compiled
+from lra.tasks.pathfinder.layout import CHOICES, DEGREES
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lra.tasks.stand_in import Draws, Example, StandIn
-from lra.tasks.text_stand_in import CONSONANTS, word
+from lra.tasks.stand_ins import Draws, Example, StandIn
+from lra.tasks.stand_ins.text import CONSONANTS, word
 
 # The rare consonant of each topic.
 TOPICS = "cfhjvwxz"

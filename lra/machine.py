@@ -1,0 +1,108 @@
+"""The machine that a cell runs on, the code that runs there, and the clock that times it."""
+
+import functools
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from lra.config import ConfigError
+from lra.paths import ROOT
+
+# What can change a number; records and documents cannot.
+CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "requirements.lock")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device: `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none of that index.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def processor() -> str:
+    """Return the processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> str:
+    """Return the name of the processor or GPU."""
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else processor()
+
+
+@functools.cache
+def code_version(root: Path = ROOT) -> tuple[str, bool]:
+    """Return the git commit of the code and whether it differs from it, as first asked.
+
+    Args:
+        root: Top of the repository.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call, computed on a device."""
+    synchronise(device)
+    started = time.perf_counter()
+    step()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 1,
+) -> dict[str, float]:
+    """Time functions in turn, so that a busy moment of the machine meets all of them.
+
+    Args:
+        steps: Functions by name.
+        repeats: Timed calls of each.
+        device: Where they compute.
+        warmup: Calls of each before the first timed one.
+
+    Returns:
+        Median seconds per call, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(warmup + repeats):
+        for name, step in steps.items():
+            taken = seconds_of(step, device)
+            if repeat >= warmup:
+                seconds[name].append(taken)
+    return {name: statistics.median(times) for name, times in seconds.items()}

@@ -1,0 +1,209 @@
+"""Train a cell and leave its record."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from lra import custom, memory
+from lra.batches import Batches
+from lra.build import batches_for, build_attention, build_model, build_task, num_parameters
+from lra.cell import decided, finished, identity
+from lra.checkpoint import BEST, CHECKPOINT
+from lra.config import Config, ConfigError, config_hash, resolve_precision
+from lra.loop import NotFiniteError, Run, count_correct
+from lra.machine import code_version, machine, resolve_device
+from lra.record import RECORD, Record, Status, read_record, write_record
+from lra.seeds import derive
+from lra.tasks import Task, cache
+
+log = logging.getLogger(__name__)
+
+
+class CellFailedError(RuntimeError):
+    """A cell ended without a result; its record says why."""
+
+
+def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
+    """Train a cell and write its record into `folder`.
+
+    Args:
+        config: The cell.
+        folder: Its run folder; it exists.
+        place: Where the cell stands in a sweep, such as `[3/20] `, for bar and log.
+
+    Returns:
+        The record; None when the cell was finished before.
+
+    Raises:
+        ConfigError: Something in the configuration is wrong; nothing was built.
+        DataError: The task's data are missing or damaged.
+        CellFailedError: Training failed; the record says so.
+        StoppedError: The run was asked to stop; its checkpoint is written.
+    """
+    code_version()
+    task = build_task(config)
+    build_attention(config.attention)
+    device = resolve_device(config.device)
+    values = decided(config, task, device)
+    if not config.force and finished(folder, values):
+        there = read_record(folder / RECORD).attention_source
+        changed = there != custom.sources(config.attention)
+        hint = ", with an attention that has changed since; force=true trains it again"
+        log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
+        return None
+    torch.set_num_threads(values["threads"])
+    try:
+        # Two processes in one folder would overwrite each other's checkpoints.
+        with FileLock(folder / ".lock", blocking=False):
+            record = _train(config, task, device, values, folder, place + config.cell)
+    except Timeout as error:
+        raise ConfigError(f"{folder}: another process trains this cell") from error
+    if record.status == "failed":
+        # Said here too, as a sweep tells its errors only at its end.
+        log.error("%s%s failed: %s", place, config.cell, record.reason)
+        raise CellFailedError(f"{config.cell} failed: {record.reason}")
+    log.info(
+        "%s%s: test %.4f (%d of %d, majority %.4f), %.0f s",
+        place,
+        config.cell,
+        record.test_accuracy,
+        record.test_correct,
+        record.test_total,
+        record.test_majority_rate,
+        record.seconds,
+    )
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How training and test ended.
+
+    Args:
+        status: `ok`, or `failed`.
+        reason: Why it failed.
+        correct: Test examples classified rightly; None where nothing was tested.
+        seconds: Seconds of the test.
+    """
+
+    status: Status
+    reason: str = ""
+    correct: int | None = None
+    seconds: float = 0.0
+
+
+def _train(
+    config: Config,
+    task: Task,
+    device: torch.device,
+    values: dict[str, Any],
+    folder: Path,
+    label: str,
+) -> Record:
+    started = time.perf_counter()
+    # Before the data, which may take long to build, so that a refused option is told at once.
+    model = build_model(config)
+    dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+    if config.force:
+        for name in (CHECKPOINT, BEST, RECORD):
+            (folder / name).unlink(missing_ok=True)
+    memory.reset(device)
+    model.to(device)
+    batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
+    run = Run(
+        model,
+        config.train,
+        {"train": batches["train"], "validation": batches[config.validation]},
+        device,
+        folder,
+        config.seed,
+        identity(values, dataset.fingerprint, custom.sources(config.attention)),
+        label,
+    )
+    log.info(
+        "%s: %d parameters, %d steps of %d on %s in %s, %s data %s",
+        label,
+        num_parameters(model),
+        config.train.steps,
+        config.train.batch_size,
+        device,
+        values["train"]["precision"],
+        dataset.source.kind,
+        dataset.fingerprint[:12],
+    )
+    setup = time.perf_counter() - started
+    torch.manual_seed(derive(config.seed, "dropout"))
+    outcome = _fit_and_test(run, batches["test"])
+    record = _record(config, values, dataset, run, outcome, setup)
+    write_record(folder, record)
+    return record
+
+
+def _fit_and_test(run: Run, test: Batches) -> Outcome:
+    """Train, then test the chosen parameters once; a bad loss or a full GPU ends both."""
+    try:
+        run.fit()
+    except (NotFiniteError, torch.OutOfMemoryError) as error:
+        return Outcome(status="failed", reason=str(error).splitlines()[0])
+    started = time.perf_counter()
+    correct = count_correct(run.model, test, run.train_config)
+    return Outcome(status="ok", correct=correct, seconds=time.perf_counter() - started)
+
+
+def _record(
+    config: Config,
+    values: dict[str, Any],
+    dataset: cache.Dataset,
+    run: Run,
+    outcome: Outcome,
+    setup_seconds: float,
+) -> Record:
+    progress, test = run.progress, dataset.splits["test"]
+    correct, validated = outcome.correct, progress.best_step > 0
+    commit, dirty = code_version()
+    return Record(
+        task=config.task.name,
+        attention=config.attention.name,
+        attention_source=custom.sources(config.attention),
+        variant=config.variant,
+        protocol=config.protocol.name,
+        scale=config.scale,
+        seed=config.seed,
+        status=outcome.status,
+        reason=outcome.reason,
+        test_accuracy=None if correct is None else correct / len(test),
+        test_correct=correct,
+        test_total=None if correct is None else len(test),
+        test_majority_rate=test.majority_rate,
+        selected_on=config.validation,
+        best_accuracy=progress.best_accuracy if validated else None,
+        best_step=progress.best_step if validated else None,
+        steps=progress.step,
+        skipped_updates=run.num_skipped,
+        train_seconds=progress.train_seconds,
+        seconds=progress.seconds + setup_seconds + outcome.seconds,
+        steps_per_second=progress.step / progress.train_seconds,
+        tokens_per_second=progress.tokens / progress.train_seconds,
+        peak_memory_bytes=memory.peak(run.device),
+        parameters=num_parameters(run.model),
+        data_fingerprint=dataset.fingerprint,
+        data_source=dataset.source.kind,
+        data_description=dataset.source.description,
+        data_skipped_rows=sum(dataset.num_skipped.values()),
+        deviations=config.protocol.deviations,
+        config=values,
+        config_hash=config_hash(values),
+        machine=machine(run.device),
+        device=run.device.type,
+        dtype=resolve_precision(config.train.precision, run.device.type),
+        compiled=config.train.compile,
+        threads=values["threads"],
+        torch=torch.__version__,
+        commit=commit,
+        dirty=dirty,
+    )
