@@ -2,9 +2,10 @@
 
     python -m lra.plan --tasks listops,text --attentions softmax,mra --scale mini -- threads=1
 
-A few steps of each cell that is to be trained are measured; see `lra.plan.cost`. What was measured
-is kept in `plan.json` of the runs folder, so that a plan and the grid after it measure once. The exit
-status is 2 for a wrong name or override, and 1 where the sweep would refuse a cell, and so all.
+A few steps of each cell that is to be trained are measured; see `lra.plan.cost`. What was
+measured is kept in `plan.json` of the runs folder, so that a plan and the grid after it measure
+once. The exit status is 2 for a wrong name or override, and 1 where the sweep would refuse a cell,
+and so all.
 """
 
 import argparse
