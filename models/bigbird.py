@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import drop
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 from models.options import a_seed, at_least
 
@@ -114,13 +115,13 @@ def block_attention(
     )  # (B, H, X, S b, K)
     allowed = real.view(-1, num_blocks, size)[:, blocks] & counts[..., None]  # (B, H, X, S, b)
     weights = masked_softmax(q @ k_blocks.mT, allowed.flatten(3)[..., None, :])
-    output = F.dropout(weights, dropout) @ v_blocks  # (B, H, X, b, K)
+    output = drop(weights, dropout) @ v_blocks  # (B, H, X, b, K)
 
     # The rows of the first block and, where the sequence reaches it, of the last.
     ends = [0] if num_blocks < longest or longest == 1 else [0, num_blocks - 1]
     dense = torch.cat([q[:, :, end] for end in ends], -2)  # (B, H, b or 2b, K)
     weights = masked_softmax(dense @ k.mT, real[:, None, None])
-    rows = F.dropout(weights, dropout) @ v
+    rows = drop(weights, dropout) @ v
     middle = output[:, :, 1 : num_blocks - len(ends) + 1].flatten(2, 3)
     output = torch.cat([rows[..., :size, :], middle, rows[..., size:, :]], -2)
     return output[..., :length, :]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Dropout
 from models.heads import AttentionShape, HeadProjections
 
 Attention = Callable[[AttentionShape], nn.Module]
@@ -153,7 +154,7 @@ class Embedding(nn.Module):
             table = sinusoidal_positions(config.num_positions, config.dim)
             self.register_buffer("positions", table, persistent=False)
         self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed `tokens` `(B, N)` as `(B, N, D)`; `(B, N + 1, D)` with a classification token."""
@@ -199,16 +200,16 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.dim, config.norm_epsilon)
         self.attention = attention(config.attention_shape)
         if config.mlp_norm:
-            self.dropout: nn.Module = nn.Dropout(config.dropout)
+            self.dropout: nn.Module = Dropout(config.dropout)
             self.mlp_norm: nn.Module = nn.LayerNorm(config.dim, config.norm_epsilon)
         else:
-            self.dropout, self.mlp_norm = nn.Identity(), nn.Dropout(config.dropout)
+            self.dropout, self.mlp_norm = nn.Identity(), Dropout(config.dropout)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
             nn.GELU(GELU[config.gelu]),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.mlp_dim, config.dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import drop
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 from models.options import at_least, even
 
@@ -84,7 +85,7 @@ def window_attention(
     to_global = q_blocks @ k[..., None, :num_global, :].mT  # (B, H, X, b, G)
     to_local = q_blocks @ _neighbours(k_blocks).mT  # (B, H, X, b, 3b)
     weights = masked_softmax(torch.cat([to_global, to_local], -1), allowed)
-    weights = F.dropout(weights, dropout)
+    weights = drop(weights, dropout)
     from_global = weights[..., :num_global] @ v[..., None, :num_global, :]
     from_local = weights[..., num_global:] @ _neighbours(v_blocks)
     output = (from_global + from_local).flatten(2, 3)[..., :length, :]
@@ -92,7 +93,7 @@ def window_attention(
     if num_global == 0:
         return output
     weights = masked_softmax(q[..., :num_global, :] @ k.mT, real[:, None, None])  # (B, H, G, N)
-    first = F.dropout(weights, dropout) @ v
+    first = drop(weights, dropout) @ v
     return torch.cat([first, output[..., num_global:, :]], -2)
 
 

@@ -189,10 +189,10 @@ class _Heads:
 
 def _kernel() -> Any:
     # Not above: a machine that computes on a GPU may do without numba.
+    import models.compiled as compiled
     import models.mra_kernel as mra_kernel
 
-    # A compiled function keeps the values of its own file.
-    assert (mra_kernel.FLOOR, mra_kernel.VECTOR) == (FLOOR, VECTOR)
+    assert (compiled.FLOOR, compiled.VECTOR) == (FLOOR, VECTOR)
     return mra_kernel
 
 

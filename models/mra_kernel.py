@@ -6,187 +6,17 @@ between them. Logits stand transposed, keys by queries, so that a vector holds q
 softmax needs along the keys is then plain arithmetic of vectors. Only one block row's logits are
 kept, and the backward computes them again.
 
-All of it is one file, constants too, because numba's cache on disk notices edits of a function's
-own file only. Nothing compiled looks at bounds: functions that are called from outside begin by
-comparing shapes.
+Nothing compiled looks at bounds: functions that are called from outside begin by comparing shapes.
 
 Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block. In the arrays a block
 has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., object])
-Array = NDArray[Any]
-
-# Bytes of a vector. A processor of shorter ones uses several, and is right but slower.
-VECTOR = 64
-# Rows of a tile: with two vectors each, its sums fill half of AVX-512's 32 registers. A vector of
-# float64 must hold a multiple.
-ROWS = 8
-# Stands for minus infinity, so that no difference of two of them is NaN.
-FLOOR = -1e30
-# What LLVM may assume; not that everything is finite.
-FREEDOM = {"reassoc", "contract", "arcp", "nsz"}
-
-
-def compiled(function: Function) -> Function:
-    """Compile a function on its first call, keep it on disk, and run it without Python's lock.
-
-    Sums may be added up in any order: the same machine gives the same bits. What is not finite
-    stays so, and is seen by whoever looks for it in the loss.
-    """
-    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=FREEDOM)(function))
-
-
-def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any, Any], Any]:
-    """Return what gives the address of an item of a matrix from its row and column."""
-    fields = context.make_array(kind)(context, builder, array)
-    strides = numba.core.cgutils.unpack_tuple(builder, fields.strides)
-    byte = ir.IntType(8).as_pointer()
-    start = builder.bitcast(fields.data, byte)
-
-    def address(row: Any, column: Any) -> Any:
-        steps = [builder.mul(i, stride) for i, stride in zip((row, column), strides, strict=True)]
-        item = context.get_value_type(kind.dtype).as_pointer()
-        return builder.bitcast(builder.gep(start, [builder.add(*steps)]), item)
-
-    return address
-
-
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]  # numba has no types
-def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, add: Any) -> Any:
-    """Compute ROWS rows of `num` vectors of a product, sums in registers, from `row`, `column`.
-
-    What a compiler makes of three loops keeps the sums in memory, at less than half the speed. It
-    builds the instructions of this, with r over ROWS rows from `row`, v over `num` vectors from
-    `column`, and both of these loops written out, so that only the one over k is left:
-
-        sums[r, v] = c[r, v] if add else 0
-        for k in range(len(b)):
-            right[v] = b[k, v]              # loaded once, for all rows
-            for r in rows:
-                left = a[r, k] in every place of a vector
-                for v in vectors:
-                    sums[r, v] += left * right[v]
-        c[r, v] = sums[r, v]
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, c_array, row, column, a_array, b_array, add = arguments
-        _, c_kind, _, _, a_kind, b_kind, _ = signature.args
-        c, a, b = (
-            _address(context, builder, kind, array)
-            for kind, array in ((c_kind, c_array), (a_kind, a_array), (b_kind, b_array))
-        )
-        item, size = context.get_value_type(c_kind.dtype), c_kind.dtype.bitwidth // 8
-        vector, index = ir.VectorType(item, VECTOR // size), ir.IntType(64)
-        rows = [builder.add(row, index(r)) for r in range(ROWS)]
-        columns = [builder.add(column, index(v * vector.count)) for v in range(num.literal_value)]
-        depth = builder.extract_value(
-            context.make_array(b_kind)(context, builder, b_array).shape, 0
-        )
-        sums = [(c(r, j), r) for r in rows for j in columns]
-        sums = [builder.bitcast(place, vector.as_pointer()) for place, _ in sums]
-
-        entry = builder.block
-        resume, loop, end = (builder.append_basic_block(name) for name in ("add", "k", "end"))
-        builder.cbranch(builder.icmp_signed("!=", add, add.type(0)), resume, loop)
-        builder.position_at_end(resume)
-        old = [builder.load(place, align=size) for place in sums]
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        k = builder.phi(index)
-        totals = [builder.phi(vector) for _ in sums]
-        for total, loaded in zip(totals, old, strict=True):
-            total.add_incoming(ir.Constant(vector, None), entry)
-            total.add_incoming(loaded, resume)
-        right = [
-            builder.load(builder.bitcast(b(k, j), vector.as_pointer()), align=size) for j in columns
-        ]
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
-        nothing = ir.Constant(vector, ir.Undefined)
-        new: list[Any] = []
-        for r in rows:
-            left = builder.insert_element(nothing, builder.load(a(r, k)), ir.IntType(32)(0))
-            left = builder.shuffle_vector(left, nothing, lanes)
-            for x in right:
-                product = builder.fmul(left, x, flags=("contract",))
-                new.append(builder.fadd(totals[len(new)], product, flags=("contract",)))
-        following = builder.add(k, index(1))
-        k.add_incoming(index(0), entry)
-        k.add_incoming(index(0), resume)
-        k.add_incoming(following, loop)
-        for total, value in zip(totals, new, strict=True):
-            total.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, depth), loop, end)
-
-        builder.position_at_end(end)
-        for value, place in zip(new, sums, strict=True):
-            builder.store(value, place, align=size)
-        return context.get_dummy_value()
-
-    if not c.dtype == a.dtype == b.dtype:
-        raise numba.TypingError(f"blocks must be of one type, not {c.dtype}, {a.dtype}, {b.dtype}")
-    return types.void(num, c, types.intp, types.intp, a, b, types.boolean), generate
-
-
-@compiled
-def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
-    """Write `a` `(m, k)` times `b` `(k, n)` to `c` `(m, n)`, or add it to what is there.
-
-    Rows of `b` and `c` are contiguous; m is a multiple of ROWS, n of a vector.
-    """
-    lanes = VECTOR // c.itemsize
-    # A tile writes to memory directly: shapes that do not fit would destroy what lies behind.
-    assert c.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
-    assert c.shape[0] % ROWS == 0 and c.shape[1] % lanes == 0
-    assert c.strides[1] == c.itemsize and b.strides[1] == b.itemsize
-    for row in range(0, c.shape[0], ROWS):
-        column = 0
-        while column + 2 * lanes <= c.shape[1]:
-            _tile(2, c, row, column, a, b, add)
-            column += 2 * lanes
-        if column < c.shape[1]:
-            _tile(1, c, row, column, a, b, add)
-
-
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
-def exp2(typing: Any, x: Any) -> Any:
-    """Compute 2^x for x <= 0 or NaN, in operations that vectorise.
-
-    With n the integer next to x, 2^(x - n) is its Taylor series up to the last bit or two. It is 0
-    where n is below the exponents of normal numbers.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.return_type
-        mantissa, bias, degree = (23, 127, 7) if kind == types.float32 else (52, 1023, 13)
-        real, integer = context.get_value_type(kind), ir.IntType(kind.bitwidth)
-        (x,) = arguments
-        least = real(-bias)
-        x = builder.select(builder.fcmp_ordered("<", x, least), least, x)
-        n = builder.call(builder.module.declare_intrinsic("llvm.rint", [real]), [x])
-        rest, series = builder.fsub(x, n), real(0)
-        for power in range(degree, -1, -1):
-            term = real(math.log(2) ** power / math.factorial(power))
-            product = builder.fmul(series, rest, flags=("contract",))
-            series = builder.fadd(product, term, flags=("contract",))
-        exponent = builder.add(builder.fptosi(n, integer), integer(bias))
-        two_to_n = builder.bitcast(builder.shl(exponent, integer(mantissa)), real)
-        return builder.fmul(series, two_to_n)
-
-    return x(x), generate
+from models.compiled import FLOOR, Array, compiled, exp2, multiply, transpose
 
 
 @compiled
@@ -253,13 +83,6 @@ def average(packed: Array, counts: Array, means: Array) -> None:
 
 
 @compiled
-def _transpose(block: Array, factor: float, transposed: Array) -> None:
-    for d in range(block.shape[1]):
-        for i in range(block.shape[0]):
-            transposed[d, i] = block[i, d] * factor
-
-
-@compiled
 def _weigh_coarse(
     means: Array, counts: Array, selected: Array, factor: float, weights: Array, top: Array
 ) -> None:
@@ -274,7 +97,7 @@ def _weigh_coarse(
         top: Written, `(S,)`: that largest one as a power of 2, FLOOR where none is left.
     """
     keys = np.empty((means.shape[2], means.shape[1]), means.dtype)
-    _transpose(means[1], factor, keys)
+    transpose(means[1], factor, keys)
     multiply(weights, means[0], keys, False)
     logs = np.full(len(top), means.dtype.type(FLOOR))
     for y in range(len(counts)):
@@ -377,7 +200,7 @@ def attend(
     query = np.empty((columns, tokens), Q.dtype)
     top, norm = np.empty(tokens, Q.dtype), np.empty(tokens, Q.dtype)
     for x in range(num_blocks):
-        _transpose(Q[x], factor, query)
+        transpose(Q[x], factor, query)
         num = _choose(selected[x], chosen)
         for i in range(tokens):
             top[i] = coarse_top[x]
@@ -439,8 +262,8 @@ def differentiate(
     query, towards = np.empty((columns, tokens), Q.dtype), np.empty((columns, tokens), Q.dtype)
     chosen = np.empty(num_blocks, np.int64)
     for x in range(num_blocks):
-        _transpose(Q[x], factor, query)
-        _transpose(grad[x], one, towards)
+        transpose(Q[x], factor, query)
+        transpose(grad[x], one, towards)
         for p in range(_choose(selected[x], chosen)):
             y = chosen[p]
             multiply(weights, K[y], query, False)
@@ -481,7 +304,7 @@ def _differentiate_coarse(
                 pooled_inner[x] += share * inner[x, i]
                 for d in range(columns):
                     pooled[x, d] += share * grad[x, i, d]
-    _transpose(means[2], means.dtype.type(1), values)
+    transpose(means[2], means.dtype.type(1), values)
     multiply(slopes, pooled, values, False)
     for x in range(size):
         for y in range(size):

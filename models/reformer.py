@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import drop
 from models.heads import AttentionShape, HeadProjections
 from models.options import a_seed, at_least, even
 
@@ -173,7 +174,7 @@ def _attend_in_chunks(
     top = logits.detach().amax(-1, keepdim=True)
     weights = logits.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
-    output = F.dropout(weights, dropout) @ _with_previous(v)
+    output = drop(weights, dropout) @ _with_previous(v)
     return output / total, top + total.log()
 
 

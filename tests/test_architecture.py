@@ -34,7 +34,7 @@ def test_models_never_import_the_benchmark() -> None:
     for file, names in imports("models").items():
         assert not under(names, "lra"), file
         outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
-        compiler = {"numba", "llvmlite"} if file == "models/mra_kernel.py" else set()
+        compiler = {"numba", "llvmlite"} if file == "models/compiled.py" else set()
         assert outside <= {"torch", "pywt", "numpy", "models"} | compiler, file
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import mra_kernel
+from models import compiled, mra_kernel
 from models.mra import Mode, mra_attention_reference
 from models.mra_blocks import FLOOR
 
@@ -26,10 +26,10 @@ def test_products_are_those_of_numpy_and_touch_nothing_else(dtype, transposed, s
     around = random(m + 2, n, dtype=dtype, seed=2)
     before, c = around.copy(), around[1:-1]
     tolerance = 2e-6 if dtype is np.float32 else 1e-14
-    mra_kernel.multiply(c, a, b, True)
+    compiled.multiply(c, a, b, True)
     want = before[1:-1].astype(float) + a.astype(float) @ b
     np.testing.assert_allclose(c, want, rtol=0, atol=tolerance * (1 + k))
-    mra_kernel.multiply(c, a, b, False)
+    compiled.multiply(c, a, b, False)
     np.testing.assert_allclose(c, a.astype(float) @ b, rtol=0, atol=tolerance * (1 + k))
     assert (around[[0, -1]] == before[[0, -1]]).all()
 
@@ -38,17 +38,17 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_is_written():
     for m, k, n, depth in ((7, 4, 16, 4), (8, 4, 15, 4), (8, 4, 16, 5)):
         c = np.zeros((m, n), np.float32)
         with pytest.raises(AssertionError):
-            mra_kernel.multiply(c, random(m, k), random(depth, n), False)
+            compiled.multiply(c, random(m, k), random(depth, n), False)
         assert not c.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers_of_two_are_right_to_the_last_bits_and_end_at_zero(dtype):
-    @numba.njit(fastmath=mra_kernel.FREEDOM)
+    @numba.njit(fastmath=compiled.FREEDOM)
     def powers(x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
         for i in range(len(x)):
-            y[i] = mra_kernel.exp2(x[i])
+            y[i] = compiled.exp2(x[i])
         return y
 
     least = np.finfo(dtype).minexp

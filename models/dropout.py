@@ -1,0 +1,164 @@
+"""Dropout (Srivastava et al. 2014), on the CPU at the cost of reading and writing.
+
+Random numbers of torch's generator are drawn one after the other, which takes a CPU ten times as
+long as the product they decide on. Here the generator gives one seed a call, and whether an element
+is kept follows from (seed, row, column) by a hash, in the same compiled loop as the product; the
+backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the loop,
+`kept_reference` the plain form of the hash.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Elements of a tensor that are one row to the hash, which counts columns in 32 bits.
+ROW_LENGTH = 2**20
+_COMPUTED = (torch.float32, torch.float64)
+_ROUNDED = (torch.bfloat16, torch.float16)
+
+
+def check_probability(p: float) -> None:
+    """Refuse what is no probability of dropping.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p={p}: must be a probability, at least 0 and at most 1")
+
+
+def threshold(p: float) -> int:
+    """Return the least of 32 random bits that keep an element, for `p` < 1.
+
+    Kept is then dropped with `p` to within 2^-33.
+    """
+    return min(round(p * 2**32), 2**32 - 1)
+
+
+def draw_seed() -> int:
+    """Draw 64 bits from torch's default generator on the CPU, as a signed number."""
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None))
+
+
+def kept_reference(seed: int, num_rows: int, num_columns: int, p: float) -> Tensor:
+    """Return which elements of a seed are kept, `(num_rows, num_columns)` bool, in plain numpy.
+
+    A row's key is its number of the generator SplitMix64 from `seed`; with the halves of the key a
+    column is hashed by triple32 (see `models.compiled.random_bits`) to 32 bits, which are compared
+    with the threshold.
+    """
+    rows = np.arange(1, num_rows + 1, dtype=np.uint64)
+    key = np.uint64(seed % 2**64) + rows * np.uint64(0x9E3779B97F4A7C15)
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    key ^= key >> np.uint64(31)
+    first, second = key.astype(np.uint32), (key >> np.uint64(32)).astype(np.uint32)
+    bits = np.arange(num_columns, dtype=np.uint32) ^ first[:, None]
+    bits = (bits ^ (bits >> np.uint32(17))) * np.uint32(0xED5AD4BB)
+    bits ^= (bits >> np.uint32(11)) ^ second[:, None]
+    bits *= np.uint32(0xAC4C1B51)
+    bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x31848BAB)
+    bits ^= bits >> np.uint32(14)
+    return torch.from_numpy(bits >= threshold(p))
+
+
+def dropout_reference(x: Tensor, p: float, seed: int) -> Tensor:
+    """Drop elements of `x` by a mask and a product: the plain form, for `p` < 1."""
+    num_rows, short = divmod(x.numel(), ROW_LENGTH)
+    columns = ROW_LENGTH if num_rows else short
+    kept = kept_reference(seed, num_rows + (short > 0), columns, p).flatten()[: x.numel()]
+    return torch.where(kept.view(x.shape), x / (1 - p), 0.0)
+
+
+class _Drop(torch.autograd.Function):
+    """The compiled loop; since it is linear in `x`, it is its own derivative at any order."""
+
+    @staticmethod
+    def forward(x: Tensor, seed: int, p: float) -> Tensor:
+        # Not above: a machine that computes on a GPU may do without numba.
+        from models.dropout_kernel import drop_rows
+
+        given = x.detach().contiguous()
+        if x.dtype in _ROUNDED:
+            given = given.float()
+        out = torch.empty_like(given)
+        factor = 1 / (1 - p)
+        arrays = given.view(-1).numpy(force=True), out.view(-1).numpy()
+        drop_rows(arrays[0], seed, threshold(p), factor, ROW_LENGTH, arrays[1])
+        return out.to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+        _, ctx.seed, ctx.p = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _apply(grads[0], ctx.seed, ctx.p), None, None
+
+
+def _apply(x: Tensor, seed: int, p: float) -> Tensor:
+    dropped: Tensor = _Drop.apply(x, seed, p)  # type: ignore[no-untyped-call]  # torch has no type
+    return dropped
+
+
+def is_for_kernels(x: Tensor) -> bool:
+    """Say whether `x` has contents on the CPU that compiled loops may read as an array.
+
+    Not on another device, under `torch.compile`, or in a tensor without contents as those of
+    `FakeTensorMode`.
+    """
+    plain = type(x) in (Tensor, nn.Parameter)
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def drop(x: Tensor, p: float, training: bool = True, compiled: bool = True) -> Tensor:
+    """Set elements of `x` to 0 with probability `p` and divide the others by 1 - `p`.
+
+    Args:
+        x: Of any shape and strides; on the CPU in float32, float64, bfloat16 or float16 it takes
+            the compiled loop, elsewhere and under `torch.compile` torch's dropout.
+        p: The probability, met to within 2^-33 by the compiled loop.
+        training: False returns `x` as it is.
+        compiled: False takes torch's dropout everywhere.
+
+    Returns:
+        Of the shape and type of `x`. The compiled loop draws one number from torch's generator, so
+        the generator's state decides the mask, whatever the strides, the type and the threads.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+    """
+    check_probability(p)
+    if not training or p == 0:
+        return x
+    if p < 1 and compiled and x.dtype in _COMPUTED + _ROUNDED and is_for_kernels(x):
+        return _apply(x, draw_seed(), p)
+    return F.dropout(x, p)
+
+
+class Dropout(nn.Module):
+    """Drop activations in training: `drop` as a module.
+
+    Args:
+        p: Probability of dropping an element.
+        compiled: False takes torch's dropout, as this suite once did everywhere.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+    """
+
+    def __init__(self, p: float, *, compiled: bool = True) -> None:
+        super().__init__()
+        check_probability(p)
+        self.p, self.compiled = p, compiled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of `x` in training; in evaluation return it as it is."""
+        return drop(x, self.p, self.training, self.compiled)
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"p={self.p}"
