@@ -1,13 +1,13 @@
 """Time dropout on the CPU against what it replaces, forward and backward, in turn in one process.
 
-Three tables: dropout of activations against torch's, by the element; training steps of an encoder
-with either; and attention dropout against `scaled_dot_product_attention` without it and
-against materialised weights. Inputs are random float32; after a warm-up, forms take turns and the
+Two tables: dropout of activations against torch's, by the element, and training steps of an encoder
+with either. Inputs are random float32; after a warm-up, forms take turns and the
 medians are compared. Each thread count has a process of its own. Run
 
     python scripts/bench_dropout.py --out results/bench/dropout_cpu.json
 
-on a quiet machine (some 4 minutes with the default lengths).
+(some 4 minutes with the default lengths). One thread is timed by its processor's clock, which a
+busy neighbour does not advance; several are timed by the wall's and want a quiet machine.
 """
 
 import argparse
@@ -35,14 +35,15 @@ Rows = dict[str, dict[str, float]]
 
 def medians(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each step, measured in turn."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, run in steps.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             # The first two warm up caches, compiled loops and the allocator.
             if repeat >= 2:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
