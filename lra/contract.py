@@ -111,18 +111,36 @@ def shape_and_type(subject: Subject) -> None:
 def masked_content(subject: Subject) -> None:
     """What stands under the mask never changes the output at real positions."""
     backend, (x, mask) = subject.build(), subject.inputs()
-    other = torch.where(mask[..., None], x, 100 * torch.randn_like(x))
-    _near(backend(other, mask)[mask], backend(x, mask)[mask], 1e-6, "outputs")
+    expected = backend(x, mask)[mask]
+    for kind, filled in _other_padding(x, mask):
+        _near(backend(filled, mask)[mask], expected, 1e-6, f"with {kind} there, outputs")
 
 
 def masked_gradient(subject: Subject) -> None:
-    """What stands under the mask gets no gradient from real positions."""
+    """What stands under the mask gets no gradient from real positions, and changes none."""
     backend, (x, mask) = subject.build(), subject.inputs()
-    (gradient,) = _gradients(backend(x.requires_grad_(), mask)[mask], [x])
-    if gradient[~mask].any():
-        raise BrokenError(f"a gradient of up to {gradient[~mask].abs().max():.1e} under the mask")
-    if not gradient[mask].any():
+    expected = _gradients(backend(x.requires_grad_(), mask)[mask], [x, *backend.parameters()])
+    if expected[0][~mask].any():
+        largest = expected[0][~mask].abs().max()
+        raise BrokenError(f"a gradient of up to {largest:.1e} under the mask")
+    if not expected[0][mask].any():
         raise BrokenError("the gradient of the input is zero")
+    for kind, filled in _other_padding(x.detach(), mask):
+        inputs = [filled.requires_grad_(), *backend.parameters()]
+        for found, wanted in zip(
+            _gradients(backend(filled, mask)[mask], inputs, f"with {kind} there, "),
+            expected,
+            strict=True,
+        ):
+            _near(found, wanted, 1e-5, f"with {kind} there, gradients")
+
+
+def _other_padding(x: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield `x` with other content under the mask, and what that is."""
+    kinds = {"large numbers": 100 * torch.randn_like(x)}
+    kinds |= {f"{value}": torch.full_like(x, value) for value in (math.nan, math.inf, -math.inf)}
+    for kind, content in kinds.items():
+        yield kind, torch.where(mask[..., None], x, content)
 
 
 def no_mask(subject: Subject) -> None:
@@ -431,7 +449,7 @@ def _same(
         _near(ours, plain, most, f"gradients of {name}{where}")
 
 
-def _gradients(output: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
+def _gradients(output: Tensor, inputs: Iterable[Tensor], where: str = "") -> list[Tensor]:
     """Return the gradients of the sum of squares; zeros where there is none.
 
     Raises:
@@ -442,7 +460,7 @@ def _gradients(output: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(tensor) for tensor in inputs]
     found = torch.autograd.grad(output.square().sum(), inputs, materialize_grads=True)
     if not all(gradient.isfinite().all() for gradient in found):
-        raise BrokenError("gradients that are not finite")
+        raise BrokenError(f"{where}gradients that are not finite")
     return list(found)
 
 

@@ -167,13 +167,13 @@ class BigBird(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         dropout = self.dropout if self.training else 0.0
         pattern = (self.blocks, self.counts, self.block_size)
         return self.projections.merge(block_attention(q, k, v, mask, *pattern, dropout))
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         pattern = (self.blocks, self.counts, self.block_size)
         return self.projections.merge(block_attention_reference(q, k, v, mask, *pattern))

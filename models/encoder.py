@@ -137,7 +137,8 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
     """Return the `(length, dim)` table of arXiv 1706.03762, section 3.5; `dim` is even."""
     steps = torch.arange(0, dim, 2, dtype=torch.float64)
     angles = torch.arange(length)[:, None] * torch.exp(steps * (-math.log(10_000.0) / dim))
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).float()
+    table = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+    return table.to(torch.get_default_dtype())
 
 
 class Embedding(nn.Module):
@@ -187,6 +188,32 @@ def pad_invariant(backend: nn.Module) -> bool:
     return claim
 
 
+class BackendError(ValueError):
+    """A backend returned what a block cannot take; the message says what."""
+
+
+def _checked(attended: object, x: Tensor, backend: nn.Module) -> Tensor:
+    """Return what a backend made of `x`, if it is a tensor like `x`.
+
+    A block adds it to its input, so another shape may fit by broadcasting, and train.
+
+    Raises:
+        BackendError: It is not; nothing here waits for a device.
+    """
+    name, wanted = type(backend).__name__, f"a tensor {tuple(x.shape)}"
+    if not isinstance(attended, Tensor):
+        raise BackendError(f"{name} returns a {type(attended).__name__}, not {wanted}")
+    if attended.shape != x.shape:
+        raise BackendError(f"{name} returns a tensor {tuple(attended.shape)}, not {wanted}")
+    wider = torch.promote_types(attended.dtype, torch.promote_types(x.dtype, torch.float32))
+    if not attended.is_floating_point() or wider.itemsize > max(x.dtype.itemsize, 4):
+        kind = str(attended.dtype).removeprefix("torch.")
+        raise BackendError(
+            f"{name} returns {kind}, not {str(x.dtype).removeprefix('torch.')} as its input"
+        )
+    return attended
+
+
 class Block(nn.Module):
     """One pre-norm block: attention, then the MLP, each on a residual path.
 
@@ -213,7 +240,11 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None.
+
+        Raises:
+            BackendError: The attention returns anything but a floating tensor of this shape.
+        """
         if self.clear_padding and mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         normed = self.attention_norm(x)
@@ -222,7 +253,7 @@ class Block(nn.Module):
                 attended = self.attention(normed.float(), mask)
         else:
             attended = self.attention(normed, mask)
-        x = x + self.dropout(attended)
+        x = x + self.dropout(_checked(attended, normed, self.attention))
         mixed: Tensor = x + self.mlp(self.mlp_norm(x))
         return mixed
 

@@ -60,8 +60,17 @@ class HeadProjections(nn.Module):
         self.qkv = nn.Linear(shape.dim, self.num_inputs * inner, bias=shape.bias)
         self.out = nn.Linear(inner, shape.dim, bias=shape.bias)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project `x` `(B, N, D)` to q, k and v, each `(B, H, N, K)` (a view, not contiguous)."""
+    def split(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project a sequence to queries, keys and values.
+
+        Args:
+            x: `(B, N, D)`.
+            mask: `(B, N)` bool, True for real tokens; what is not finite elsewhere becomes 0.
+
+        Returns:
+            q, k and v, each `(B, H, N, K)` (a view, not contiguous).
+        """
+        x = x if mask is None else finite_padding(x, mask)
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.num_inputs, self.heads, self.head_dim)
         q, *k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -71,6 +80,17 @@ class HeadProjections(nn.Module):
         """Join `heads` `(B, H, N, K)` and project them to `(B, N, D)`."""
         merged: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return merged
+
+
+def finite_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """Set tokens of `x` `(B, N, D)` that are not finite to 0 where `mask` `(B, N)` is False.
+
+    A weight of 0 times NaN is NaN, in sums over keys as in the gradients of projections. Padding
+    that is finite stays, hence changes no number. Nothing here waits for a device.
+    """
+    # One pass without a copy; it overflows, too, where products of such numbers would.
+    size = torch.linalg.vector_norm(x.detach(), dim=-1)
+    return x.masked_fill((~(mask | size.isfinite()))[..., None], 0.0)
 
 
 def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:

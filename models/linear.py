@@ -36,12 +36,12 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         heads = kernel_attention(elu_features(q), elu_features(k), v, mask)
         return self.projections.merge(heads)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         heads = kernel_attention_reference(elu_features(q), elu_features(k), v, mask)
         return self.projections.merge(heads)

@@ -108,7 +108,7 @@ class Linformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         to_values = self.to_keys if self.to_values is None else self.to_values
         dropout = self.dropout if self.training else 0.0
         heads = linformer_attention(q, k, v, mask, self.to_keys, to_values, dropout)
@@ -116,7 +116,7 @@ class Linformer(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         to_values = self.to_keys if self.to_values is None else self.to_values
         heads = linformer_attention_reference(q, k, v, mask, self.to_keys, to_values)
         return self.projections.merge(heads)

@@ -125,13 +125,13 @@ class Longformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         dropout = self.dropout if self.training else 0.0
         heads = window_attention(q, k, v, mask, self.window, self.num_global, dropout)
         return self.projections.merge(heads)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         heads = window_attention_reference(q, k, v, mask, self.window, self.num_global)
         return self.projections.merge(heads)

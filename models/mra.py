@@ -353,10 +353,10 @@ class MRA(nn.Module):
 
     def _in_tiles(self, attend: Attend, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.input_shape is None:
-            return self.projections.merge(attend(*self.projections.split(x), mask))
+            return self.projections.merge(attend(*self.projections.split(x, mask), mask))
         order = tile_order(self.input_shape, self.tile, x.device)
         mask = None if mask is None else mask[:, order]
-        out = self.projections.merge(attend(*self.projections.split(x[:, order]), mask))
+        out = self.projections.merge(attend(*self.projections.split(x[:, order], mask), mask))
         return out[:, order.argsort()]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -156,7 +156,7 @@ class Nystromformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = full_precision(q), full_precision(k), full_precision(v)
             heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
@@ -172,6 +172,6 @@ class Nystromformer(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, in the precision of `x`."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         heads = nystrom_attention_reference(q, k, v, mask, self.segment, self.iterations)
         return self.projections.merge(self._add_conv(heads, v, mask))

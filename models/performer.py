@@ -41,7 +41,7 @@ def orthogonal_features(num_features: int, width: int, seed: int) -> Tensor:
     basis = basis * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]
     directions = basis.mT.reshape(-1, width)[:num_features]
     features: Tensor = directions * draw(num_features, width).norm(dim=-1, keepdim=True)
-    return features.float()
+    return features.to(torch.get_default_dtype())
 
 
 def favor_attention_reference(
@@ -131,7 +131,7 @@ class Performer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
             with torch.autocast(x.device.type, enabled=False):
                 q, k = full_precision(q), full_precision(k)
@@ -147,7 +147,7 @@ class Performer(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, in the precision of `x`."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
             heads = favor_attention_reference(q, k, v, mask, self.directions)
         else:

@@ -51,7 +51,7 @@ def random_rotations(shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw Gaussian directions; a device that is the default must not reach the draws."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return draws.float()
+    return draws.to(torch.get_default_dtype())
 
 
 @torch.no_grad()
@@ -277,18 +277,19 @@ class Reformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        qk, v, buckets = self._hash(x)
+        qk, v, buckets = self._hash(x, mask)
         dropout = self.dropout if self.training else 0.0
         heads = lsh_attention(qk, v, mask, buckets, self.chunk_length, dropout)
         return self.projections.merge(heads)
 
-    def _hash(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _hash(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            qk, _, v = self.projections.split(x.to(self.projections.qkv.weight.dtype))
+            exact = x.to(self.projections.qkv.weight.dtype)
+            qk, _, v = self.projections.split(exact, mask)
             return qk, v, hash_buckets(qk, self.rotations, self.factors)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""
-        qk, v, buckets = self._hash(x)
+        qk, v, buckets = self._hash(x, mask)
         heads = lsh_attention_reference(qk, v, mask, buckets, self.chunk_length)
         return self.projections.merge(heads)

@@ -57,7 +57,7 @@ class Softmax(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         dropout = self.dropout if self.training else 0.0
         if self.fused:
             keys = None if mask is None else mask[:, None, None, :]
@@ -68,5 +68,5 @@ class Softmax(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x, mask)
         return self.projections.merge(softmax_attention(q, k, v, mask))

@@ -1,9 +1,11 @@
 """The contract of a backend, held by every one in the registry; `lra.check` runs the same."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from lra.build import build_attention, build_model
 from lra.check import attention_config
@@ -128,6 +130,40 @@ def test_a_wrong_option_is_told_before_data_are_read(words: tuple[str, str]) -> 
     config = load("task=listops", f"attention={name}", f"attention.options.{option}", "scale=mini")
     with pytest.raises(ConfigError, match=f"^attention {name}: {option}: must be at least"):
         build_model(config)
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("case", CASES, ids=words)
+@pytest.mark.usefixtures("float64_by_default")
+def test_every_backend_computes_in_float64_where_that_is_the_default(
+    case: tuple[str, dict[str, Any]],
+) -> None:
+    name, options = case
+    subject = Subject(build_attention(attention_config(name, options)))
+    backend, (x, mask) = subject.build(), subject.inputs()
+    output = backend(x.requires_grad_(), mask)
+    assert output.dtype == torch.float64
+    plain = backend.reference(x, mask)
+    torch.testing.assert_close(output[mask], plain[mask], atol=1e-9, rtol=1e-9)
+    (gradient,) = torch.autograd.grad(output[mask].sum(), x)
+    assert gradient.dtype == torch.float64 and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.usefixtures("float64_by_default")
+def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: str) -> None:
+    config = load(
+        "task=listops", "attention=performer", "scale=mini", f"model.positions={positions}"
+    )
+    logits = build_model(config)(torch.randint(1, 16, (2, 64)), None)
+    logits.sum().backward()
+    assert logits.dtype == torch.float64
 
 
 # What leaves attention weights unformed has none to drop, nor has MRA as published.

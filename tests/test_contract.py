@@ -62,6 +62,14 @@ class Maskless(Softmax):
         return super().forward(x, None)
 
 
+class Multiplying(Softmax):
+    """Takes masked values times 0, which is NaN where they are."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.projections.split(x)
+        return self.projections.merge(softmax_attention(q, k, v, mask))
+
+
 class Leaking(Softmax):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         everything = x.sum()
@@ -222,7 +230,9 @@ class Untyped(Softmax):
 BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
     (shape_and_type, Wider, "dtype float64 at N=1, not float32"),
-    (masked_content, Maskless, "outputs differ by"),
+    (masked_content, Maskless, "with large numbers there, outputs differ by"),
+    (masked_content, Multiplying, "with nan there, outputs differ by nan"),
+    (masked_gradient, Multiplying, "with nan there, gradients that are not finite"),
     (masked_gradient, Leaking, "under the mask"),
     (masked_gradient, Deaf, "the gradient of the input is zero"),
     (no_mask, OtherWithMask, "outputs differ by"),

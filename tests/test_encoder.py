@@ -3,8 +3,17 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from models.encoder import Classifier, Encoder, ModelConfig, PairClassifier, sinusoidal_positions
+from models.encoder import (
+    BackendError,
+    Block,
+    Classifier,
+    Encoder,
+    ModelConfig,
+    PairClassifier,
+    sinusoidal_positions,
+)
 from models.fourier import Fourier
 from models.softmax import Softmax
 
@@ -143,3 +152,42 @@ def test_the_encoder_is_pad_invariant_when_its_backend_is() -> None:
 def test_a_value_out_of_range_is_named(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"model.{key}={value}"):
         replace(SMALL, **{key: value})
+
+
+class Returning(nn.Module):
+    """A backend that makes of its input whatever it is told to."""
+
+    pad_invariant = True
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> object:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x[:, :1], r"a tensor \(2, 1, 8\), not a tensor \(2, 5, 8\)"),
+        (lambda x: x[0, 0], r"a tensor \(8,\), not a tensor \(2, 5, 8\)"),
+        (lambda x: x.mean(), r"a tensor \(\), not a tensor \(2, 5, 8\)"),
+        (lambda x: (x, None), r"a tuple, not a tensor \(2, 5, 8\)"),
+        (lambda x: x.detach().numpy(), "a ndarray, not a tensor"),
+        (lambda x: None, "a NoneType, not a tensor"),
+        (lambda x: x.double(), "float64, not float32 as its input"),
+        (lambda x: torch.fft.fft(x), "complex64, not float32 as its input"),
+        (lambda x: x.long(), "int64, not float32 as its input"),
+        (lambda x: x > 0, "bool, not float32 as its input"),
+    ],
+)
+def test_a_block_refuses_what_would_fit_its_input_by_chance_only(make, message) -> None:
+    block = Block(SMALL, lambda shape: Returning(make))
+    with pytest.raises(BackendError, match=f"Returning returns {message}"):
+        block(torch.randn(2, 5, 8), None)
+
+
+def test_a_block_takes_shorter_floats_as_autocast_gives_them() -> None:
+    block = Block(SMALL, lambda shape: Returning(lambda x: x.bfloat16()))
+    assert block(torch.randn(2, 5, 8), None).dtype == torch.float32
