@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.dropout import Dropout
 from models.heads import AttentionShape, HeadProjections
+from models.precision import without_autocast
 
 Attention = Callable[[AttentionShape], nn.Module]
 
@@ -249,7 +250,7 @@ class Block(nn.Module):
             x = x.masked_fill(~mask[..., None], 0.0)
         normed = self.attention_norm(x)
         if _float16_autocast(x):
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 attended = self.attention(normed.float(), mask)
         else:
             attended = self.attention(normed, mask)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.heads import AttentionShape
 from models.options import one_of
-from models.precision import full_precision
+from models.precision import full_precision, without_autocast
 
 Norm = Literal["backward", "ortho"]
 Method = Literal["fft", "matrix"]
@@ -117,7 +117,7 @@ class Fourier(nn.Module):
             x = x.masked_fill(~mask[..., None], 0.0)
         wide = full_precision(x)
         # The products of `matrix` would be rounded, and their gradient have no transform.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return fourier_mixing(wide, self.norm, self.method).to(x.dtype)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -35,7 +35,7 @@ from models.mra_blocks import (
     valid_tokens,
 )
 from models.options import at_least, one_of
-from models.precision import full_precision
+from models.precision import full_precision, without_autocast
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def mra_attention(
     if q.numel() == 0:
         return q + k + v
     dtype = q.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         q, k, v = full_precision(q), full_precision(k), full_precision(v)
         pairs = select_blocks(q, k, mask, selection)
         attend = attend_blocks if q.device.type == "cpu" else gathered_attention

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 from models.options import at_least, odd
-from models.precision import full_precision
+from models.precision import full_precision, without_autocast
 
 
 def nystrom_attention_reference(
@@ -157,7 +157,7 @@ class Nystromformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x, mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             q, k, v = full_precision(q), full_precision(k), full_precision(v)
             heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
             heads = self._add_conv(heads, v, mask)

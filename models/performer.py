@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.heads import AttentionShape, HeadProjections
 from models.kernel import kernel_attention, kernel_attention_reference
 from models.options import a_seed, at_least, one_of
-from models.precision import full_precision
+from models.precision import full_precision, without_autocast
 
 Features = Literal["favor", "relu", "relu_plain"]
 
@@ -133,7 +133,7 @@ class Performer(nn.Module):
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 q, k = full_precision(q), full_precision(k)
                 q, k = favor_features(q, k, mask, self.directions)
         else:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from models.dropout import drop
 from models.heads import AttentionShape, HeadProjections
 from models.options import a_seed, at_least, even
+from models.precision import without_autocast
 
 # Logits of a token with itself, and with what it must not attend to at all.
 SELF, NEVER = -1e5, -1e9
@@ -283,7 +284,7 @@ class Reformer(nn.Module):
         return self.projections.merge(heads)
 
     def _hash(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             exact = x.to(self.projections.qkv.weight.dtype)
             qk, _, v = self.projections.split(exact, mask)
             return qk, v, hash_buckets(qk, self.rotations, self.factors)
