@@ -1,6 +1,6 @@
 """Batches as a pure function of seed and step, so that a run continues where it stopped.
 
-Axes: B batch, S sequences an example (absent where it is 1), N length.
+Axes: B batch, S sequences per example (absent where it is 1), N length.
 """
 
 from collections.abc import Iterator

@@ -47,7 +47,7 @@ class BenchConfig:
         lengths: Sequence lengths, in tokens.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
-        batch_size: Sequences a step.
+        batch_size: Sequences per step.
         repeats: Timed steps of each backend; the median counts.
         attention_dropout: Probability of dropping an attention weight.
         precision: `float32`, or `bfloat16` or `float16` autocast.

@@ -101,7 +101,7 @@ def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser = argparse.ArgumentParser(
         prog="python -m lra.check",
         description=__doc__,
-        epilog=f"checks:\n{listing}\n\nWhat a backend must have stands in lra/contract.py.",
+        epilog=f"checks:\n{listing}\n\nWhat a backend must have is in lra/contract.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("backend", help="a built-in one by its name, or module:Class")

@@ -41,7 +41,7 @@ class TaskConfig:
         name: Key of the task in `lra.tasks`.
         num_classes: Number of labels.
         num_symbols: Ids in use, padding included; the model's vocabulary is at least this.
-        sequences: Sequences an example: 1, or 2 for Retrieval.
+        sequences: Sequences per example: 1, or 2 for Retrieval.
         truncate: Longest sequence that is kept, in tokens; longer ones are cut on the right.
         stand_in: Use the project's own procedural stand-in instead of the published data.
         options: Options of the task's builder, checked against its fields.
@@ -102,7 +102,7 @@ class TrainConfig:
 
     Args:
         steps: Number of updates.
-        batch_size: Examples an update.
+        batch_size: Examples per update.
         learning_rate: Peak learning rate; of `rsqrt` the factor before the root.
         warmup_steps: Updates of warm-up.
         schedule: `one_cycle`: linear from a 25th of the peak up, then linear down to a 250,000th,
@@ -116,7 +116,7 @@ class TrainConfig:
         epsilon: AdamW's epsilon.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         validate_every: Updates between validations.
-        eval_batch_size: Sequences a batch in evaluation.
+        eval_batch_size: Sequences per batch in evaluation.
         precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
             attention in float32, as github.com/mlpen trains; or `float16_on_gpu`: that on a GPU,
             and float32 on the CPU, where float16 is slow. Records say which it was.

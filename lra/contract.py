@@ -109,7 +109,7 @@ def shape_and_type(subject: Subject) -> None:
 
 
 def masked_content(subject: Subject) -> None:
-    """What stands under the mask never changes the output at real positions."""
+    """What is under the mask never changes the output at real positions."""
     backend, (x, mask) = subject.build(), subject.inputs()
     expected = backend(x, mask)[mask]
     for kind, filled in _other_padding(x, mask):
@@ -117,7 +117,7 @@ def masked_content(subject: Subject) -> None:
 
 
 def masked_gradient(subject: Subject) -> None:
-    """What stands under the mask gets no gradient from real positions, and changes none."""
+    """What is under the mask gets no gradient from real positions, and changes none."""
     backend, (x, mask) = subject.build(), subject.inputs()
     expected = _gradients(backend(x.requires_grad_(), mask)[mask], [x, *backend.parameters()])
     if expected[0][~mask].any():

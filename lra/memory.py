@@ -51,7 +51,7 @@ def total(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # Where a container or a job's share of a machine has a limit, it stands here ("max": none).
+    # Where a container or a job's share of a machine has a limit, it is here ("max": none).
     with contextlib.suppress(OSError, ValueError):
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return machine

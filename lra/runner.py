@@ -34,7 +34,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     Args:
         config: The cell.
         folder: Its run folder; it exists.
-        place: Where the cell stands in a sweep, such as `[3/20] `, for bar and log.
+        place: The cell's place in a sweep, such as `[3/20] `, for bar and log.
 
     Returns:
         The record; None when the cell was finished before.

@@ -1,8 +1,8 @@
-"""Networks of the suite: one attention backend a file, and the encoder that takes any of them.
+"""Networks of the suite: one attention backend per file, and the encoder that takes any of them.
 
 A backend is built as `ATTENTION[name](shape, **options)` and called as `backend(x, mask)`, with
 `x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None when every token is real;
-it returns `(B, N, D)`. What stands under the mask, be it NaN, never changes the output at real
+it returns `(B, N, D)`. What is under the mask, be it NaN, never changes the output at real
 positions, nor gradients; `HeadProjections.split` takes the mask to see to that.
 `backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too,
 `backend.memory_growth` the power of N that memory grows with, and `backend.reference(x, mask)` is

@@ -2,7 +2,7 @@
 
 The sequence is cut in blocks. A block of queries attends to itself and its two neighbours, to the
 first and the last block, and to a few blocks drawn at random for each head; the first and the last
-block attend to all. So memory and time grow with N, and no `(N, N)` matrix is formed.
+block attend to all. So memory and time grow linearly with N; no `(N, N)` matrix is formed.
 
 Blocks are those of `max_length`, the last one and the random ones too: a trimmed sequence lacks the
 blocks beyond it, which would be padding, so padding changes nothing.
@@ -28,7 +28,7 @@ def attended_blocks(
     Args:
         heads: Number of heads H; each has its own random blocks.
         num_blocks: Blocks Y of the longest sequence.
-        random_blocks: Random blocks a row, fewer where fewer are left.
+        random_blocks: Random blocks per row, fewer where fewer are left.
         seed: Of the draws.
 
     Returns:
@@ -90,7 +90,7 @@ def block_attention(
             attends to nothing: its output is 0.
         blocks: Attended blocks `(H, Y, S)`, from `attended_blocks`; N is at most Y b.
         counts: Which of them count `(H, Y, S)` bool.
-        size: Tokens b a block.
+        size: Tokens b per block.
         dropout: Probability of dropping an attention weight.
 
     Returns:
@@ -132,7 +132,7 @@ class BigBird(nn.Module):
 
     Args:
         shape: Sizes, attention dropout and biases; `shape.max_length` decides the last block.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
         random_blocks: Random blocks that each block attends to.
         seed: Of the random blocks, which are drawn once and kept; all layers have the same.
 

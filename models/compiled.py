@@ -29,7 +29,7 @@ ROWS = 8
 FLOOR = -1e30
 # What LLVM may assume; not that everything is finite.
 FREEDOM = {"reassoc", "contract", "arcp", "nsz"}
-# What stands here is compiled into functions of other files, while numba's cache on disk notices
+# What is here is compiled into functions of other files, while numba's cache on disk notices
 # edits of a function's own file only. So the names of those functions say which edition it was.
 EDITION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 

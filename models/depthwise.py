@@ -1,4 +1,4 @@
-"""Correlation along length with one filter a channel, its adjoint and its filter gradient.
+"""Correlation along length with one filter per channel, its adjoint and its filter gradient.
 
 Everything works on `(B, N, C)` as it lies in memory: seen as `(B, C, 1, N)` it is a channels-last
 image one pixel high, for which a depthwise convolution needs no transpose. Autocast is switched

@@ -1,10 +1,10 @@
 """Dropout (Srivastava et al. 2014), on the CPU at the cost of reading and writing.
 
 Random numbers of torch's generator are drawn one after the other, which takes a CPU ten times as
-long as the product they decide on. Here the generator gives one seed a call, and whether an element
-is kept follows from (seed, row, column) by a hash, in the same compiled loop as the product; the
-backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the loop,
-`kept_reference` the plain form of the hash.
+long as the product they decide on. Here the generator gives one seed per call, and whether an
+element is kept follows from (seed, row, column) by a hash, in the same compiled loop as the
+product; the backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the
+loop, `kept_reference` the plain form of the hash.
 """
 
 from typing import Any

@@ -53,7 +53,7 @@ class ModelConfig:
             [a, b, a b, a - b].
         zero_is_padding: Batches mask tokens of id 0 wherever they are, as published code does
             with black pixels.
-        mlp_norm: Whether a LayerNorm stands before a block's MLP. WavSpA's blocks have a dropout
+        mlp_norm: Whether a LayerNorm comes before a block's MLP. WavSpA's blocks have a dropout
             there instead, and none after the attention.
         clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
         norm_epsilon: Epsilon of every LayerNorm.
@@ -260,7 +260,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embed, run the blocks, and pool to one vector a sequence."""
+    """Embed, run the blocks, and pool to one vector per sequence."""
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Kernels that are sums of geometric series, `K[t] = sum_n w[n] z[n]^t`, without a table of powers.
 
 A table holds every power of every z, H N L numbers; at Path-X (256 x 32 x 16,384) that is a
-gigabyte a layer. With t = b i + j, `z^t = z^(b i) z^j`: L / b + b powers of each z are computed,
+gigabyte per layer. With t = b i + j, `z^t = z^(b i) z^j`: L / b + b powers of each z are computed,
 with b near the root of L, and one matrix product makes all L values of them.
 
 Axes: C kernels with the same z, H features, N modes, L length, b a block, m blocks.

@@ -42,7 +42,7 @@ class AttentionShape:
 
 
 class HeadProjections(nn.Module):
-    """Project a sequence to queries, keys and values a head, and the heads' outputs back.
+    """Project a sequence to queries, keys and values per head, and the heads' outputs back.
 
     The three input projections are one matrix product; their weights are the `num_inputs` blocks
     of rows of `qkv.weight`.

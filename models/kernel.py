@@ -1,7 +1,7 @@
 """Attention by a kernel: weights phi(q) . phi(k), never formed (arXiv 2006.16236, eq. 4 to 6).
 
-Keys and values are summed once, to an `(M, K)` matrix a head, and every query reads that sum: time
-and memory grow with N.
+Keys and values are summed once, to an `(M, K)` matrix per head, and every query reads that sum:
+time and memory grow linearly with N.
 
 Axes: B batch, H heads, N length, M features, K head width.
 """

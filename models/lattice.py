@@ -1,4 +1,4 @@
-"""Orthonormal filters by a lattice of rotations, one filter a channel.
+"""Orthonormal filters by a lattice of rotations, one filter per channel.
 
 Axes: F taps (even), L = F / 2 angles, C channels.
 """

@@ -2,7 +2,7 @@
 
 Two of them: the fixed CDF / LeGall 5/3 wavelet, and WavSpA's learned, nonlinear lifting, which is
 invertible whatever its filters. Neighbours are circular, and a sequence of odd length is extended
-by a zero, so a level gives `ceil(N / 2)` coefficients a band. Paper: Zhuang et al. 2023, arXiv
+by a zero, so a level gives `ceil(N / 2)` coefficients per band. Paper: Zhuang et al. 2023, arXiv
 2210.01989; the details are its release's.
 
 Axes: B batch, N length, C channels, F taps, n coefficients of a band.

@@ -1,7 +1,7 @@
 """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, equations 4 to 7).
 
 The weight of a key is phi(q) . phi(k) with phi = elu + 1, so keys and values are summed once, to
-a `(K, K)` matrix a head, and every query reads that sum: time and memory grow with N.
+a `(K, K)` matrix per head, and every query reads that sum: time and memory grow linearly with N.
 
 Axes: B batch, H heads, N length, M features, K head width, D model width.
 """

@@ -1,4 +1,4 @@
-"""The recurrence x[t] = a x[t - 1] + v[t] along a sequence, one factor a state.
+"""The recurrence x[t] = a x[t - 1] + v[t] along a sequence, one factor per state.
 
 The sequence is cut into about sqrt(L) blocks of about sqrt(L) steps. All blocks take a step
 together, then the state is carried from block to block, then added to each: twice sqrt(L)

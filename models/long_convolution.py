@@ -67,7 +67,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, past: Tensor, future: Tensor, length: int) -> Tensor:
         gap = past.new_zeros(len(past), length - past.shape[1] - future.shape[1])
-        # Negative lags stand at the end, as the transform is circular.
+        # Negative lags are at the end, as the transform is circular.
         kernel = torch.cat([past, gap, future.flip(1)], 1)
         spectrum = torch.fft.rfft(kernel)  # (D, length / 2 + 1)
         del gap, kernel

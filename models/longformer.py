@@ -2,9 +2,10 @@
 
 A token attends to the tokens at most `window // 2` away and to the first `num_global` tokens, and
 those attend to all. Queries are cut in blocks as long as half a window; a block's keys are then its
-own block and the two beside it. So memory and time grow with N, and no `(N, N)` matrix is formed.
+own block and the two beside it. So memory and time grow linearly with N; no `(N, N)` matrix is
+formed.
 
-Axes: B batch, H heads, N length, X blocks, b tokens a block, G global tokens, K head width,
+Axes: B batch, H heads, N length, X blocks, b tokens per block, G global tokens, K head width,
 D model width.
 """
 

@@ -10,7 +10,7 @@ attention is one opaque operator (`models/mra_blocks.py`) with first derivatives
 find that on disk. Elsewhere it is `gathered_attention`, which waits for no device.
 
 Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y key blocks,
-b tokens a block, M selected pairs a head.
+b tokens per block, M selected pairs per head.
 """
 
 import logging
@@ -53,7 +53,7 @@ class Selection:
             blocks plus the priors' pairs on, every row has its best block.
         first_blocks: Prefer the first so many block rows and columns.
         diagonal_blocks: Prefer so many blocks about the diagonal; 2 and 3 both reach one beside.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
         row_max: Rows are compared by their distance from the row's best block. "official" counts
             blocks of padding in it, with logit 0; "live" does not.
         padded_length: The length that trimmed inputs stand for, none of them longer: the selection
@@ -256,7 +256,7 @@ def mra_attention_reference(
         mask: `(B, N)` bool or None.
         selected: `(B, H, X, Y)` bool, the pairs of blocks computed exactly.
         mode: "full" for MRA-2, "sparse" for MRA-2-s.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
 
     Returns:
         `(B, H, N, K)`.
@@ -287,10 +287,10 @@ class MRA(nn.Module):
     Args:
         shape: Sizes and biases; the budget is fixed by `shape.max_length`, so a trimmed sequence
             gives what the padded one gives.
-        blocks_per_row: Pairs of blocks computed exactly, a block row on average.
+        blocks_per_row: Pairs of blocks computed exactly per block row, on average.
         first_blocks: Prefer the first so many block rows and columns.
         diagonal_blocks: Prefer so many blocks about the diagonal.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
         row_max: Whether padding counts in a row's maximum; see `mra_attention`.
         input_shape: Height and width of an image that the sequence holds row by row: its blocks
             become tiles. None for a sequence proper.

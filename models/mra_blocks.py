@@ -6,7 +6,7 @@ are shared out among Python threads that use one core each, which nothing waits 
 threads inside each of many small operations would wait for each other at every one of them, and
 for a whole time slice whenever another process holds a core.
 
-Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b tokens a block,
+Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b tokens per block,
 G heads of one slice. Inside the kernel a block has T >= b tokens, and a token C >= K columns.
 """
 
@@ -41,7 +41,7 @@ _starting = threading.Lock()
 
 @cache
 def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Start `threads` Python threads whose operations use one core each (a pool a process)."""
+    """Start `threads` Python threads whose operations use one core each (a pool per process)."""
     barrier = threading.Barrier(threads + 1)
 
     def start() -> None:
@@ -101,7 +101,7 @@ def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor 
     for i, head in enumerate(range(start, stop)):
         tokens = x[head // heads, head % heads]
         if mask is not None:
-            # Not a product: what stands under the mask may be infinite.
+            # Not a product: what is under the mask may be infinite.
             tokens = tokens.masked_fill(~mask[head // heads, :, None], 0.0)
         blocks[i, :length] = tokens
     return blocks.view(-1, num_blocks, block_size, width)
@@ -153,7 +153,7 @@ class _Heads:
         return self.valid[head], self.counts[head], self.selected[head], self.scale
 
     def blocks(self, head: int, name: str, x: Array) -> Array:
-        """Return where the blocks `(X, T, C)` of a head stand: `x` itself where it has that form.
+        """Return where the blocks `(X, T, C)` of a head are: `x` itself where it has that form.
 
         Else it is an array of this thread, the same for a name every time, with contents of the
         last one: fresh memory costs more than filling it.
@@ -308,7 +308,7 @@ def attend_blocks(
         v: Values, alike.
         mask: `(B, N)` bool, True for real tokens; None when all are.
         pairs: Selected pairs `(B, H, M)`, each query block times number of blocks plus key block.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
         full: MRA-2 if True, MRA-2-s if False.
 
     Returns:

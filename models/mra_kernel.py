@@ -2,14 +2,14 @@
 
 A head is packed into blocks whose sizes are whole vectors of the processor, zeros where there is
 no real token. Everything is then products of such blocks, `multiply`, and the exponentials
-between them. Logits stand transposed, keys by queries, so that a vector holds queries: what a
+between them. Logits are kept transposed, keys by queries, so that a vector holds queries: what a
 softmax needs along the keys is then plain arithmetic of vectors. Only one block row's logits are
 kept, and the backward computes them again.
 
 Nothing compiled looks at bounds: functions that are called from outside begin by comparing shapes.
 
-Axes: N length, K head width; X query blocks, Y key blocks, b tokens a block. In the arrays a block
-has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
+Axes: N length, K head width; X query blocks, Y key blocks, b tokens per block. In the arrays a
+block has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
 """
 
 import math

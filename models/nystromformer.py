@@ -118,7 +118,7 @@ class Nystromformer(nn.Module):
         shape: Sizes and biases; `shape.max_length` fixes the size of a segment.
         landmarks: Segments of a sequence of `max_length`.
         iterations: Steps of the pseudo-inverse.
-        conv: Taps of the convolution of the values, one filter a head, odd; None for none.
+        conv: Taps of the convolution of the values, one filter per head, odd; None for none.
 
     Raises:
         ValueError: If an option is out of range.

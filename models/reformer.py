@@ -3,7 +3,7 @@
 Queries and keys are one projection, the keys scaled to unit length. In every round of hashing each
 token falls in the bucket of the random direction it points along most; tokens are sorted by bucket
 and cut in chunks, and a chunk attends to itself and the chunk before it (section 2, LSH attention).
-Rounds are weighted by their normalisers. So memory and time grow with N.
+Rounds are weighted by their normalisers. So memory and time grow linearly with N.
 
 Buckets only sort: within a chunk's reach all tokens attend to each other, and a pair that meets in
 several rounds counts in each. That is the form of the published comparisons, which use the

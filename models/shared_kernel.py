@@ -49,7 +49,7 @@ def kernels_shared(model: nn.Module) -> Iterator[None]:
     """Within it, every layer of a model makes its kernel once.
 
     Parameters must not change inside. The gradients of the kernels' parameters are complete only
-    after it, so the optimiser's step stands behind it. Batches whose longest comes first are
+    after it, so the optimiser's step comes after it. Batches whose longest comes first are
     served by a single kernel; a longer one later makes another.
 
     Args:

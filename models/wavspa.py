@@ -33,7 +33,7 @@ MAX_DB_TAPS = 76
 class WavSpA(nn.Module):
     """Attend within each band of a wavelet decomposition, without masks.
 
-    Masked positions are zeroed before the transform, so what stood there never matters; how many
+    Masked positions are zeroed before the transform, so what was there never matters; how many
     there are does, since zeros have coefficients too. The transform runs in float32 even under
     autocast: with bfloat16 taps and coefficients no filter would reconstruct better than to 0.3 %,
     and orthonormal ones are there to reconstruct exactly. Works under `torch.compile` as one graph
@@ -105,7 +105,7 @@ class WavSpA(nn.Module):
 
 
 class FilterBank(nn.Module):
-    """The discrete wavelet transform with one filter a channel.
+    """The discrete wavelet transform with one filter per channel.
 
     Its state is `dec_lo` `(F, D)`, trained (`ada`) or not (`fixed`), or `thetas` `(F / 2, D)`.
     """

@@ -42,8 +42,8 @@ class Noise:
     """Random symbols at full length, in the shape of a task that is read from files.
 
     Args:
-        length: Symbols a sequence.
-        sequences: Sequences an example.
+        length: Symbols per sequence.
+        sequences: Sequences per example.
         num_classes: Number of labels.
         num_symbols: Symbols 0 to one less.
     """

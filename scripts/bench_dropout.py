@@ -92,7 +92,7 @@ def measure(lengths: list[int], repeats: int) -> dict[str, Rows]:
         "ns an element": {
             f"dropout, {BATCH} x {n} x {WIDTH}": activations(n, 3 * repeats) for n in lengths
         },
-        "ms a step": {
+        "ms per step": {
             f"{attention}, {lengths[-1]}": training_step(attention, lengths[-1], repeats)
             for attention in ("fourier", "linear")
         },

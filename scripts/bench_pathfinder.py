@@ -1,9 +1,9 @@
-"""Measure how many Pathfinder images one core generates a second.
+"""Measure how many Pathfinder images one core generates per second.
 
     python scripts/bench_pathfinder.py
 
 Expect above 5,000 at size 32 and 200 at size 128 (hard); the public generator makes about 5 and
-0.4. Compiling and building tables, once a machine and once a process, are timed apart.
+0.4. Compiling and building tables, once per machine and once per process, are timed apart.
 """
 
 import time
@@ -16,7 +16,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    """Print images a second for every size, the median of a few seeds."""
+    """Print images per second for every size, the median of a few seeds."""
     start = time.perf_counter()
     generate(1, workers=1)
     print(f"ready after {time.perf_counter() - start:.1f} s")

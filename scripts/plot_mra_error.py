@@ -1,11 +1,11 @@
-"""Plot how far MRA-2 and MRA-2-s are from softmax attention, against the blocks a row they compute.
+"""Plot how far MRA-2 and MRA-2-s are from softmax attention, against exact blocks per row.
 
     python scripts/plot_mra_error.py --out results/mra_error.png
     python scripts/plot_mra_error.py --run RUN  (the folder of a finished softmax cell)
 
-The error is ||out - softmax|| / ||softmax out||, a head at a time, averaged over heads and
+The error is ||out - softmax|| / ||softmax out||, one head at a time, averaged over heads and
 sequences. Random queries and keys are N(0, 1), so that logits are too; with `--run`, those of every
-layer of a trained softmax cell on validation sequences stand beside them.
+layer of a trained softmax cell on validation sequences are shown beside them.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def relative_errors(
         k: Keys, alike.
         v: Values, alike.
         mask: `(B, N)` bool, True for real tokens, or None.
-        blocks_per_row: Pairs of blocks computed exactly, a block row on average.
-        block_size: Tokens a block.
+        blocks_per_row: Pairs of blocks computed exactly per block row, on average.
+        block_size: Tokens per block.
     """
     exact = softmax_attention(q, k, v, mask)
     if mask is not None:
@@ -64,7 +64,7 @@ class Inputs:
         k: Keys, alike.
         v: Values, alike.
         mask: `(B, N)` bool, True for real tokens, or None.
-        block_size: Tokens a block.
+        block_size: Tokens per block.
     """
 
     title: str
@@ -130,7 +130,7 @@ def plot(panels: list[tuple[Inputs, dict[Mode, list[float]]]]) -> plt.Figure:
     for ax, (inputs, errors) in zip(axes[0], panels, strict=True):
         for mode, values in errors.items():
             ax.plot(inputs.budgets, values, marker="o", label=LABELS[mode])
-        xlabel = f"exact blocks of {inputs.block_size} a row (of {inputs.rows})"
+        xlabel = f"exact blocks of {inputs.block_size} per row (of {inputs.rows})"
         ax.set(title=inputs.title, xlabel=xlabel, ylim=(0, None))
         ax.set_xscale("log", base=2)
         ax.set_xticks(inputs.budgets, [str(b) for b in inputs.budgets])

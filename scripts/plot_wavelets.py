@@ -66,7 +66,7 @@ def draw(before: Filters, after: Filters, path: Path, title: str = "") -> None:
         before: Analysis lowpass filters `(F, C)` before training.
         after: The same after training.
         path: The image file, in any format matplotlib knows.
-        title: What stands above the figure, such as the run and the layer.
+        title: What is written above the figure, such as the run and the layer.
     """
     moved = np.linalg.norm(after - before, axis=0)
     channels = np.argsort(-moved)[:NUM_DRAWN]

@@ -10,7 +10,7 @@ from models.softmax import Softmax
 
 
 class Select(nn.Module):
-    """Stand in for an attention by a factor a token."""
+    """Stand in for an attention by a factor per token."""
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()

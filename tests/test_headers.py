@@ -19,7 +19,7 @@ PART = re.compile(
 )
 # Tasks with their figures, and whose they are: the family and the method of published.csv.
 AIM = re.compile(r"((?:\w+ [\d.]+ %,? ?)+)\(((?:[^()]|\([^()]*\))+?), ((?:[^(),]|\([^()]*\))+)\)")
-# What stands between two of them, and after the last one.
+# What is between two of them, and after the last one.
 BETWEEN = re.compile(r", |; with [\d,]+ steps ")
 AFTER = re.compile(r"\.?|\. [^%]+")
 

@@ -125,7 +125,7 @@ def test_markers_stand_on_a_first_and_a_last_paddle_the_first_near_the_middle(si
     rules = RULES[size]
     first, last = chunk.ends[:, 0, 1:], chunk.ends[:, 1, 1:]
     # One tail is a paddle and a margin at most outside the central square, whose distance to the
-    # border is twice the seed distance; the other stands at the seed distance from it.
+    # border is twice the seed distance; the other is at the seed distance from it.
     border = np.minimum(first, size - 1 - first).min()
     assert border >= rules.seed_distance - rules.paddle_length - max(rules.margins)
     tails = chunk.targets[:, :, 0, 1:]

@@ -1,4 +1,4 @@
-"""What stands before a grid: a hub on this machine, raw files of no content, an empty folder."""
+"""What comes before a grid: a hub on this machine, raw files of no content, an empty folder."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"""Retrieval: bytes of both texts as they stand, bad lines named, memory for one line at a time."""
+"""Retrieval: bytes of both texts as they are, bad lines named, memory for one line at a time."""
 
 import tracemalloc
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_reading_needs_the_memory_of_a_line_not_of_a_file(tmp_path: Path) -> Non
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert split.count == 3 * 800
-    # A line has 96 kB; its columns and what is read ahead stand beside it.
+    # A line has 96 kB; its columns and what is read ahead come on top.
     assert peak < 1_000_000
 
 

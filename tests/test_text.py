@@ -184,6 +184,6 @@ def test_the_real_reviews_have_their_known_statistics(tmp_path: Path, raw_data_d
     assert (np.median(lengths), np.median(test)) == (979, 963)
     assert (lengths.max(), test.max()) == (13_704, 12_988)
     assert ((lengths > 4_000).sum(), (test > 4_000).sum()) == (792, 718)
-    # No review stands on both sides.
+    # No review is on both sides.
     digests = [{hashlib.md5(body).digest() for _, body in content(split)} for split in held]
     assert not digests[0] & digests[1]

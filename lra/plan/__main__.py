@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="numbers, separated by commas")
     parser.add_argument("--scale", default="paper", help="paper (default) or mini")
     parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
-    parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds a cell, about")
+    parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds per cell, about")
     parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")

@@ -1,4 +1,4 @@
-"""Where the cells of a sweep stand, by what is on disk: done, to do, or something in between."""
+"""The state of each cell of a sweep, by what is on disk: done, to do, or something in between."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlannedCell:
-    """One cell of a sweep: where it stands and what is left of it.
+    """One cell of a sweep: its state and what is left of it.
 
     Args:
         task: Task.
@@ -171,7 +171,7 @@ def expand(words: Sequence[str]) -> Iterator[list[str]]:
 
 
 def assess(words: Sequence[str]) -> PlannedCell:
-    """Find out where a cell stands.
+    """Find out the state of a cell.
 
     Args:
         words: Its overrides, with those of task, attention and seed among them.

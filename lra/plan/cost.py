@@ -47,7 +47,7 @@ class Cost:
 
     Args:
         update_seconds: Seconds of an update of the whole batch.
-        example_seconds: Seconds an example in evaluation.
+        example_seconds: Seconds per example in evaluation.
         step_bytes: Tensors that an update of the whole batch adds at its peak, at most.
         model_bytes: The model's parameters and buffers.
         parameter_bytes: Its trainable parameters.
@@ -272,7 +272,7 @@ def evaluation(
     split: Split,
     device: torch.device,
 ) -> float:
-    """Return the seconds an example in evaluation, without dropout and sorted by length."""
+    """Return the seconds per example in evaluation, without dropout and sorted by length."""
     truncate, most = config.task.truncate, config.train.eval_batch_size
     bins = BINS if model.encoder.pad_invariant and np.ptp(split.lengths) else 1
     rows = 1

@@ -65,7 +65,7 @@ def measured_on(cell: PlannedCell) -> str:
 
 
 def cell_table(cells: Sequence[PlannedCell], base: int) -> Table:
-    """Return one row a cell: where it stands, what is left and what that takes.
+    """Return one row per cell: its state, what is left and what that takes.
 
     Args:
         cells: The cells of a sweep.
@@ -121,7 +121,7 @@ def _sum(cells: Iterable[PlannedCell]) -> str:
 
 
 def variables(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
-    """Return the variables of `make reproduce-lra` that train some cells, a line a command.
+    """Return the variables of `make reproduce-lra` that train some cells, a line per command.
 
     Args:
         cells: Cells to be trained.

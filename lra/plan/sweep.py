@@ -1,4 +1,4 @@
-"""Plan a sweep: find out where its cells stand, and measure those that are to be trained."""
+"""Plan a sweep: find out the state of its cells, and measure those that are to be trained."""
 
 import json
 import logging

@@ -4,7 +4,7 @@
 
 Writes accuracy and throughput tables as Markdown and CSV, and a figure of both, to
 `results/<scale>/<protocol>/`, and prints the tables. Measured and published figures are never
-mixed: published ones stand below, with their source, and only at the paper scale.
+mixed: published ones come below, with their source, and only at the paper scale.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The figure of a report: accuracy against training speed, one panel a task."""
+"""The figure of a report: accuracy against training speed, one panel per task."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ MARKERS = "os^DvP*X"
 def draw(grid: Grid, file: Path, title: str) -> None:
     """Draw accuracy against speed.
 
-    Speed is the ratio to softmax where every entry of a task has one, else updates a second. The
+    Speed is the ratio to softmax where every entry of a task has one, else updates per second. The
     dashed line is the majority class; error bars are standard deviations over seeds.
 
     Args:
         grid: What is drawn.
         file: SVG (or PNG, by its suffix) to write.
-        title: What stands above the panels.
+        title: What is written above the panels.
     """
     import matplotlib
 

@@ -48,7 +48,7 @@ def notes(grid: Grid) -> list[str]:
 
 
 def settings_notes(grid: Grid) -> list[str]:
-    """Return the settings that a scale may choose task by task, one line a task."""
+    """Return the settings that a scale may choose task by task, one line per task."""
     keys = {
         "model": ("max_length", "positions", "position_std", "pooling", "embedding_std", "dropout"),
         "train": ("learning_rate", "batch_size", "steps"),
@@ -98,7 +98,7 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
         "\n\n".join(
             [
                 f"# Throughput, scale {scale}, protocol {protocol} ({_sources(grid)} data)",
-                "Training speed without validation. The ratio to softmax stands only where both"
+                "Training speed without validation. The ratio to softmax is given only where both"
                 " were measured on one machine, device, precision, number of threads, torch and"
                 " commit. Memory on the CPU is the whole process at its peak, on a GPU the"
                 " allocator's peak.",

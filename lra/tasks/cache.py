@@ -1,7 +1,7 @@
 """Data sets built once, memory-mapped, and told apart by what is in them.
 
 A data set is a folder `<task>-<hash>/` with three files a split and `manifest.json`. It is written
-under a temporary name and renamed last, so what stands under the final name is whole. The
+under a temporary name and renamed last, so what is under the final name is whole. The
 fingerprint is the sha256 of the content: equal fingerprints mean equal data.
 """
 
@@ -141,7 +141,7 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
 
 
 def built(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset | None:
-    """Return a data set that stands in the cache, its content unchecked, None where it does not.
+    """Return a data set of the cache, its content unchecked; None where it has none.
 
     Args:
         name: The task's name.

@@ -29,7 +29,7 @@ class HubFile:
 def load_rows(
     hub: HubFile, files: Sequence[Path], part: str, columns: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a part, each with the place it stands at.
+    """Yield the rows of a part, each with its place.
 
     Args:
         hub: Where to fetch the part when there are no files.

@@ -5,7 +5,7 @@ decoded, and cutting is left to the batches, so that every length reads one and 
 
 Hub and publisher order the reviews differently, so each split has an order of its own: by label,
 then by bytes. A tenth of each class of train validates: the reviews whose sha256, salted with the
-seed, is smallest. That hangs on nothing but the reviews, and equal reviews stay on one side.
+seed, is smallest. That depends on nothing but the reviews, and equal reviews stay on one side.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Images are read pixel by pixel, the grey value being the token id. The published images where
 `data_dir` holds them, else this project's own generator. Which images train, validate and test
-hangs on the seed alone: the published code leaves that to a shuffle that nobody can repeat.
+depends on the seed alone: the published code leaves that to a shuffle that nobody can repeat.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ def _divide(order: Sequence[int]) -> list[str]:
 
 
 class Row(NamedTuple):
-    """A line of metadata: where it stands, and its picture and label or what is wrong with it."""
+    """A line of metadata: where it is, and its picture and label or what is wrong with it."""
 
     file: Path
     line: int

@@ -75,7 +75,7 @@ def below(stream: Stream, bound: int) -> int:
 
 @compiled
 def blank_ground(t: np.record) -> Bytes:
-    """Make the ground on which nothing stands but the image's border.
+    """Make the ground on which there is nothing but the image's border.
 
     Returns:
         `(2, P)`, rows OCCUPANCY and HALO, flat with rows of `t.stride`. The occupancy is how far a
@@ -375,7 +375,7 @@ def grow_images(
     targets: Ints,
     distractors: Ints,
 ) -> None:
-    """Grow what stands on images `first`, `first + 1`, ... of a seed.
+    """Grow what is on images `first`, `first + 1`, ... of a seed.
 
     Args:
         records: `(M,)` one record of tables for every margin that an image may draw.

@@ -38,7 +38,7 @@ def dilate(image: Bytes, radius: int) -> Bytes:
 
 
 def shrink(image: Bytes) -> Bytes:
-    """Shrink an image of bytes with Lanczos; an odd canvas of 2n - 1 gives n pixels a side."""
+    """Shrink an image of bytes with Lanczos; an odd canvas of 2n - 1 gives n pixels per side."""
     side = (image.shape[0] + 1) // ANTIALIAS
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
 

@@ -21,7 +21,7 @@ PATH, MARKER = 128, 255
 def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int) -> list[int]:
     """Return the rows of a path, a column each, from one `(row, column)` to another.
 
-    It moves by at most a row a column and stays above row `band`.
+    It moves by at most a row per column and stays above row `band`.
     """
     rows = [start[0]]
     for column in range(start[1] + 1, end[1] + 1):
