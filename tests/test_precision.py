@@ -92,10 +92,18 @@ def test_float16_on_gpu_is_float32_on_the_cpu_and_the_record_says_so(tmp_path: P
     assert config_hash(on_gpu) != config_hash(comparable(plain, device="cuda"))
 
 
-def test_the_committed_record_of_a_float32_run_still_counts() -> None:
-    overrides = ["train.steps=800", "train.warmup_steps=160", "train.validate_every=200"]
-    config = lra.config.load("task=listops", "attention=fourier", "variant=steps800", *overrides)
-    folder = ROOT / "results/runs/paper/nystromformer/listops/fourier/steps800/seed0"
+@pytest.mark.parametrize(
+    ("variant", "overrides"),
+    [
+        ("steps800", ("train.steps=800", "train.warmup_steps=160", "train.validate_every=200")),
+        ("default", ()),
+    ],
+)
+def test_the_committed_records_of_a_float32_run_still_count(
+    variant: str, overrides: tuple[str, ...]
+) -> None:
+    config = lra.config.load("task=listops", "attention=fourier", f"variant={variant}", *overrides)
+    folder = ROOT / f"results/runs/paper/nystromformer/listops/fourier/{variant}/seed0"
     assert config.train.precision == "float16_on_gpu"
     assert finished(folder, comparable(config, device="cpu", threads=1, data=None))
 
