@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lra import memory
 from lra.batches import Batch
-from lra.build import build_model, num_parameters
+from lra.build import BackendError, build_model, num_parameters
 from lra.config import Config, ConfigError, register, resolve
 from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
@@ -181,7 +181,7 @@ def main(composed: DictConfig) -> None:
     device = resolve_device(bench.device)
     try:
         rows = measure(bench)
-    except ConfigError as error:
+    except (ConfigError, BackendError) as error:
         raise SystemExit(f"{error}") from error
     commit, dirty = code_version()
     document = {

@@ -14,6 +14,7 @@ from lra.tasks import Split, Task
 from lra.tasks.registry import STAND_INS, TASKS
 from models import ATTENTION
 from models.encoder import Attention, Classifier, PairClassifier
+from models.encoder import BackendError as BackendError
 
 Model = Classifier | PairClassifier
 

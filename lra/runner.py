@@ -11,7 +11,14 @@ from filelock import FileLock, Timeout
 
 from lra import custom, memory
 from lra.batches import Batches
-from lra.build import batches_for, build_attention, build_model, build_task, num_parameters
+from lra.build import (
+    BackendError,
+    batches_for,
+    build_attention,
+    build_model,
+    build_task,
+    num_parameters,
+)
 from lra.cell import decided, finished, identity
 from lra.checkpoint import BEST, CHECKPOINT
 from lra.config import Config, ConfigError, config_hash, resolve_precision
@@ -40,7 +47,8 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
         The record; None when the cell was finished before.
 
     Raises:
-        ConfigError: Something in the configuration is wrong; nothing was built.
+        ConfigError: Something in the configuration is wrong; nothing was built. Or the backend
+            returns what a block cannot take.
         DataError: The task's data are missing or damaged.
         CellFailedError: Training failed; the record says so.
         StoppedError: The run was asked to stop; its checkpoint is written.
@@ -63,6 +71,8 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
             record = _train(config, task, device, values, folder, place + config.cell)
     except Timeout as error:
         raise ConfigError(f"{folder}: another process trains this cell") from error
+    except BackendError as error:
+        raise ConfigError(f"attention {config.attention.name}: {error}") from error
     if record.status == "failed":
         # Said here too, as a sweep tells its errors only at its end.
         log.error("%s%s failed: %s", place, config.cell, record.reason)

@@ -8,7 +8,7 @@ Expect above 5,000 at size 32 and 200 at size 128 (hard); the public generator m
 
 import time
 
-from lra.tasks.pathfinder import generate
+from lra.tasks.pathfinder.generator import generate
 
 # Images a repeat; about a second each.
 NUM_IMAGES = {32: 5000, 64: 20, 128: 300, 256: 300}

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from lra.tasks.pathfinder import generate
+from lra.tasks.pathfinder.generator import generate
 
 ROWS, COLUMNS = 4, 4
 

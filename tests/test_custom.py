@@ -60,6 +60,11 @@ class Around(nn.Module):
         return self.inside(x, mask)
 
 
+class Pooled(Scaled):
+    def forward(self, x, mask=None):
+        return super().forward(x, mask).mean(1, keepdim=True)
+
+
 class Mute(nn.Module):
     def __init__(self, shape):
         super().__init__()
@@ -119,7 +124,7 @@ def configure(folder: Path, name: str, *overrides: str) -> Config:
         ("lra_user_pkgs.mine:Scaled", "there is no module lra_user_pkgs; looked in /"),
         (
             "lra_user_pkg.mine:Skaled",
-            "mine.py has no class Skaled; its nn.Module classes are: Scaled, Other, Around, Mute,",
+            "mine.py has no class Skaled; its nn.Module classes are: Scaled, Other, Around, Pool",
         ),
         ("lra_user_pkg.mine:function", "function must be a subclass of torch.nn.Module"),
         ("lra_user_pkg.mine:Shapeless", r"__init__ must take shape first, as in def __init__\(sel"),
@@ -267,6 +272,15 @@ def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) 
     torch.save(state, file)
     with pytest.raises(ConfigError, match="best.pt is of another model: .*projections.out.bias"):
         load_run(folder)
+
+
+def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    message = r"attention lra_user_pkg.mine.Pooled: Pooled returns a tensor \(\d+, 1, \d+\), not"
+    with pytest.raises(ConfigError, match=message):
+        run_cell(configure(tmp_path, "Pooled"), folder)
+    assert not (folder / RECORD).exists()
 
 
 def test_bench_takes_paths_beside_names(mine: Path) -> None:

@@ -193,7 +193,7 @@ def test_generated_bytes_are_those_committed(size, fingerprint):
 @pytest.mark.slow
 def test_a_processor_without_vector_instructions_gives_the_same_bytes(tmp_path):
     program = (
-        "import hashlib; from lra.tasks.pathfinder import generate; "
+        "import hashlib; from lra.tasks.pathfinder.generator import generate; "
         "print(*[hashlib.sha256(generate(30, n)[0].tobytes()).hexdigest() for n in (32, 128)])"
     )
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": tmp_path}

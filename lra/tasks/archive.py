@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 NAME = "lra_release.gz"
-INNER = "lra_release/lra_release"
+# Unpacked, some folders lie in both of these, and its authors point to the inner one.
+OUTER = "lra_release"
+INNER = f"{OUTER}/lra_release"
 PICTURES = r"imgs/\d+/[\w-]+\.png|metadata/\d+\.npy"
 
 
@@ -58,6 +60,11 @@ class Part:
     def reads(self, path: Path | str) -> bool:
         """Tell whether a path below the folder is that of a file that is read."""
         return re.fullmatch(self.pattern, str(path), re.ASCII) is not None
+
+
+def places(folder: str) -> tuple[str, str]:
+    """Return where a folder of the archive may lie once it is unpacked, the better place first."""
+    return f"{INNER}/{folder}", f"{OUTER}/{folder}"
 
 
 PARTS = {

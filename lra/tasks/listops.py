@@ -15,6 +15,7 @@ from typing import ClassVar
 from tqdm import tqdm
 
 from lra.tasks import DataError, Source, Writer, file_signature
+from lra.tasks.archive import places
 from lra.tasks.listops_generator import MAX_ARGUMENTS, SYMBOLS, Grammar, generate
 
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -23,8 +24,7 @@ FOLDERS = (
     "listops",
     "listops-1000",
     "listops/listops-1000",
-    "lra_release/lra_release/listops-1000",
-    "lra_release/listops-1000",
+    *places("listops-1000"),
 )
 HEADER = "Source\tTarget"
 # Symbols from which several processes generate.

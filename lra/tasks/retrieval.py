@@ -14,6 +14,7 @@ from typing import ClassVar
 from tqdm import tqdm
 
 from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
+from lra.tasks.archive import URL, places
 
 FILES = {
     "train": "new_aan_pairs.train.tsv",
@@ -26,10 +27,8 @@ FOLDERS = (
     "aan/tsv_data",
     ".",
     "tsv_data",
-    "lra_release/lra_release/tsv_data",
-    "lra_release/tsv_data",
+    *places("tsv_data"),
 )
-ARCHIVE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 PUBLISHED_SIZES = {"train": 147_086, "validation": 18_090, "test": 17_437}
 # The published files have 8.5 GB; whatever is far smaller are somebody's own pairs.
 PUBLISHED_BYTES = 4 * 10**9
@@ -83,7 +82,7 @@ class Retrieval:
             else "data_dir (or LRA_DATA_DIR) is not set"
         )
         raise DataError(
-            f"Retrieval needs {', '.join(FILES.values())}: {looked}. They are in {ARCHIVE} (a tar"
+            f"Retrieval needs {', '.join(FILES.values())}: {looked}. They are in {URL} (a tar"
             " file of 8 GB, 19 GB unpacked): put its folder tsv_data, or lra_release, into data_dir"
         )
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lra.tasks import SPLITS, DataError, OnBadRow, Source, Writer, bad_row
+from lra.tasks.archive import INNER, OUTER
 
 SIZES = (32, 64, 128, 256)
 # By contour length: easy, intermediate, hard.
 FOLDERS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
-# The published archive holds pathfinder128 twice, and its authors point to the inner one.
-PLACES = ("pathfinder", "lra_release/lra_release", "lra_release", ".")
+PLACES = ("pathfinder", INNER, OUTER, ".")
 NUM_IMAGES = 200_000
 # Empty in the published archive.
 KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
@@ -194,32 +194,3 @@ def read_image(file: Path, size: int) -> NDArray[np.uint8]:
     if mode != "L" or pixels.shape != (size, size):
         raise ValueError(f"{mode} of shape {pixels.shape}, should be L of ({size}, {size})")
     return pixels.ravel()
-
-
-def generate(
-    num_images: int,
-    size: int = 32,
-    contour_length: int = 14,
-    seed: int = 0,
-    workers: int | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Generate Pathfinder images by the published algorithm, the same bytes on every machine.
-
-    Args:
-        num_images: How many.
-        size: Side of the images: 32 (Pathfinder), 64, 128 (Path-X) or 256.
-        contour_length: Paddles in each of the two contours: 6 (easy), 9 or 14 (hard).
-        seed: Any integer from 0 to 2**64 - 1.
-        workers: Threads; None takes one a core. Does not change the images.
-
-    Returns:
-        Images `(num_images, size, size)` and labels `(num_images,)`, 1 where the two marked ends
-        belong to one contour.
-
-    Raises:
-        ValueError: A number is out of range, or a size or contour length is none of those above.
-    """
-    # Loaded only where images are drawn, for it brings a compiler along.
-    from lra.tasks.pathfinder import generator
-
-    return generator.generate(num_images, size, contour_length, seed, workers)
