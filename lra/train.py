@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lra import help
 from lra.config import ConfigError, register, resolve
 from lra.loop import StoppedError
 from lra.runner import run_cell
@@ -42,6 +43,7 @@ def _place_in_sweep() -> str:
 
 
 register()
+help.register()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types

@@ -1,8 +1,13 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+import lra.config
+import lra.show
+from lra.paths import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,3 +35,13 @@ def raw_data_dir() -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def copied_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the configurations, which `load` and `lra.show` read in the test."""
+    copy = tmp_path / "configs"
+    shutil.copytree(CONFIGS, copy)
+    monkeypatch.setattr(lra.config, "CONFIGS", copy)
+    monkeypatch.setattr(lra.show, "CONFIGS", copy)
+    return copy

@@ -67,7 +67,16 @@ def test_one_module_brings_tasks_and_models_together() -> None:
     assert both <= {"lra/build.py", "lra/eval.py"}
 
 
-ENTRIES = ("train", "eval", "check", "bench", "preflight", "plan.__main__", "report.__main__")
+ENTRIES = (
+    "train",
+    "eval",
+    "check",
+    "bench",
+    "preflight",
+    "show",
+    "plan.__main__",
+    "report.__main__",
+)
 
 
 def test_nothing_imports_an_entry_script_to_get_at_a_function() -> None:

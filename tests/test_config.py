@@ -1,5 +1,4 @@
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-import lra.config
 from lra.build import build_attention, build_model, build_task, num_parameters
 from lra.config import ConfigError, bind, comparable, config_hash, load
 from lra.paths import CONFIGS
@@ -188,15 +186,6 @@ def test_what_holds_for_every_task_is_written_once(shared: str) -> None:
         assert len({str(values[key]) for values in own}) > 1, f"{key} is the same for every task"
     for values in own:
         assert not [key for key in values if common.get(key) == values[key]]
-
-
-@pytest.fixture
-def copied_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of the configurations, which `load` reads in the test."""
-    copy = tmp_path / "configs"
-    shutil.copytree(CONFIGS, copy)
-    monkeypatch.setattr(lra.config, "CONFIGS", copy)
-    return copy
 
 
 @pytest.mark.parametrize("scale", sorted(set(SCALES) - {"paper"}))
