@@ -12,16 +12,20 @@ its plain form. `lra/contract.py` checks all of it.
 from torch import nn
 
 from models.bigbird import BigBird
+from models.ema import EMA
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
 from models.linear import Linear
 from models.linformer import Linformer
 from models.longformer import Longformer
+from models.lru import LRU
+from models.mega import Mega
 from models.mra import MRA, MRASparse
 from models.nystromformer import Nystromformer
 from models.performer import Performer
 from models.reformer import Reformer
 from models.s4d import S4D
+from models.s5 import S5
 from models.softmax import Softmax
 from models.wavspa import WavSpA
 
@@ -40,4 +44,8 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "bigbird": BigBird,
     "reformer": Reformer,
     "s4d": S4D,
+    "s5": S5,
+    "lru": LRU,
+    "ema": EMA,
+    "mega": Mega,
 }

@@ -67,6 +67,17 @@ def above(bound: float, **options: float) -> None:
             raise ValueError(f"{key}={value}: must be a finite number above {bound:g}")
 
 
+def within(least: float, most: float, **options: float) -> None:
+    """Refuse numbers outside `[least, most]`.
+
+    Raises:
+        ValueError: An option is.
+    """
+    for key, value in options.items():
+        if not least <= value <= most:
+            raise ValueError(f"{key}={value}: must be from {least:g} to {most:g}")
+
+
 def rising(**options: float) -> None:
     """Refuse a number that is below the one named before it, or not finite.
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.discretisation import Discretisation, discretise
 from models.geometric_sums import geometric_sums
 from models.heads import AttentionShape
 from models.legs import legs_spectrum
@@ -22,7 +23,6 @@ from models.options import above, divisor, even, one_of, rising
 from models.shared_kernel import SharedKernel
 
 Init = Literal["lin", "inv", "legs"]
-Discretisation = Literal["zoh", "bilinear"]
 StepTransform = Literal["exp", "softplus"]
 
 LEAST_STEP = 1e-4
@@ -78,7 +78,8 @@ class S4D(nn.Module):
         above(0, step_min=step_min)
         rising(step_min=step_min, step_max=step_max)
         divisor(shape.dim, copies=copies)
-        self.discretisation, self.step_transform = discretisation, step_transform
+        self.discretisation: Discretisation = discretisation
+        self.step_transform = step_transform
         self.repeats = shape.dim // copies
         step = torch.empty(shape.dim).uniform_(math.log(step_min), math.log(step_max)).exp()
         step = step.clamp(min=LEAST_STEP)
@@ -115,10 +116,8 @@ class S4D(nn.Module):
         a = torch.complex(-self.decay.exp(), self.frequency).repeat(self.repeats, 1)
         b = torch.view_as_complex(self.b).repeat(self.repeats, 1)
         step = self.step.exp() if self.step_transform == "exp" else F.softplus(self.step)
-        z = step[:, None] * a
-        if self.discretisation == "zoh":
-            return z, b * _expm1(z) / a
-        return torch.log((1 + z / 2) / (1 - z / 2)), step[:, None] * b / (1 - z / 2)
+        log_a, gain = discretise(a, step[:, None], self.discretisation)
+        return log_a, gain * b
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` without dropout by the recurrence, step by step."""
@@ -152,9 +151,3 @@ def initial_modes(states: int, init: Init) -> tuple[Tensor, Tensor]:
     b = vectors.conj().T @ [math.sqrt(2 * k + 1) for k in range(states)]
     parts = torch.tensor(b.real, dtype=real), torch.tensor(b.imag, dtype=real).clamp(-2, 2)
     return torch.tensor(frequency, dtype=real), torch.complex(*parts)
-
-
-def _expm1(z: Tensor) -> Tensor:
-    """Compute exp(z) - 1 without cancellation near 0; torch has it for real numbers only."""
-    real = torch.expm1(z.real) * z.imag.cos() - 2 * (z.imag / 2).sin().square()
-    return torch.complex(real, z.real.exp() * z.imag.sin())

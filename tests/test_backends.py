@@ -35,6 +35,13 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("bigbird", {"block_size": 3, "random_blocks": 1}),
     ("reformer", {"chunk_length": 5, "num_hashes": 3}),
     ("s4d", {"init": "legs", "discretisation": "bilinear", "bidirectional": False, "copies": 2}),
+    ("s5", {"states": 12, "blocks": 3, "c_init": "complex_normal", "clip": True}),
+    ("s5", {"states": 12, "blocks": 1, "bidirectional": False, "as_released": False}),
+    ("lru", {"states": 9, "r_min": 0.5, "r_max": 0.9, "bidirectional": True}),
+    ("ema", {"truncation": 7, "bidirectional": False, "inner": "linear"}),
+    ("ema", {"truncation": None, "states": 3, "inner": "linformer"}),
+    ("mega", {"weighting": "laplace", "norm": "scale", "dropout": 0.2}),
+    ("mega", {"chunk": 5, "norm": "batch", "values": 7, "queries": 3}),
 ]
 CASES = [(name, {}) for name in ATTENTION] + SMALL_OPTIONS
 OPTIONS = {
@@ -43,6 +50,7 @@ OPTIONS = {
     for key, parameter in inspect.signature(backend).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
 }
+NESTING = [name for name, key in OPTIONS if key == "inner"]
 MRA_OPTIONS = [key for name, key in OPTIONS if name == "mra"]
 MARKS = {compiles: pytest.mark.slow, gpu: pytest.mark.gpu}
 
@@ -101,6 +109,26 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("s4d", "step_max", 1e-4, "must be a finite number, at least step_min=0.001"),
     ("s4d", "step_transform", "log", "must be one of exp, softplus"),
     ("s4d", "copies", 5, "must divide 16"),
+    ("s5", "states", 5, "must be even and at least 2"),
+    ("s5", "blocks", 5, "must divide 128"),
+    ("s5", "c_init", "zeros", "must be one of lecun_normal, trunc_standard_normal, complex_normal"),
+    ("s5", "step_min", -1.0, "must be a finite number above 0"),
+    ("s5", "step_max", 1e-4, "must be a finite number, at least step_min=0.001"),
+    ("lru", "states", 0, "must be at least 1"),
+    ("lru", "r_min", -0.1, "must be from 0 to 1"),
+    ("lru", "r_max", 1.1, "must be from 0 to 1"),
+    ("lru", "max_phase", 0.0, "must be a finite number above 0"),
+    ("ema", "states", 0, "must be at least 1"),
+    ("ema", "truncation", 0, "must be at least 1"),
+    ("mega", "values", 0, "must be at least 1"),
+    ("mega", "queries", 0, "must be at least 1"),
+    ("mega", "states", 0, "must be at least 1"),
+    ("mega", "truncation", 0, "must be at least 1"),
+    ("mega", "weighting", "relu2", "must be one of softmax, laplace"),
+    ("mega", "chunk", 0, "must be at least 1"),
+    ("mega", "norm", "group", "must be one of none, layer, batch, scale"),
+    ("mega", "norm_epsilon", 0.0, "must be a finite number above 0"),
+    ("mega", "dropout", 1.5, "must be from 0 to 1"),
 ]
 
 
@@ -108,7 +136,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
 def test_an_option_out_of_range_is_refused_when_the_backend_is_built(
     name: str, key: str, value: Any, right: str
 ) -> None:
-    inside = {"inner": Softmax} if name == "wavspa" else {}
+    inside = {"inner": Softmax} if name in NESTING else {}
     with pytest.raises(ValueError) as refused:
         ATTENTION[name](SMALL, **inside, **{key: value})
     assert str(refused.value) == f"{key}={value}: {right}"
@@ -119,7 +147,7 @@ def test_every_option_that_has_a_range_is_tried_out_of_it() -> None:
     free = {(name, key) for name, key in OPTIONS if OPTIONS[name, key] is bool} | {
         *(("mra_sparse", key) for key in MRA_OPTIONS),
         *(("mra", key) for key in ("row_max", "tile")),
-        *((name, "inner") for name in ("wavspa", "fourier_space")),
+        *((name, "inner") for name in NESTING),
     }
     assert {(name, key) for name, key, _, _ in WRONG} | free == set(OPTIONS)
 
@@ -168,6 +196,7 @@ def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: 
 
 # What leaves attention weights unformed has none to drop, nor has MRA as published.
 WITHOUT_DROPOUT = {"fourier", "mra", "mra_sparse", "linear", "nystromformer", "performer"}
+WITHOUT_DROPOUT |= {"s5", "lru"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=words)

@@ -1,0 +1,168 @@
+"""Mega, single-head gated attention behind a moving average (Ma et al. 2023, arXiv 2209.10655).
+
+The whole gated unit, without the residual that the encoder adds. Conventions of the released
+`MovingAverageGatedAttention`.
+
+Axes: B batch, N length, D model width, V width of values, Z width of queries and keys, K chunks, T
+tokens of a chunk.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, masked_softmax
+from models.moving_average import MovingAverage
+from models.norms import build_norm
+from models.options import above, at_least, one_of, within
+from models.precision import full_precision
+
+Weighting = Literal["softmax", "laplace"]
+Norm = Literal["none", "layer", "batch", "scale"]
+
+# Where the Laplace function is steepest, and how steep: it approximates squared ReLU.
+LAPLACE_MEAN, LAPLACE_STD = 0.707107, 0.282095
+
+
+class Mega(nn.Module):
+    """Attend with queries and keys of a moving average, and gate the result.
+
+    With x' = norm(x) and M = EMA(x'): values silu(W x'), gates phi and R, queries, keys and a
+    candidate from M; h = silu(H + W_h (R * attention)); the output is phi * (h - x), so that with
+    the encoder's residual a position moves from x towards h. Attention has one head, and a bias
+    for each distance. The moving average runs in float32 whatever the autocast.
+
+    Args:
+        shape: Sizes; it has one head whatever the heads, `dropout` drops attention weights.
+        values: V; None takes 2 D.
+        queries: Z.
+        states: Exponentials a channel and direction of the moving average.
+        truncation: Longest lag that the moving average sees, plus one; None sees all.
+        bidirectional: Whether it reaches forward too.
+        weighting: `softmax`, or `laplace`: 1/2 (1 + erf((s - .707107) / (.282095 sqrt 2))) of the
+            scores s divided by the number of real keys.
+        chunk: Tokens of a chunk, outside of which no token attends; None attends everywhere.
+        norm: Inside of the unit, so that the residual is of what was not normalised; `none` where
+            the norm comes after.
+        norm_epsilon: Its epsilon.
+        dropout: Probability of dropping a value of the moving average, and of h.
+
+    Raises:
+        ValueError: A value is out of range; the message names the option.
+    """
+
+    pad_invariant = True
+
+    @property
+    def memory_growth(self) -> int:
+        """The power of N that memory grows with."""
+        return 2 if self.chunk is None else 1
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        values: int | None = None,
+        queries: int = 64,
+        states: int = 16,
+        truncation: int | None = None,
+        bidirectional: bool = True,
+        weighting: Weighting = "softmax",
+        chunk: int | None = None,
+        norm: Norm = "none",
+        norm_epsilon: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        values = 2 * shape.dim if values is None else values
+        optional = {"truncation": truncation, "chunk": chunk}
+        given = {key: value for key, value in optional.items() if value is not None}
+        at_least(1, values=values, queries=queries, states=states, **given)
+        one_of(get_args(Weighting), weighting=weighting)
+        one_of(get_args(Norm), norm=norm)
+        within(0, 1, dropout=dropout)
+        above(0, norm_epsilon=norm_epsilon)
+        self.weighting, self.chunk = weighting, chunk
+        self.widths = (shape.dim, queries, values, shape.dim)
+        self.norm = None if norm == "none" else build_norm(norm, shape.dim, norm_epsilon)
+        self.average = MovingAverage(
+            shape.dim, states=states, truncation=truncation, bidirectional=bidirectional
+        )
+        self.value = _linear(shape.dim, values)
+        self.mixed = _linear(shape.dim, sum(self.widths))
+        self.out = _linear(values, shape.dim)
+        self.scale = nn.Parameter(0.02 * torch.randn(2, queries))
+        self.shift = nn.Parameter(torch.zeros(2, queries))
+        reach = shape.max_length if chunk is None else chunk
+        # One of each distance, from -(reach - 1) on.
+        self.distance_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
+        self.attention_dropout = nn.Dropout(shape.dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        return self._run(x, mask, plain=False)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` with the average as a recurrence, and chunks as masks of the whole."""
+        return self._run(x, mask, plain=True)
+
+    def _run(self, x: Tensor, mask: Tensor | None, plain: bool) -> Tensor:
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        normed = x if self.norm is None else self.norm(x, mask)
+        average = (self.average.reference if plain else self.average)(normed, mask).to(x.dtype)
+        mixed = self.mixed(self.dropout(average))
+        update, query_key, gate, candidate = mixed.split(self.widths, -1)
+        scaled = F.silu(query_key)[..., None, :] * self.scale + self.shift
+        q, k = scaled.unbind(-2)  # (B, N, Z) each
+        v = F.silu(self.value(normed))
+        attended = (self._attend_plain if plain else self._attend)(q, k, v, mask)
+        h = self.dropout(F.silu(candidate + self.out(F.silu(gate) * attended)))
+        output: Tensor = torch.sigmoid(update) * (h - x)
+        return output
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        batch, length = q.shape[:2]
+        size = length if self.chunk is None else min(self.chunk, length)
+        gap = -length % size
+        real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
+        real = F.pad(real, (0, gap)).view(batch, -1, 1, size)  # (B, K, 1, T)
+        q, k, v = (F.pad(t, (0, 0, 0, gap)).view(batch, -1, size, t.shape[-1]) for t in (q, k, v))
+        first = len(self.distance_bias) // 2 - (size - 1)
+        # Row i holds the biases of the distances -i to size - 1 - i: windows of one vector.
+        near = self.distance_bias[first : first + 2 * size - 1]
+        bias = near.unfold(0, size, 1).flip(0)
+        scores = full_precision(q @ k.mT)
+        weights = self._weights(scores, bias, real, real.sum(-1, keepdim=True))
+        attended: Tensor = self.attention_dropout(weights.to(v.dtype)) @ v
+        return attended.flatten(1, 2)[:, :length]
+
+    def _attend_plain(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        length = q.shape[1]
+        size = length if self.chunk is None else min(self.chunk, length)
+        place = torch.arange(length, device=q.device)
+        allowed = (place[:, None] // size == place // size)[None]  # (1, N, N)
+        if mask is not None:
+            allowed = allowed & mask[:, None]
+        distance = place - place[:, None] + len(self.distance_bias) // 2
+        bias = self.distance_bias[distance.clamp(0, len(self.distance_bias) - 1)]
+        weights = self._weights(q @ k.mT, bias, allowed, allowed.sum(-1, keepdim=True))
+        return weights @ v
+
+    def _weights(self, scores: Tensor, bias: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+        if self.weighting == "softmax":
+            return masked_softmax(scores / math.sqrt(self.widths[1]) + bias, allowed)
+        scores = scores / count.clamp(min=1) + bias
+        weights = torch.erf((scores - LAPLACE_MEAN) / (LAPLACE_STD * math.sqrt(2)))
+        return (0.5 + 0.5 * weights).masked_fill(~allowed, 0.0)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
