@@ -285,12 +285,25 @@ class Encoder(nn.Module):
         Returns:
             `(B, D)`.
         """
-        x = self.embedding(tokens)
+        x = self.states(self.embedding(tokens), mask)
+        return self._pool(x, mask)
+
+    def states(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the blocks and the last norm.
+
+        Args:
+            x: What the embedding gives: `(B, N, D)`, with a classification token `(B, N + 1, D)`.
+            mask: `(B, N)` bool, True for real tokens; None when all are.
+
+        Returns:
+            Of the shape of `x`.
+        """
         if mask is not None and self.pooling == "cls":
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         for block in self.blocks:
             x = block(x, mask)
-        return self._pool(self.norm(x), mask)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.pooling in ("cls", "first"):

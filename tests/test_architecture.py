@@ -74,6 +74,7 @@ ENTRIES = (
     "bench",
     "preflight",
     "show",
+    "reach",
     "plan.__main__",
     "report.__main__",
 )

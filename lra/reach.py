@@ -1,0 +1,261 @@
+"""How far a trained model looks: how much an output position depends on inputs at a distance.
+
+    python -m lra.reach results/runs/mini/nystromformer/listops/softmax/default/seed0
+
+Reads a finished run's `best.pt` and test inputs of its own, and prints how the influence of inputs
+is distributed over distance, beside that of the same model at its initialisation. Several runs
+share one table, and one picture by `--out`.
+
+The influence of input position j on output position i is the Frobenius norm of the Jacobian
+d h_i / d x_j, where x is what the embedding gives the first block and h what the last norm returns.
+Its square is the mean of the squared norm of u^T (d h_i / d x_j) over standard normal u, estimated
+by a few of them. Every row i is divided by its sum over j, so that it is a distribution over
+distances |i - j|.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lra.build import Model, batches_for, build_model, build_task
+from lra.cell import load_run
+from lra.config import Config, ConfigError
+from lra.machine import resolve_device
+from lra.markdown import Table, markdown
+from lra.seeds import derive
+from lra.tasks import DataError, cache
+
+# Distances, in tokens, beyond which the influence is summed.
+BEYOND = (64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Influence over distance: means over output positions and examples.
+
+    Args:
+        weights: `(N,)`: share of the influence that comes from each distance 0 to N - 1; sums to 1.
+    """
+
+    weights: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """Mean distance, in tokens."""
+        return float(self.weights @ np.arange(len(self.weights)))
+
+    @property
+    def median(self) -> int:
+        """Least distance within which half of the influence is, in tokens."""
+        return int(np.searchsorted(self.weights.cumsum(), 0.5 - 1e-12))
+
+    def beyond(self, distance: int) -> float:
+        """Return the share of the influence that comes from further than `distance` tokens."""
+        return float(self.weights[distance + 1 :].sum())
+
+    def binned(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the centres of logarithmic bins, and each one's share: 0, 1, 2-3, 4-7, ..."""
+        edges = [0, 1]
+        while edges[-1] < len(self.weights):
+            edges.append(2 * edges[-1])
+        shares = np.add.reduceat(self.weights, edges[:-1])
+        centres = [(low + high - 1) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+        return np.array(centres), shares
+
+
+def influence(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    positions: Sequence[int],
+    projections: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return how strongly outputs at some positions depend on the input at every position.
+
+    Args:
+        function: From `(B, N, D)` to `(B, N, E)`, without dropout.
+        x: Input, `(B, N, D)`.
+        positions: Output positions, P of them.
+        projections: Random directions of the output that the norm is estimated by.
+        generator: Of these directions, on the CPU.
+
+    Returns:
+        `(B, P, N)`: estimates of the Frobenius norm of d h_i / d x_j.
+    """
+    x = x.detach().requires_grad_()
+    outputs = function(x)
+    rows = []
+    for position in positions:
+        squares = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+        for _ in range(projections):
+            shape = (len(x), outputs.shape[-1])
+            direction = torch.randn(shape, generator=generator).to(x)
+            scalar = (outputs[:, position] * direction).sum()
+            (gradient,) = torch.autograd.grad(scalar, x, retain_graph=True)
+            squares += gradient.double().square().sum(-1)
+        rows.append((squares / projections).sqrt())
+    return torch.stack(rows, 1)
+
+
+def profile(rows: Tensor, positions: Tensor, real: Tensor) -> Profile:
+    """Return the influence by distance, every row counting alike.
+
+    Args:
+        rows: `(B, P, N)`, as `influence` returns them.
+        positions: `(P,)`: the output position of each row.
+        real: `(B, N)`: real tokens; rows of others are left out.
+
+    Raises:
+        ValueError: No row is of a real token, or one has no influence at all.
+    """
+    chosen = real[:, positions]  # (B, P)
+    kept = rows[chosen]  # (R, N)
+    if not len(kept):
+        raise ValueError("no position is that of a real token")
+    totals = kept.sum(-1, keepdim=True)
+    if not bool((totals > 0).all()):
+        raise ValueError("an output depends on no input")
+    length = rows.shape[-1]
+    distances = (positions[:, None] - torch.arange(length)).abs()  # (P, N)
+    distances = distances.expand(len(real), -1, -1)[chosen]
+    weights = torch.zeros(length, dtype=torch.float64)
+    weights.index_add_(0, distances.flatten(), (kept / totals).flatten().double().cpu())
+    return Profile((weights / len(kept)).numpy())
+
+
+def measure(
+    model: Model, tokens: Tensor, mask: Tensor | None, positions: int, projections: int, seed: int
+) -> Profile:
+    """Return how far a model looks on some inputs.
+
+    Args:
+        model: In evaluation mode.
+        tokens: `(B, N)` int64; of a pair of sequences either.
+        mask: `(B, N)` bool, or None where all are real.
+        positions: Output positions, evenly spread over the shortest sequence.
+        projections: See `influence`.
+        seed: Of the random directions.
+    """
+    encoder = model.encoder
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+    shortest = int(real.sum(1).min())
+    chosen = torch.linspace(0, shortest - 1, min(positions, shortest)).round().long()
+    generator = torch.Generator().manual_seed(derive(seed, "reach"))
+
+    def states(x: Tensor) -> Tensor:
+        return encoder.states(x, mask)
+
+    x = encoder.embedding(tokens)
+    front = x.shape[1] - tokens.shape[1]  # a token that pooling puts in front
+    rows = influence(states, x, (chosen + front).tolist(), projections, generator)
+    return profile(rows[..., front:], chosen, real.cpu())
+
+
+def table(profiles: dict[str, Profile]) -> Table:
+    """Return one row per model: mean and median distance, and the share beyond `BEYOND`."""
+    header = ["model", "mean distance", "median", *(f"beyond {d:,}" for d in BEYOND)]
+    rows = [header]
+    for name, each in profiles.items():
+        shares = [
+            f"{each.beyond(distance):.1%}" if distance < len(each.weights) else "-"
+            for distance in BEYOND
+        ]
+        rows.append([name, f"{each.mean:,.1f}", f"{each.median:,}", *shares])
+    return rows
+
+
+def draw(profiles: dict[str, Profile], file: Path) -> None:
+    """Draw the share of influence over distance, in bins that double, one line per model.
+
+    Args:
+        profiles: By name; those that end with `at initialisation` are dashed.
+        file: PNG or SVG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    colours: dict[str, str] = {}
+    for name, each in profiles.items():
+        model = name.removesuffix(" at initialisation")
+        colour = colours.setdefault(model, f"C{len(colours)}")
+        centres, shares = each.binned()
+        style = "--" if name != model else "-"
+        axis.plot(centres, 100 * shares, style, color=colour, marker="o", markersize=3, label=name)
+    axis.set_xscale("symlog", base=2, linthresh=1)
+    axis.set_xlabel("distance, tokens (bins double)")
+    axis.set_ylabel("share of the influence, %")
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    matplotlib.rcParams["svg.hashsalt"] = "lra"
+    figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def longest_inputs(config: Config, model: Model, examples: int) -> tuple[Tensor, Tensor | None]:
+    """Return the longest of a cell's test inputs, `(B, N)`, and their mask.
+
+    Args:
+        config: The cell.
+        model: Its model, on the device where inputs are wanted.
+        examples: Number of inputs; of a pair of sequences each counts.
+
+    Raises:
+        DataError: Its data are missing.
+    """
+    task = build_task(config)
+    data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+    *_, last = batches_for(config, task, model, data.splits["test"]).once(examples)
+    tokens, mask = last.tokens.flatten(0, -2), last.mask
+    mask = None if mask is None else mask.flatten(0, -2)[:examples]
+    return tokens[:examples], mask
+
+
+def main() -> None:
+    """Measure the runs that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m lra.reach", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, with result.json, best.pt")
+    parser.add_argument("--examples", type=int, default=4, help="test inputs (%(default)s)")
+    parser.add_argument("--positions", type=int, default=16, help="output positions (%(default)s)")
+    parser.add_argument("--projections", type=int, default=4, help="directions (%(default)s)")
+    parser.add_argument("--out", type=Path, help="PNG or SVG of all runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index> (%(default)s)")
+    parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
+    parser.add_argument("--cache-dir", default="data/cache", help="folder of built data sets")
+    args = parser.parse_args()
+    for name in ("examples", "positions", "projections"):
+        if (value := getattr(args, name)) < 1:
+            parser.error(f"--{name} {value}: must be at least 1")
+    profiles: dict[str, Profile] = {}
+    try:
+        device = resolve_device(args.device)
+        for run in args.runs:
+            config, _, trained = load_run(run)
+            config = replace(config, data_dir=args.data_dir, cache_dir=args.cache_dir)
+            name = f"{config.task.name}/{config.attention.name} seed{config.seed}"
+            models = {name: trained, f"{name} at initialisation": build_model(config)}
+            for label, model in models.items():
+                model.to(device).eval()
+                inputs = longest_inputs(config, model, args.examples)
+                counts = (args.positions, args.projections, config.seed)
+                profiles[label] = measure(model, *inputs, *counts)
+    except (ValueError, DataError, ConfigError) as error:
+        sys.exit(f"{error}")
+    print(markdown(table(profiles)))
+    if args.out:
+        draw(profiles, args.out)
+        print(f"Drawn in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""How far a model looks, against forms whose answer is known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_cell import configure
+from torch import Tensor
+
+from lra import reach
+from lra.reach import Profile, influence, measure, profile
+from lra.runner import run_cell
+from models.encoder import Classifier, ModelConfig
+from models.longformer import Longformer
+from models.softmax import Softmax
+
+N, D = 61, 6
+SMALL = ModelConfig(
+    layers=2,
+    dim=8,
+    heads=2,
+    head_dim=4,
+    mlp_dim=12,
+    max_length=N,
+    vocab_size=11,
+    classifier_dims=[],
+    embedding_std=1.0,
+    dropout=0.0,
+)
+
+
+def profile_of(function, positions: list[int], real: Tensor | None = None) -> Profile:
+    x = torch.randn(3, N, D, dtype=torch.float64)
+    rows = influence(function, x, positions, 8, torch.Generator().manual_seed(0))
+    real = torch.ones(3, N, dtype=torch.bool) if real is None else real
+    return profile(rows, torch.tensor(positions), real)
+
+
+def test_the_identity_looks_at_itself_only() -> None:
+    found = profile_of(lambda x: x, [0, 30, 60])
+    assert found.weights[0] == 1 and found.weights[1:].sum() == 0
+    assert (found.mean, found.median, found.beyond(0)) == (0, 0, 0)
+
+
+def test_the_mean_of_all_positions_is_flat() -> None:
+    mean = profile_of(lambda x: x.mean(1, keepdim=True).expand_as(x), [0, 20, 60])
+    expected = np.zeros(N)
+    for position in (0, 20, 60):
+        np.add.at(expected, np.abs(position - np.arange(N)), 1 / (3 * N))
+    np.testing.assert_allclose(mean.weights, expected, rtol=1e-9)
+    assert mean.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("window", "layers"), [(1, 3), (4, 2)])
+def test_a_window_never_exceeds_its_width_times_the_layers(window: int, layers: int) -> None:
+    def windows(x: Tensor) -> Tensor:
+        for _ in range(layers):
+            x = F.avg_pool1d(x.mT, 2 * window + 1, 1, window).mT.tanh()
+        return x
+
+    found = profile_of(windows, [0, 17, 60])
+    assert found.beyond(window * layers) == 0
+    assert found.weights[window * layers] > 0
+
+
+def test_an_exponential_average_gives_its_geometric_law() -> None:
+    decay, last = 0.9, N - 1
+    mix = torch.randn(D, D, dtype=torch.float64)
+
+    def average(x: Tensor) -> Tensor:
+        steps = torch.arange(N, dtype=torch.float64)
+        lags = steps[:, None] - steps
+        kernel = torch.where(lags >= 0, decay**lags, 0.0)
+        return torch.einsum("ij,bjd,de->bie", kernel, x, mix)
+
+    found = profile_of(average, [last])
+    law = decay ** np.arange(N)
+    np.testing.assert_allclose(found.weights, law / law.sum(), rtol=0.02)
+    assert found.median == math.ceil(math.log((1 + decay**N) / 2) / math.log(decay)) - 1
+
+
+def test_the_norm_of_a_jacobian_is_estimated_without_bias() -> None:
+    x = torch.randn(1, 5, 4, dtype=torch.float64)
+    weights = torch.randn(5, 4, 5, 4, dtype=torch.float64)
+
+    def linear(x: Tensor) -> Tensor:
+        return torch.einsum("idje,bje->bid", weights, x)
+
+    rows = influence(linear, x, [2], 4000, torch.Generator().manual_seed(1))
+    exact = weights[2].square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(rows[0, 0], exact, rtol=0.03, atol=0)
+
+
+def test_rows_of_padding_are_left_out() -> None:
+    real = torch.ones(3, N, dtype=torch.bool)
+    real[:, 50:] = False
+    shift = profile_of(lambda x: x.roll(5, 1), [20, 55], real)
+    assert shift.weights[5] == 1
+    with pytest.raises(ValueError, match="no position is that of a real token"):
+        profile_of(lambda x: x, [55], real)
+    with pytest.raises(ValueError, match="depends on no input"):
+        profile_of(lambda x: 0 * x, [3])
+
+
+def test_a_trained_window_stays_within_its_layers_and_softmax_does_not() -> None:
+    tokens = torch.randint(1, 11, (2, N))
+
+    def window(shape):  # two tokens to either side, none global
+        return Longformer(shape, window=4, num_global=0)
+
+    near = measure(Classifier(SMALL, window, 2).eval(), tokens, None, 8, 2, 0)
+    assert near.beyond(2 * SMALL.layers) == 0 and near.weights[2 * SMALL.layers] > 0
+    config = replace(SMALL, pooling="cls")
+    far = measure(Classifier(config, Softmax, 2).eval(), tokens, None, 8, 2, 0)
+    assert far.beyond(2 * SMALL.layers) > 0.05
+
+
+def test_bins_double_and_lose_nothing() -> None:
+    found = profile_of(lambda x: x.cumsum(1), [N - 1])
+    centres, shares = found.binned()
+    assert centres[:4].tolist() == [0, 1, 2.5, 5.5]
+    assert shares.sum() == pytest.approx(1) and shares[3] == pytest.approx(4 / N)
+
+
+def test_the_command_prints_and_draws_a_run_beside_its_initialisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(tmp_path, "attention=softmax")
+    run_cell(config, tmp_path)
+    picture = tmp_path / "reach.png"
+    words = [str(tmp_path), "--out", str(picture), "--cache-dir", config.cache_dir]
+    monkeypatch.setattr("sys.argv", ["reach", *words, "--examples", "2"])
+    reach.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(" | ")[1].strip() == "mean distance"
+    assert lines[2].startswith("| listops/softmax seed0 ")
+    assert lines[3].startswith("| listops/softmax seed0 at initialisation")
+    assert picture.read_bytes()[1:4] == b"PNG"
