@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra.paths import CONFIGS
 from lra.typecheck import describe, fits
-from models.encoder import ModelConfig
+from models.sizes import ModelConfig
 
 SCHEDULES = ("one_cycle", "rsqrt", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")

@@ -9,43 +9,18 @@ positions, nor gradients; `HeadProjections.split` takes the mask to see to that.
 its plain form. `lra/contract.py` checks all of it.
 """
 
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
-from models.bigbird import BigBird
-from models.ema import EMA
-from models.fourier import Fourier
-from models.fourier_space import FourierSpace
-from models.linear import Linear
-from models.linformer import Linformer
-from models.longformer import Longformer
-from models.lru import LRU
-from models.mega import Mega
-from models.mra import MRA, MRASparse
-from models.nystromformer import Nystromformer
-from models.performer import Performer
-from models.reformer import Reformer
-from models.s4d import S4D
-from models.s5 import S5
-from models.softmax import Softmax
-from models.wavspa import WavSpA
+if TYPE_CHECKING:
+    from models.registry import ATTENTION
 
-ATTENTION: dict[str, type[nn.Module]] = {
-    "softmax": Softmax,
-    "fourier": Fourier,
-    "wavspa": WavSpA,
-    "fourier_space": FourierSpace,
-    "mra": MRA,
-    "mra_sparse": MRASparse,
-    "linear": Linear,
-    "nystromformer": Nystromformer,
-    "linformer": Linformer,
-    "longformer": Longformer,
-    "performer": Performer,
-    "bigbird": BigBird,
-    "reformer": Reformer,
-    "s4d": S4D,
-    "s5": S5,
-    "lru": LRU,
-    "ema": EMA,
-    "mega": Mega,
-}
+__all__ = ["ATTENTION"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the backends, and with them torch, when they are first asked for."""
+    if name != "ATTENTION":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from models.registry import ATTENTION
+
+    return ATTENTION

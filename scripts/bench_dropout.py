@@ -26,7 +26,8 @@ from torch import nn
 
 from models import ATTENTION
 from models.dropout import Dropout, drop
-from models.encoder import Classifier, ModelConfig
+from models.encoder import Classifier
+from models.sizes import ModelConfig
 
 HEADS, HEAD_DIM, BATCH = 2, 32, 4
 WIDTH, LAYERS, P = 64, 2, 0.1

@@ -53,7 +53,7 @@ def test_no_backend_imports_the_registry_or_another_backend() -> None:
 
     backends = {backend.__module__ for backend in models.ATTENTION.values()}
     for file, names in imports("models").items():
-        if Path(file).stem != "__init__":
+        if Path(file).stem not in ("__init__", "registry"):
             assert "models" not in names and "models.ATTENTION" not in names, file
             assert not under(names, *backends), file
 
@@ -146,3 +146,8 @@ def test_every_script_can_be_imported_and_has_its_help(script: Path) -> None:
     spec.loader.exec_module(module)
     assert module.__doc__ and f"python scripts/{script.name}" in module.__doc__
     assert callable(module.main)
+
+
+def test_a_configuration_needs_no_torch() -> None:
+    code = "import sys, lra.config; lra.config.load(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

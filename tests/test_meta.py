@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ATTENTION
-from models.encoder import Classifier, ModelConfig, PairClassifier
+from models.encoder import Classifier, PairClassifier
 from models.heads import AttentionShape
+from models.sizes import ModelConfig
 
 SHAPE = AttentionShape(dim=12, heads=2, head_dim=8, max_length=64, dropout=0.1)
 OPTIONS: list[tuple[str, dict[str, Any]]] = [

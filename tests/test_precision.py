@@ -17,8 +17,9 @@ from lra.loop import Run, autocast
 from lra.optimiser import optimiser_for
 from lra.runner import run_cell
 from models import ATTENTION
-from models.encoder import Block, ModelConfig
+from models.encoder import Block
 from models.linear import Linear
+from models.sizes import ModelConfig
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

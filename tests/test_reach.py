@@ -14,8 +14,9 @@ from torch import Tensor
 from lra import reach
 from lra.reach import Profile, influence, measure, profile
 from lra.runner import run_cell
-from models.encoder import Classifier, ModelConfig
+from models.encoder import Classifier
 from models.longformer import Longformer
+from models.sizes import ModelConfig
 from models.softmax import Softmax
 
 N, D = 61, 6

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.encoder import Classifier, ModelConfig
+from models.encoder import Classifier
 from models.heads import AttentionShape, masked_softmax
 from models.reformer import (
     Reformer,
@@ -16,6 +16,7 @@ from models.reformer import (
     lsh_attention_reference,
     random_rotations,
 )
+from models.sizes import ModelConfig
 
 SHAPE = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
 

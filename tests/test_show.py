@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from lra import help, show
 from lra.config import AttentionConfig, Config, ProtocolConfig, TaskConfig, TrainConfig, load
 from lra.paths import CONFIGS, ROOT
-from models.encoder import ModelConfig
+from models.sizes import ModelConfig
 
 CELLS = [
     "",
@@ -109,7 +109,7 @@ def test_the_command_line_comes_last() -> None:
 def test_what_no_file_sets_is_marked_as_a_default_of_its_class() -> None:
     found = shown("task=pathfinder")
     assert found["train.clip_norm"].origin == "default of TrainConfig, lra/config.py"
-    assert found["model.gelu"].origin == "default of ModelConfig, models/encoder.py"
+    assert found["model.gelu"].origin == "default of ModelConfig, models/sizes.py"
     contour = found["task.options.contour_length"]
     assert contour.value == 14 and contour.origin.startswith("default of Pathfinder, lra/tasks/")
 
