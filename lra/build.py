@@ -8,7 +8,7 @@ from torch import nn
 
 from lra import custom
 from lra.batches import Batches
-from lra.config import AttentionConfig, Config, ConfigError, backend_name, bind
+from lra.config import AttentionConfig, Config, ConfigError, TaskConfig, backend_name, bind
 from lra.seeds import derive
 from lra.tasks import Split, Task
 from lra.tasks.registry import STAND_INS, TASKS
@@ -25,16 +25,41 @@ def build_task(config: Config) -> Task:
     Raises:
         ConfigError: There is no such task or option, or a value is out of range.
     """
-    tasks = STAND_INS if config.task.stand_in else TASKS
-    name = config.task.name
-    if name not in tasks:
-        kind = "stand-in for" if config.task.stand_in else "task"
-        raise ConfigError(f"task.name={name}: no such {kind}; known are {', '.join(tasks)}")
-    options = bind(tasks[name], config.task.options, "task.options")
+    kind = find_task(config.task)
+    options = bind(kind, config.task.options, "task.options")
     try:
-        return tasks[name](**options)
+        task = kind(**options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.task.path is not None:
+        custom.check_facts(task, f"task.path={config.task.path}")
+    return task
+
+
+def find_task(config: TaskConfig) -> type[Task]:
+    """Return the class of a task: of the registry by its name, of a user's own by its path.
+
+    Raises:
+        ConfigError: There is no such task, or it cannot be one.
+    """
+    tasks, name = STAND_INS if config.stand_in else TASKS, config.name
+    if name in tasks:
+        if config.path is not None:
+            raise ConfigError(
+                f"task.path={config.path}: {name} is built in and has none; a task of your own is"
+                " task=custom"
+            )
+        return tasks[name]
+    if config.path is None and name != "custom":
+        kind = "stand-in for" if config.stand_in else "task"
+        raise ConfigError(
+            f"task.name={name}: no such {kind}; known are {', '.join(tasks)}, and task=custom with"
+            f" task.path={custom.TASK_EXAMPLE}"
+        )
+    task = custom.load_task(config.path)
+    if name != (own := backend_name(config.path)):
+        raise ConfigError(f"task.name={name}: of task.path={config.path} it is {own}")
+    return task
 
 
 def find_backend(config: AttentionConfig, where: str = "attention") -> type[nn.Module]:

@@ -1,41 +1,47 @@
-"""Hold a backend to its contract: one line a check, exit status 1 where one fails.
+"""Hold a backend, or a task of your own, to its contract: one line a check, 1 where one fails.
 
     python -m lra.check my_pkg.my_file:MyAttention window=32
+    python -m lra.check my_file:MyTask num_train=100
     python -m lra.check softmax
     python -m lra.check wavspa inner=linear wavelet=ortho
 
-The checks are those that the tests run over every built-in backend. Each prints `pass`, `FAIL` with
-the reason, or `skip` with the reason. Nothing has to be installed: modules of the current folder
-are found.
+The checks of a backend are those that the tests run over every built-in one; those of a task build
+its data, from LRA_DATA_DIR where it reads some. Each prints `pass`, `FAIL` with the reason, or
+`skip` with the reason. Nothing has to be installed: modules of the current folder are found.
 """
 
 import argparse
+import dataclasses
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lra import custom, task_contract
 from lra.build import build_attention, find_backend
-from lra.config import AttentionConfig, ConfigError, backend_name
+from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name
 from lra.contract import (
     CHECKS,
     LENGTH,
     MORE,
     SMALL,
     BrokenError,
-    Check,
     SkippedError,
     Subject,
     compiles,
     sentence,
 )
+from lra.task_contract import TASK_CHECKS
+from lra.tasks import DataError
 
 LEAST_LENGTH = LENGTH + MORE
 SIZES = {
@@ -70,7 +76,10 @@ def attention_config(
     return config
 
 
-def run(check: Check, subject: Subject) -> tuple[str, str]:
+S = TypeVar("S")
+
+
+def run(check: Callable[[S], None], subject: S) -> tuple[str, str]:
     """Return how a check ended, `pass`, `FAIL` or `skip`, and why."""
     try:
         check(subject)
@@ -78,7 +87,7 @@ def run(check: Check, subject: Subject) -> tuple[str, str]:
         return "FAIL", str(error)
     except SkippedError as error:
         return "skip", str(error)
-    except Exception as error:  # whatever the backend raises is a finding
+    except Exception as error:  # whatever the code under test raises is a finding
         return "FAIL", _finding(error)
     return "pass", ""
 
@@ -97,11 +106,14 @@ def _place(error: Exception) -> str:
 
 
 def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    listing = "\n".join(f"  {sentence(check)}" for check in CHECKS)
+    backend, task = (
+        "\n".join(f"  {sentence(check)}" for check in checks) for checks in (CHECKS, TASK_CHECKS)
+    )
     parser = argparse.ArgumentParser(
         prog="python -m lra.check",
         description=__doc__,
-        epilog=f"checks:\n{listing}\n\nWhat a backend must have is in lra/contract.py.",
+        epilog=f"checks of a backend:\n{backend}\n\nchecks of a task:\n{task}\n\n"
+        "What they must have is in lra/contract.py and lra/task_contract.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("backend", help="a built-in one by its name, or module:Class")
@@ -116,7 +128,7 @@ def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run every check on the backend that the command line names.
+    """Run every check on the backend or task that the command line names.
 
     Args:
         words: The command line; that of the process where None.
@@ -124,6 +136,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser, args = _arguments(words)
     if wrong := [word for word in args.options if "=" not in word]:
         parser.error(f"{wrong[0]}: an option is written key=value")
+    if ":" in args.backend:
+        try:
+            if _is_task(args.backend):
+                sys.exit(_check_task(args.backend, _options(args.options)))
+        except (ConfigError, DataError, OmegaConfBaseException) as error:
+            parser.error(str(error))
     if args.max_length < LEAST_LENGTH:
         parser.error(f"--max-length {args.max_length}: must be at least {LEAST_LENGTH}")
     sizes = {key: getattr(args, key) for key in SIZES}
@@ -132,9 +150,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(f"--{str(error).replace('_', '-', 1)}")
     try:
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(args.options))
-        assert isinstance(options, dict)
-        config = attention_config(args.backend, {str(k): v for k, v in options.items()})
+        config = attention_config(args.backend, _options(args.options))
         subject = Subject(build_attention(config), shape)
     except (ConfigError, OmegaConfBaseException) as error:
         parser.error(str(error))
@@ -148,15 +164,49 @@ def main(words: Sequence[str] | None = None) -> None:
     except Exception as error:  # whatever the backend raises is a finding
         print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
         sys.exit(1)
+    sys.exit(_run_all(args.backend, CHECKS, subject, leave_out=compiles if args.fast else None))
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    options = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _run_all(
+    name: str,
+    checks: Sequence[Callable[[S], None]],
+    subject: S,
+    leave_out: Callable[[S], None] | None = None,
+) -> bool:
+    """Run checks, print a line for each, and return whether one failed."""
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
-    for check in CHECKS:
-        left_out = args.fast and check is compiles
-        state, why = ("skip", "--fast") if left_out else run(check, subject)
+    for check in checks:
+        state, why = ("skip", "--fast") if check is leave_out else run(check, subject)
         counts[state] += 1
         print(f"{state}  {sentence(check)}{': ' if why else ''}{why}", flush=True)
     passed, failed, skipped = counts.values()
-    print(f"{args.backend}: {passed} passed, {failed} failed, {skipped} skipped")
-    sys.exit(counts["FAIL"] > 0)
+    print(f"{name}: {passed} passed, {failed} failed, {skipped} skipped")
+    return failed > 0
+
+
+def _is_task(path: str) -> bool:
+    found = custom.find(path, "backend")
+    return dataclasses.is_dataclass(found) and not custom.is_network(found)
+
+
+def _check_task(path: str, options: dict[str, Any]) -> bool:
+    task_contract.make(path, options)
+    raw = os.environ.get(DATA_DIR_VARIABLE)
+    with TemporaryDirectory() as folder:
+        try:
+            subject = task_contract.build(path, options, Path(folder), Path(raw) if raw else None)
+        except (ConfigError, DataError):
+            raise
+        except Exception as error:  # whatever the task raises is a finding
+            print(f"FAIL  Its data are built: {_finding(error)}")
+            return True
+        return _run_all(path, TASK_CHECKS, subject)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ class TaskConfig:
     """What the data of a task are.
 
     Args:
-        name: Key of the task in `lra.tasks`.
+        name: Key of the task in `lra.tasks`; of a user's own what `backend_name` makes of its
+            path.
+        path: Module and class of a user's own task, such as `my_file:MyTask`.
         num_classes: Number of labels.
         num_symbols: Ids in use, padding included; the model's vocabulary is at least this.
         sequences: Sequences per example: 1, or 2 for Retrieval.
@@ -48,6 +50,7 @@ class TaskConfig:
     """
 
     name: str
+    path: str | None = None
     num_classes: int
     num_symbols: int
     sequences: int = 1
@@ -266,7 +269,9 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
     try:
         config = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        # What a value that follows from others cannot be made of is told by itself.
+        cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
+        raise ConfigError(str(cause).splitlines()[0]) from error
     assert isinstance(config, Config)
     return config
 
@@ -321,6 +326,9 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
     train = values["train"]
     train["precision"] = resolve_precision(train["precision"], values["device"])
     del values["protocol"]["deviations"], train["checkpoint_seconds"]
+    # Hashes and checkpoints from before there were tasks of a user's own hold.
+    if values["task"]["path"] is None:
+        del values["task"]["path"]
     return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
 
 
@@ -372,7 +380,7 @@ def is_path(text: str) -> bool:
 
 
 def backend_name(path: str | None) -> str:
-    """Return the name of a user's own backend, in run folders and tables.
+    """Return the name of a user's own backend or task, in run folders and tables.
 
     It is the whole path, since two classes that shared a name would share their folders and rows.
 

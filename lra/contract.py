@@ -87,8 +87,8 @@ Check = Callable[[Subject], None]
 Attend = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def sentence(check: Check) -> str:
-    """Return what a check says of a backend that passes."""
+def sentence(check: Callable[..., None]) -> str:
+    """Return what a check says of what passes."""
     assert check.__doc__ is not None
     return check.__doc__.splitlines()[0].rstrip(".")
 

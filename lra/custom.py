@@ -1,24 +1,32 @@
-"""A backend of the user's own, loaded by its path: `attention.path=my_pkg.my_file:MyAttention`.
+"""Code of the user's own, loaded by its path: `attention.path=my_pkg.my_file:MyAttention`.
 
-Nothing has to be installed: `python -m lra.train` finds modules of the current folder.
+A backend goes by `attention=custom`, a task by `task=custom task.path=my_file:MyTask`. Nothing has
+to be installed: `python -m lra.train` finds modules of the current folder.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lra.config import AttentionConfig, ConfigError, is_path
+from lra.config import AttentionConfig, ConfigError, bind, is_path
+from lra.tasks import SPLITS, Task
 
 EXAMPLE = "my_pkg.my_file:MyAttention"
 SIGNATURE = "def __init__(self, shape: AttentionShape, *, window: int = 64)"
+TASK_EXAMPLE = "my_file:MyTask"
+# What a task of the user's own says beside `lra.tasks.Task`, each at least so much.
+FACTS = {"version": 0, "id_shift": 0, "num_classes": 2, "num_symbols": 2, "length": 1}
 
 
 def load(path: str | None, where: str) -> type[nn.Module]:
-    """Return the class that a path names.
+    """Return the backend that a path names.
 
     Args:
         path: Module and class, such as `my_pkg.my_file:MyAttention`.
@@ -27,10 +35,102 @@ def load(path: str | None, where: str) -> type[nn.Module]:
     Raises:
         ConfigError: There is no such module or class, or it cannot be a backend.
     """
+    backend = _find(path, where, EXAMPLE, "nn.Module classes", is_network)
+    if not is_network(backend):
+        name = str(path).split(":")[1]
+        raise ConfigError(f"{where}={path}: {name} must be a subclass of torch.nn.Module")
+    _check_signature(backend, f"{where}={path}")
+    found: type[nn.Module] = backend
+    return found
+
+
+def load_task(path: str | None, where: str = "task.path") -> type[Task]:
+    """Return the task that a path names.
+
+    Args:
+        path: Module and class, such as `my_file:MyTask`.
+        where: The key that holds it, for messages.
+
+    Raises:
+        ConfigError: There is no such module or class, or it cannot be a task.
+    """
+    task = _find(path, where, TASK_EXAMPLE, "dataclasses", dataclasses.is_dataclass)
+    name = getattr(task, "__name__", path)
+    parameters = getattr(task, "__dataclass_params__", None)
+    known = dataclasses.fields(task) if parameters is not None else ()
+    if parameters is None or not parameters.frozen or not all(each.kw_only for each in known):
+        needed = "@dataclass(frozen=True, kw_only=True)"
+        raise ConfigError(f"{where}={path}: {name} must be a class under {needed}")
+    fields = {each.name for each in known}
+    needed_names = (*FACTS, "sizes", "locate", "write")
+    if lacking := [each for each in needed_names if each not in fields and not hasattr(task, each)]:
+        raise ConfigError(
+            f"{where}={path}: {name} lacks {', '.join(lacking)}; what a task of your own says"
+            " is in CONTRIBUTING.md"
+        )
+    found: type[Task] = task
+    return found
+
+
+def task_fact(fact: str, path: str | None, options: DictConfig | dict[str, Any]) -> int:
+    """Return what a task of the user's own says of its data, for the values that follow from it.
+
+    Args:
+        fact: A key of `FACTS`, or `sequences`, which is 1 where the task doesn't say.
+        path: Module and class of the task.
+        options: Its options.
+
+    Raises:
+        ConfigError: There is no such task or option, or the fact is no number that it can be.
+    """
+    kind = load_task(path)
+    plain = OmegaConf.to_container(options) if isinstance(options, DictConfig) else options
+    assert isinstance(plain, dict)
+    bound = bind(kind, {str(key): value for key, value in plain.items()}, "task.options")
+    try:
+        task = kind(**bound)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    check_facts(task, f"task.path={path}")
+    value: int = getattr(task, fact, 1) if fact == "sequences" else getattr(task, fact)
+    return value
+
+
+def check_facts(task: Task, where: str) -> None:
+    """Refuse a task of the user's own whose facts are no numbers that they can be.
+
+    Raises:
+        ConfigError: One of them is not.
+    """
+    name = type(task).__name__
+    for fact, least in FACTS.items():
+        value = getattr(task, fact)
+        if not isinstance(value, int) or value < least:
+            message = f"{name}.{fact} is {value!r}, must be a whole number, at least {least}"
+            raise ConfigError(f"{where}: {message}")
+    if getattr(task, "sequences", 1) not in (1, 2):
+        raise ConfigError(f"{where}: {name}.sequences must be 1 or 2")
+    sizes = task.sizes
+    if not isinstance(sizes, dict) or set(sizes) != set(SPLITS):
+        raise ConfigError(f"{where}: {name}.sizes must be a dict of {', '.join(SPLITS)}")
+
+
+# At import, so that the processes of a parallel sweep have it too.
+OmegaConf.register_new_resolver("task_fact", task_fact, replace=True)
+
+
+def find(path: str, where: str) -> type[Any]:
+    """Return the class that a path names, whatever it is; see `load` and `load_task`."""
+    return _find(path, where, EXAMPLE, "classes", lambda value: isinstance(value, type))
+
+
+def _find(
+    path: str | None, where: str, example: str, kind: str, fits: Callable[[Any], bool]
+) -> type[Any]:
     if path is None:
-        raise ConfigError(f"{where}: needs a value, module:Class, such as {EXAMPLE}")
+        raise ConfigError(f"{where}: needs a value, module:Class, such as {example}")
     if not is_path(path):
-        raise ConfigError(f"{where}={path}: must be module:Class, such as {EXAMPLE}")
+        raise ConfigError(f"{where}={path}: must be module:Class, such as {example}")
     module_name, class_name = path.split(":")
     try:
         module = importlib.import_module(module_name)
@@ -42,20 +142,15 @@ def load(path: str | None, where: str) -> type[nn.Module]:
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
             " what is installed"
         ) from error
-    backend = getattr(module, class_name, None)
-    if backend is None:
-        there = [
-            n for n, v in vars(module).items() if _is_network(v) and v.__module__ == module_name
-        ]
+    found = getattr(module, class_name, None)
+    if found is None:
+        there = [n for n, v in vars(module).items() if fits(v) and v.__module__ == module_name]
         raise ConfigError(
-            f"{where}={path}: {module.__file__} has no class {class_name}; its nn.Module classes"
-            f" are: {', '.join(there) or 'none'}"
+            f"{where}={path}: {module.__file__} has no class {class_name}; its {kind} are:"
+            f" {', '.join(there) or 'none'}"
         )
-    if not _is_network(backend):
-        raise ConfigError(f"{where}={path}: {class_name} must be a subclass of torch.nn.Module")
-    _check_signature(backend, f"{where}={path}")
-    found: type[nn.Module] = backend
-    return found
+    own: type[Any] = found
+    return own
 
 
 def sources(config: AttentionConfig) -> str:
@@ -75,7 +170,8 @@ def _file_hash(path: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
-def _is_network(value: Any) -> bool:
+def is_network(value: Any) -> bool:
+    """Tell whether a value is a class of networks."""
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 

@@ -39,8 +39,8 @@ def main() -> None:
         known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
         for name in getattr(args, group if group in vars(args) else f"{group}s").split(","):
             if name not in known:
-                own = group == "attention" and ":" in name
-                hint = f"; for one of yours: --attentions custom -- attention.path={name}" * own
+                own = group in ("task", "attention") and ":" in name
+                hint = f"; for one of yours: --{group}s custom -- {group}.path={name}" * own
                 parser.error(f"{group} {name}: must be one of {', '.join(known)}{hint}")
     words = [f"task={args.tasks}", f"attention={args.attentions}", f"seed={args.seeds}"]
     words += [f"scale={args.scale}", f"protocol={args.protocol}"]

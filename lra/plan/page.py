@@ -17,7 +17,7 @@ MOST_NAMED = 4
 MOST_LINES = 6
 # The variables of `make reproduce-lra` that span a grid.
 AXES: dict[str, Callable[[PlannedCell], str]] = {
-    "TASKS": lambda cell: cell.task,
+    "TASKS": lambda cell: "custom" if cell.config and cell.config.task.path else cell.task,
     "ATTENTIONS": lambda cell: "custom" if _path(cell) else cell.method.attention,
     "SEEDS": lambda cell: str(cell.seed),
 }

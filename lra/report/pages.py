@@ -139,7 +139,7 @@ def write_report(
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
             records.remove(record)
     # Those of the user's own go by their paths.
-    attentions = [name for name in attentions if name != "custom"]
+    tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)
     published = published_table(protocol, grid.tasks) if scale == "paper" else []
     folder = out_dir / scale / protocol

@@ -7,6 +7,7 @@ fingerprint is the sha256 of the content: equal fingerprints mean equal data.
 
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -163,7 +164,18 @@ def key(task: Task, source: Source) -> str:
         "options": asdict(task),  # type: ignore[call-overload]  # tasks are dataclasses
         "source": [source.kind, source.signature],
     }
+    if not type(task).__module__.startswith("lra."):
+        # The version of ours is kept by us; a user's own file may change at any time.
+        identity["code"] = _code(type(task))
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _code(kind: type[Task]) -> str:
+    """Return the sha256 of the file that a class is in, empty where it is in none."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""
 
 
 def _build(folder: Path, task: Task, source: Source) -> None:

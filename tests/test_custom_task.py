@@ -1,0 +1,190 @@
+"""A task of a user's own, by its path: what is refused and why, and every command with it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import lra.check
+from lra import custom
+from lra.build import build_model, build_task, num_parameters
+from lra.config import ConfigError, comparable, load
+from lra.contract import sentence
+from lra.plan.cells import assess
+from lra.preflight import find_data
+from lra.record import read_records
+from lra.report.pages import write_report
+from lra.runner import run_cell
+from lra.task_contract import TASK_CHECKS
+from lra.tasks import cache
+from models import ATTENTION
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["scale=mini", "threads=1", "device=cpu", "train.steps=8", "train.warmup_steps=2"]
+OWN = ["task=custom", "task.path=same_ends:SameEnds"]
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write the example of CONTRIBUTING into a folder of the user's, and return the file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    [code] = [c for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "SameEnds" in c]
+    file = tmp_path / "same_ends.py"
+    file.write_text(code)
+    forget()
+    monkeypatch.syspath_prepend(tmp_path)
+    return file
+
+
+def forget() -> None:
+    for name in ("same_ends", "broken_task"):
+        sys.modules.pop(name, None)
+
+
+def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
+    with pytest.raises(SystemExit) as stopped:
+        lra.check.main(list(words))
+    return int(stopped.value.code or 0), capsys.readouterr().out.splitlines()
+
+
+def test_the_example_of_contributing_passes_every_check(
+    guide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
+    assert status == 0, lines
+    assert lines[:-1] == [f"pass  {sentence(each)}" for each in TASK_CHECKS]
+
+
+def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_path: Path) -> None:
+    words = [*QUICK, *OWN, "task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}"]
+    config = load(*words, "train.validate_every=4")
+    folder = tmp_path / "runs/mini/nystromformer/same_ends.SameEnds/softmax/default/seed0"
+    folder.mkdir(parents=True)
+    runs = f"runs_dir={tmp_path / 'runs'}"
+    assert assess([*words, "attention=softmax", "seed=0", runs]).state == "to do"
+    record = run_cell(config, folder)
+    assert record is not None and record.status == "ok" and record.test_total == 200
+    assert record.data_source == "generated"
+    assert run_cell(config, folder) is None
+    page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer", ["custom"])
+    assert "| same_ends.SameEnds |" in page and "| custom" not in page
+    assert len(list(read_records(tmp_path / "runs"))) == 1
+    assert find_data(config, None).state == "in the cache"
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_the_recipe_follows_from_what_the_task_says(
+    guide: Path, attention: str, scale: str
+) -> None:
+    config = load(*OWN, f"attention={attention}", f"scale={scale}", "task.options.length=57")
+    assert (config.task.num_classes, config.task.num_symbols, config.task.sequences) == (2, 5, 1)
+    assert config.task.truncate == config.model.max_length == 57
+    assert config.model.vocab_size == 5 and config.task.options == {"length": 57}
+    assert num_parameters(build_model(config)) > 0
+
+
+def test_a_pair_of_sequences_takes_the_model_of_pairs(guide: Path) -> None:
+    text = guide.read_text().replace(
+        "    num_classes:", "    sequences: ClassVar[int] = 2\n\n    num_classes:"
+    )
+    guide.write_text(text.replace("symbols)\n", "symbols, symbols)\n"))
+    config = load(*OWN, "scale=mini")
+    assert config.task.sequences == 2 and type(build_model(config)).__name__ == "PairClassifier"
+
+
+def test_an_edit_of_the_file_builds_its_data_again(guide: Path, tmp_path: Path) -> None:
+    words = [*OWN, "scale=mini", "task.options.num_train=9"]
+    before = cache.load("own", build_task(load(*words)), tmp_path)
+    guide.write_text(guide.read_text().replace("draw() * 4", "draw() * 3"))
+    forget()
+    after = cache.load("own", build_task(load(*words)), tmp_path)
+    assert before.folder != after.folder and before.fingerprint != after.fingerprint
+
+
+def test_a_task_of_ours_has_the_hash_that_it_had() -> None:
+    assert "path" not in comparable(load("task=listops"))["task"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=custom"], r"task\.path: needs a value, module:Class, such as my_file:MyTask"),
+        (["task=custom", "task.path=same_ends"], r"task\.path=same_ends: must be module:Class"),
+        (
+            ["task=custom", "task.path=no_file:X"],
+            r"task\.path=no_file:X: there is no module no_file",
+        ),
+        (["task=custom", "task.path=same_ends:No"], r"has no class No; its dataclasses.*SameEnds"),
+        (["task=custom", "task.path=same_ends:Random"], r"under @dataclass\(frozen=True, kw_only"),
+        (["task=custom", "task.path=lra.record:Method"], r"under @dataclass\(frozen=True, kw_only"),
+        (
+            ["task=custom", "task.path=lra.tasks.text:Text"],
+            r"Text lacks num_classes, num_symbols, ",
+        ),
+        ([*OWN, "task.options.size=3"], r"task\.options\.size: no such option.*length \(int\)"),
+        ([*OWN, "task.options.length=x"], r"task\.options\.length='x': must be int"),
+        (["task=listops", "task.path=same_ends:SameEnds"], "listops is built in and has none"),
+        ([*OWN, "task.name=mine"], r"task\.name=mine: of task\.path=.* it is same_ends\.SameEnds"),
+    ],
+)
+def test_what_is_no_task_is_refused_by_key_and_value(
+    guide: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_task(load("scale=mini", *words))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_classes: ClassVar[int] = 2", "num_classes: ClassVar[int] = 1", "at least 2"),
+        ('{"train": self.num_train, ', "{", "must be a dict of train, validation, test"),
+        ("length: int = 40", "length: int = 0", "SameEnds.length is 0, must be a whole number"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused(guide: Path, old: str, new: str, message: str) -> None:
+    guide.write_text(guide.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        custom.task_fact("length", "same_ends:SameEnds", {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "failing"),
+    [
+        ("range(count)", "range(count - 1)", "Every split has as many examples as"),
+        ("self.length - 1)", "self.length + 9)", "A sequence has at least one symbol and at most"),
+        ("int(symbols[0] ==", "2 * int(symbols[0] ==", "Labels are 0 to `num_classes` - 1"),
+        ("draw() * 4", "draw() * 5", "A symbol plus `id_shift` is less than `num_symbols`"),
+        (", symbols)\n", ", symbols, symbols)\n", "Every example has as many sequences"),
+        (
+            "draw = Random(0).random",
+            "draw = Random(hash('same ends')).random",
+            "The same options give the same bytes, in another process too",
+        ),
+        (
+            "draw = Random(0).random",
+            "import secrets; draw = lambda: secrets.randbelow(1000) / 1000",
+            "The same options give the same bytes, in another process too",
+        ),
+        ("draw = Random(0).random", "draw = Random(0).no_such", "Its data are built: Attribute"),
+    ],
+)
+def test_a_task_that_breaks_a_check_fails_it(
+    guide: Path, old: str, new: str, failing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = guide.read_text()
+    assert old in text
+    guide.write_text(text.replace(old, new))
+    status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
+    assert status == 1
+    assert any(line.startswith(f"FAIL  {failing}") for line in lines), lines
+
+
+def test_ids_that_padding_has_are_told(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide.write_text(
+        guide.read_text().replace("id_shift: ClassVar[int] = 1", "id_shift: ClassVar[int] = 0")
+    )
+    status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
+    assert status == 0 and any(line.startswith("skip  No symbol gets id 0") for line in lines)
