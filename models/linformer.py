@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropped_attention import dropped_attention, is_served
 from models.heads import AttentionShape, HeadProjections
 from models.options import at_least
 
@@ -64,6 +65,8 @@ def linformer_attention(
         k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
     k = to_keys[..., :length] @ k  # (B, H, R, K)
     v = to_values[..., :length] @ v
+    if is_served(q, dropout):
+        return dropped_attention(q, k, v, None, dropout)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 

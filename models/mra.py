@@ -30,12 +30,12 @@ from models.mra_blocks import (
     head_blocks,
     heads_a_slice,
     live_pairs,
-    over_heads,
     selected_map,
     valid_tokens,
 )
 from models.options import at_least, one_of
 from models.precision import full_precision, without_autocast
+from models.threads import over_heads
 
 log = logging.getLogger(__name__)
 

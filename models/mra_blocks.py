@@ -2,20 +2,14 @@
 
 What `models/mra.py` attends to is fixed by then; here it is computed. The plain form of the same
 function is `models.mra.gathered_attention`. A head is a call of `models/mra_kernel.py`, and heads
-are shared out among Python threads that use one core each, which nothing waits for but the end:
-threads inside each of many small operations would wait for each other at every one of them, and
-for a whole time slice whenever another process holds a core.
+are shared out among threads by `models/threads.py`.
 
 Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b tokens per block,
 G heads of one slice. Inside the kernel a block has T >= b tokens, and a token C >= K columns.
 """
 
 import math
-import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from models.threads import over_heads
 
 Array = NDArray[Any]
 
@@ -36,59 +32,11 @@ BLOCKS_A_SLICE = 256
 # Heads of fewer tokens are done before a second thread has Python's lock.
 SHORT = 512
 
-_starting = threading.Lock()
-
-
-@cache
-def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Start `threads` Python threads whose operations use one core each (a pool per process)."""
-    barrier = threading.Barrier(threads + 1)
-
-    def start() -> None:
-        # Torch copies its thread count to a thread on first use; only what is set after that
-        # stays this thread's own.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        barrier.wait()
-
-    pool = ThreadPoolExecutor(threads, "mra")
-    for _ in range(threads):
-        pool.submit(start)
-    barrier.wait()
-    # The count that threads yet to come will copy was changed above.
-    torch.set_num_threads(threads)
-    return pool
-
 
 def heads_a_slice(heads: int, num_blocks: int) -> int:
     """Say how many of `heads` to take at a time: by size, and so that every thread has some."""
     threads = min(torch.get_num_threads(), heads)
     return max(1, min(-(-heads // threads), BLOCKS_A_SLICE // num_blocks))
-
-
-def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
-    """Call `run(start, stop)` for slices of `size` heads, on as many threads as torch may use.
-
-    `run` writes to its own slice of tensors made beforehand, so that it does not matter which
-    thread takes which: the same size gives the same bits.
-    """
-    slices = [(start, min(start + size, heads)) for start in range(0, heads, size)]
-    # The count is another one while a pool starts.
-    with _starting:
-        threads = torch.get_num_threads()
-        pool = _workers(os.getpid(), threads) if threads > 1 else None
-    if pool is None or len(slices) == 1:
-        for start, stop in slices:
-            run(start, stop)
-        return
-
-    def task(bounds: tuple[int, int]) -> None:
-        # Grad mode and the like belong to a thread; inference mode records nothing and may
-        # write to tensors of either kind.
-        with torch.inference_mode():
-            run(*bounds)
-
-    list(pool.map(task, slices))
 
 
 def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:

@@ -6,11 +6,17 @@ Axes: B batch, H heads, N length, K head width, D model width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropped_attention import dropped_attention, is_served
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 
 
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax attention with the weights materialised: the plain form.
 
@@ -21,25 +27,28 @@ def softmax_attention(
         mask: `(B, N)` bool, True for real keys; None when all are. A sequence without a real key
             attends to nothing: its output is 0.
         dropout: Probability of dropping an attention weight.
+        kept: `(B, H, N, N)` bool, the weights that are kept; None draws them.
 
     Returns:
         `(B, H, N, K)`, equation 1 of arXiv 1706.03762.
     """
     logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, H, N, N)
     weights = logits.softmax(-1) if mask is None else masked_softmax(logits, mask[:, None, None, :])
-    return F.dropout(weights, dropout) @ v
+    if kept is None:
+        return F.dropout(weights, dropout) @ v
+    return weights.masked_fill(~kept, 0.0) / (1 - dropout) @ v
 
 
 class Softmax(nn.Module):
-    """Multi-head softmax attention, by default on `scaled_dot_product_attention`.
+    """Multi-head softmax attention, by default without materialising the `(N, N)` weights.
 
-    On the CPU the fused kernel serves only without attention dropout: with it, torch falls back
-    to materialised weights, about five times slower at length 2,048
-    (`scripts/bench_softmax_step.py` measures both).
+    It is torch's `scaled_dot_product_attention`, save in training with attention dropout on the
+    CPU: there torch materialises the weights, and `models/dropped_attention.py` has a kernel
+    (`scripts/bench_dropout.py` measures both).
 
     Args:
         shape: Sizes, attention dropout and biases.
-        fused: False materialises the `(N, N)` weights, as the published implementations do.
+        fused: False materialises the weights, as the published implementations do.
     """
 
     pad_invariant = True
@@ -59,7 +68,9 @@ class Softmax(nn.Module):
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x, mask)
         dropout = self.dropout if self.training else 0.0
-        if self.fused:
+        if self.fused and is_served(q, dropout):
+            heads = dropped_attention(q, k, v, mask, dropout)
+        elif self.fused:
             keys = None if mask is None else mask[:, None, None, :]
             heads = F.scaled_dot_product_attention(q, k, v, keys, dropout)
         else:

@@ -1,8 +1,10 @@
 """Time dropout on the CPU against what it replaces, forward and backward, in turn in one process.
 
-Two tables: dropout of activations against torch's, by the element, and training steps of an encoder
-with either. Inputs are random float32; after a warm-up, forms take turns and the
-medians are compared. Each thread count has a process of its own. Run
+Three tables of times: dropout of activations against torch's, by the element; training steps of an
+encoder with either; and attention dropout without stored weights against materialised ones, and
+against `scaled_dot_product_attention` with dropout and without. A fourth has the memory. Inputs are
+random float32; after a warm-up, forms take turns and the medians are compared. Each thread count
+has a process of its own. Run
 
     python scripts/bench_dropout.py --out results/bench/dropout_cpu.json
 
@@ -14,20 +16,24 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from models import ATTENTION
 from models.dropout import Dropout, drop
+from models.dropped_attention import dropped_attention
 from models.encoder import Classifier
 from models.sizes import ModelConfig
+from models.softmax import softmax_attention
 
 HEADS, HEAD_DIM, BATCH = 2, 32, 4
 WIDTH, LAYERS, P = 64, 2, 0.1
@@ -78,13 +84,50 @@ def training_step(attention: str, length: int, repeats: int) -> dict[str, float]
 
         def step() -> None:
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(tokens, None, length), labels).backward()
+            nn.functional.cross_entropy(model(tokens, None), labels).backward()
             optimiser.step()
 
         return step
 
     seconds = medians({"torch": build(False), "compiled": build(True)}, repeats)
     return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def attention_forms(length: int) -> dict[str, Callable[[], object]]:
+    """Return a forward and backward of each form of softmax attention."""
+    *qkv, towards = torch.randn(4, BATCH, HEADS, length, HEAD_DIM)
+    inputs = [x.requires_grad_() for x in qkv]
+    sdpa = nn.functional.scaled_dot_product_attention
+    forms: dict[str, Callable[[], torch.Tensor]] = {
+        "materialised": lambda: softmax_attention(*inputs, None, P),
+        "sdpa with dropout": lambda: sdpa(*inputs, dropout_p=P),
+        "compiled": lambda: dropped_attention(*inputs, None, P),
+        "sdpa without": lambda: sdpa(*inputs),
+    }
+
+    def step(form: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(form(), inputs, towards)
+
+    return {name: step(form) for name, form in forms.items()}
+
+
+def attention_dropout(length: int, repeats: int) -> dict[str, float]:
+    """Return milliseconds of each form of softmax attention, forward and backward."""
+    seconds = medians(attention_forms(length), repeats)
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def peak_mib(form: str, length: int) -> float:
+    """Return by how much one step of attention raises the resident peak of this process."""
+    # Libraries and compiled loops load at a size that needs no memory to speak of.
+    attention_forms(64)[form]()
+    step = attention_forms(length)[form]
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    # Writing 5 resets the peak of the process, which counts from its start otherwise.
+    Path("/proc/self/clear_refs").write_text("5")
+    step()
+    status = Path("/proc/self/status").read_text()
+    return (int(status.split("VmHWM:")[1].split()[0]) * 1024 - before) / 2**20
 
 
 def measure(lengths: list[int], repeats: int) -> dict[str, Rows]:
@@ -97,17 +140,18 @@ def measure(lengths: list[int], repeats: int) -> dict[str, Rows]:
             f"{attention}, {lengths[-1]}": training_step(attention, lengths[-1], repeats)
             for attention in ("fourier", "linear")
         },
+        "ms of attention": {
+            f"{BATCH} x {HEADS} x {n} x {HEAD_DIM}": attention_dropout(n, repeats) for n in lengths
+        },
     }
 
 
-def in_a_fresh_process(lengths: list[int], repeats: int, threads: int) -> dict[str, Rows]:
-    """Run `measure` in a process with its own thread count."""
+def in_a_fresh_process(threads: int, *arguments: str) -> Any:
+    """Run this script with `arguments` in a process with its own thread count."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--measure", "--repeats", str(repeats)]
-    command += ["--lengths", *map(str, lengths)]
+    command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Rows] = json.loads(done.stdout)
-    return result
+    return json.loads(done.stdout)
 
 
 def show(tables: dict[str, Rows], threads: int) -> None:
@@ -131,14 +175,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--weigh", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.lengths, args.repeats)))
         return
-    results = {}
+    if args.weigh:
+        print(json.dumps(peak_mib(args.weigh, args.lengths[0])))
+        return
+    results, lengths = {}, ["--lengths", *map(str, args.lengths)]
     for threads in args.threads:
-        results[f"{threads}"] = in_a_fresh_process(args.lengths, args.repeats, threads)
+        options = ["--measure", "--repeats", str(args.repeats), *lengths]
+        results[f"{threads}"] = in_a_fresh_process(threads, *options)
         show(results[f"{threads}"], threads)
+    memory: Rows = {}
+    for length in args.lengths:
+        weigh = {form: ["--weigh", form, "--lengths", str(length)] for form in attention_forms(1)}
+        memory[str(length)] = {form: in_a_fresh_process(1, *w) for form, w in weigh.items()}
+    show({"MiB of attention": memory}, 1)
     if args.out:
         record = {
             "machine": platform.processor() or platform.machine(),
@@ -149,6 +203,7 @@ def main() -> None:
             "head_dim": HEAD_DIM,
             "dropout": P,
             "by_threads": results,
+            "memory_mib": memory,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=2) + "\n")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import mra_blocks
+from models import mra_blocks, threads
 from models.heads import AttentionShape
 from models.mra import (
     MRA,
@@ -535,7 +535,7 @@ def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):
     fresh.start()
     fresh.join()
     assert torch.get_num_threads() == 2 and seen == [2]
-    inner = mra_blocks._workers(os.getpid(), 2).map(lambda _: torch.get_num_threads(), range(4))
+    inner = threads._workers(os.getpid(), 2).map(lambda _: torch.get_num_threads(), range(4))
     assert list(inner) == [1, 1, 1, 1]
     torch.set_num_threads(1)
     for x, y in zip(with_gradients(run, q, k, v), first, strict=True):
@@ -554,7 +554,7 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
         raise RuntimeError(f"heads {start} to {stop}")
 
     with pytest.raises(RuntimeError, match="heads 0 to"):
-        mra_blocks.over_heads(fail, 4, 2)
+        threads.over_heads(fail, 4, 2)
 
 
 @pytest.mark.parametrize("mode", MODES)

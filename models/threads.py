@@ -1,0 +1,62 @@
+"""Heads shared out among Python threads that use one core each.
+
+Nothing waits for the threads but the end: threads inside each of many small operations would wait
+for each other at every one of them, and for a whole time slice whenever another process holds a
+core. What runs has to leave Python's lock alone, as torch and compiled kernels do.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+_starting = threading.Lock()
+
+
+@cache
+def _workers(process: int, threads: int) -> ThreadPoolExecutor:
+    """Start `threads` Python threads whose operations use one core each (a pool per process)."""
+    barrier = threading.Barrier(threads + 1)
+
+    def start() -> None:
+        # Torch copies its thread count to a thread on first use; only what is set after that
+        # stays this thread's own.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        barrier.wait()
+
+    pool = ThreadPoolExecutor(threads, "heads")
+    for _ in range(threads):
+        pool.submit(start)
+    barrier.wait()
+    # The count that threads yet to come will copy was changed above.
+    torch.set_num_threads(threads)
+    return pool
+
+
+def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
+    """Call `run(start, stop)` for slices of `size` heads, on as many threads as torch may use.
+
+    `run` writes to its own slice of tensors made beforehand, so that it does not matter which
+    thread takes which: the same size gives the same bits.
+    """
+    slices = [(start, min(start + size, heads)) for start in range(0, heads, size)]
+    # The count is another one while a pool starts.
+    with _starting:
+        threads = torch.get_num_threads()
+        pool = _workers(os.getpid(), threads) if threads > 1 else None
+    if pool is None or len(slices) == 1:
+        for start, stop in slices:
+            run(start, stop)
+        return
+
+    def task(bounds: tuple[int, int]) -> None:
+        # Grad mode and the like belong to a thread; inference mode records nothing and may
+        # write to tensors of either kind.
+        with torch.inference_mode():
+            run(*bounds)
+
+    list(pool.map(task, slices))
