@@ -5,6 +5,7 @@ there, and so is an operation between devices: on a GPU the one would stall a st
 end it.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ CASES = [(name, {}) for name in ATTENTION] + OPTIONS
 
 def builder(name: str, options: dict[str, Any]) -> Callable[[AttentionShape], nn.Module]:
     """Return what builds a backend; one that has another inside gets softmax attention."""
-    if name in ("wavspa", "fourier_space"):
+    if "inner" in inspect.signature(ATTENTION[name]).parameters:
         options = {"inner": ATTENTION["softmax"], **options}
     return lambda shape: ATTENTION[name](shape, **options)
 
