@@ -1,6 +1,7 @@
 """What a cell is known by, whether it is finished, and a finished one read again."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 
 from lra import checkpoint
 from lra.build import Model, build_model
-from lra.checkpoint import BEST
+from lra.checkpoint import BEST, DamagedError
 from lra.config import Config, ConfigError, comparable, config_hash, recorded
+from lra.machine import resolve_threads
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.tasks import DataError, Task
 
@@ -29,12 +31,18 @@ def finished(folder: Path, values: dict[str, Any]) -> bool:
     try:
         record = read_record(folder / RECORD)
     except RecordError as error:
-        log.warning("%s; training again", error)
+        log.warning("%s; the cell is not finished", error)
         return False
     stored = dict(record.config)
     data = stored.pop("data", None)
-    keys = {key: stored[key] for key in ("device", "threads")}
-    there = comparable(recorded(stored), **keys, data=data or values["data"])
+    keys = {key: getattr(record, key) for key in ("device", "threads")}
+    try:
+        there = comparable(recorded(stored), **keys, data=data or values["data"])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} holds the record of another configuration, of another version: {error}."
+            " Give this one a name by variant=..., or replace that one by force=true"
+        ) from error
     # Raw data may be gone by now; what was made of them still counts.
     here = values if values["data"] else values | {"data": there["data"]}
     if config_hash(there) != config_hash(here):
@@ -65,29 +73,99 @@ def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
         return None
 
 
-def decided(config: Config, task: Task, device: torch.device) -> dict[str, Any]:
+def decided(config: Config, task: Task, device: torch.device, folder: Path) -> dict[str, Any]:
     """Return what a cell's hash covers: its configuration as this machine and its data decide it.
+
+    What is left to the machine, `threads=0` and `device=auto`, is what the cell was begun with: a
+    job that comes back on another machine continues there, and a finished cell is finished
+    wherever it is asked for.
 
     Args:
         config: The cell.
         task: Its task.
         device: Where it would be trained.
+        folder: Its run folder; it need not exist.
+
+    Raises:
+        ConfigError: There are more threads than the machine bears.
     """
-    threads = config.threads or torch.get_num_threads()
+    begun = _begun(folder)
+    threads, device_type = config.threads, device.type
+    if not threads:
+        threads = begun.get("threads", torch.get_num_threads())
+    if config.device == "auto" and begun.get("status") == "ok":
+        device_type = begun["device"]
     data = _located(task, config.raw_data_dir())
-    return comparable(config, device=device.type, threads=threads, data=data)
+    threads = resolve_threads(threads)
+    return comparable(config, device=device_type, threads=threads, data=data)
 
 
-def identity(values: dict[str, Any], fingerprint: str, sources: str) -> str:
-    """Return what a checkpoint is known by, a hash.
+def _begun(folder: Path) -> dict[str, Any]:
+    """Return what a machine decided when a cell was begun, and its status where it has one."""
+    try:
+        record = read_record(folder / RECORD)
+        return {"threads": record.threads, "device": record.device, "status": record.status}
+    except RecordError:
+        pass
+    try:
+        state = checkpoint.load_last(folder, torch.device("cpu"))
+    except DamagedError:
+        return {}
+    config = (state or {}).get("config", {})
+    return {key: config[key] for key in ("threads", "device") if key in config}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is known by.
+
+    Args:
+        hash: Of configuration, data and the user's own backends.
+        config: The configuration, as `decided`.
+        code: Version of the suite, as `machine.code_name` tells it.
+    """
+
+    hash: str
+    config: dict[str, Any]
+    code: str
+
+    def check(self, file: Path, state: dict[str, Any], steps: int) -> None:
+        """Refuse the checkpoint of another cell.
+
+        Args:
+            file: Where it was read from, for messages.
+            state: What is in it.
+            steps: Updates of the whole run.
+
+        Raises:
+            ConfigError: It is another one's; the message shows where they differ.
+        """
+        if state["identity"] != self.hash:
+            differences = _differences(state.get("config", self.config), self.config)
+            where = ":\n" + "\n".join(differences) + "\n" if differences else ": "
+            raise ConfigError(
+                f"{file} belongs to another configuration, other data or an attention that has"
+                f" changed since{where}give this one a name by variant=..., or delete the file"
+            )
+        if (step := state["progress"]["step"]) > steps:
+            raise DamagedError(
+                f"{file}: not a readable checkpoint (progress.step={step} of {steps}); delete it"
+                " to start anew"
+            )
+
+
+def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str = "") -> Identity:
+    """Return what a checkpoint is known by.
 
     Args:
         values: The configuration, as `decided`.
         fingerprint: Of the data.
         sources: The files of the user's own backends, as `custom.sources` tells them.
+        code: Version of the suite.
     """
     own = {"sources": sources} if sources else {}
-    return config_hash({"config": values, "data": fingerprint, **own})
+    known = config_hash({"config": values, "data": fingerprint, **own})
+    return Identity(known, values, code)
 
 
 def load_run(folder: Path) -> tuple[Config, Record, Model]:
@@ -102,7 +180,7 @@ def load_run(folder: Path) -> tuple[Config, Record, Model]:
         raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
     config = recorded({key: v for key, v in record.config.items() if key != "data"})
     model = build_model(config)
-    state = checkpoint.load(folder / BEST, torch.device("cpu"))["model"]
+    state = checkpoint.load_best(folder, torch.device("cpu"))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

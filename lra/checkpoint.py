@@ -1,40 +1,197 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
 
+A file holds a checksum over the content of the rest, so that one that was damaged is noticed
+whatever bit it was; two are kept, and the one before is read where the last cannot be.
+"""
+
+import hashlib
+import io
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lra.config import ConfigError
+from lra.folders import writing
 
-# To continue from, and the parameters that validation chose.
-CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+log = logging.getLogger(__name__)
+
+# To continue from, the one before it, and the parameters that validation chose.
+CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
+CHECKSUM = "checksum"
+# What a run's checkpoint holds; the others came later, and older files lack them.
+REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
+OPTIONAL = {"scaler", "config", "code"}
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path` so that a reader finds the old file or the new, never a part."""
+class DamagedError(ConfigError):
+    """A file is not the checkpoint that was written."""
+
+
+def checksum(value: Any) -> str:
+    """Return the sha256 of nested dicts, lists, tensors and plain values, 64 hex digits."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: "hashlib._Hash", value: Any) -> None:
+    if isinstance(value, dict):
+        digest.update(f"{{{len(value)}".encode())
+        for key, each in value.items():
+            _feed(digest, key)
+            _feed(digest, each)
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}".encode())
+        for each in value:
+            _feed(digest, each)
+    elif isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        # As bytes: numpy has no bfloat16.
+        plain = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(plain.numpy().data)
+    else:
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Write `state` to `path` so that a reader finds the old file or the new, never a part.
+
+    Args:
+        path: The file.
+        state: What it will hold; a checksum is added.
+        previous: Where the file that was there goes; it is replaced without one.
+
+    Raises:
+        FolderError: The disk is full or cannot be written to; what was there stays.
+    """
+    # In memory first: torch tells a full disk as an error of its own archive format.
+    buffer = io.BytesIO()
+    torch.save(state | {CHECKSUM: checksum(state)}, buffer)
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    doing = f"writing {path.name}" + ("; the last checkpoint stays" if path.exists() else "")
+    with writing("runs_dir", path.parent, doing):
+        try:
+            with open(partial, "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                _keep(path, previous)
+            os.replace(partial, path)
+        except OSError:
+            # It would keep the disk full.
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, so that whoever reads the first meanwhile finds it."""
+    link = previous.with_name(f"{previous.name}.partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        link = path
+    os.replace(link, previous)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint onto `device`, tensors and plain values only.
+    """Read a file of `save` onto `device`, tensors and plain values only.
+
+    One without a checksum was written by an earlier version and is taken as it is.
 
     Raises:
-        ConfigError: The file is not a readable checkpoint.
+        DamagedError: It is not readable, or not what was written.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the layer that failed raises
-        raise ConfigError(
-            f"{path}: not a readable checkpoint ({error}); delete it to start anew"
-        ) from error
+        reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
+        raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(state, dict):
+        kind = type(state).__name__
+        raise DamagedError(f"{path}: not a readable checkpoint (holds a {kind}, no dict)")
+    expected = state.pop(CHECKSUM, None)
+    if expected is not None and expected != checksum(state):
+        raise DamagedError(f"{path}: not a readable checkpoint (its content has changed)")
     return state
+
+
+def load_best(folder: Path, device: torch.device) -> dict[str, Tensor]:
+    """Return the parameters that validation chose in a finished run.
+
+    Raises:
+        DamagedError: `best.pt` is missing or damaged, and no checkpoint has them either.
+    """
+    try:
+        state = load(folder / BEST, device)
+        _check_keys(folder / BEST, state, {"model"}, set())
+        model: dict[str, Tensor] = state["model"]
+    except DamagedError as error:
+        try:
+            model = _load_run(folder / CHECKPOINT, device)["best_model"]
+        except DamagedError:
+            raise error from None
+        log.warning("%s; the same parameters are read from %s", error, CHECKPOINT)
+    return model
+
+
+def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """Return the last readable checkpoint of a run, None where it has none.
+
+    Raises:
+        DamagedError: There are some, and none is readable.
+    """
+    errors = []
+    for name in (CHECKPOINT, PREVIOUS):
+        # Where files have no second name, only the one before is there between two renames.
+        if not (folder / name).exists():
+            continue
+        try:
+            state = _load_run(folder / name, device)
+        except DamagedError as error:
+            errors.append(error)
+            continue
+        for damage in errors:
+            log.warning("%s; going on from the one before, %s", damage, name)
+        return state
+    if errors:
+        last = folder / PREVIOUS
+        both = f", nor is {last.name}" if len(errors) > 1 else ""
+        raise DamagedError(f"{errors[0]}{both}; delete what is damaged to start anew")
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete a run's checkpoints and its chosen parameters."""
+    for name in (CHECKPOINT, PREVIOUS, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _load_run(path: Path, device: torch.device) -> dict[str, Any]:
+    state = load(path, device)
+    _check_keys(path, state, REQUIRED, OPTIONAL)
+    progress = state["progress"]
+    step = progress.get("step") if isinstance(progress, dict) else None
+    if type(step) is not int or step < 0:
+        raise DamagedError(f"{path}: not a readable checkpoint (progress.step={step!r})")
+    return state
+
+
+def _check_keys(
+    path: Path, state: dict[str, Any], required: Iterable[str], optional: Iterable[str]
+) -> None:
+    for state_of, keys in {
+        "lacks": sorted(set(required) - set(state)),
+        "holds an unknown": sorted(map(str, set(state) - set(required) - set(optional))),
+    }.items():
+        if keys:
+            raise DamagedError(f"{path}: not a readable checkpoint ({state_of} {keys[0]!r})")
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -311,7 +311,11 @@ def recorded(values: dict[str, Any]) -> Config:
     Raises:
         ConfigError: The record is of another version of the configuration.
     """
-    return resolve(OmegaConf.merge(OmegaConf.structured(Config), values))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    return resolve(merged)
 
 
 def comparable(config: Config, **resolved: Any) -> dict[str, Any]:

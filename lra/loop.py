@@ -7,7 +7,6 @@ started again ends with the bits of one that was not.
 
 import logging
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +18,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lra import checkpoint
 from lra.batches import Batch, Batches
-from lra.checkpoint import BEST, CHECKPOINT
-from lra.config import ConfigError, TrainConfig, resolve_precision
+from lra.cell import Identity
+from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS
+from lra.config import TrainConfig, resolve_precision
+from lra.events import Events
 from lra.optimiser import optimiser_for
+from lra.signals import Stop
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,7 @@ LOG_EVERY = 20
 
 
 class NotFiniteError(RuntimeError):
-    """The loss became infinite or no number."""
-
-
-class StoppedError(BaseException):
-    """The run was asked to stop (SIGTERM or Ctrl-C); its checkpoint is written."""
+    """The loss, a parameter or an answer became infinite or no number."""
 
 
 @dataclass
@@ -109,40 +106,26 @@ def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 @torch.inference_mode()
 def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int:
-    """Return how many examples of the whole split the model classifies rightly."""
+    """Return how many examples of the whole split the model classifies rightly.
+
+    Raises:
+        NotFiniteError: An answer is infinite or no number.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches.once(train.eval_batch_size):
         with autocast(device, train.precision):
             logits = model(batch.tokens, batch.mask)
         correct += (logits.argmax(-1) == batch.labels).sum()
+        finite &= logits.isfinite().all()
     model.train(was_training)
+    if not finite:
+        # The largest of numbers that are none is the first, which is right by chance.
+        raise NotFiniteError("the model's answers in evaluation are not finite")
     return int(correct)
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that is looked at between updates."""
-    received: list[int] = []
-    previous = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        # A second one does what it always did: stop at once.
-        restore()
-
-    for each in previous:
-        signal.signal(each, receive)
-    try:
-        yield lambda: bool(received)
-    finally:
-        restore()
 
 
 class Run:
@@ -155,9 +138,9 @@ class Run:
         device: Where the model is.
         folder: Run folder, for checkpoints and TensorBoard events.
         seed: Seed of data order and dropout.
-        identity: Hash of configuration, data and a user's own attention; a checkpoint of another
-            one is refused.
+        identity: What the cell is known by; a checkpoint of another one is refused.
         label: The cell's name, for the bar and the log.
+        stop: Tells when the run is asked to stop.
     """
 
     def __init__(
@@ -168,14 +151,19 @@ class Run:
         device: torch.device,
         folder: Path,
         seed: int,
-        identity: str,
+        identity: Identity,
         label: str,
+        stop: Stop | None = None,
     ) -> None:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
         self.progress = Progress()
+        self.stop = stop or Stop()
+        # Versions of the code that trained before this one, where the run was continued.
+        self.earlier_code: list[str] = []
+        self._saved_step = 0
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
         self._forward = torch.compile(model) if train.compile else model
@@ -186,13 +174,14 @@ class Run:
         Leaves `best.pt`, the parameters that validation chose, and loads them into the model.
 
         Raises:
-            ConfigError: The checkpoint there is belongs to another configuration.
-            NotFiniteError: The loss is not finite.
-            StoppedError: SIGTERM came; the checkpoint is written.
+            ConfigError: The checkpoint there is belongs to another configuration, or a folder
+                cannot be written to.
+            NotFiniteError: The loss, a parameter or an answer in validation is not finite.
+            StoppedError: A signal came; the checkpoint is written.
         """
         self._resume()
         train, progress = self.train_config, self.progress
-        writer = SummaryWriter(str(self.folder), purge_step=progress.step + 1)
+        writer = Events(self.folder, progress.step + 1)
         bar = tqdm(
             total=train.steps,
             initial=progress.step,
@@ -203,11 +192,11 @@ class Run:
         )
         saved = started = time.perf_counter()
         before = progress.seconds
-        with _stop_requested() as stop_requested, bar, writer:
+        with self.stop.deferred(), bar, writer:
 
             def interrupted() -> bool:
                 overdue = time.perf_counter() - saved >= train.checkpoint_seconds
-                return overdue or stop_requested()
+                return overdue or self.stop.requested
 
             while progress.step < train.steps:
                 self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
@@ -217,8 +206,8 @@ class Run:
                 if interrupted():
                     self._save()
                     saved = time.perf_counter()
-                if stop_requested():
-                    raise StoppedError(f"stopped at step {progress.step}; start again to continue")
+                if self.stop.requested:
+                    self.stop.answer(f"stopped at step {progress.step}; start again to continue")
             # The test that follows may be long too.
             self._save()
         self.model.load_state_dict(self.best_model)
@@ -250,8 +239,20 @@ class Run:
         mean = float(total) / (progress.step - first)
         progress.train_seconds += time.perf_counter() - started
         if not math.isfinite(mean):
-            raise NotFiniteError(f"loss {mean} in steps {first + 1} to {progress.step}")
+            raise self._not_finite(f"loss {mean} in steps {first + 1} to {progress.step}")
         return mean
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        """Return an error that says when it was, and where the run was still good."""
+        rate, saved = float(self.schedule.get_last_lr()[0]), self._saved_step
+        last = f"the last good checkpoint is of step {saved}" if saved else "there is no checkpoint"
+        return NotFiniteError(f"{what}, learning rate {rate:.3g}; {last}")
+
+    def _check_parameters(self) -> None:
+        """Raise where a parameter is not finite, whatever the loss before it was."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._not_finite(f"{name} is not finite at step {self.progress.step}")
 
     def _advance_schedule(self) -> None:
         """Go to the next learning rate, after an update that loss scaling skipped too.
@@ -271,35 +272,39 @@ class Run:
         made = [int(state["step"]) for state in self.optimiser.state.values()]
         return self.progress.step - max(made, default=0)
 
-    def _log(self, writer: SummaryWriter, bar: "tqdm[Any]", loss: float) -> None:
+    def _log(self, writer: Events, bar: "tqdm[Any]", loss: float) -> None:
         progress = self.progress
         scalars = {
             "train/loss": loss,
-            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/learning_rate": float(self.schedule.get_last_lr()[0]),
             "train/steps_per_second": progress.step / progress.train_seconds,
         }
         if self.scaler.is_enabled():
             scalars["train/loss_scale"] = self.scaler.get_scale()
             scalars["train/skipped_updates"] = self.num_skipped
         for name, value in scalars.items():
-            writer.add_scalar(name, value, progress.step)
+            writer.add(name, value, progress.step)
         self._shown["loss"] = f"{loss:.4f}"
         bar.set_postfix(self._shown)
 
-    def _validate(self, writer: SummaryWriter, bar: "tqdm[Any]") -> None:
+    def _validate(self, writer: Events, bar: "tqdm[Any]") -> None:
         train, progress, batches = self.train_config, self.progress, self.batches["validation"]
-        correct = count_correct(self.model, batches, train)
+        self._check_parameters()
+        try:
+            correct = count_correct(self.model, batches, train)
+        except NotFiniteError as error:
+            raise self._not_finite(f"{error}, at step {progress.step}") from error
         accuracy = correct / len(batches)
         self._shown["accuracy"] = f"{accuracy:.4f}"
         bar.set_postfix(self._shown)
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = accuracy, progress.step
             self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
-        writer.add_scalar("validation/accuracy", accuracy, progress.step)
+        writer.add("validation/accuracy", accuracy, progress.step)
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None:
                 norm = float(parameter.grad.norm())
-                writer.add_scalar(f"gradient_norm/{name}", norm, progress.step)
+                writer.add(f"gradient_norm/{name}", norm, progress.step)
         log.info(
             "%s step %d/%d: validation %.4f, best %.4f at %d, %.2f steps/s",
             self.label,
@@ -312,8 +317,12 @@ class Run:
         )
 
     def _save(self) -> None:
+        # What is not finite now stays so: the last good checkpoint is worth more.
+        self._check_parameters()
         state = {
-            "identity": self.identity,
+            "identity": self.identity.hash,
+            "config": self.identity.config,
+            "code": [*self.earlier_code, self.identity.code],
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -322,18 +331,14 @@ class Run:
             "random": checkpoint.random_state(self.device),
             "best_model": self.best_model,
         }
-        checkpoint.save(self.folder / CHECKPOINT, state)
+        checkpoint.save(self.folder / CHECKPOINT, state, self.folder / PREVIOUS)
+        self._saved_step = self.progress.step
 
     def _resume(self) -> None:
-        file = self.folder / CHECKPOINT
-        if not file.exists():
+        state = checkpoint.load_last(self.folder, self.device)
+        if state is None:
             return
-        state = checkpoint.load(file, self.device)
-        if state.get("identity") != self.identity:
-            raise ConfigError(
-                f"{file} belongs to another configuration, other data or an attention that has"
-                " changed since: give this one a name by variant=..., or delete the file"
-            )
+        self.identity.check(self.folder / CHECKPOINT, state, self.train_config.steps)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -342,4 +347,9 @@ class Run:
         checkpoint.set_random_state(state["random"], self.device)
         self.best_model = state["best_model"]
         self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
+        self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
         log.info("%s continues at step %d", self.label, self.progress.step)
+        if self.earlier_code:
+            was = ", ".join(self.earlier_code)
+            log.warning("%s was begun by other code, %s; its record says so", self.label, was)

@@ -1,6 +1,7 @@
 """The machine that a cell runs on, the code that runs there, and the clock that times it."""
 
 import functools
+import os
 import platform
 import statistics
 import subprocess
@@ -15,6 +16,23 @@ from lra.paths import ROOT
 
 # What can change a number; records and documents cannot.
 CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "requirements.lock")
+
+# More threads than processors only slow a run, but give the bits of a machine that has them.
+MOST_THREADS_A_PROCESSOR = 16
+
+
+def resolve_threads(threads: int) -> int:
+    """Return the number of threads.
+
+    Raises:
+        ConfigError: It is far beyond what the machine has processors for.
+    """
+    processors = os.cpu_count() or 1
+    if threads > (most := MOST_THREADS_A_PROCESSOR * processors):
+        raise ConfigError(
+            f"threads={threads}: this machine has {processors} processors; must be at most {most}"
+        )
+    return threads
 
 
 def resolve_device(name: str) -> torch.device:
@@ -52,6 +70,9 @@ def machine(device: torch.device) -> str:
 def code_version(root: Path = ROOT) -> tuple[str, bool]:
     """Return the git commit of the code and whether it differs from it, as first asked.
 
+    Empty where it is unknown: the suite may be installed, or copied, inside a repository that is
+    another's and says nothing about it.
+
     Args:
         root: Top of the repository.
     """
@@ -62,9 +83,20 @@ def code_version(root: Path = ROOT) -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "", False
+        # A copy that the repository around it does not follow would be clean whatever is in it.
+        if not git("ls-files", "--", "lra"):
+            return "", False
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
     except (OSError, subprocess.CalledProcessError):
         return "", False
+
+
+def code_name() -> str:
+    """Return the version of the code in words: its commit, and whether it differs from it."""
+    commit, dirty = code_version()
+    return (commit or "unknown") + (" with local changes" if dirty else "")
 
 
 def synchronise(device: torch.device) -> None:

@@ -4,8 +4,10 @@ A record is one flat JSON object, written once. It says what was measured, on wh
 which configuration, by which code and on which machine.
 """
 
+import itertools
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
+from lra.folders import writing
 from lra.typecheck import describe, fits
 
 log = logging.getLogger(__name__)
@@ -83,8 +86,9 @@ class Record:
         threads: CPU threads.
         torch: Version of torch.
         python: Version of Python.
-        commit: Git commit, empty outside a repository.
+        commit: Git commit of the suite that ended the run; empty where it is unknown.
         dirty: Whether the working tree differed from it.
+        earlier_code: Commits that began the run, where it was continued by another one.
         schema: Version of this layout.
     """
 
@@ -128,6 +132,7 @@ class Record:
     python: str = field(default_factory=platform.python_version)
     commit: str
     dirty: bool
+    earlier_code: str = ""
     schema: int = SCHEMA
 
     @property
@@ -143,8 +148,28 @@ class RecordError(ValueError):
 def write_record(folder: Path, record: Record) -> None:
     """Write `result.json` into a run folder, whole or not at all."""
     partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    with writing("runs_dir", folder, f"writing {RECORD}"), open(partial, "w") as file:
+        file.write(json.dumps(asdict(record), indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, folder / RECORD)
+
+
+def set_aside(folder: Path) -> None:
+    """Keep a record that this version cannot read under another name, and say so.
+
+    It may be of a later version, or hold what a person can still read.
+    """
+    try:
+        read_record(folder / RECORD)
+    except RecordError as error:
+        if not (folder / RECORD).exists():
+            return
+        names = (f"result.aside-{number}.json" for number in itertools.count(1))
+        kept = next(folder / name for name in names if not (folder / name).exists())
+        with writing("runs_dir", folder, f"keeping {RECORD} aside"):
+            os.replace(folder / RECORD, kept)
+        log.warning("%s; kept as %s", error, kept.name)
 
 
 def read_record(file: Path) -> Record:
@@ -154,7 +179,7 @@ def read_record(file: Path) -> Record:
         RecordError: The file is damaged or foreign; the message names file and key.
     """
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
@@ -173,7 +198,35 @@ def read_record(file: Path) -> Record:
     missing = [key for key, value in values.items() if value is None]
     if values["status"] == "ok" and missing:
         raise RecordError(f"{file}: {missing[0]} is null though status is ok")
-    return Record(**values)
+    record = Record(**values)
+    if reason := impossible(record):
+        raise RecordError(f"{file}: {reason}")
+    return record
+
+
+# Beyond these no count and no time of a run can be.
+_MOST = 2**63
+_SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")
+
+
+def impossible(record: Record) -> str:
+    """Return what in a record cannot be, in words; nothing where all can."""
+    for key, value in vars(record).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or key == "seed":
+            continue
+        most = 1 if key in _SHARES else _MOST
+        if not (math.isfinite(value) and 0 <= value <= most):
+            bound = "a share, 0 to 1" if key in _SHARES else "a finite number, at least 0"
+            return f"{key}={value} is impossible, should be {bound}"
+    correct, total, accuracy = record.test_correct, record.test_total, record.test_accuracy
+    if correct is not None and total is not None:
+        if correct > total or not total:
+            return f"test_correct={correct} is impossible of test_total={total}"
+        if accuracy is not None and not math.isclose(accuracy, correct / total, abs_tol=1e-6):
+            return f"test_accuracy={accuracy} is impossible for {correct} of {total}"
+    if record.best_step is not None and record.best_step > record.steps:
+        return f"best_step={record.best_step} is impossible of steps={record.steps}"
+    return ""
 
 
 def read_records(folder: Path) -> Iterator[Record]:

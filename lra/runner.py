@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lra import custom, memory
+from lra import checkpoint, custom, memory
 from lra.batches import Batches
 from lra.build import (
     BackendError,
@@ -20,12 +20,12 @@ from lra.build import (
     num_parameters,
 )
 from lra.cell import decided, finished, identity
-from lra.checkpoint import BEST, CHECKPOINT
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.loop import NotFiniteError, Run, count_correct
-from lra.machine import code_version, machine, resolve_device
-from lra.record import RECORD, Record, Status, read_record, write_record
+from lra.machine import code_name, code_version, machine, resolve_device
+from lra.record import RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
+from lra.signals import Stop, listening
 from lra.tasks import Task, cache
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     task = build_task(config)
     build_attention(config.attention)
     device = resolve_device(config.device)
-    values = decided(config, task, device)
+    values = decided(config, task, device, folder)
     if not config.force and finished(folder, values):
         there = read_record(folder / RECORD).attention_source
         changed = there != custom.sources(config.attention)
@@ -67,8 +67,9 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     torch.set_num_threads(values["threads"])
     try:
         # Two processes in one folder would overwrite each other's checkpoints.
-        with FileLock(folder / ".lock", blocking=False):
-            record = _train(config, task, device, values, folder, place + config.cell)
+        with FileLock(folder / ".lock", blocking=False), listening() as stop:
+            set_aside(folder)
+            record = _train(config, task, device, values, folder, place + config.cell, stop)
     except Timeout as error:
         raise ConfigError(f"{folder}: another process trains this cell") from error
     except BackendError as error:
@@ -114,14 +115,15 @@ def _train(
     values: dict[str, Any],
     folder: Path,
     label: str,
+    stop: Stop,
 ) -> Record:
     started = time.perf_counter()
     # Before the data, which may take long to build, so that a refused option is told at once.
     model = build_model(config)
     dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
     if config.force:
-        for name in (CHECKPOINT, BEST, RECORD):
-            (folder / name).unlink(missing_ok=True)
+        checkpoint.remove(folder)
+        (folder / RECORD).unlink(missing_ok=True)
     memory.reset(device)
     model.to(device)
     batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
@@ -132,8 +134,9 @@ def _train(
         device,
         folder,
         config.seed,
-        identity(values, dataset.fingerprint, custom.sources(config.attention)),
+        identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
         label,
+        stop,
     )
     log.info(
         "%s: %d parameters, %d steps of %d on %s in %s, %s data %s",
@@ -151,6 +154,9 @@ def _train(
     outcome = _fit_and_test(run, batches["test"])
     record = _record(config, values, dataset, run, outcome, setup)
     write_record(folder, record)
+    if record.status == "ok":
+        # Of no use any more, and as large as the last one.
+        (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
     return record
 
 
@@ -158,10 +164,10 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
     """Train, then test the chosen parameters once; a bad loss or a full GPU ends both."""
     try:
         run.fit()
+        started = time.perf_counter()
+        correct = count_correct(run.model, test, run.train_config)
     except (NotFiniteError, torch.OutOfMemoryError) as error:
         return Outcome(status="failed", reason=str(error).splitlines()[0])
-    started = time.perf_counter()
-    correct = count_correct(run.model, test, run.train_config)
     return Outcome(status="ok", correct=correct, seconds=time.perf_counter() - started)
 
 
@@ -216,4 +222,5 @@ def _record(
         torch=torch.__version__,
         commit=commit,
         dirty=dirty,
+        earlier_code=", ".join(run.earlier_code),
     )

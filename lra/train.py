@@ -20,8 +20,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lra import help
 from lra.config import ConfigError, register, resolve
-from lra.loop import StoppedError
 from lra.runner import run_cell
+from lra.signals import StoppedError
 from lra.tasks import DataError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def main(composed: DictConfig) -> None:
         sys.exit(2)
     except StoppedError as error:
         log.warning("%s", error)
-        sys.exit(143)
+        sys.exit(error.code)
 
 
 if __name__ == "__main__":

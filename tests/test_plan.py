@@ -14,13 +14,14 @@ import pytest
 import lra.config
 from lra.checkpoint import CHECKPOINT
 from lra.config import ConfigError, place
-from lra.loop import Run, StoppedError
+from lra.loop import Run
 from lra.plan import cost, page, sweep
 from lra.plan.cells import Data, PlannedCell, assess, expand
 from lra.plan.cost import Cost
 from lra.plan.sweep import Measurements
 from lra.record import RECORD, Method
 from lra.runner import CellFailedError, run_cell
+from lra.signals import StoppedError
 from lra.tasks import DataError
 from lra.tasks.listops import ListOps
 

@@ -192,7 +192,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
     cell = replace(cell, method=method, seed=config.seed, config=config, folder=folder)
     try:
         task_, device = build_task(config), resolve_device(config.device)
-        cell = replace(cell, data=_data(config), values=decided(config, task_, device))
+        cell = replace(cell, data=_data(config), values=decided(config, task_, device, folder))
     except ConfigError as error:
         return replace(cell, state="no model", detail=str(error))
     if config.force:
@@ -241,17 +241,15 @@ def _reached(cell: PlannedCell) -> int:
     Raises:
         ConfigError: The checkpoint is damaged or belongs to another cell.
     """
-    file = cell.folder / CHECKPOINT
-    if not file.exists():
-        return 0
     assert cell.data is not None and cell.config is not None
-    state, built = checkpoint.load(file, torch.device("cpu")), cell.data.built
+    state, built = checkpoint.load_last(cell.folder, torch.device("cpu")), cell.data.built
+    if state is None:
+        return 0
     # Data that are still to be built are taken to become what they were.
     own = custom.sources(cell.config.attention)
-    if built and state.get("identity") != identity(cell.values, built.fingerprint, own):
-        raise ConfigError(
-            f"{file} belongs to another configuration, other data or a changed attention"
-        )
+    if built:
+        known = identity(cell.values, built.fingerprint, own)
+        known.check(cell.folder / CHECKPOINT, state, cell.config.train.steps)
     return int(state["progress"]["step"])
 
 

@@ -1,0 +1,67 @@
+"""Folders that are written to: what the disk refuses is told with the key that chose the folder."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lra.config import ConfigError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = {
+    errno.EROFS: "is on a read-only file system",
+    errno.EACCES: "may not be written to by this user",
+    errno.EPERM: "may not be written to by this user",
+    errno.ENOENT: "is gone",
+    errno.ESTALE: "is gone from its server",
+    errno.ENOTDIR: "is no folder",
+    errno.EEXIST: "is no folder",
+    errno.EISDIR: "holds a folder where a file should be",
+    errno.EIO: "lies on a disk that reports errors",
+    errno.ENAMETOOLONG: "has a name that is too long for its file system",
+}
+
+
+class FolderError(ConfigError):
+    """A folder cannot be written to; the message names its key."""
+
+
+@contextmanager
+def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
+    """Turn what the disk refuses into an error that says where and what to do.
+
+    Args:
+        key: The configuration key that chose the folder.
+        folder: What is written to.
+        doing: What is done, such as `writing checkpoint.pt`.
+
+    Raises:
+        FolderError: The disk is full, or the folder is read-only, gone or no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            state = f"the disk is full ({_free(folder)}) while {doing}; free some space"
+        elif error.errno in _REFUSED:
+            state = f"it {_REFUSED[error.errno]}, found while {doing}; make it writable"
+        else:
+            raise
+        raise FolderError(
+            f"{key}={folder}: {state} or choose another {key}, then start again"
+        ) from error
+
+
+def writable(folder: Path) -> bool:
+    """Tell whether files can be made in a folder, or in the one that it would be made in."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free"
+    except OSError:
+        return "free space unknown"

@@ -1,0 +1,133 @@
+"""Signals that ask a run to stop: it saves first, then ends with 128 plus the signal's number.
+
+SIGTERM and SIGHUP come from a system that shuts down or a terminal that closes, SIGINT is Ctrl-C,
+and SIGUSR2 is what Slurm is asked to send some time before it takes the machine away.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+# Seconds between looks whether the process that started a worker is still there.
+LOOK_EVERY = 1.0
+
+
+class StoppedError(BaseException):
+    """A run was asked to stop; its checkpoint is written.
+
+    Args:
+        message: Where it stopped.
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def code(self) -> int:
+        """The exit code: 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP, 140 for SIGUSR2."""
+        return 128 + self.number
+
+
+class Stop:
+    """Signals that ask to stop: answered at once, or, while something is to be saved, when asked.
+
+    It hears nothing before `listen`.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._deferred = False
+        handlers = {each: signal.getsignal(each) for each in SIGNALS}
+        # What is ignored stays so: nohup ignores SIGHUP.
+        self._previous = {n: each for n, each in handlers.items() if each != signal.SIG_IGN}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came that nothing has answered yet."""
+        return bool(self._received)
+
+    def listen(self) -> None:
+        """Take the signals from now on."""
+        for each in self._previous:
+            signal.signal(each, self._receive)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note signals within this context; `answer` is called when all is saved."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def restore(self) -> None:
+        """Let signals do what they did before `listen`."""
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def answer(self, message: str) -> None:
+        """Stop, now that there is nothing to save any more.
+
+        A launcher that listened to the signal before us has its turn first: submitit's puts the
+        job back into the queue. Where it only takes note, the run goes on.
+
+        Args:
+            message: Where the run stopped, for the error.
+
+        Raises:
+            StoppedError: Nobody else listened.
+        """
+        number = self._received.pop()
+        handler = self._previous[signal.Signals(number)]
+        self.restore()
+        if not callable(handler) or handler is signal.default_int_handler:
+            raise StoppedError(f"{message} by {signal.Signals(number).name}", number)
+        handler(number, None)
+        self._received.clear()
+        self.listen()
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self._received.append(number)
+        if not self._deferred:
+            self.answer("stopped")
+            return
+        # A second one does what it always did: stop at once.
+        self.restore()
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Take signals within this context; a thread other than the main one hears none."""
+    stop = Stop()
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        stop.listen()
+    try:
+        yield stop
+    finally:
+        if main:
+            stop.restore()
+
+
+def stop_without(parent: int) -> None:
+    """Send this process SIGTERM once the process that started it has gone.
+
+    A worker of a sweep would otherwise train on for hours after the sweep was killed.
+
+    Args:
+        parent: Process id of the one that started it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            gone.wait(LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    gone = threading.Event()
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()

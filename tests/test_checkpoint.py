@@ -1,0 +1,320 @@
+"""Checkpoints are what was written, or are named; what the disk refuses is told by its key."""
+
+import errno
+import json
+import logging
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import run
+from tiny_cell import configure
+from torch import Tensor
+
+from lra import checkpoint
+from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, load, load_best, load_last
+from lra.config import ConfigError
+from lra.folders import FolderError, writing
+from lra.record import RECORD, RecordError, impossible, read_record
+from lra.runner import CellFailedError, run_cell
+
+CPU = torch.device("cpu")
+QUICK = ["train.steps=9", "train.warmup_steps=2", "train.validate_every=3"]
+STATE = {
+    "identity": "0123456789abcdef",
+    "progress": {"step": 7, "seconds": 0.1},
+    "model": {"weight": torch.arange(6.0).view(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},
+    "optimiser": {"state": {0: {"step": torch.tensor(7.0)}}, "groups": [{"betas": (0.9, 0.99)}]},
+    "schedule": {"last_epoch": 7},
+    "random": {"cpu": torch.get_rng_state()},
+    "best_model": {},
+}
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path) -> None:
+    file = tmp_path / CHECKPOINT
+    checkpoint.save(file, STATE)
+    written = file.read_bytes()
+    rng, noticed = random.Random(0), 0
+    for _ in range(300):
+        at = rng.randrange(len(written))
+        flipped = bytes([written[at] ^ 1 << rng.randrange(8)])
+        file.write_bytes(written[:at] + flipped + written[at + 1 :])
+        try:
+            state = load_last(tmp_path, CPU)
+        except DamagedError:
+            noticed += 1
+            continue
+        # Most of a small file is padding, and times and names that no reader asks for.
+        assert equal(state, STATE), at
+    assert noticed > 50
+
+
+def test_a_checkpoint_without_a_checksum_is_read_as_before(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / CHECKPOINT)
+    assert equal(load_last(tmp_path, CPU), STATE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, no dict"),
+        ({key: STATE[key] for key in STATE if key != "optimiser"}, "lacks 'optimiser'"),
+        (STATE | {"modell": {}}, "holds an unknown 'modell'"),
+        (STATE | {"progress": {"step": -3}}, r"progress.step=-3"),
+        (STATE | {"progress": None}, r"progress.step=None"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_told_in_one_line(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    torch.save(content, tmp_path / CHECKPOINT)
+    with pytest.raises(DamagedError, match=f"{CHECKPOINT}: not a readable .*{message}") as caught:
+        load_last(tmp_path, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_are_kept_and_the_one_before_is_read_where_the_last_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        state = STATE | {"progress": {"step": step}}
+        checkpoint.save(tmp_path / CHECKPOINT, state, tmp_path / PREVIOUS)
+    assert sorted(os.listdir(tmp_path)) == [PREVIOUS, CHECKPOINT]
+    assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 3
+    (tmp_path / CHECKPOINT).write_bytes(b"half of it")
+    assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 2
+    assert f"going on from the one before, {PREVIOUS}" in caplog.text
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    with pytest.raises(DamagedError, match=f"{CHECKPOINT}: not a readable .*nor is {PREVIOUS}"):
+        load_last(tmp_path, CPU)
+
+
+def test_a_run_with_a_damaged_last_checkpoint_ends_with_the_same_bits(tmp_path: Path) -> None:
+    options = [*QUICK, "train.checkpoint_seconds=0"]
+    run(tmp_path, *options, name="whole")
+    run(tmp_path, *options, name="broken")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    # As after a run that was killed at step 8, its last file damaged.
+    state = load(broken / CHECKPOINT, CPU)
+    assert state["progress"]["step"] == 9 and not (broken / PREVIOUS).exists()
+    (broken / RECORD).unlink()
+    (broken / BEST).unlink()
+    (broken / CHECKPOINT).rename(broken / PREVIOUS)
+    (broken / CHECKPOINT).write_bytes(b"half of it")
+    run(tmp_path, *options, name="broken")
+    assert equal(load(whole / BEST, CPU), load(broken / BEST, CPU))
+
+
+def test_chosen_parameters_are_read_from_the_checkpoint_where_best_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, *QUICK)
+    folder = tmp_path / "run"
+    expected = load_best(folder, CPU)
+    (folder / BEST).write_bytes(b"half of it")
+    assert equal(load_best(folder, CPU), expected)
+    assert "the same parameters are read from checkpoint.pt" in caplog.text
+    (folder / CHECKPOINT).unlink()
+    with pytest.raises(DamagedError, match="best.pt: not a readable checkpoint"):
+        load_best(folder, CPU)
+
+
+def test_a_full_disk_names_key_and_folder_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / CHECKPOINT, STATE)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        expected = rf"runs_dir={tmp_path}: the disk is full \(\d+ MiB free\) while writing .* stays"
+        with pytest.raises(FolderError, match=expected):
+            checkpoint.save(tmp_path / CHECKPOINT, STATE | {"identity": "x"}, tmp_path / PREVIOUS)
+    assert os.listdir(tmp_path) == [CHECKPOINT]
+    assert equal(load_last(tmp_path, CPU), STATE)
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [(errno.EROFS, "is on a read-only file system"), (errno.EACCES, "may not be written to")],
+)
+def test_a_folder_that_cannot_be_written_to_is_named(
+    tmp_path: Path, number: int, state: str
+) -> None:
+    with (
+        pytest.raises(FolderError, match=f"runs_dir={tmp_path}: it {state}.*choose another runs_d"),
+        writing("runs_dir", tmp_path, "x"),
+    ):
+        raise OSError(number, "refused")
+
+
+def test_a_run_folder_that_vanishes_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="runs_dir=.*gone: it is gone, found while writing"):
+        checkpoint.save(tmp_path / "gone" / CHECKPOINT, STATE)
+
+
+def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lra.loop
+
+    update = lra.loop.update
+
+    def spoilt(*arguments: object) -> Tensor:
+        loss = update(*arguments)  # type: ignore[arg-type]
+        calls.append(loss)
+        if len(calls) == 9:
+            # As a gradient that is no number leaves them, after a loss that is one.
+            parameter = next(arguments[0].parameters())  # type: ignore[attr-defined]
+            parameter.data.fill_(torch.nan)
+        return loss
+
+    calls: list[Tensor] = []
+    monkeypatch.setattr(lra.loop, "update", spoilt)
+    with pytest.raises(CellFailedError, match="is not finite at step 9, learning rate"):
+        run(tmp_path, *QUICK, "train.checkpoint_seconds=0")
+    record = read_record(tmp_path / "run" / RECORD)
+    assert record.status == "failed" and record.test_accuracy is None
+    assert record.reason.endswith("the last good checkpoint is of step 8")
+    assert (load_last(tmp_path / "run", CPU) or {})["progress"]["step"] == 8
+    assert not (tmp_path / "run" / BEST).exists()
+
+
+def test_answers_that_are_no_numbers_fail_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.softmax import Softmax
+
+    forward = Softmax.forward
+
+    def broken(self: Softmax, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        mixed = forward(self, x, mask)
+        return mixed if self.training else mixed * torch.nan
+
+    monkeypatch.setattr(Softmax, "forward", broken)
+    with pytest.raises(CellFailedError, match="answers in evaluation are not finite, at step 3"):
+        run(tmp_path, *QUICK)
+    assert read_record(tmp_path / "run" / RECORD).status == "failed"
+
+
+def test_a_record_of_another_schema_is_kept_aside_and_never_overwritten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, *QUICK)
+    file = tmp_path / "run" / RECORD
+    later = json.dumps({"schema": 2, "accuracy": "another form"})
+    for number in (1, 2):
+        file.write_text(later)
+        run(tmp_path, *QUICK)
+        assert (tmp_path / "run" / f"result.aside-{number}.json").read_text() == later
+        assert f"kept as result.aside-{number}.json" in caplog.text
+        assert read_record(file).status == "ok"
+
+
+def test_a_record_with_a_key_that_this_version_lacks_is_another_configuration(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, *QUICK)
+    file = tmp_path / "run" / RECORD
+    values = json.loads(file.read_text())
+    values["config"]["train"]["label_smoothing"] = 0.1
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="another configuration, .*label_smoothing.*variant="):
+        run(tmp_path, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("test_accuracy", 37.0, "test_accuracy=37.0 is impossible, should be a share"),
+        ("test_majority_rate", 2.0, "test_majority_rate=2.0 is impossible"),
+        ("test_correct", 25, "test_correct=25 is impossible of test_total=24"),
+        ("test_accuracy", 0.123, "test_accuracy=0.123 is impossible for"),
+        ("steps_per_second", float("nan"), "steps_per_second=nan is impossible"),
+        ("parameters", 10**22, "parameters=1.*0 is impossible"),
+        ("best_step", 61, "best_step=61 is impossible of steps=9"),
+    ],
+)
+def test_impossible_numbers_are_named(
+    finished: dict[str, object], tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    file = tmp_path / RECORD
+    file.write_text(json.dumps(finished | {key: value}))
+    with pytest.raises(RecordError, match=message):
+        read_record(file)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("finished")
+    assert impossible(run(folder, *QUICK)) == ""
+    values: dict[str, object] = json.loads((folder / "run" / RECORD).read_text())
+    return values
+
+
+def test_a_run_that_other_code_began_has_both_commits_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import lra.runner
+
+    options = [*QUICK, "train.checkpoint_seconds=0"]
+    monkeypatch.setattr(lra.runner, "code_name", lambda: "c0ffee")
+    run(tmp_path, *options)
+    (tmp_path / "run" / RECORD).unlink()
+    monkeypatch.setattr(lra.runner, "code_name", lambda: "decaf with local changes")
+    record = run(tmp_path, *options)
+    assert record.earlier_code == "c0ffee"
+    assert "was begun by other code, c0ffee" in caplog.text
+    code = load(tmp_path / "run" / CHECKPOINT, CPU)["code"]
+    assert code == ["c0ffee", "decaf with local changes"]
+
+
+def test_a_cell_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
+    options = [*QUICK, "train.checkpoint_seconds=0"]
+    try:
+        first = run(tmp_path, *options, "threads=2")
+        torch.set_num_threads(1)
+        # Left to the machine: finished, and once the record is gone continued, with two.
+        assert run_cell(configure(tmp_path, *options, "threads=0"), tmp_path / "run") is None
+        (tmp_path / "run" / RECORD).unlink()
+        again = run(tmp_path, *options, "threads=0")
+        assert (again.threads, again.config_hash) == (2, first.config_hash)
+        (tmp_path / "run" / RECORD).unlink()
+        with pytest.raises(ConfigError, match=r"(?s)belongs to another.*threads: 2 there, 1 here"):
+            run(tmp_path, *options, "threads=1")
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_more_threads_than_a_machine_bears_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads=100000: this machine has .* must be at most"):
+        run(tmp_path, "threads=100000")
+
+
+def test_a_failing_event_file_is_warned_of_once_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path, *QUICK).status == "ok"
+    assert caplog.text.count("no more TensorBoard events") == 1
