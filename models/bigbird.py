@@ -11,17 +11,42 @@ Axes: B batch, H heads, N length, X blocks of the sequence, Y blocks of `max_len
 block, S blocks that a block attends to, K head width, D model width.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.dropout import drop
-from models.heads import AttentionShape, HeadProjections, masked_softmax
-from models.options import a_seed, at_least
+from models.heads import AttentionShape, HeadAttention, masked_softmax
+from models.options import a_seed, at_least, odd
+
+
+class Pattern(NamedTuple):
+    """Which blocks each block attends to.
+
+    Args:
+        blocks: Block numbers `(H, Y, S)`.
+        counts: Which of them count `(H, Y, S)` bool; those count once.
+        size: Tokens b per block.
+        ends: So many first blocks, and as many last ones, attend to all.
+    """
+
+    blocks: Tensor
+    counts: Tensor
+    size: int
+    ends: int = 1
 
 
 def attended_blocks(
-    heads: int, num_blocks: int, random_blocks: int, seed: int
+    heads: int,
+    num_blocks: int,
+    random_blocks: int,
+    seed: int,
+    *,
+    window: int = 3,
+    ends: int = 1,
+    random_below: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the pattern: which blocks each block attends to, besides the rows of first and last.
 
@@ -30,6 +55,9 @@ def attended_blocks(
         num_blocks: Blocks Y of the longest sequence.
         random_blocks: Random blocks per row, fewer where fewer are left.
         seed: Of the draws.
+        window: Odd number of blocks about a row's own.
+        ends: Blocks at the start, and as many at the end, that all attend to.
+        random_below: Random blocks have lower numbers; None for any.
 
     Returns:
         Block numbers `(H, Y, S)`, and which of them count `(H, Y, S)` bool; those count once.
@@ -39,29 +67,36 @@ def attended_blocks(
     size = (heads, num_blocks, num_blocks)
     order = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu")
     row = torch.arange(num_blocks, device="cpu")[:, None]
-    window = row + torch.arange(-1, 2, device="cpu")  # (Y, 3)
-    ends = torch.tensor([0, num_blocks - 1], device="cpu").expand(num_blocks, 2)
-    in_window = (ends - row).abs() <= 1
-    taken = (row - row.mT).abs() <= 1
-    taken[:, [0, num_blocks - 1]] = True
+    reach, ends = window // 2, min(ends, num_blocks)
+    near = row + torch.arange(-reach, reach + 1, device="cpu")  # (Y, w)
+    outer = [*range(ends), *range(num_blocks - ends, num_blocks)]
+    columns = torch.tensor(outer, dtype=torch.int64, device="cpu").expand(num_blocks, -1)
+    # In a short sequence a block may be both one of the first and one of the last.
+    twice = torch.tensor([outer.index(end) != i for i, end in enumerate(outer)], device="cpu")
+    in_window = (columns - row).abs() <= reach
+    taken = (row - row.mT).abs() <= reach
+    taken[:, outer] = True
+    if random_below is not None:
+        taken[:, random_below:] = True
     drawn = order.masked_fill(taken, -1.0).topk(min(random_blocks, num_blocks))
-    blocks = torch.cat([window, ends], -1).expand(heads, -1, -1)
-    counts = torch.cat([(window >= 0) & (window < num_blocks), ~in_window], -1)
+    blocks = torch.cat([near, columns], -1).expand(heads, -1, -1)
+    counts = torch.cat([(near >= 0) & (near < num_blocks), ~in_window & ~twice.bool()], -1)
     counts = counts.expand(heads, -1, -1)
     blocks = torch.cat([blocks.clamp(0, num_blocks - 1), drawn.indices], -1)
     return blocks, torch.cat([counts, drawn.values >= 0], -1)
 
 
 def block_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Tensor, counts: Tensor, size: int
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pattern: Pattern
 ) -> Tensor:
     """Attend with a dense `(N, N)` matrix of which most is masked: the plain form."""
+    blocks, counts, size, ends = pattern
     heads, num_blocks = blocks.shape[:2]
     pairs = torch.zeros(heads, num_blocks, num_blocks, dtype=torch.bool, device=q.device)
     for head in range(heads):
         for row in range(num_blocks):
             pairs[head, row, blocks[head, row, counts[head, row]]] = True
-    pairs[:, [0, -1]] = True
+            pairs[head, row] |= row < ends or row >= num_blocks - ends
     length = q.shape[-2]
     allowed = pairs.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, :length, :length]
     if mask is not None:
@@ -71,16 +106,9 @@ def block_attention_reference(
 
 
 def block_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    blocks: Tensor,
-    counts: Tensor,
-    size: int,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pattern: Pattern, dropout: float = 0.0
 ) -> Tensor:
-    """Attend to the blocks of a pattern, and from the first and last block to all.
+    """Attend to the blocks of a pattern, and from the first and last blocks to all.
 
     Args:
         q: Queries `(B, H, N, K)`.
@@ -88,14 +116,13 @@ def block_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real keys; None when all are. A token without a real key
             attends to nothing: its output is 0.
-        blocks: Attended blocks `(H, Y, S)`, from `attended_blocks`; N is at most Y b.
-        counts: Which of them count `(H, Y, S)` bool.
-        size: Tokens b per block.
+        pattern: From `attended_blocks`; N is at most Y b.
         dropout: Probability of dropping an attention weight.
 
     Returns:
         `(B, H, N, K)`, section 2 of arXiv 2007.14062.
     """
+    blocks, counts, size, ends = pattern
     batch, heads, length, width = q.shape
     fill = -length % size
     num_blocks, longest = (length + fill) // size, blocks.shape[1]
@@ -117,24 +144,34 @@ def block_attention(
     weights = masked_softmax(q @ k_blocks.mT, allowed.flatten(3)[..., None, :])
     output = drop(weights, dropout) @ v_blocks  # (B, H, X, b, K)
 
-    # The rows of the first block and, where the sequence reaches it, of the last.
-    ends = [0] if num_blocks < longest or longest == 1 else [0, num_blocks - 1]
-    dense = torch.cat([q[:, :, end] for end in ends], -2)  # (B, H, b or 2b, K)
+    # The rows of the first blocks and, where the sequence reaches them, of the last.
+    front = min(ends, num_blocks)
+    back = max(0, num_blocks - max(longest - ends, front))
+    if front == 0:
+        return output.flatten(2, 3)[..., :length, :]
+    rows = [*range(front), *range(num_blocks - back, num_blocks)]
+    dense = torch.cat([q[:, :, row] for row in rows], -2)  # (B, H, b rows, K)
     weights = masked_softmax(dense @ k.mT, real[:, None, None])
-    rows = drop(weights, dropout) @ v
-    middle = output[:, :, 1 : num_blocks - len(ends) + 1].flatten(2, 3)
-    output = torch.cat([rows[..., :size, :], middle, rows[..., size:, :]], -2)
+    outer = drop(weights, dropout) @ v
+    middle = output[:, :, front : num_blocks - back].flatten(2, 3)
+    split = front * size
+    output = torch.cat([outer[..., :split, :], middle, outer[..., split:, :]], -2)
     return output[..., :length, :]
 
 
-class BigBird(nn.Module):
-    """Multi-head block-sparse attention: window, first and last block, and random blocks.
+class BigBird(HeadAttention):
+    """Multi-head block-sparse attention: window, first and last blocks, and random blocks.
 
     Args:
         shape: Sizes, attention dropout and biases; `shape.max_length` decides the last block.
         block_size: Tokens per block.
         random_blocks: Random blocks that each block attends to.
         seed: Of the random blocks, which are drawn once and kept; all layers have the same.
+        window_blocks: Odd number of blocks about its own that each block attends to.
+        global_blocks: Blocks at the start, and as many at the end, that attend to all and are
+            attended by all.
+        random_limit: Random blocks are among the first so many tokens, 1,024 as published; None
+            for all.
 
     Raises:
         ValueError: If an option is out of range.
@@ -150,30 +187,43 @@ class BigBird(nn.Module):
         block_size: int = 32,
         random_blocks: int = 2,
         seed: int = 0,
+        window_blocks: int = 3,
+        global_blocks: int = 1,
+        random_limit: int | None = None,
     ) -> None:
-        super().__init__()
         at_least(1, block_size=block_size)
-        at_least(0, random_blocks=random_blocks)
+        at_least(0, random_blocks=random_blocks, global_blocks=global_blocks)
+        odd(window_blocks=window_blocks)
+        if random_limit is not None:
+            at_least(1, random_limit=random_limit)
         a_seed(seed)
-        self.projections = HeadProjections(shape)
-        self.dropout = shape.dropout
-        self.block_size = block_size
-        num_blocks = -(-shape.max_length // block_size)
-        blocks, counts = attended_blocks(shape.heads, num_blocks, random_blocks, seed)
+        super().__init__(shape)
+        self.block_size, self.global_blocks = block_size, global_blocks
+        blocks, counts = attended_blocks(
+            shape.heads,
+            -(-shape.max_length // block_size),
+            random_blocks,
+            seed,
+            window=window_blocks,
+            ends=global_blocks,
+            random_below=None if random_limit is None else random_limit // block_size,
+        )
         self.blocks: Tensor
         self.counts: Tensor
         self.register_buffer("blocks", blocks)
         self.register_buffer("counts", counts)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x, mask)
-        dropout = self.dropout if self.training else 0.0
-        pattern = (self.blocks, self.counts, self.block_size)
-        return self.projections.merge(block_attention(q, k, v, mask, *pattern, dropout))
+    @property
+    def pattern(self) -> Pattern:
+        """Which blocks each block attends to."""
+        return Pattern(self.blocks, self.counts, self.block_size, self.global_blocks)
 
-    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x, mask)
-        pattern = (self.blocks, self.counts, self.block_size)
-        return self.projections.merge(block_attention_reference(q, k, v, mask, *pattern))
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Attend to the blocks of the pattern."""
+        return block_attention(q, k, v, mask, self.pattern, dropout)
+
+    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute `attend` by the plain form, without dropout."""
+        return block_attention_reference(q, k, v, mask, self.pattern)

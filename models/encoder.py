@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.dropout import Dropout
-from models.heads import AttentionShape, HeadProjections
+from models.heads import AttentionShape, HeadProjections, share
 from models.precision import without_autocast
 from models.sizes import GELU, ModelConfig
 
@@ -30,6 +30,7 @@ def attention_shape(config: ModelConfig) -> AttentionShape:
         max_length=config.num_positions,
         dropout=config.attention_dropout,
         bias=config.attention_bias,
+        norm_epsilon=config.norm_epsilon,
     )
 
 
@@ -167,6 +168,8 @@ class Encoder(nn.Module):
         self.padded_length = config.max_length
         self.embedding = Embedding(config)
         blocks = [Block(config, attention) for _ in range(config.layers)]
+        for block in blocks[1:]:
+            share(block.attention, blocks[0].attention)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.dim, config.norm_epsilon)
         # Whether the amount of padding leaves the encoding as it is.

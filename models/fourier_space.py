@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.heads import AttentionShape
+from models.heads import AttentionShape, share
 from models.precision import full_precision
 
 
@@ -42,6 +42,11 @@ class FourierSpace(nn.Module):
     ) -> None:
         super().__init__()
         self.attention = inner(replace(shape, max_length=2 * (shape.max_length // 2 + 1)))
+
+    def share_with(self, first: nn.Module) -> None:
+        """Let what is inside share with that of the first layer."""
+        assert isinstance(first, FourierSpace)
+        share(self.attention, first.attention)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend in the Fourier space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""

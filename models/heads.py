@@ -22,6 +22,7 @@ class AttentionShape:
         max_length: The protocol's padded length; no sequence is longer.
         dropout: Probability of dropping an attention weight, in [0, 1).
         bias: Whether the q, k, v and output projections have biases.
+        norm_epsilon: Epsilon of LayerNorms inside the backend, that of the model's own.
 
     Raises:
         ValueError: A size is below 1, or the dropout no such probability.
@@ -33,6 +34,7 @@ class AttentionShape:
     max_length: int
     dropout: float = 0.0
     bias: bool = True
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         sizes = ("dim", "heads", "head_dim", "max_length")
@@ -80,6 +82,53 @@ class HeadProjections(nn.Module):
         """Join `heads` `(B, H, N, K)` and project them to `(B, N, D)`."""
         merged: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return merged
+
+
+class HeadAttention(nn.Module):
+    """Attention with dropped weights that is a function of queries, keys, values and mask alone.
+
+    A backend gives the two forms of that function, `attend` and `attend_plainly`.
+
+    Args:
+        shape: Sizes, attention dropout and biases.
+    """
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+        self.projections = HeadProjections(shape)
+        self.dropout = shape.dropout
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Attend from q to k and v, each `(B, H, N, K)`; `mask` `(B, N)` bool or None."""
+        raise NotImplementedError
+
+    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute `attend` by the plain form, without dropout."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
+        dropout = self.dropout if self.training else 0.0
+        heads = self.attend(*self.projections.split(x, mask), mask, dropout)
+        return self.projections.merge(heads)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` by the plain form, without dropout."""
+        return self.projections.merge(self.attend_plainly(*self.projections.split(x, mask), mask))
+
+
+def share(backend: nn.Module, first: nn.Module) -> None:
+    """Let a layer's backend take what it shares with the first layer's, where it shares anything.
+
+    Args:
+        backend: Of a later layer. What shares has a method `share_with(first)`.
+        first: The same backend of the first layer.
+    """
+    take = getattr(backend, "share_with", None)
+    if take is not None:
+        take(first)
 
 
 def finite_padding(x: Tensor, mask: Tensor) -> Tensor:

@@ -6,16 +6,30 @@ a `(K, K)` matrix per head, and every query reads that sum: time and memory grow
 Axes: B batch, H heads, N length, M features, K head width, D model width.
 """
 
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
 from models.kernel import kernel_attention, kernel_attention_reference
+from models.options import one_of
+
+FeatureMap = Literal["elu", "relu", "square"]
 
 
 def elu_features(x: Tensor) -> Tensor:
     """Compute phi(x) = elu(x) + 1, equation 7 of arXiv 2006.16236."""
     return F.elu(x) + 1
+
+
+FEATURE_MAPS: dict[FeatureMap, Callable[[Tensor], Tensor]] = {
+    "elu": elu_features,
+    "relu": torch.relu,
+    "square": torch.square,
+}
 
 
 class Linear(nn.Module):
@@ -25,23 +39,45 @@ class Linear(nn.Module):
 
     Args:
         shape: Sizes and biases.
+        feature_map: phi of queries and keys: `elu` (elu + 1, as published), `relu` or `square`.
+        as_released: Whether padding is attended to like real tokens, as in the code of the Long
+            Range Arena, which passes no mask on.
+
+    Raises:
+        ValueError: There is no such feature map.
     """
 
-    pad_invariant = True
     memory_growth = 1
 
-    def __init__(self, shape: AttentionShape) -> None:
+    @property
+    def pad_invariant(self) -> bool:
+        """Whether the amount of padding may change: not where it is attended to."""
+        return not self.as_released
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        feature_map: FeatureMap = "elu",
+        as_released: bool = False,
+    ) -> None:
         super().__init__()
+        one_of(get_args(FeatureMap), feature_map=feature_map)
         self.projections = HeadProjections(shape)
+        self.feature_map: FeatureMap = feature_map
+        self.as_released = as_released
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x, mask)
-        heads = kernel_attention(elu_features(q), elu_features(k), v, mask)
-        return self.projections.merge(heads)
+        return self.projections.merge(kernel_attention(*self._features(x, mask)))
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form."""
+        return self.projections.merge(kernel_attention_reference(*self._features(x, mask)))
+
+    def _features(
+        self, x: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         q, k, v = self.projections.split(x, mask)
-        heads = kernel_attention_reference(elu_features(q), elu_features(k), v, mask)
-        return self.projections.merge(heads)
+        features = FEATURE_MAPS[self.feature_map]
+        return features(q), features(k), v, None if self.as_released else mask

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropped_attention import dropped_attention, is_served
-from models.heads import AttentionShape, HeadProjections
-from models.options import at_least
+from models.heads import AttentionShape, HeadAttention
+from models.options import above, at_least
 
 
 def linformer_attention_reference(
@@ -70,20 +70,21 @@ def linformer_attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-class Linformer(nn.Module):
+class Linformer(HeadAttention):
     """Multi-head Linformer attention.
-
-    The projections along the length belong to the layer and start normal with standard deviation
-    0.02, as in Nystromformer's and MRA's code, which shares them between layers though.
 
     Args:
         shape: Sizes, attention dropout and biases; `shape.max_length` is the width of E.
         rank: Keys and values after the projection.
         shared: Whether keys and values share one projection.
         per_head: Whether each head has its own; the Long Range Arena and WavSpA have one for all.
+        share_layers: Whether all layers have those of the first one, as in Nystromformer's and
+            MRA's code.
+        spread: Standard deviation of the projections along the length at the start: 0.02 as in
+            Nystromformer's code; None for 1 / sqrt(rank) as in MRA's.
 
     Raises:
-        ValueError: If `rank` is below 1.
+        ValueError: If `rank` is below 1, or `spread` not above 0.
     """
 
     pad_invariant = True
@@ -96,30 +97,38 @@ class Linformer(nn.Module):
         rank: int = 256,
         shared: bool = True,
         per_head: bool = True,
+        share_layers: bool = False,
+        spread: float | None = 0.02,
     ) -> None:
-        super().__init__()
         at_least(1, rank=rank)
-        self.projections = HeadProjections(shape)
-        self.dropout = shape.dropout
+        if spread is not None:
+            above(0, spread=spread)
+        super().__init__(shape)
+        self.share_layers = share_layers
+        std = rank**-0.5 if spread is None else spread
         heads = shape.heads if per_head else 1
         self.to_keys = nn.Parameter(torch.empty(heads, rank, shape.max_length))
-        nn.init.normal_(self.to_keys, std=0.02)
+        nn.init.normal_(self.to_keys, std=std)
         self.to_values: nn.Parameter | None = None
         if not shared:
             self.to_values = nn.Parameter(torch.empty_like(self.to_keys))
-            nn.init.normal_(self.to_values, std=0.02)
+            nn.init.normal_(self.to_values, std=std)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x, mask)
-        to_values = self.to_keys if self.to_values is None else self.to_values
-        dropout = self.dropout if self.training else 0.0
-        heads = linformer_attention(q, k, v, mask, self.to_keys, to_values, dropout)
-        return self.projections.merge(heads)
+    def share_with(self, first: nn.Module) -> None:
+        """Take the projections along the length of the first layer, where layers share them."""
+        if self.share_layers:
+            assert isinstance(first, Linformer)
+            self.to_keys, self.to_values = first.to_keys, first.to_values
 
-    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x, mask)
-        to_values = self.to_keys if self.to_values is None else self.to_values
-        heads = linformer_attention_reference(q, k, v, mask, self.to_keys, to_values)
-        return self.projections.merge(heads)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Attend to learned mixtures of the keys and values."""
+        return linformer_attention(q, k, v, mask, *self._mixtures(), dropout)
+
+    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute `attend` by the plain form, without dropout."""
+        return linformer_attention_reference(q, k, v, mask, *self._mixtures())
+
+    def _mixtures(self) -> tuple[Tensor, Tensor]:
+        return self.to_keys, self.to_keys if self.to_values is None else self.to_values

@@ -1,7 +1,7 @@
 """Longformer's attention (Beltagy et al. 2020, arXiv 2004.05150, section 3.1).
 
-A token attends to the tokens at most `window // 2` away and to the first `num_global` tokens, and
-those attend to all. Queries are cut in blocks as long as half a window; a block's keys are then its
+A token attends to the tokens at most `window // 2` steps away and to some global tokens, and those
+attend to all. Queries are cut in blocks as long as half a window; a block's keys are then its
 own block and the two beside it. So memory and time grow linearly with N; no `(N, N)` matrix is
 formed.
 
@@ -9,22 +9,35 @@ Axes: B batch, H heads, N length, X blocks, b tokens per block, G global tokens,
 D model width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.dropout import drop
-from models.heads import AttentionShape, HeadProjections, masked_softmax
+from models.heads import AttentionShape, HeadAttention, masked_softmax
 from models.options import at_least, even
 
 
 def window_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, num_global: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    window: int,
+    places: Sequence[int],
+    dilation: int = 1,
 ) -> Tensor:
     """Attend with a dense `(N, N)` matrix of which most is masked: the plain form."""
-    place = torch.arange(q.shape[-2], device=q.device)
-    near = (place[:, None] - place).abs() <= window // 2
-    allowed = near | (place < num_global) | (place[:, None] < num_global)
+    length = q.shape[-2]
+    place = torch.arange(length, device=q.device)
+    apart = (place[:, None] - place).abs()
+    allowed = (apart <= window // 2 * dilation) & (apart % dilation == 0)
+    for everywhere in places:
+        if everywhere < length:
+            allowed[everywhere] = True
+            allowed[:, everywhere] = True
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
     logits = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, N, N)
@@ -39,16 +52,38 @@ def _neighbours(blocks: Tensor) -> Tensor:
     return torch.cat([before, blocks, after], -2)
 
 
+def _blocks(x: Tensor, size: int, dilation: int) -> Tensor:
+    """Cut `(B, H, N, C)`, filled with zeros, in blocks of `size` tokens `dilation` steps apart.
+
+    Returns:
+        `(B d, H, X, b, C)`: each of the d interleaved sequences is one of its own.
+    """
+    batch, heads, length, width = x.shape
+    x = F.pad(x, (0, 0, 0, -length % (size * dilation)))
+    if dilation > 1:
+        x = x.view(batch, heads, -1, dilation, width).permute(0, 3, 1, 2, 4)
+    return x.reshape(batch * dilation, heads, -1, size, width)
+
+
+def _together(x: Tensor, dilation: int) -> Tensor:
+    """Interleave sequences `(B d, H, N / d, C)` again: `(B, H, N, C)`."""
+    if dilation == 1:
+        return x
+    x = x.view(-1, dilation, *x.shape[1:]).permute(0, 2, 3, 1, 4)
+    return x.flatten(2, 3)
+
+
 def window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
     window: int,
-    num_global: int,
+    places: Sequence[int],
+    dilation: int = 1,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attend within a sliding window, and from and to the first tokens.
+    """Attend within a sliding window, and from and to the global tokens.
 
     Args:
         q: Queries `(B, H, N, K)`.
@@ -57,49 +92,96 @@ def window_attention(
         mask: `(B, N)` bool, True for real keys; None when all are. A token without a real key
             attends to nothing: its output is 0.
         window: Even; half of it to either side of a token, itself besides.
-        num_global: Tokens at the start that attend to all and are attended by all.
+        places: Of the tokens that attend to all and are attended by all, rising; those from N on
+            are left out.
+        dilation: Steps between the tokens of a window.
         dropout: Probability of dropping an attention weight.
 
     Returns:
         `(B, H, N, K)`, section 3.1 of arXiv 2004.05150.
     """
     batch, heads, length, width = q.shape
-    num_global, size = min(num_global, length), window // 2
-    fill = -length % size
-    blocks = (batch, heads, -1, size, width)
+    chosen = [place for place in places if place < length]
+    # A slice where they are the first ones, since it copies nothing.
+    first = chosen == list(range(len(chosen)))
+    here = slice(len(chosen)) if first else torch.tensor(chosen, device=q.device)
     q = q / width**0.5
     real = torch.ones(1, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    q_blocks, k_blocks, v_blocks = (F.pad(t, (0, 0, 0, fill)).reshape(blocks) for t in (q, k, v))
-
+    local = real.clone()
     # The global tokens come first among a block's keys, and not again in the window.
-    place = torch.arange(length + fill, device=q.device)
-    local = F.pad(real, (0, fill)) & (place >= num_global)
-    local_keys = _neighbours(local.view(len(real), -1, size, 1)).mT  # (B, X, 1, 3b)
-    offset = torch.arange(3 * size, device=q.device) - size
-    near = (place[:size, None] - offset).abs() <= size  # (b, 3b)
-    local_keys = (local_keys & near)[:, None]  # (B, 1, X, b, 3b)
-    global_keys = real[:, None, None, None, :num_global]
+    local[:, here] = False
+    global_kv = k[..., here, :], v[..., here, :]
+    output = _attend_nearby(
+        q, k, v, local, *global_kv, real[:, here], window // 2, dilation, dropout
+    )
+    if not chosen:
+        return output
+    weights = masked_softmax(q[..., here, :] @ k.mT, real[:, None, None])  # (B, H, G, N)
+    everywhere = drop(weights, dropout) @ v
+    if first:
+        return torch.cat([everywhere, output[..., len(chosen) :, :]], -2)
+    return output.index_copy(-2, torch.tensor(chosen, device=q.device), everywhere.to(output.dtype))
+
+
+def _attend_nearby(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    local: Tensor,
+    global_k: Tensor,
+    global_v: Tensor,
+    global_real: Tensor,
+    size: int,
+    dilation: int,
+    dropout: float,
+) -> Tensor:
+    """Attend from every token to those at most `size` dilated steps away, and to the global ones.
+
+    Args:
+        q: Scaled queries `(B, H, N, K)`.
+        k: Keys.
+        v: Values.
+        local: Which keys are real, and not global: `(B or 1, N)` bool.
+        global_k: Keys of the global tokens `(B, H, G, K)`.
+        global_v: Their values.
+        global_real: Which of them are real `(B or 1, G)` bool.
+        size: Half a window.
+        dilation: Steps between the tokens of a window.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        `(B, H, N, K)`.
+    """
+    length, num_global = q.shape[-2], global_k.shape[-2]
+    q_blocks, k_blocks, v_blocks = (_blocks(t, size, dilation) for t in (q, k, v))
+    # One row serves every sequence only where these are not interleaved.
+    local = local.expand(len(q), -1) if dilation > 1 else local
+    local = _blocks(local[:, None, :, None], size, dilation)[:, 0]  # (B d, X, b, 1)
+    local_keys = _neighbours(local).mT  # (B d, X, 1, 3b)
+    place = torch.arange(3 * size, device=q.device)
+    near = (place[:size, None] + size - place).abs() <= size  # (b, 3b)
+    local_keys = (local_keys & near)[:, None]  # (B d, 1, X, b, 3b)
+    if dilation > 1:
+        global_real = global_real.expand(len(q), -1)
+        global_k, global_v, global_real = (
+            t.repeat_interleave(dilation, 0) for t in (global_k, global_v, global_real)
+        )
+    global_keys = global_real[:, None, None, None, :]
     allowed = torch.cat(
         [global_keys.expand(*local_keys.shape[:-1], num_global), local_keys], -1
-    )  # (B, 1, X, b, G + 3b)
+    )  # (B d, 1, X, b, G + 3b)
 
-    to_global = q_blocks @ k[..., None, :num_global, :].mT  # (B, H, X, b, G)
-    to_local = q_blocks @ _neighbours(k_blocks).mT  # (B, H, X, b, 3b)
+    to_global = q_blocks @ global_k[..., None, :, :].mT  # (B d, H, X, b, G)
+    to_local = q_blocks @ _neighbours(k_blocks).mT  # (B d, H, X, b, 3b)
     weights = masked_softmax(torch.cat([to_global, to_local], -1), allowed)
     weights = drop(weights, dropout)
-    from_global = weights[..., :num_global] @ v[..., None, :num_global, :]
+    from_global = weights[..., :num_global] @ global_v[..., None, :, :]
     from_local = weights[..., num_global:] @ _neighbours(v_blocks)
-    output = (from_global + from_local).flatten(2, 3)[..., :length, :]
-
-    if num_global == 0:
-        return output
-    weights = masked_softmax(q[..., :num_global, :] @ k.mT, real[:, None, None])  # (B, H, G, N)
-    first = drop(weights, dropout) @ v
-    return torch.cat([first, output[..., num_global:, :]], -2)
+    return _together((from_global + from_local).flatten(2, 3), dilation)[..., :length, :]
 
 
-class Longformer(nn.Module):
-    """Multi-head attention within a sliding window, with global tokens at the start.
+class Longformer(HeadAttention):
+    """Multi-head attention within a sliding window, with global tokens.
 
     Global tokens use the same projections as the others, as in the published comparisons of
     Nystromformer and MRA. The paper gives them a second set, which starts as a copy of the first.
@@ -108,6 +190,9 @@ class Longformer(nn.Module):
         shape: Sizes, attention dropout and biases.
         window: Even; half of it to either side of a token, itself besides.
         num_global: Tokens at the start that attend to all and are attended by all.
+        global_positions: Places of more such tokens, below `shape.max_length`.
+        dilation: Steps between the tokens of a window, in all heads: 2 takes every other token, so
+            that a window reaches twice as far.
 
     Raises:
         ValueError: If an option is out of range.
@@ -116,23 +201,34 @@ class Longformer(nn.Module):
     pad_invariant = True
     memory_growth = 1
 
-    def __init__(self, shape: AttentionShape, *, window: int = 64, num_global: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        window: int = 64,
+        num_global: int = 1,
+        global_positions: tuple[int, ...] = (),
+        dilation: int = 1,
+    ) -> None:
         even(window=window)
         at_least(0, num_global=num_global)
-        self.projections = HeadProjections(shape)
-        self.dropout = shape.dropout
-        self.window, self.num_global = window, num_global
+        at_least(1, dilation=dilation)
+        if any(not 0 <= place < shape.max_length for place in global_positions):
+            raise ValueError(
+                f"global_positions={global_positions}: must be from 0 to max_length - 1 ="
+                f" {shape.max_length - 1}"
+            )
+        super().__init__(shape)
+        self.window, self.dilation = window, dilation
+        first = range(min(num_global, shape.max_length))
+        self.places = tuple(sorted({*first, *global_positions}))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        q, k, v = self.projections.split(x, mask)
-        dropout = self.dropout if self.training else 0.0
-        heads = window_attention(q, k, v, mask, self.window, self.num_global, dropout)
-        return self.projections.merge(heads)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Attend within the window, and from and to the global tokens."""
+        return window_attention(q, k, v, mask, self.window, self.places, self.dilation, dropout)
 
-    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
-        q, k, v = self.projections.split(x, mask)
-        heads = window_attention_reference(q, k, v, mask, self.window, self.num_global)
-        return self.projections.merge(heads)
+    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute `attend` by the plain form, without dropout."""
+        return window_attention_reference(q, k, v, mask, self.window, self.places, self.dilation)

@@ -13,6 +13,8 @@ under autocast: the pseudo-inverse amplifies rounding.
 Axes: B batch, H heads, N length, L landmarks, s tokens a segment, K head width, D model width.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +24,41 @@ from models.options import at_least, odd
 from models.precision import full_precision, without_autocast
 
 
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """How a sequence is cut, with one landmark for each segment.
+
+    Args:
+        length: Tokens of the longest sequence.
+        number: Segments that it is cut in.
+        exact_count: Cut in exactly so many, whose sizes differ by one at most; else in segments of
+            one size, the last of which may be shorter, and of which there may be fewer.
+        over_padding: Whether a landmark is the sum of its real tokens over the size of its
+            segment, and one without any is a landmark like others, as in the published codes.
+    """
+
+    length: int
+    number: int
+    exact_count: bool = False
+    over_padding: bool = False
+
+    @property
+    def size(self) -> int:
+        """Tokens of the largest segment."""
+        return -(-self.length // self.number)
+
+    def within(self, length: int) -> list[range]:
+        """Return the tokens of each segment that begins within the first `length` tokens."""
+        if self.exact_count:
+            cuts = [-(-i * self.length // self.number) for i in range(self.number + 1)]
+        else:
+            cuts = [*range(0, self.length, self.size), self.length]
+        pairs = zip(cuts, cuts[1:], strict=False)
+        return [range(start, min(end, length)) for start, end in pairs if start < length]
+
+
 def nystrom_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segment: int, iterations: int
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segments: Segments, iterations: int
 ) -> Tensor:
     """Approximate the `(N, N)` attention matrix and apply it: the plain form.
 
@@ -34,12 +69,13 @@ def nystrom_attention_reference(
     outputs = []
     for b in range(len(q)):
         real = torch.ones_like(q[b, 0, :, 0]).bool() if mask is None else mask[b]
-        members = [real[start : start + segment] for start in range(0, length, segment)]
-        means = torch.zeros(len(members), length).to(q)
-        for row, tokens in enumerate(members):
-            start = row * segment
-            means[row, start : start + segment] = tokens.to(q) / tokens.sum().clamp(min=1)
-        means = means[means.sum(-1) > 0]
+        means = torch.zeros(len(segments.within(length)), length).to(q)
+        for row, some in enumerate(segments.within(length)):
+            tokens = real[some.start : some.stop]
+            count = len(some) if segments.over_padding else tokens.sum().clamp(min=1)
+            means[row, some.start : some.stop] = tokens.to(q) / count
+        if not segments.over_padding:
+            means = means[means.sum(-1) > 0]
         scaled = q[b] / q.shape[-1] ** 0.5
         from_queries = (scaled @ (means @ k[b]).mT).softmax(-1)  # (H, N, L)
         between = (means @ scaled @ (means @ k[b]).mT).softmax(-1)
@@ -64,23 +100,37 @@ def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
     return inverse
 
 
-def _segment_means(x: Tensor, real: Tensor, segment: int) -> tuple[Tensor, Tensor]:
+def _cut(x: Tensor, segments: Segments) -> Tensor:
+    """Cut `(B, H, N, C)` in segments `(B, H, L, s, C)`, zeros where they are shorter."""
+    batch, heads, length, width = x.shape
+    fill = -length % segments.size
+    if not segments.exact_count:
+        return F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segments.size, width)
+    # One row of zeros more, which shorter segments are filled up with.
+    places = [[*some, *[length] * (segments.size - len(some))] for some in segments.within(length)]
+    index = torch.tensor(places, device=x.device)  # (L, s)
+    rows = F.pad(x, (0, 0, 0, 1)).index_select(2, index.flatten())
+    return rows.view(batch, heads, *index.shape, width)
+
+
+def _segment_means(x: Tensor, real: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """Average `x` `(B, H, N, K)` over the real tokens of each segment; 0 where there is none.
 
     Returns:
-        The means `(B, H, L, K)`, and which segments have a real token `(B or 1, L)`.
+        The means `(B, H, L, K)`, and which segments count as landmarks `(B or 1, L)`.
     """
-    batch, heads, length, width = x.shape
-    fill = -length % segment
-    real = F.pad(real, (0, fill)).view(len(real), -1, segment)  # (B, L, s)
+    length = x.shape[-2]
+    real = _cut(real[:, None, :, None], segments)[:, 0, ..., 0]  # (B or 1, L, s)
+    total = _cut(x, segments).masked_fill(~real[:, None, ..., None], 0.0).sum(-2)
     count = real.sum(-1)
-    x = F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segment, width)
-    total = x.masked_fill(~real[:, None, ..., None], 0.0).sum(-2)
+    if segments.over_padding:
+        sizes = [len(some) for some in segments.within(length)]
+        count = torch.tensor(sizes, device=x.device).expand_as(count)
     return total / count.clamp(min=1)[:, None, :, None], count > 0
 
 
 def nystrom_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segment: int, iterations: int = 6
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segments: Segments, iterations: int = 6
 ) -> Tensor:
     """Approximate softmax attention through the means of segments.
 
@@ -90,7 +140,7 @@ def nystrom_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
             sequence without any.
-        segment: Tokens a landmark; the last segment may be shorter.
+        segments: Whose means are the landmarks.
         iterations: Steps of the pseudo-inverse.
 
     Returns:
@@ -98,8 +148,8 @@ def nystrom_attention(
     """
     real = torch.ones(1, q.shape[-2], dtype=torch.bool, device=q.device) if mask is None else mask
     q = q / q.shape[-1] ** 0.5
-    q_means, alive = _segment_means(q, real, segment)
-    k_means, _ = _segment_means(k, real, segment)
+    q_means, alive = _segment_means(q, real, segments)
+    k_means, _ = _segment_means(k, real, segments)
     landmarks = alive[:, None, None]
     from_queries = masked_softmax(q @ k_means.mT, landmarks)  # (B, H, N, L)
     between = masked_softmax(q_means @ k_means.mT, landmarks)  # (B, H, L, L)
@@ -116,16 +166,25 @@ class Nystromformer(nn.Module):
 
     Args:
         shape: Sizes and biases; `shape.max_length` fixes the size of a segment.
-        landmarks: Segments of a sequence of `max_length`.
+        landmarks: Segments of a sequence of `max_length`, all of one size; where that does not
+            divide it there may be fewer: 33 of two tokens or one, of 64 asked for and 65 tokens.
         iterations: Steps of the pseudo-inverse.
         conv: Taps of the convolution of the values, one filter per head, odd; None for none.
+        exact_count: Cut `max_length` in exactly so many segments, whose sizes differ by one at
+            most; with as many landmarks as tokens, or more, attend by softmax as published.
+        landmarks_over_padding: Average padding into the landmarks, as zeros, and let segments of
+            padding alone be landmarks, as in the published codes.
 
     Raises:
         ValueError: If an option is out of range.
     """
 
-    pad_invariant = True
     memory_growth = 1
+
+    @property
+    def pad_invariant(self) -> bool:
+        """Whether the amount of padding may change: not where landmarks average it in."""
+        return self.exact or not self.segments.over_padding
 
     def __init__(
         self,
@@ -134,6 +193,8 @@ class Nystromformer(nn.Module):
         landmarks: int = 64,
         iterations: int = 6,
         conv: int | None = 35,
+        exact_count: bool = False,
+        landmarks_over_padding: bool = False,
     ) -> None:
         super().__init__()
         at_least(1, landmarks=landmarks)
@@ -141,7 +202,13 @@ class Nystromformer(nn.Module):
         if conv is not None:
             odd(conv=conv)
         self.projections = HeadProjections(shape)
-        self.segment = -(-shape.max_length // landmarks)
+        self.exact = exact_count and landmarks >= shape.max_length
+        self.segments = Segments(
+            length=shape.max_length,
+            number=min(landmarks, shape.max_length),
+            exact_count=exact_count,
+            over_padding=landmarks_over_padding,
+        )
         self.iterations = iterations
         self.conv: nn.Conv2d | None = None
         if conv is not None:
@@ -159,7 +226,11 @@ class Nystromformer(nn.Module):
         q, k, v = self.projections.split(x, mask)
         with without_autocast(x):
             q, k, v = full_precision(q), full_precision(k), full_precision(v)
-            heads = nystrom_attention(q, k, v, mask, self.segment, self.iterations)
+            if self.exact:
+                keys = None if mask is None else mask[:, None, None, :]
+                heads = F.scaled_dot_product_attention(q, k, v, keys)
+            else:
+                heads = nystrom_attention(q, k, v, mask, self.segments, self.iterations)
             heads = self._add_conv(heads, v, mask)
         return self.projections.merge(heads)
 
@@ -173,5 +244,9 @@ class Nystromformer(nn.Module):
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, in the precision of `x`."""
         q, k, v = self.projections.split(x, mask)
-        heads = nystrom_attention_reference(q, k, v, mask, self.segment, self.iterations)
+        if self.exact:
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+            heads = masked_softmax(q @ k.mT / q.shape[-1] ** 0.5, real[:, None, None]) @ v
+        else:
+            heads = nystrom_attention_reference(q, k, v, mask, self.segments, self.iterations)
         return self.projections.merge(self._add_conv(heads, v, mask))

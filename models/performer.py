@@ -13,15 +13,18 @@ Axes: B batch, H heads, N length, M features, K head width, D model width.
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
 from models.kernel import kernel_attention, kernel_attention_reference
-from models.options import a_seed, at_least, one_of
+from models.options import a_seed, above, at_least, one_of
 from models.precision import full_precision, without_autocast
 
 Features = Literal["favor", "relu", "relu_plain"]
+# Added to the features of the Long Range Arena and WavSpA.
+RELU_EPSILON = 1e-3
 
 
 def orthogonal_features(num_features: int, width: int, seed: int) -> Tensor:
@@ -45,13 +48,25 @@ def orthogonal_features(num_features: int, width: int, seed: int) -> Tensor:
 
 
 def favor_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, directions: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    directions: Tensor,
+    epsilon: float = 0.0,
 ) -> Tensor:
-    """Attend with the `(N, N)` weights materialised and no stabiliser: the plain form."""
+    """Attend with the `(N, N)` weights materialised and no stabiliser: the plain form.
+
+    Epsilon is relative to the largest feature of a query, or to that of all keys.
+    """
     root = q.shape[-1] ** 0.25
     q, k = q / root, k / root
     of_queries = (q @ directions.T - q.square().sum(-1, keepdim=True) / 2).exp()
     of_keys = (k @ directions.T - k.square().sum(-1, keepdim=True) / 2).exp()
+    if epsilon:
+        real = of_keys if mask is None else of_keys.masked_fill(~mask[:, None, :, None], 0.0)
+        of_keys = of_keys + epsilon * real.amax((-1, -2), keepdim=True)
+        of_queries = of_queries + epsilon * of_queries.amax(-1, keepdim=True)
     weights = of_queries @ of_keys.mT / len(directions)  # (B, H, N, N), about exp(q . k)
     if mask is not None:
         weights = weights.masked_fill(~mask[:, None, None, :], 0.0)
@@ -60,13 +75,16 @@ def favor_attention_reference(
 
 
 def favor_features(
-    q: Tensor, k: Tensor, mask: Tensor | None, directions: Tensor
+    q: Tensor, k: Tensor, mask: Tensor | None, directions: Tensor, epsilon: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of queries and keys `(B, H, N, K)`, each `(B, H, N, M)`.
 
     Both are scaled so that no exponential overflows and no normaliser is below 1: a key's feature
     by that feature's largest over the keys, which the query's takes back, and a query's by its own
     largest. The scales cancel in the attention, hence they need no gradient, and no epsilon.
+
+    With an epsilon all keys share one scale, as in published codes, which add it to features
+    relative to the largest of a query, or of all keys. Such scales do have a gradient.
     """
     root = q.shape[-1] ** 0.25
     q, k = q / root, k / root
@@ -74,17 +92,54 @@ def favor_features(
     floor = torch.finfo(of_keys.dtype).min
     if mask is not None:
         of_keys = of_keys.masked_fill(~mask[:, None, :, None], floor)
-    top = of_keys.detach().amax(-2, keepdim=True)  # (B, H, 1, M)
+    # (B, H, 1, M), or (B, H, 1, 1) with an epsilon.
+    top = of_keys.amax((-1, -2), True) if epsilon else of_keys.detach().amax(-2, True)
     top = top.masked_fill(top == floor, 0.0)
     # The factor exp(-|q|^2 / 2) is one of those that cancel.
     of_queries = q @ directions.T + top
-    of_queries = of_queries - of_queries.detach().amax(-1, keepdim=True)
-    return of_queries.exp(), (of_keys - top).exp()
+    largest = of_queries if epsilon else of_queries.detach()
+    of_queries = of_queries - largest.amax(-1, keepdim=True)
+    of_queries, of_keys = of_queries.exp(), (of_keys - top).exp()
+    return (of_queries + epsilon, of_keys + epsilon) if epsilon else (of_queries, of_keys)
 
 
-def relu_features(x: Tensor) -> Tensor:
-    """Compute phi(x) = relu(x) + 0.001, that of the Long Range Arena and WavSpA."""
-    return x.relu() + 1e-3
+def relu_features(x: Tensor, epsilon: float = RELU_EPSILON) -> Tensor:
+    """Compute phi(x) = relu(x) + epsilon, that of the Long Range Arena and WavSpA."""
+    return x.relu() + epsilon
+
+
+class Redraws(nn.Module):
+    """Count calls, and draw directions anew after so many; a continued run draws the same.
+
+    Args:
+        every: Calls from one draw to the next.
+        seed: Of the first directions; the seed of draw t is made of this one and t.
+    """
+
+    def __init__(self, every: int, seed: int) -> None:
+        super().__init__()
+        self.every, self.seed, self.calls = every, seed, 0
+
+    # Outside of the graph, which would be compiled anew for every number of calls.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def forward(self, directions: Tensor) -> Tensor:
+        """Return the directions `(M, K)` of the next call, given those of the one before it."""
+        draw, step = divmod(self.calls, self.every)
+        self.calls += 1
+        if step or not draw:
+            return directions
+        seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0]) >> 1
+        num_features, width = directions.shape
+        return orthogonal_features(num_features, width, seed).to(directions)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of calls, for checkpoints."""
+        # No buffer, since reading one on a GPU would wait for it at every call.
+        return torch.tensor(self.calls)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue to count from a checkpoint's number of calls."""
+        self.calls = int(state)
 
 
 class Performer(nn.Module):
@@ -98,11 +153,15 @@ class Performer(nn.Module):
         features: `favor`; `relu` as WavSpA's release has it: a LayerNorm over the head width of
             queries, keys and values, each one shared by the heads, and no random features; or
             `relu_plain` as the Long Range Arena's release has it: the same without the LayerNorms.
-        num_features: Random directions M, of `favor` only. They are drawn once and kept.
+        num_features: Random directions M, of `favor` only.
         seed: Of those draws. All heads and layers have the same directions.
+        redraw: Calls in training from one draw of the directions to the next; None keeps them.
+            Evaluation takes those of the last call in training.
+        epsilon: Added to every feature; None for 0.001, and for none with `favor`, where published
+            codes have 0.0001.
 
     Raises:
-        ValueError: If `num_features` is below 1.
+        ValueError: If an option is out of range.
     """
 
     pad_invariant = True
@@ -115,27 +174,41 @@ class Performer(nn.Module):
         features: Features = "favor",
         num_features: int = 256,
         seed: int = 0,
+        redraw: int | None = None,
+        epsilon: float | None = None,
     ) -> None:
         super().__init__()
         one_of(get_args(Features), features=features)
         at_least(1, num_features=num_features)
         a_seed(seed)
+        if redraw is not None:
+            at_least(1, redraw=redraw)
+        if epsilon is not None:
+            above(0, epsilon=epsilon)
         self.projections = HeadProjections(shape)
         self.features: Features = features
+        default = 0.0 if features == "favor" else RELU_EPSILON
+        self.epsilon = default if epsilon is None else epsilon
         self.directions: Tensor
+        self.redraws: Redraws | None = None
         if features == "favor":
             directions = orthogonal_features(num_features, shape.head_dim, seed)
             self.register_buffer("directions", directions)
+            if redraw is not None:
+                self.redraws = Redraws(redraw, seed)
         elif features == "relu":
-            self.norms = nn.ModuleList(nn.LayerNorm(shape.head_dim) for _ in range(3))
+            norms = (nn.LayerNorm(shape.head_dim, shape.norm_epsilon) for _ in range(3))
+            self.norms = nn.ModuleList(norms)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
+            if self.redraws is not None and self.training:
+                self.directions = self.redraws(self.directions)
             with without_autocast(x):
                 q, k = full_precision(q), full_precision(k)
-                q, k = favor_features(q, k, mask, self.directions)
+                q, k = favor_features(q, k, mask, self.directions, self.epsilon)
         else:
             q, k, v = self._relu_features(q, k, v)
         return self.projections.merge(kernel_attention(q, k, v, mask))
@@ -143,13 +216,13 @@ class Performer(nn.Module):
     def _relu_features(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.features == "relu":
             q, k, v = (norm(t) for norm, t in zip(self.norms, (q, k, v), strict=True))
-        return relu_features(q), relu_features(k), v
+        return relu_features(q, self.epsilon), relu_features(k, self.epsilon), v
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, in the precision of `x`."""
         q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
-            heads = favor_attention_reference(q, k, v, mask, self.directions)
+            heads = favor_attention_reference(q, k, v, mask, self.directions, self.epsilon)
         else:
             heads = kernel_attention_reference(*self._relu_features(q, k, v), mask)
         return self.projections.merge(heads)

@@ -48,11 +48,29 @@ def bucket_factors(max_length: int, chunk_length: int) -> tuple[int, ...]:
     return 2 ** (power // 2), 2 ** (power - power // 2)
 
 
-def random_rotations(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Draw Gaussian directions; a device that is the default must not reach the draws."""
+def random_rotations(shape: tuple[int, int, int, int], seed: int, more: int = 0) -> Tensor:
+    """Draw Gaussian directions; a device that is the default must not reach the draws.
+
+    Args:
+        shape: Heads H, their width K, rounds R, directions S of a round.
+        seed: Of the draws.
+        more: Rounds besides, which leave the first ones as they are.
+
+    Returns:
+        `(H, K, R + more, S)`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return draws.to(torch.get_default_dtype())
+    heads, width, rounds, directions = shape
+    draws = [
+        torch.randn(
+            (heads, width, some, directions),
+            generator=generator,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        for some in (rounds, more)
+    ]
+    return torch.cat(draws, 2).to(torch.get_default_dtype())
 
 
 @torch.no_grad()
@@ -245,6 +263,7 @@ class Reformer(nn.Module):
             `shape.max_length`.
         seed: Of the directions, which are drawn once and kept; each head and round has its own,
             all layers have the same.
+        eval_hashes: Rounds in evaluation, more or fewer; None for as many as in training.
 
     Raises:
         ValueError: If an option is out of range.
@@ -261,20 +280,25 @@ class Reformer(nn.Module):
         chunk_length: int = 64,
         num_buckets: int | None = None,
         seed: int = 0,
+        eval_hashes: int | None = None,
     ) -> None:
         super().__init__()
         at_least(1, num_hashes=num_hashes, chunk_length=chunk_length)
         if num_buckets is not None:
             even(num_buckets=num_buckets)
         a_seed(seed)
+        self.num_hashes = num_hashes
+        self.eval_hashes = num_hashes if eval_hashes is None else eval_hashes
+        at_least(1, eval_hashes=self.eval_hashes)
         self.projections = HeadProjections(shape, shared_qk=True)
         self.dropout = shape.dropout
         self.chunk_length = chunk_length
         chosen = bucket_factors(shape.max_length, chunk_length)
         self.factors = chosen if num_buckets is None else (num_buckets,)
         size = (shape.heads, shape.head_dim, num_hashes, sum(self.factors) // 2)
+        more = max(0, self.eval_hashes - num_hashes)
         self.rotations: Tensor
-        self.register_buffer("rotations", random_rotations(size, seed))
+        self.register_buffer("rotations", random_rotations(size, seed, more))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
@@ -287,7 +311,8 @@ class Reformer(nn.Module):
         with without_autocast(x):
             exact = x.to(self.projections.qkv.weight.dtype)
             qk, _, v = self.projections.split(exact, mask)
-            return qk, v, hash_buckets(qk, self.rotations, self.factors)
+            rounds = self.num_hashes if self.training else self.eval_hashes
+            return qk, v, hash_buckets(qk, self.rotations[:, :, :rounds], self.factors)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form, without dropout."""

@@ -15,7 +15,7 @@ import pywt
 import torch
 from torch import Tensor, nn
 
-from models.heads import AttentionShape
+from models.heads import AttentionShape, share
 from models.lattice import lattice_angles, lattice_filter
 from models.lifting import band_lengths as lifting_lengths
 from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
@@ -84,6 +84,12 @@ class WavSpA(nn.Module):
             self.transform = FilterBank(shape.dim, wlen, level, wavelet, init, channel_reverse)
         lengths = self.transform.band_lengths(shape.max_length)
         self.bands = nn.ModuleList(inner(replace(shape, max_length=length)) for length in lengths)
+
+    def share_with(self, first: nn.Module) -> None:
+        """Let what is inside share with that of the first layer."""
+        assert isinstance(first, WavSpA)
+        for own, other in zip(self.bands, first.bands, strict=True):
+            share(own, other)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend in the wavelet space of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""

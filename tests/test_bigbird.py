@@ -3,10 +3,13 @@ import torch
 from torch import Tensor
 
 from models.bigbird import (
+    BigBird,
+    Pattern,
     attended_blocks,
     block_attention,
     block_attention_reference,
 )
+from models.heads import AttentionShape
 from models.softmax import softmax_attention
 
 
@@ -23,12 +26,12 @@ def test_blockwise_and_dense_forms_agree_in_values_and_all_gradients(
 ) -> None:
     inputs = tokens(length)
     num_blocks = -(-max_length // size)
-    pattern = (*attended_blocks(2, num_blocks, random_blocks, seed=5), size)
+    pattern = Pattern(*attended_blocks(2, num_blocks, random_blocks, seed=5), size)
     mask = torch.rand(3, length) < 0.5 if masked else None
     if mask is not None:
         mask[2] = False
     results = [
-        form(*inputs, mask, *pattern) for form in (block_attention, block_attention_reference)
+        form(*inputs, mask, pattern) for form in (block_attention, block_attention_reference)
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
@@ -65,7 +68,45 @@ def test_random_blocks_differ_by_head_and_seed_and_reach_every_block_alike() -> 
 def test_random_blocks_for_all_is_softmax_attention() -> None:
     q, k, v = tokens(23)
     mask = torch.rand(3, 23) < 0.6
-    pattern = attended_blocks(2, 8, 8, seed=0)
+    pattern = Pattern(*attended_blocks(2, 8, 8, seed=0), 3)
     torch.testing.assert_close(
-        block_attention(q, k, v, mask, *pattern, 3), softmax_attention(q, k, v, mask)
+        block_attention(q, k, v, mask, pattern), softmax_attention(q, k, v, mask)
     )
+
+
+@pytest.mark.parametrize("length", [1, 14, 29])
+@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("ends", [0, 2, 20])
+@pytest.mark.parametrize("random_below", [None, 0, 4])
+def test_forms_agree_for_every_number_of_window_and_global_blocks(
+    length: int, window: int, ends: int, random_below: int | None
+) -> None:
+    inputs = tokens(length)
+    options = {"window": window, "ends": ends, "random_below": random_below}
+    pattern = Pattern(*attended_blocks(2, 11, 2, seed=5, **options), 3, ends)
+    mask = torch.rand(3, length) < 0.6
+    results = [
+        form(*inputs, mask, pattern) for form in (block_attention, block_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+def test_window_global_and_random_blocks_are_those_asked_for() -> None:
+    blocks, counts = attended_blocks(5, 20, 2, seed=0, window=5, ends=2, random_below=12)
+    for head in range(5):
+        for row in range(20):
+            attended = blocks[head, row, counts[head, row]].tolist()
+            always = ({*range(row - 2, row + 3)} & {*range(20)}) | {0, 1, 18, 19}
+            assert len(attended) == len(set(attended)) and always <= set(attended)
+            drawn = set(attended) - always
+            assert len(drawn) == 2 and max(drawn) < 12
+
+
+def test_a_limit_in_tokens_is_one_in_blocks() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=200)
+    limited = BigBird(shape, block_size=10, random_blocks=3, random_limit=60)
+    free = BigBird(shape, block_size=10, random_blocks=3)
+    drawn = limited.blocks[..., 5:][limited.counts[..., 5:]]
+    assert drawn.max() == 5 and free.blocks[..., 5:].max() > 5

@@ -54,3 +54,16 @@ def test_equal_values_come_out_as_they_are() -> None:
     mask[0, 3] = True
     expected = attention(x[:, :1])
     torch.testing.assert_close(attention(x, mask), expected.expand(1, 9, 6))
+
+
+@pytest.mark.parametrize(
+    ("feature_map", "phi"), [("relu", lambda x: x.clamp(min=0)), ("square", lambda x: x * x)]
+)
+def test_the_feature_map_is_that_of_queries_and_keys(feature_map: str, phi) -> None:
+    shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=32)
+    attention = Linear(shape, feature_map=feature_map).double()
+    x, mask = torch.randn(2, 9, 6, dtype=torch.float64), torch.rand(2, 9) < 0.7
+    q, k, v = attention.projections.split(x)
+    weights = (phi(q) @ phi(k).mT).masked_fill(~mask[:, None, None], 0.0)
+    heads = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300) @ v
+    torch.testing.assert_close(attention(x, mask), attention.projections.merge(heads))

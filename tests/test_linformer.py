@@ -1,9 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 
+from models.encoder import Encoder
+from models.fourier_space import FourierSpace
 from models.heads import AttentionShape
 from models.linformer import Linformer, linformer_attention, linformer_attention_reference
+from models.sizes import ModelConfig
 from models.softmax import softmax_attention
+from models.wavspa import WavSpA
 
 
 @pytest.mark.parametrize("length", [1, 7, 29])
@@ -60,3 +66,43 @@ def test_projections_start_with_the_published_deviation() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=500)
     # 128,000 draws: the deviation is known to 0.2 per cent.
     assert abs(Linformer(shape, rank=128).to_keys.std() / 0.02 - 1) < 0.01
+    assert abs(Linformer(shape, rank=128, spread=0.5).to_keys.std() / 0.5 - 1) < 0.01
+    assert abs(Linformer(shape, rank=128, spread=None).to_keys.std() * 128**0.5 - 1) < 0.01
+
+
+def models_with(attention) -> list[Encoder]:
+    sizes = {"dim": 8, "heads": 2, "head_dim": 4, "mlp_dim": 8, "max_length": 20, "vocab_size": 5}
+    config = ModelConfig(layers=3, dropout=0.0, attention_dropout=0.0, **sizes)
+    built = []
+    for share_layers in (False, True):
+        torch.manual_seed(0)
+        built.append(Encoder(config, partial(attention, share_layers=share_layers)))
+    return built
+
+
+def test_layers_that_share_have_one_projection_and_learn_it_together() -> None:
+    apart, shared = models_with(partial(Linformer, rank=4, shared=False))
+    attentions = [block.attention for block in shared.blocks]
+    assert attentions[0].to_keys is attentions[1].to_keys is attentions[2].to_keys
+    assert attentions[0].to_values is attentions[2].to_values
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (apart, shared)]
+    assert sizes[0] - sizes[1] == 2 * 2 * attentions[0].to_keys.numel()
+    for block in apart.blocks:
+        block.attention.to_keys = attentions[0].to_keys
+        block.attention.to_values = attentions[0].to_values
+    batch = torch.randint(5, (2, 11)), torch.rand(2, 11) < 0.7
+    torch.testing.assert_close(apart(*batch), shared(*batch))
+    other = models_with(partial(Linformer, rank=4, shared=False))[1]
+    other.load_state_dict(shared.state_dict())
+    torch.testing.assert_close(other(*batch), shared(*batch))
+
+
+@pytest.mark.parametrize("around", [WavSpA, FourierSpace])
+def test_layers_share_what_is_inside_another_backend(around) -> None:
+    def attention(shape, *, share_layers):
+        inside = partial(Linformer, rank=4, share_layers=share_layers)
+        return around(shape, inner=inside)
+
+    apart, shared = models_with(attention)
+    sizes = [len(list(model.parameters())) for model in (apart, shared)]
+    assert sizes[0] - sizes[1] == (2 * 2 if around is WavSpA else 2)

@@ -5,6 +5,7 @@ from torch import Tensor
 from models.heads import AttentionShape
 from models.nystromformer import (
     Nystromformer,
+    Segments,
     nystrom_attention,
     nystrom_attention_reference,
     pseudo_inverse,
@@ -33,7 +34,8 @@ def test_fast_and_plain_forms_agree_in_values_and_all_gradients(
     mask = mask_with_holes(length) if masked else None
     inputs = tokens(length)
     results = [
-        form(*inputs, mask, segment, 6) for form in (nystrom_attention, nystrom_attention_reference)
+        form(*inputs, mask, Segments(length=50, number=-(-50 // segment)), 6)
+        for form in (nystrom_attention, nystrom_attention_reference)
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-10)
     gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
@@ -51,7 +53,8 @@ def test_a_landmark_a_token_is_softmax_attention() -> None:
     k = q + 0.1 * noise
     mask = torch.rand(2, 13) < 0.7
     torch.testing.assert_close(
-        nystrom_attention(q, k, v, mask, 1, 60), softmax_attention(q, k, v, mask)
+        nystrom_attention(q, k, v, mask, Segments(length=13, number=13), 60),
+        softmax_attention(q, k, v, mask),
     )
 
 
@@ -76,5 +79,58 @@ def test_convolution_is_the_published_one_over_values_without_padding() -> None:
 
 
 def test_segments_are_those_of_the_padded_length() -> None:
-    assert Nystromformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=4096)).segment == 64
-    assert Nystromformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=50)).segment == 1
+    assert (
+        Nystromformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=4096)).segments.size
+        == 64
+    )
+    assert (
+        Nystromformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=50)).segments.size == 1
+    )
+
+
+@pytest.mark.parametrize(("length", "number"), [(65, 64), (50, 7), (13, 13), (9, 2)])
+def test_an_exact_count_cuts_in_so_many_segments_of_nearly_one_size(
+    length: int, number: int
+) -> None:
+    exact = Segments(length=length, number=number, exact_count=True).within(length)
+    assert len(exact) == number
+    assert [n for some in exact for n in some] == [*range(length)]
+    assert max(map(len, exact)) - min(map(len, exact)) <= 1
+    equal = Segments(length=length, number=number).within(length)
+    assert len({len(some) for some in equal[:-1]}) <= 1 and len(equal) <= number
+    assert [n for some in equal for n in some] == [*range(length)]
+
+
+def test_sixty_four_landmarks_of_sixty_five_tokens_are_thirty_three_or_exact() -> None:
+    assert len(Segments(length=65, number=64).within(65)) == 33
+    assert len(Segments(length=65, number=64, exact_count=True).within(65)) == 64
+
+
+@pytest.mark.parametrize("exact_count", [False, True])
+@pytest.mark.parametrize("over_padding", [False, True])
+@pytest.mark.parametrize("length", [1, 7, 31])
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_way_to_cut_agrees_with_the_plain_form(
+    exact_count: bool, over_padding: bool, length: int, masked: bool
+) -> None:
+    mask = mask_with_holes(length) if masked else None
+    inputs = tokens(length)
+    segments = Segments(length=31, number=7, exact_count=exact_count, over_padding=over_padding)
+    results = [
+        form(*inputs, mask, segments, 6)
+        for form in (nystrom_attention, nystrom_attention_reference)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("landmarks", [20, 64])
+def test_as_many_landmarks_as_tokens_are_softmax_attention_where_the_count_is_exact(
+    landmarks: int,
+) -> None:
+    shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=20)
+    attention = Nystromformer(shape, landmarks=landmarks, exact_count=True, conv=None).double()
+    x, mask = torch.randn(2, 20, 6, dtype=torch.float64), torch.rand(2, 20) < 0.7
+    expected = softmax_attention(*attention.projections.split(x), mask)
+    torch.testing.assert_close(attention(x, mask), attention.projections.merge(expected))

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lra.build import build_model
+from lra.config import load
 from models.heads import AttentionShape
 from models.kernel import kernel_attention, kernel_attention_reference
 from models.performer import (
@@ -130,3 +132,78 @@ def test_the_plain_relu_variant_has_no_norms_and_no_parameters_of_its_own() -> N
     q, k, v = attention.projections.split(x)
     plain = kernel_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
     torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
+
+
+def test_directions_are_drawn_anew_after_so_many_calls_in_training_only() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
+    attention, x = Performer(shape, num_features=6, redraw=3, seed=5), torch.randn(1, 9, 8)
+
+    def directions_of(calls: int) -> list[Tensor]:
+        seen = []
+        for _ in range(calls):
+            attention(x)
+            seen.append(attention.directions)
+        return seen
+
+    seen = directions_of(9)
+    draws = [seen[0], seen[3], seen[6]]
+    for i, directions in enumerate(seen):
+        assert torch.equal(directions, draws[i // 3])
+    assert torch.equal(draws[0], orthogonal_features(6, 4, seed=5))
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+    product = draws[1][:4] @ draws[1][:4].T
+    torch.testing.assert_close(product, product.diagonal().diag(), atol=1e-5, rtol=0)
+    attention.eval()
+    assert all(torch.equal(directions, draws[2]) for directions in directions_of(4))
+
+
+def test_a_continued_run_draws_the_directions_of_an_uninterrupted_one() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
+    first, other = (Performer(shape, num_features=6, redraw=2, seed=5) for _ in range(2))
+    x = torch.randn(1, 9, 8)
+    for _ in range(3):
+        first(x)
+    other.load_state_dict(first.state_dict())
+    for _ in range(4):
+        torch.testing.assert_close(other(x), first(x))
+        assert torch.equal(other.directions, first.directions)
+
+
+def test_epsilon_is_added_to_features_relative_to_the_largest_as_in_published_codes() -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
+    attention = Performer(shape, num_features=6, epsilon=0.01).double()
+    x, mask = torch.randn(2, 9, 8, dtype=torch.float64), torch.rand(2, 9) < 0.7
+    q, k, v = attention.projections.split(x)
+
+    def features(x: Tensor, axes: tuple[int, ...], real: Tensor) -> Tensor:
+        x = x / 4**0.25
+        exponent = x @ attention.directions.T - x.square().sum(-1, keepdim=True) / 2
+        stabiliser = exponent.masked_fill(~real, -1e300).amax(axes, keepdim=True)
+        return (exponent - stabiliser).exp() + 0.01
+
+    of_queries = features(q, (-1,), torch.tensor(True))
+    of_keys = features(k, (-1, -2), mask[:, None, :, None])
+    weights = (of_queries @ of_keys.mT).masked_fill(~mask[:, None, None], 0.0)
+    expected = attention.projections.merge(weights / weights.sum(-1, keepdim=True) @ v)
+    torch.testing.assert_close(attention(x, mask), expected)
+    assert not torch.allclose(expected, Performer(shape, num_features=6).double()(x, mask))
+
+
+@pytest.mark.parametrize("features", ["relu", "relu_plain"])
+def test_epsilon_of_the_relu_features_may_be_another(features: str) -> None:
+    shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, norm_epsilon=0.5)
+    attention = Performer(shape, features=features, epsilon=0.25).double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    q, k, v = attention.projections.split(x)
+    if features == "relu":
+        # The norms have the epsilon of the model's own.
+        q, k, v = (torch.nn.functional.layer_norm(t, (4,), eps=0.5) for t in (q, k, v))
+    heads = kernel_attention_reference(q.clamp(min=0) + 0.25, k.clamp(min=0) + 0.25, v, None)
+    torch.testing.assert_close(attention(x), attention.projections.merge(heads))
+
+
+def test_norms_of_the_relu_variant_have_the_epsilon_of_the_recipe() -> None:
+    config = load("protocol=wavspa", "task=listops", "attention=performer", "model.layers=1")
+    norms = build_model(config).encoder.blocks[0].attention.norms
+    assert config.model.norm_epsilon == 1e-6
+    assert [norm.eps for norm in norms] == [1e-6] * 3

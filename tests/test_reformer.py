@@ -314,3 +314,21 @@ def test_flax_initialisation_draws_both_input_projections_by_their_own_width() -
     for kernel in projections.qkv.weight.chunk(2):
         assert kernel.std().item() == pytest.approx((2 / 80) ** 0.5, rel=0.05)
         assert kernel.abs().max().item() <= (6 / 80) ** 0.5
+
+
+@pytest.mark.parametrize("eval_hashes", [1, 2, 5])
+def test_evaluation_may_hash_in_more_rounds_or_fewer(eval_hashes: int) -> None:
+    x, mask = inputs()
+    attention = short_chunks(num_hashes=2, eval_hashes=eval_hashes)
+    plain = {rounds: short_chunks(num_hashes=rounds) for rounds in (2, eval_hashes)}
+    for rounds, other in plain.items():
+        other.projections.load_state_dict(attention.projections.state_dict())
+        other.rotations = attention.rotations[:, :, :rounds]
+    torch.testing.assert_close(attention.train()(x, mask), plain[2](x, mask))
+    torch.testing.assert_close(attention.eval()(x, mask), plain[eval_hashes](x, mask))
+    if eval_hashes != 2:
+        assert not torch.allclose(attention.train()(x, mask), attention.eval()(x, mask))
+    # Rounds besides leave those of training as they are.
+    assert torch.equal(
+        attention.rotations[:, :, :1], short_chunks(num_hashes=2).rotations[:, :, :1]
+    )
