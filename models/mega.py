@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import Dropout
 from models.heads import AttentionShape, masked_softmax
 from models.moving_average import MovingAverage
 from models.norms import build_norm
@@ -99,8 +100,8 @@ class Mega(nn.Module):
         reach = shape.max_length if chunk is None else chunk
         # One of each distance, from -(reach - 1) on.
         self.distance_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
-        self.attention_dropout = nn.Dropout(shape.dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_dropout = Dropout(shape.dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.discretisation import Discretisation, discretise
+from models.dropout import Dropout
 from models.geometric_sums import geometric_sums
 from models.heads import AttentionShape
 from models.legs import legs_spectrum
@@ -93,7 +94,7 @@ class S4D(nn.Module):
         # optimisers, casts and counts treat them as the parameters that they are.
         self.c = nn.Parameter(torch.randn(directions, shape.dim, states // 2, 2) * 0.5**0.5)
         self.d = nn.Parameter(torch.randn(shape.dim))
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.shared = SharedKernel()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
