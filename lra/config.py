@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,7 +24,8 @@ from lra.paths import CONFIGS
 from lra.typecheck import describe, fits
 from models.sizes import ModelConfig
 
-SCHEDULES = ("one_cycle", "rsqrt", "cosine")
+SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear")
+ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
@@ -111,13 +112,20 @@ class TrainConfig:
         schedule: `one_cycle`: linear from a 25th of the peak up, then linear down to a 250,000th,
             with beta 1 moving from .95 to .85 and back. With t updates made and w of warm-up,
             `rsqrt`: learning_rate min(1, t / w) / sqrt(max(t, w)); `cosine`: learning_rate
-            min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2.
+            min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2; up to w `half_cosine` and
+            `linear`: learning_rate (t / w)^warmup_power, and then, with p = (t - w) / (steps - w),
+            learning_rate (1 + cos(pi p)) / 2 and learning_rate (1 - p).
         cycle_steps: Period of `cosine`.
         clip_norm: Largest norm of the gradient; 0 clips nothing.
         beta1: Decay of AdamW's first moment; `one_cycle` replaces it.
         beta2: Decay of AdamW's second moment.
         epsilon: AdamW's epsilon.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        kernel_learning_rate: Peak learning rate of the parameters that make a state-space layer's
+            kernel; None takes `learning_rate`.
+        kernel_roles: Which those are, by the role that a layer gives them: `dt`, `A`, `B`, `C`.
+        undecayed: Roles without weight decay: those, and `weight`, `bias`, `norm`, `embedding`.
+        warmup_power: Of `half_cosine` and `linear`.
         validate_every: Updates between validations.
         eval_batch_size: Sequences per batch in evaluation.
         precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
@@ -138,6 +146,10 @@ class TrainConfig:
     beta2: float = 0.999
     epsilon: float = 1e-6
     weight_decay: float = 0.0
+    kernel_learning_rate: float | None = None
+    kernel_roles: list[str] = field(default_factory=lambda: ["dt", "A", "B"])
+    undecayed: list[str] = field(default_factory=list)
+    warmup_power: float = 1.0
     validate_every: int
     eval_batch_size: int = 64
     precision: str = "float32"
@@ -164,6 +176,23 @@ class TrainConfig:
                 f"train.warmup_steps={self.warmup_steps}: one_cycle needs at least 2, and fewer"
                 f" than train.steps={self.steps}"
             )
+        if self.schedule in ("half_cosine", "linear") and self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"train.warmup_steps={self.warmup_steps}: {self.schedule} needs fewer than"
+                f" train.steps={self.steps}"
+            )
+        rate = self.kernel_learning_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(
+                f"train.kernel_learning_rate={rate}: must be a finite number above 0, or null"
+            )
+        if not 0 < self.warmup_power < float("inf"):
+            raise ValueError(
+                f"train.warmup_power={self.warmup_power}: must be a finite number above 0"
+            )
+        for key in ("kernel_roles", "undecayed"):
+            if unknown := [role for role in getattr(self, key) if role not in ROLES]:
+                raise ValueError(f"train.{key}={unknown}: must be among {', '.join(ROLES)}")
         if self.schedule == "cosine" and self.cycle_steps < 1:
             raise ValueError(f"train.cycle_steps={self.cycle_steps}: cosine needs at least 1")
         for key, known in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
@@ -256,6 +285,24 @@ def resolve_precision(precision: str, device: str) -> str:
     return "float32" if device == "cpu" else "float16"
 
 
+# Knobs that are younger than records and checkpoints: at their defaults they are left out of
+# hashes, so that those stay valid.
+_YOUNGER: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "task": (TaskConfig, ("path",)),
+    "model": (
+        ModelConfig,
+        (
+            *("inputs", "value_mean", "value_std", "norm", "norm_momentum", "norm_padding"),
+            *("norm_place", "attention_norm", "last_norm", "channel_mixing", "activation"),
+            *("input_dropout", "output_dropout", "hidden_dropout", "tied_dropout"),
+            *("classifier_activation", "classifier_dropout", "classifier_bias"),
+        ),
+    ),
+    "train": (
+        TrainConfig,
+        ("kernel_learning_rate", "kernel_roles", "undecayed", "warmup_power"),
+    ),
+}
 # What a run may change without changing its numbers.
 _OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
 
@@ -330,10 +377,16 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
     train = values["train"]
     train["precision"] = resolve_precision(train["precision"], values["device"])
     del values["protocol"]["deviations"], train["checkpoint_seconds"]
-    # Hashes and checkpoints from before there were tasks of a user's own hold.
-    if values["task"]["path"] is None:
-        del values["task"]["path"]
+    for group, (owner, keys) in _YOUNGER.items():
+        for key in keys:
+            if values[group][key] == _default(owner, key):
+                del values[group][key]
     return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
+
+
+def _default(owner: type[Any], key: str) -> Any:
+    [found] = [each for each in fields(owner) if each.name == key]
+    return found.default if found.default_factory is MISSING else found.default_factory()
 
 
 def config_hash(values: dict[str, Any]) -> str:

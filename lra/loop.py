@@ -92,7 +92,8 @@ def update(
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if train.clip_norm:
         scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], train.clip_norm)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, train.clip_norm)
     scaler.step(optimiser)
     scaler.update()
     return loss.detach()

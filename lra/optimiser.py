@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from lra.config import TrainConfig
+from models.norms import ScaleNorm
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 
@@ -22,10 +24,83 @@ def cosine(step: int, warmup_steps: int, cycle_steps: int) -> float:
     return min(1.0, step / warmup_steps) * 0.5 * (1 + math.cos(math.pi * (progress % 1.0)))
 
 
+def half_cosine(step: int, warmup_steps: int, steps: int, power: float = 1.0) -> float:
+    """Return (t / w)^power up to w, then (1 + cos(pi p)) / 2 with p = (t - w) / (T - w)."""
+    if step < warmup_steps:
+        return math.pow(step / warmup_steps, power)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def linear(step: int, warmup_steps: int, steps: int, power: float = 1.0) -> float:
+    """Return (t / w)^power up to w, then (T - t) / (T - w)."""
+    if step < warmup_steps:
+        return math.pow(step / warmup_steps, power)
+    return max(0.0, (steps - step) / (steps - warmup_steps))
+
+
+def roles(model: nn.Module) -> dict[str, str]:
+    """Return the role of each parameter that is trained, by its name.
+
+    A module gives roles to its own parameters by an attribute `parameter_roles`, a dictionary by
+    their names; what it leaves out is a `bias`, of a `norm`, of an `embedding`, or a `weight`.
+    """
+    found: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        given = getattr(module, "parameter_roles", {})
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            # The same parameter in two places counts once, as in an optimiser.
+            if parameter.requires_grad:
+                own = name.rpartition(".")[2]
+                found[name] = given.get(own) or _usual_role(module, own)
+    kept = {name for name, _ in model.named_parameters()}
+    return {name: role for name, role in found.items() if name in kept}
+
+
+def _usual_role(module: nn.Module, name: str) -> str:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, ScaleNorm)):
+        return "norm"
+    return "bias" if name.endswith("bias") else "weight"
+
+
+def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups: one for each pair of learning rate and weight decay.
+
+    Each names the roles in it as `roles`. Where all parameters are alike there is a single one,
+    with the parameters in the order of the model.
+    """
+    if train.kernel_learning_rate is None and not train.undecayed:
+        return [{"params": list(model.parameters())}]
+    parameters = dict(model.named_parameters())
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, role in roles(model).items():
+        own = train.kernel_learning_rate if role in train.kernel_roles else None
+        rate = train.learning_rate if own is None else own
+        decay = 0.0 if role in train.undecayed else train.weight_decay
+        empty = {"params": [], "lr": rate, "weight_decay": decay, "roles": []}
+        group = groups.setdefault((rate, decay), empty)
+        group["params"].append(parameters[name])
+        if role not in group["roles"]:
+            group["roles"].append(role)
+    return list(groups.values())
+
+
+def describe_groups(optimiser: torch.optim.Optimizer) -> str:
+    """Return a line that says how many parameters have which peak rate and decay."""
+    parts = []
+    for group in optimiser.param_groups:
+        number = sum(parameter.numel() for parameter in group["params"])
+        whose = f" ({', '.join(group['roles'])})" if "roles" in group else ""
+        rate = group.get("max_lr", group.get("initial_lr", group["lr"]))
+        parts.append(f"{number:,}{whose} at {rate:g}, decay {group['weight_decay']:g}")
+    return "; ".join(parts)
+
+
 def optimiser_for(model: nn.Module, train: TrainConfig) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """Return AdamW, which decays every parameter alike, and its schedule; see `TrainConfig`."""
+    """Return AdamW and its schedule, one factor of the rates of all groups; see `TrainConfig`."""
     optimiser = torch.optim.AdamW(
-        model.parameters(),
+        groups_for(model, train),
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
@@ -34,14 +109,16 @@ def optimiser_for(model: nn.Module, train: TrainConfig) -> tuple[torch.optim.Opt
     if train.schedule == "one_cycle":
         return optimiser, torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
-            max_lr=train.learning_rate,
+            max_lr=[group["lr"] for group in optimiser.param_groups],
             total_steps=train.steps,
             pct_start=train.warmup_steps / train.steps,
             anneal_strategy="linear",
         )
-    warmup, cycle = train.warmup_steps, train.cycle_steps
+    warmup, cycle, power = train.warmup_steps, train.cycle_steps, train.warmup_power
     factors: dict[str, Callable[[int], float]] = {
         "rsqrt": lambda step: rsqrt(step, warmup),
         "cosine": lambda step: cosine(step, warmup, cycle),
+        "half_cosine": lambda step: half_cosine(step, warmup, train.steps, power),
+        "linear": lambda step: linear(step, warmup, train.steps, power),
     }
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors[train.schedule])

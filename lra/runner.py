@@ -23,6 +23,7 @@ from lra.cell import decided, finished, identity
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.loop import NotFiniteError, Run, count_correct
 from lra.machine import code_name, code_version, machine, resolve_device
+from lra.optimiser import describe_groups
 from lra.record import RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
 from lra.signals import Stop, listening
@@ -149,6 +150,7 @@ def _train(
         dataset.source.kind,
         dataset.fingerprint[:12],
     )
+    log.info("%s: %s", label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
     torch.manual_seed(derive(config.seed, "dropout"))
     outcome = _fit_and_test(run, batches["test"])

@@ -162,3 +162,17 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """Show the probability."""
         return f"p={self.p}"
+
+
+class TiedDropout(Dropout):
+    """Drop whole channels of a sequence: one decision for all of its positions, as S4 has it.
+
+    Args:
+        p: Probability of dropping a channel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop channels of `x` `(B, N, D)` in training; in evaluation return it as it is."""
+        if not self.training or self.p == 0:
+            return x
+        return x * F.dropout(torch.ones_like(x[:, :1]), self.p)

@@ -2,19 +2,24 @@
 
 Pre-norm blocks as in the Nystromformer family (github.com/mlpen/Nystromformer, LRA code): tokens
 and positions are embedded, each block adds attention(norm(x)) and mlp(norm(x)), a last norm
-follows, positions are pooled and an MLP with ReLU classifies.
+follows, positions are pooled and an MLP with ReLU classifies. Other protocols put the norm behind
+the residual, have another norm, or an activation and a gate in place of the MLP.
 
 Axes: B batch, N length, D model width.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from models.dropout import Dropout
+from models.dropout import Dropout, TiedDropout
+from models.gated_output import GatedOutput
 from models.heads import AttentionShape, HeadProjections, share
+from models.initialisation import lecun_, normal_, xavier_
+from models.norms import NoNorm, Norm, build_norm
 from models.precision import without_autocast
 from models.sizes import GELU, ModelConfig
 
@@ -42,29 +47,56 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
     return table.to(torch.get_default_dtype())
 
 
+class Values(nn.Linear):
+    """Grey values as a learned vector each: (value / 255 - mean) / std, times w, plus b."""
+
+    def __init__(self, dim: int, mean: float, std: float) -> None:
+        super().__init__(1, dim)
+        self.mean, self.std = mean, std
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed `tokens`, integers from 0 to 255, of shape `(B, N)` as `(B, N, D)`."""
+        values = (tokens.to(self.weight.dtype) / 255 - self.mean) / self.std
+        return super().forward(values[..., None])
+
+
 class Embedding(nn.Module):
     """Tokens plus positions, with a learned classification token in front where pooling asks."""
 
+    parameter_roles = {"positions": "embedding", "cls": "embedding"}
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.dim)
-        nn.init.normal_(self.tokens.weight, std=config.embedding_std)
+        self.tokens: nn.Module
+        if config.inputs == "values":
+            self.tokens = Values(config.dim, config.value_mean, config.value_std)
+        else:
+            self.tokens = nn.Embedding(config.vocab_size, config.dim)
+            nn.init.normal_(self.tokens.weight, std=config.embedding_std)
+        self.positions: Tensor | None = None
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.empty(config.num_positions, config.dim))
             nn.init.normal_(self.positions, std=config.position_std)
-        else:
+        elif config.positions == "sinusoidal":
             table = sinusoidal_positions(config.num_positions, config.dim)
+            del self.positions
             self.register_buffer("positions", table, persistent=False)
         self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(_either(config.input_dropout, config.dropout))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed `tokens` `(B, N)` as `(B, N, D)`; `(B, N + 1, D)` with a classification token."""
         x = self.tokens(tokens)
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
-        embedded: Tensor = self.dropout(x + self.positions[: x.shape[1]])
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
+        embedded: Tensor = self.dropout(x)
         return embedded
+
+
+def _either(probability: float | None, default: float) -> float:
+    return default if probability is None else probability
 
 
 def _float16_autocast(x: Tensor) -> bool:
@@ -116,28 +148,38 @@ def _checked(attended: object, x: Tensor, backend: nn.Module) -> Tensor:
 
 
 class Block(nn.Module):
-    """One pre-norm block: attention, then the MLP, each on a residual path.
+    """Attention, then the MLP, each on a residual path with a norm before or after it.
 
-    Under float16 autocast the attention runs in float32, as in github.com/mlpen: sums over
-    thousands of tokens leave float16's range. There the projections are float16 still.
+    Or the attention alone, its output through an activation and a gate. Under float16 autocast the
+    attention runs in float32, as in github.com/mlpen: sums over thousands of tokens leave float16's
+    range. There the projections are float16 still.
     """
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
         self.clear_padding = config.clear_padding
-        self.attention_norm = nn.LayerNorm(config.dim, config.norm_epsilon)
+        self.norm_first = config.norm_place == "before"
+        self.attention_norm = _norm(config, config.attention_norm)
         self.attention = attention(attention_shape(config))
-        if config.mlp_norm:
-            self.dropout: nn.Module = Dropout(config.dropout)
-            self.mlp_norm: nn.Module = nn.LayerNorm(config.dim, config.norm_epsilon)
-        else:
-            self.dropout, self.mlp_norm = nn.Identity(), Dropout(config.dropout)
+        kind = TiedDropout if config.tied_dropout else Dropout
+        dropout = partial(kind, config.dropout)
+        self.mlp: nn.Sequential | None = None
+        self.output: nn.Module
+        if config.channel_mixing != "mlp":
+            gelu = GELU[config.gelu]
+            self.output = GatedOutput(config.dim, config.channel_mixing, gelu, dropout)
+            return
+        # WavSpA's dropout stands before the MLP instead of after the attention.
+        output = kind(_either(config.output_dropout, config.dropout))
+        self.output = output if config.mlp_norm else nn.Identity()
+        self.mlp_norm = _norm(config, config.mlp_norm)
+        self.mlp_dropout = nn.Identity() if config.mlp_norm else dropout()
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
-            nn.GELU(GELU[config.gelu]),
-            Dropout(config.dropout),
+            nn.SiLU() if config.activation == "silu" else nn.GELU(GELU[config.gelu]),
+            kind(_either(config.hidden_dropout, config.dropout)),
             nn.Linear(config.mlp_dim, config.dim),
-            Dropout(config.dropout),
+            dropout(),
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -148,15 +190,31 @@ class Block(nn.Module):
         """
         if self.clear_padding and mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
-        normed = self.attention_norm(x)
+        if self.norm_first:
+            x = x + self.output(self._attend(self.attention_norm(x, mask), mask))
+            return x if self.mlp is None else x + self.mlp(self.mlp_dropout(self.mlp_norm(x, mask)))
+        x = self.attention_norm(x + self.output(self._attend(x, mask)), mask)
+        return x if self.mlp is None else self.mlp_norm(x + self.mlp(self.mlp_dropout(x)), mask)
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if _float16_autocast(x):
             with without_autocast(x):
-                attended = self.attention(normed.float(), mask)
+                attended = self.attention(x.float(), mask)
         else:
-            attended = self.attention(normed, mask)
-        x = x + self.dropout(_checked(attended, normed, self.attention))
-        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
-        return mixed
+            attended = self.attention(x, mask)
+        return _checked(attended, x, self.attention)
+
+
+def _norm(config: ModelConfig, wanted: bool = True) -> Norm:
+    if not wanted:
+        return NoNorm()
+    return build_norm(
+        config.norm,
+        config.dim,
+        config.norm_epsilon,
+        momentum=config.norm_momentum,
+        padding=config.norm_padding,
+    )
 
 
 class Encoder(nn.Module):
@@ -171,9 +229,12 @@ class Encoder(nn.Module):
         for block in blocks[1:]:
             share(block.attention, blocks[0].attention)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(config.dim, config.norm_epsilon)
+        self.norm = _norm(config, config.last_norm)
         # Whether the amount of padding leaves the encoding as it is.
-        self.pad_invariant = config.pooling != "mean_all" and all(
+        sees_padding = config.pooling == "mean_all" or (
+            config.norm == "batch" and config.norm_padding
+        )
+        self.pad_invariant = not sees_padding and all(
             pad_invariant(block.attention) for block in blocks
         )
 
@@ -204,7 +265,7 @@ class Encoder(nn.Module):
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         for block in self.blocks:
             x = block(x, mask)
-        normed: Tensor = self.norm(x)
+        normed: Tensor = self.norm(x, mask)
         return normed
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -219,40 +280,62 @@ class Encoder(nn.Module):
         return x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _classifier(in_dim: int, hidden_dims: list[int], num_classes: int) -> nn.Sequential:
+def _classifier(config: ModelConfig, in_dim: int, num_classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width in hidden_dims:
-        layers += [nn.Linear(in_dim, width), nn.ReLU()]
+    for width in config.classifier_dims:
+        layers.append(nn.Linear(in_dim, width))
+        if config.classifier_dropout:
+            layers.append(Dropout(config.classifier_dropout))
+        gelu = nn.GELU(GELU[config.gelu])
+        layers.append(gelu if config.classifier_activation == "gelu" else nn.ReLU())
         in_dim = width
-    return nn.Sequential(*layers, nn.Linear(in_dim, num_classes))
+    last = nn.Linear(in_dim, num_classes, bias=config.classifier_bias)
+    return nn.Sequential(*layers, last)
 
 
-def initialise_as_flax(encoder: Encoder, head: nn.Sequential) -> None:
-    """Draw the linear layers anew as the flax codes of Long Range Arena and WavSpA do.
+def initialise(kind: str, encoder: Encoder, head: nn.Sequential) -> None:
+    """Draw the linear layers anew as the codes of a family do; see `ModelConfig.initialisation`.
 
-    Kernels of attention and MLP are Xavier-uniform, q, k and v each by its own width; their
-    biases have standard deviation 1e-6. The classifier's kernels are LeCun-normal (a normal cut at
-    two standard deviations, of variance 1 / inputs) and its biases 0.
+    Of attention only the projections of heads are drawn, by `flax`, q, k and v each by its own
+    width: other backends have initial values of their own.
+
+    Args:
+        kind: `torch` leaves all as they are.
+        encoder: Whose blocks are drawn.
+        head: The classifier.
     """
+    if kind == "torch":
+        return
     for module in encoder.modules():
-        if isinstance(module, HeadProjections):
-            for kernel in (*module.qkv.weight.chunk(module.num_inputs), module.out.weight):
-                nn.init.xavier_uniform_(kernel)
-            for bias in (module.qkv.bias, module.out.bias):
-                if bias is not None:
-                    nn.init.normal_(bias, std=1e-6)
-        elif isinstance(module, Block):
-            for layer in module.mlp:
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.normal_(layer.bias, std=1e-6)
-    # Cutting at two standard deviations narrows a normal by this factor, which is made up for.
-    narrowed = 0.87962566103423978
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            std = layer.in_features**-0.5 / narrowed
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-            nn.init.zeros_(layer.bias)
+        if isinstance(module, Block):
+            _initialise_block(kind, module)
+        elif kind == "flax" and isinstance(module, HeadProjections):
+            _initialise_heads(module)
+    if kind == "mega":
+        xavier_(*head)
+        normal_(encoder.embedding.tokens, std=1.0, bias_std=0.1)
+        return
+    lecun_(*head)
+    if kind == "lecun":
+        lecun_(encoder.embedding.tokens)
+
+
+def _initialise_block(kind: str, block: Block) -> None:
+    layers = (block.output if block.mlp is None else block.mlp).modules()
+    if kind == "flax":
+        xavier_(*layers, bias_std=1e-6)
+    elif kind == "lecun":
+        lecun_(*layers)
+    else:
+        normal_(*layers, std=0.02)
+
+
+def _initialise_heads(projections: HeadProjections) -> None:
+    for kernel in (*projections.qkv.weight.chunk(projections.num_inputs), projections.out.weight):
+        nn.init.xavier_uniform_(kernel)
+    for bias in (projections.qkv.bias, projections.out.bias):
+        if bias is not None:
+            nn.init.normal_(bias, std=1e-6)
 
 
 class Classifier(nn.Module):
@@ -267,9 +350,8 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, attention: Attention, num_classes: int) -> None:
         super().__init__()
         self.encoder = Encoder(config, attention)
-        self.head = _classifier(config.dim, config.classifier_dims, num_classes)
-        if config.initialisation == "flax":
-            initialise_as_flax(self.encoder, self.head)
+        self.head = _classifier(config, config.dim, num_classes)
+        initialise(config.initialisation, self.encoder, self.head)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Classify `tokens` `(B, N)` with `mask` `(B, N)` or None: logits `(B, classes)`."""
@@ -291,9 +373,8 @@ class PairClassifier(nn.Module):
         self.encoder = Encoder(config, attention)
         self.pair_features = config.pair_features
         width = config.dim * (4 if config.pair_features == "nli" else 2)
-        self.head = _classifier(width, config.classifier_dims, num_classes)
-        if config.initialisation == "flax":
-            initialise_as_flax(self.encoder, self.head)
+        self.head = _classifier(config, width, num_classes)
+        initialise(config.initialisation, self.encoder, self.head)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Classify `tokens` `(B, 2, N)` with `mask` `(B, 2, N)` or None: logits `(B, classes)`."""

@@ -18,7 +18,7 @@ from models.dropout import Dropout
 from models.heads import AttentionShape, masked_softmax
 from models.moving_average import MovingAverage
 from models.norms import build_norm
-from models.options import above, at_least, one_of, within
+from models.options import at_least, one_of, within
 from models.precision import full_precision
 
 Weighting = Literal["softmax", "laplace"]
@@ -48,7 +48,6 @@ class Mega(nn.Module):
         chunk: Tokens of a chunk, outside of which no token attends; None attends everywhere.
         norm: Inside of the unit, so that the residual is of what was not normalised; `none` where
             the norm comes after.
-        norm_epsilon: Its epsilon.
         dropout: Probability of dropping a value of the moving average, and of h.
 
     Raises:
@@ -74,7 +73,6 @@ class Mega(nn.Module):
         weighting: Weighting = "softmax",
         chunk: int | None = None,
         norm: Norm = "none",
-        norm_epsilon: float = 1e-5,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -85,10 +83,9 @@ class Mega(nn.Module):
         one_of(get_args(Weighting), weighting=weighting)
         one_of(get_args(Norm), norm=norm)
         within(0, 1, dropout=dropout)
-        above(0, norm_epsilon=norm_epsilon)
         self.weighting, self.chunk = weighting, chunk
         self.widths = (shape.dim, queries, values, shape.dim)
-        self.norm = None if norm == "none" else build_norm(norm, shape.dim, norm_epsilon)
+        self.norm = None if norm == "none" else build_norm(norm, shape.dim, shape.norm_epsilon)
         self.average = MovingAverage(
             shape.dim, states=states, truncation=truncation, bidirectional=bidirectional
         )

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from models.precision import full_precision
 
-NORMS = ("layer", "batch", "scale")
+
+class NoNorm(nn.Module):
+    """Leave a sequence as it is."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return `x`."""
+        return x
 
 
 class LayerNorm(nn.LayerNorm):
@@ -78,13 +84,16 @@ class BatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
 
 
+Norm = LayerNorm | BatchNorm | ScaleNorm | NoNorm
+
+
 def build_norm(
     kind: str, dim: int, epsilon: float, *, momentum: float = 0.1, padding: bool = False
-) -> LayerNorm | BatchNorm | ScaleNorm:
+) -> Norm:
     """Return the norm of a name.
 
     Args:
-        kind: One of `NORMS`.
+        kind: One of `models.sizes.NORMS`.
         dim: D.
         epsilon: Added to variances.
         momentum: Of `batch` only.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.diagonal_system import Recurrence, diagonal_system
 from models.discretisation import discretise
 from models.heads import AttentionShape
+from models.initialisation import truncated_normal_
 from models.legs import legs_spectrum
 from models.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from models.options import above, divisor, even, one_of, rising
@@ -23,8 +24,6 @@ CInit = Literal["lecun_normal", "trunc_standard_normal", "complex_normal"]
 
 # Where `clip` keeps real parts below.
 LARGEST_REAL_PART = -1e-4
-# Cutting a normal at two standard deviations narrows it by this factor, which is made up for.
-NARROWED = 0.87962566103423978
 
 
 class S5(nn.Module):
@@ -88,7 +87,7 @@ class S5(nn.Module):
         self.real, self.imag = nn.Parameter(torch.full_like(imag, -0.5)), nn.Parameter(imag)
         steps = torch.empty(states // 2).uniform_(math.log(step_min), math.log(step_max))
         self.step = nn.Parameter(steps)
-        b = truncated_normal(states**-0.5, states, shape.dim)
+        b = truncated_normal_(torch.empty(states, shape.dim), states**-0.5)
         self.b = nn.Parameter(_times(b.T, basis.conj()).transpose(0, 1).contiguous())
         directions = 2 if bidirectional else 1
         c = [initial_c(c_init, shape.dim, states, basis) for _ in range(directions)]
@@ -118,21 +117,13 @@ class S5(nn.Module):
         return log_factors.exp(), gain
 
 
-def truncated_normal(std: float, *shape: int) -> Tensor:
-    """Draw from a normal of standard deviation `std` that was cut at two of its own before."""
-    wide = std / NARROWED
-    drawn = torch.empty(shape)
-    nn.init.trunc_normal_(drawn, std=wide, a=-2 * wide, b=2 * wide)
-    return drawn
-
-
 def initial_c(kind: CInit, dim: int, states: int, basis: Basis) -> Tensor:
     """Draw C `(H, P, 2)`, as real and imaginary parts."""
     if kind == "complex_normal":
         drawn: Tensor = torch.randn(dim, states // 2, 2) * 0.5**0.5
         return drawn
     variance = states * dim if kind == "lecun_normal" else states
-    parts = truncated_normal(variance**-0.5, 2, dim, states)
+    parts = truncated_normal_(torch.empty(2, dim, states), variance**-0.5)
     real, imag = (_times(part, basis) for part in parts)
     turned: Tensor = torch.stack([real[..., 0] - imag[..., 1], real[..., 1] + imag[..., 0]], -1)
     return turned

@@ -5,10 +5,33 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 POOLING = ("cls", "first", "mean", "mean_padded", "mean_all")
-POSITIONS = ("learned", "sinusoidal")
+POSITIONS = ("learned", "sinusoidal", "none")
+INITIALISATIONS = ("torch", "flax", "lecun", "mega")
+NORMS = ("layer", "batch", "scale")
+MIXINGS = ("mlp", "glu", "half_glu1", "half_glu2")
+INPUTS = ("tokens", "values")
+PLACES = ("before", "after")
 PAIR_FEATURES = ("concat", "nli")
 GELU = {"exact": "none", "tanh": "tanh"}
-INITIALISATIONS = ("torch", "flax")
+ACTIVATIONS = ("gelu", "silu")
+HEAD_ACTIVATIONS = ("relu", "gelu")
+DROPOUTS = (
+    *("dropout", "attention_dropout", "input_dropout"),
+    *("output_dropout", "hidden_dropout", "classifier_dropout"),
+)
+CHOICES: dict[str, Iterable[str]] = {
+    "positions": POSITIONS,
+    "pooling": POOLING,
+    "pair_features": PAIR_FEATURES,
+    "gelu": GELU,
+    "initialisation": INITIALISATIONS,
+    "inputs": INPUTS,
+    "norm": NORMS,
+    "norm_place": PLACES,
+    "channel_mixing": MIXINGS,
+    "activation": ACTIVATIONS,
+    "classifier_activation": HEAD_ACTIVATIONS,
+}
 
 
 @dataclass(kw_only=True)
@@ -29,7 +52,7 @@ class ModelConfig:
         attention_bias: Whether the attention projections have biases.
         embedding_std: Standard deviation of the token table at the start.
         position_std: The same of learned positions.
-        positions: `learned` or `sinusoidal`.
+        positions: `learned`, `sinusoidal` or `none`.
         pooling: `cls` (a learned token in front), `first` (the state at the first token), `mean`
             over real tokens, `mean_padded` (the sum over real tokens divided by
             `max_length`), or `mean_all` (over every position, padding too).
@@ -40,11 +63,34 @@ class ModelConfig:
         mlp_norm: Whether a LayerNorm comes before a block's MLP. WavSpA's blocks have a dropout
             there instead, and none after the attention.
         clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
-        norm_epsilon: Epsilon of every LayerNorm.
+        norm_epsilon: Epsilon of every norm.
         gelu: `exact`, or its `tanh` approximation.
-        initialisation: Of linear layers: `torch`'s default, or that of the `flax` codes: attention
+        initialisation: Of linear layers: `torch`'s default; that of the `flax` codes: attention
             and MLP Xavier-uniform with biases of standard deviation 1e-6, classifier LeCun-normal
-            with biases 0.
+            with biases 0; `lecun`: all LeCun-normal with biases 0 (S5, LRU); `mega`: MLP normal of
+            standard deviation .02, classifier Xavier-uniform, biases 0, and a vector for grey
+            values of standard deviation 1 with biases of .1.
+        inputs: `tokens`, or `values`: a grey value, normalised, times a learned vector.
+        value_mean: Mean of grey values from 0 to 1, which `values` takes away.
+        value_std: Their standard deviation, which it divides by.
+        norm: `layer`, `batch` over batch and length, or `scale`.
+        norm_momentum: Share of a batch in the running statistics of `batch`.
+        norm_padding: Whether the statistics of `batch` count padding, as released codes do; then
+            what is under the mask changes real positions in training.
+        norm_place: `before` a layer, inside its residual, or `after` the sum.
+        attention_norm: Whether the attention has a norm; Mega has its own inside.
+        last_norm: Whether a norm follows the last block.
+        channel_mixing: `mlp`, or in its place a gate on the attention's output and residual:
+            `glu`, `half_glu1` or `half_glu2`, see `models.gated_output`.
+        activation: Of the MLP: `gelu` or `silu`.
+        input_dropout: Dropout of the embedded tokens; None takes `dropout`.
+        output_dropout: Dropout of the attention's output, in front of an MLP; None takes
+            `dropout`.
+        hidden_dropout: Dropout of the MLP's hidden activations; None takes `dropout`.
+        tied_dropout: Whether blocks drop channels of a whole sequence instead of single values.
+        classifier_activation: `relu` or `gelu`.
+        classifier_dropout: Dropout in front of it.
+        classifier_bias: Whether the classifier's last layer has a bias.
 
     Raises:
         ValueError: A value is out of range; the message names the key.
@@ -72,6 +118,24 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     gelu: str = "exact"
     initialisation: str = "torch"
+    inputs: str = "tokens"
+    value_mean: float = 0.5
+    value_std: float = 0.5
+    norm: str = "layer"
+    norm_momentum: float = 0.1
+    norm_padding: bool = False
+    norm_place: str = "before"
+    attention_norm: bool = True
+    last_norm: bool = True
+    channel_mixing: str = "mlp"
+    activation: str = "gelu"
+    input_dropout: float | None = None
+    output_dropout: float | None = None
+    hidden_dropout: float | None = None
+    tied_dropout: bool = False
+    classifier_activation: str = "relu"
+    classifier_dropout: float = 0.0
+    classifier_bias: bool = True
 
     def __post_init__(self) -> None:
         for key in ("layers", "dim", "heads", "head_dim", "mlp_dim", "max_length", "vocab_size"):
@@ -79,22 +143,21 @@ class ModelConfig:
                 raise ValueError(f"model.{key}={value}: must be at least 1")
         if any(width < 1 for width in self.classifier_dims):
             raise ValueError(f"model.classifier_dims={self.classifier_dims}: widths start at 1")
-        for key in ("dropout", "attention_dropout"):
-            if not 0 <= (value := getattr(self, key)) < 1:
+        for key in DROPOUTS:
+            if (value := getattr(self, key)) is not None and not 0 <= value < 1:
                 raise ValueError(f"model.{key}={value}: must be a probability in [0, 1)")
         for key in ("embedding_std", "position_std"):
             if not 0 <= (value := getattr(self, key)) < math.inf:
                 raise ValueError(f"model.{key}={value}: must be a finite number, at least 0")
         if not 0 < self.norm_epsilon < 1:
             raise ValueError(f"model.norm_epsilon={self.norm_epsilon}: must be in (0, 1)")
-        choices: dict[str, Iterable[str]] = {
-            "positions": POSITIONS,
-            "pooling": POOLING,
-            "pair_features": PAIR_FEATURES,
-            "gelu": GELU,
-            "initialisation": INITIALISATIONS,
-        }
-        for key, known in choices.items():
+        if not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"model.norm_momentum={self.norm_momentum}: must be in (0, 1]")
+        if not -math.inf < self.value_mean < math.inf:
+            raise ValueError(f"model.value_mean={self.value_mean}: must be a finite number")
+        if not 0 < self.value_std < math.inf:
+            raise ValueError(f"model.value_std={self.value_std}: must be a finite number above 0")
+        for key, known in CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise ValueError(f"model.{key}={value}: must be one of {', '.join(known)}")
         if self.positions == "sinusoidal" and self.dim % 2:

@@ -150,7 +150,6 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("mega", "weighting", "relu2", "must be one of softmax, laplace"),
     ("mega", "chunk", 0, "must be at least 1"),
     ("mega", "norm", "group", "must be one of none, layer, batch, scale"),
-    ("mega", "norm_epsilon", 0.0, "must be a finite number above 0"),
     ("mega", "dropout", 1.5, "must be from 0 to 1"),
 ]
 

@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from lra.build import build_attention, build_model, build_task, num_parameters
-from lra.config import ConfigError, bind, comparable, config_hash, load
+from lra.config import ConfigError, bind, comparable, config_hash, load, recorded
 from lra.paths import CONFIGS
 from lra.tasks.registry import TASKS
 from models import ATTENTION
@@ -241,6 +241,15 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
         ("model.vocab_size=9", "model.vocab_size=9: listops has 16 symbols"),
         ("task.truncate=9999", "task.truncate=9999: must not exceed model.max_length=2048"),
         ("seed=-1", "seed=-1: must be at least 0"),
+        ("train.kernel_learning_rate=0", "train.kernel_learning_rate=0.0: must be a finite"),
+        ("train.undecayed=[biases]", r"train.undecayed=\['biases'\]: must be among dt, A, B, C"),
+        ("train.warmup_power=0", "train.warmup_power=0.0: must be a finite number above 0"),
+        ("model.norm=group", "model.norm=group: must be one of layer, batch, scale"),
+        ("model.norm_place=inside", "model.norm_place=inside: must be one of before, after"),
+        ("model.channel_mixing=gmlp", "model.channel_mixing=gmlp: must be one of mlp, glu"),
+        ("model.norm_momentum=0", r"model.norm_momentum=0.0: must be in \(0, 1\]"),
+        ("model.value_std=0", "model.value_std=0.0: must be a finite number above 0"),
+        ("model.output_dropout=1", r"model.output_dropout=1.0: must be a probability in \[0, 1\)"),
         ("device=tpu", "device=tpu: must be auto, cpu, cuda or cuda:<index>"),
         ("validation=dev", "validation=dev: must be one of validation, test"),
         ("variant=a/b", "variant=a/b: must be a plain folder name"),
@@ -326,6 +335,26 @@ def test_the_hash_covers_what_can_change_the_numbers_and_nothing_else() -> None:
     assert config_hash(comparable(replace(config, seed=1), threads=2)) != base
     slower = replace(config, train=replace(config.train, learning_rate=2e-4))
     assert config_hash(comparable(slower, threads=2)) != base
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["task=listops"], "bf6527cf2e80a42e"),
+        (["protocol=wavspa", "task=text", "attention=wavspa"], "45933f78eed96d40"),
+        (["task=image", "scale=mini", "attention=mra"], "6be8ba5c1711d192"),
+    ],
+)
+def test_knobs_that_came_later_leave_hashes_as_they_were(words: list[str], known: str) -> None:
+    config = load(*words)
+    values = comparable(config, device="cpu", threads=2, data=None)
+    assert config_hash(values) == known
+    stored = {key: value for key, value in values.items() if key != "data"}
+    assert recorded(stored).model == config.model
+    other = replace(config, model=replace(config.model, norm="batch"))
+    assert config_hash(comparable(other, device="cpu", threads=2, data=None)) != known
+    other = replace(config, train=replace(config.train, kernel_learning_rate=0.001))
+    assert config_hash(comparable(other, device="cpu", threads=2, data=None)) != known
 
 
 def test_data_dir_comes_from_the_key_before_the_environment(

@@ -35,6 +35,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("performer", {"features": "relu"}),
     ("bigbird", {"block_size": 3}),
     ("reformer", {"chunk_length": 5, "num_hashes": 3}),
+    ("s4d", {"init": "legs", "discretisation": "bilinear", "bidirectional": False}),
+    ("s5", {"c_init": "complex_normal", "clip": True}),
+    ("lru", {"bidirectional": True}),
+    ("mega", {"weighting": "laplace", "chunk": 5, "norm": "batch", "dropout": 0.1}),
 ]
 CASES = [(name, {}) for name in ATTENTION] + OPTIONS
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.norms import NORMS, BatchNorm, build_norm
+from models.norms import BatchNorm, build_norm
+from models.sizes import NORMS
 
 
 def batch(seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import lra.config
+from lra.build import build_model
 from lra.config import TrainConfig
-from lra.optimiser import optimiser_for
+from lra.optimiser import describe_groups, groups_for, optimiser_for, roles
 
 BASE = lra.config.load("task=listops").train
 
@@ -69,3 +70,115 @@ def test_adamw_takes_its_constants_from_the_configuration() -> None:
     assert len(group) == 1
     keys = ("betas", "eps", "weight_decay")
     assert [group[0][key] for key in keys] == [(0.8, 0.98), 1e-9, 0.1]
+
+
+def test_half_a_cosine_ends_at_zero_after_its_warm_up() -> None:
+    train = replace(BASE, steps=300, warmup_steps=20, learning_rate=1e-2, schedule="half_cosine")
+    found = [rate for rate, _ in rates(train, 300)]
+    assert found[0] == 0 and found[5] == pytest.approx(2.5e-3) and found[20] == 1e-2
+    for step in (21, 100, 160, 299):
+        angle = math.pi * (step - 20) / 280
+        assert found[step] == pytest.approx(5e-3 * (1 + math.cos(angle)), rel=1e-9), step
+    assert found[299] < 1e-6
+
+
+def test_linear_decay_reaches_zero_and_its_warm_up_may_be_a_power() -> None:
+    train = replace(BASE, steps=300, warmup_steps=20, learning_rate=1e-2, schedule="linear")
+    found = [rate for rate, _ in rates(train, 300)]
+    assert found[5] == pytest.approx(2.5e-3) and found[20] == 1e-2
+    assert found[160] == pytest.approx(5e-3) and found[299] == pytest.approx(1e-2 / 280)
+    squared = [rate for rate, _ in rates(replace(train, warmup_power=2.0), 40)]
+    assert squared[5] == pytest.approx(1e-2 / 16) and squared[20:] == found[20:40]
+
+
+# Of the tables of the published codes: parameters of each layer by their role.
+OWN_ROLES = {
+    "s4d": {"step": "dt", "decay": "A", "frequency": "A", "b": "B", "c": "C", "d": "weight"},
+    "s5": {"real": "A", "imag": "A", "step": "dt", "b": "B", "c": "C", "d": "weight"},
+    "lru": {"nu": "A", "theta": "A", "gamma": "A", "b": "B", "c": "C", "d": "weight"},
+}
+
+
+@pytest.mark.parametrize("attention", OWN_ROLES)
+def test_every_parameter_has_one_role(attention: str) -> None:
+    words = ["scale=mini", f"attention={attention}", "model.norm=batch", "model.channel_mixing=glu"]
+    model = build_model(lra.config.load("task=listops", *words))
+    found = roles(model)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for name, role in OWN_ROLES[attention].items():
+        assert found[f"encoder.blocks.0.attention.{name}"] == role, name
+    assert found["encoder.embedding.tokens.weight"] == "embedding"
+    assert found["encoder.embedding.positions"] == "embedding"
+    assert found["encoder.blocks.0.attention_norm.bias"] == "norm"
+    assert found["encoder.blocks.1.output.linear.bias"] == "bias"
+    assert found["head.0.weight"] == "weight" and found["head.0.bias"] == "bias"
+
+
+def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model() -> None:
+    model = build_model(lra.config.load("task=listops", "scale=mini", "attention=s4d"))
+    train = replace(
+        BASE,
+        schedule="half_cosine",
+        learning_rate=0.01,
+        weight_decay=0.05,
+        kernel_learning_rate=0.001,
+        kernel_roles=["A", "B"],
+        undecayed=["dt", "A", "B", "bias", "norm", "embedding"],
+    )
+    wanted = {
+        "dt": (0.01, 0.0),
+        "A": (0.001, 0.0),
+        "B": (0.001, 0.0),
+        "C": (0.01, 0.05),
+        "weight": (0.01, 0.05),
+        "bias": (0.01, 0.0),
+        "norm": (0.01, 0.0),
+        "embedding": (0.01, 0.0),
+    }
+    optimiser, schedule = optimiser_for(model, train)
+    found = {
+        id(parameter): (group["initial_lr"], group["weight_decay"])
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
+    assert len(optimiser.param_groups) == len(set(wanted.values())) == 3
+    own = roles(model)
+    assert len(found) == len(own) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert found[id(parameter)] == wanted[own[name]], name
+    line = describe_groups(optimiser)
+    assert "(A, B) at 0.001, decay 0" in line and "at 0.01, decay 0.05" in line
+    optimiser.step()
+    for _ in range(train.warmup_steps // 2):
+        schedule.step()
+    # One factor for all of them.
+    for group in optimiser.param_groups:
+        assert group["lr"] == pytest.approx(group["initial_lr"] / 2)
+
+
+def test_where_all_parameters_are_alike_there_is_one_group_in_their_order() -> None:
+    model = build_model(lra.config.load("task=listops", "scale=mini", "attention=s4d"))
+    [group] = groups_for(model, BASE)
+    assert all(map(lambda a, b: a is b, group["params"], model.parameters()))
+    line = describe_groups(optimiser_for(model, replace(BASE, weight_decay=0.1))[0])
+    assert line == f"{sum(p.numel() for p in model.parameters()):,} at 0.0001, decay 0.1"
+
+
+def test_clipping_counts_the_gradients_of_all_groups() -> None:
+    from lra.batches import Batch
+    from lra.loop import scaler_for, update
+
+    words = ["scale=mini", "attention=s4d", "train.clip_norm=0.001"]
+    config = lra.config.load("task=listops", *words)
+    train = replace(config.train, undecayed=["bias"])
+    model = build_model(config)
+    optimiser, _ = optimiser_for(model, train)
+    assert len(optimiser.param_groups) == 1
+    train = replace(train, weight_decay=0.1)
+    optimiser, _ = optimiser_for(model, train)
+    assert len(optimiser.param_groups) == 2
+    tokens = torch.randint(1, 9, (4, 30))
+    batch = Batch(tokens, None, torch.arange(4), 120)
+    update(model, optimiser, batch, train, scaler_for(torch.device("cpu"), "float32"))
+    norms = torch.stack([p.grad.norm() for p in model.parameters()])
+    assert norms.norm().item() == pytest.approx(0.001, rel=1e-3)
