@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,9 @@ def _train(
     setup = time.perf_counter() - started
     torch.manual_seed(derive(config.seed, "dropout"))
     outcome = _fit_and_test(run, batches["test"])
+    if outcome.status == "ok" and cache.changed(dataset):
+        reason = f"the data in {dataset.folder} were overwritten while this run read them"
+        outcome = replace(outcome, status="failed", reason=reason, correct=None)
     record = _record(config, values, dataset, run, outcome, setup)
     write_record(folder, record)
     if record.status == "ok":

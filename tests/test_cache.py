@@ -1,19 +1,29 @@
 import errno
+import io
 import json
 import logging
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import filelock
 import numpy as np
 import pytest
+from tiny_cell import configure
 
-from lra.tasks import DataError, Source, Writer, cache
+from lra.loop import Run
+from lra.runner import CellFailedError, run_cell
+from lra.tasks import DataError, Source, Writer, cache, lock
 
 
 @dataclass(frozen=True)
@@ -61,23 +71,174 @@ def test_the_fingerprint_tells_where_one_sequence_ends(tmp_path: Path) -> None:
     assert prints[0] != prints[1]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest"])
+def array(values: object, kind: str = "<i8") -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(values, kind))
+    return file.getvalue()
+
+
+def header(shape: str, kind: str = "<i8") -> bytes:
+    """Return a NumPy file that says of itself what it likes, and holds nothing."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
+    text = text.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def manifest(**values: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return damage
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / "manifest.json"
+        content = json.loads(file.read_text())
+        del content[key]
+        file.write_text(json.dumps(content))
+
+    return damage
+
+
+def content(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(data) and None
+
+
+def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
+
+
+def folder_for_file(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def file_for_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+def empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def dangling_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+
+
+NAMES = [
+    "manifest.json",
+    *(f"train.{part}" for part in ("tokens.bin", "offsets.npy", "labels.npy")),
+    "test.labels.npy",
+]
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    **{f"{name} is missing": lambda f, name=name: (f / name).unlink() for name in NAMES},
+    **{f"{name} is empty": content(name, b"") for name in NAMES},
+    **{f"{name} is a folder": folder_for_file(name) for name in NAMES},
+    **{f"{name} is cut": changed(name, lambda data: data[: len(data) // 2]) for name in NAMES},
+    **{f"{name} has one byte less": changed(name, lambda data: data[:-3]) for name in NAMES},
+    **{f"{name} is noise": content(name, b"\xff\x00noise" * 9) for name in NAMES},
+    **{
+        f"{name} has a flipped bit": changed(name, lambda d: d[:-1] + bytes([d[-1] ^ 1]))
+        for name in NAMES[1:]
+    },
+    **{
+        f"{name} of type {kind}": changed(name, lambda d, kind=kind: array([0, 1, 0, 1, 0], kind))
+        for name in ("train.labels.npy", "train.offsets.npy")
+        for kind in ("<i4", "<u8", "<f8", ">i8", "?", "<U3", "<c16")
+    },
+    **{
+        f"{name} {shape}": content(name, array(np.zeros(shape)))
+        for name in ("train.labels.npy", "train.offsets.npy")
+        for shape in ((), (0,), (1,), (4,), (6,), (5, 1), (1, 5), (10**3,))
+    },
+    **{
+        f"{name} claims {shape}": content(name, header(shape))
+        for name in ("train.labels.npy", "train.offsets.npy")
+        for shape in ("(10**12,)", "(1000000000000,)", "(-1,)", "(5, 0)", "None", "(5,", "'5'")
+    },
+    "objects in labels": content("train.labels.npy", array([0, 1, 0, 1, 0], "O")),
+    "objects claimed": content("train.labels.npy", header("(5,)", "|O")),
+    "offsets fall": content("train.offsets.npy", array([0, 6, 2, 12, 20, 30])),
+    "offsets start late": content("train.offsets.npy", array([1, 2, 6, 12, 20, 30])),
+    "offsets end late": content("train.offsets.npy", array([0, 2, 6, 12, 20, 31])),
+    "offsets below zero": content("train.offsets.npy", array([0, -2, 6, 12, 20, 30])),
+    "more tokens": changed("train.tokens.bin", lambda data: data + b"x"),
+    "swapped labels": content("train.labels.npy", array([1, 0, 0, 1, 0])),
+    **{
+        f"manifest holds {text!r}": content("manifest.json", text.encode())
+        for text in ("[]", "{}", "null", "3", '"text"', "[[", "{'a': 1}", "NaN", "[" * 100_000)
+    },
+    **{f"manifest lacks {key}": without(key) for key in ("fingerprint", "seconds", "num_skipped")},
+    **{f"fingerprint {v!r}": manifest(fingerprint=v) for v in (None, 3, [], "", "0" * 64)},
+    **{f"seconds {v!r}": manifest(seconds=v) for v in (None, [], {}, "long")},
+    **{
+        f"num_skipped {v!r}": manifest(num_skipped=v)
+        for v in (None, 3, [], {}, {"train": 0}, dict.fromkeys(cache.SPLITS, "none"))
+    },
+    "a file for the folder": file_for_folder,
+    "a link to nowhere": dangling_link,
+    "an empty folder": empty_folder,
+}
+
+
+def test_there_are_many_damages() -> None:
+    assert len(DAMAGES) > 100
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_data_set_is_built_again_with_a_warning(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     built = cache.load("toy", Toy(), tmp_path)
-    file = built.folder / ("manifest.json" if damage == "no manifest" else "train.tokens.bin")
-    content = file.read_bytes()
-    if damage == "flip":
-        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif damage == "truncate":
-        file.write_bytes(content[:-3])
-    else:
-        file.unlink()
+    labels = built.splits["train"].labels.tolist()
+    del built
+    [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    DAMAGES[damage](folder)
     with caplog.at_level(logging.WARNING):
         again = cache.load("toy", Toy(), tmp_path)
-    assert again.fingerprint == built.fingerprint
+    assert again.splits["train"].labels.tolist() == labels
     assert "is damaged" in caplog.text and "building it again" in caplog.text
+    caplog.clear()
+    assert cache.load("toy", Toy(), tmp_path).fingerprint == again.fingerprint
+    assert not caplog.text
+    assert {path.suffix for path in tmp_path.iterdir()} <= {"", ".lock"}
+    assert cache.built("toy", Toy(), tmp_path, Source("generated", "toy")) is not None
+
+
+def test_a_file_that_is_overwritten_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
+    data = cache.load("toy", Toy(), tmp_path)
+    assert not cache.changed(data)
+    file = data.folder / "train.tokens.bin"
+    with open(file, "r+b") as stream:
+        stream.write(b"\x07")
+    assert cache.changed(data)
+    file.unlink()
+    assert cache.changed(data)
+
+
+def test_a_run_whose_data_were_overwritten_has_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Run.fit
+
+    def overwrite(run: Run) -> None:
+        [file] = (tmp_path / "cache").glob("*/test.tokens.bin")
+        with open(file, "r+b") as stream:
+            stream.write(b"\x05")
+        fit(run)
+
+    monkeypatch.setattr(Run, "fit", overwrite)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CellFailedError, match="were overwritten while this run read them"):
+        run_cell(configure(tmp_path, "attention=fourier"), tmp_path / "run")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -143,3 +304,109 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
     with pytest.raises(PermissionError):
         cache.load("toy", Broken(), tmp_path)
+
+
+def test_a_process_that_waits_says_for_whom_and_since_when(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "REMIND", 0.1)
+    process = build_in_process(tmp_path, "__import__('time').sleep(1.5)")
+    while not list(tmp_path.glob("*.holder")):
+        time.sleep(0.01)
+    with caplog.at_level(logging.WARNING):
+        cache.load("toy", Toy(), tmp_path)
+    process.communicate()
+    waited = [line for line in caplog.messages if line.startswith("waiting for")]
+    assert len(waited) > 1
+    assert f"waiting for process {process.pid} on " in waited[0]
+    assert "which builds toy-" in waited[0] and " since " in waited[0]
+    assert not list(tmp_path.glob("*.holder"))
+
+
+@pytest.mark.parametrize(
+    ("holder", "words"),
+    [
+        ({"host": "elsewhere"}, "on elsewhere, which builds it .* no longer runs it, delete that"),
+        ({"pid": 2**22 + 1}, "it is gone, so one that it started holds it"),
+        ({"since": "yesterday"}, "another process that holds"),
+        ({"pid": None}, "another process that holds"),
+    ],
+)
+def test_the_holder_of_a_lock_is_named_with_the_remedy(
+    tmp_path: Path, holder: dict[str, object], words: str
+) -> None:
+    with lock.held(tmp_path / "x.lock", "builds it"):
+        note = tmp_path / "x.lock.holder"
+        note.write_text(json.dumps(json.loads(note.read_text()) | holder))
+        assert re.search(words, lock.describe(tmp_path / "x.lock"))
+
+
+def test_without_locks_of_the_file_system_a_file_is_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("filelock.SoftFileLock.acquire", filelock.BaseFileLock.acquire)
+    # As a process that died has left it.
+    folder = cache.load("toy", Toy(), tmp_path).folder
+    shutil.rmtree(folder)
+    host = socket.gethostname()
+    folder.with_name(f"{folder.name}.lock.soft").write_text(f"{2**22 + 1}\n{host}\n")
+    assert len(cache.load("toy", Toy(), tmp_path).splits["train"]) == 5
+    assert "has no locks" in caplog.text and not list(tmp_path.glob("*.soft"))
+
+
+def test_a_build_without_progress_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "PATIENCE", 0.1)
+    told = threading.Event()
+
+    class Stuck(Toy):
+        def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+            super().write(source, splits)
+            for _ in range(100):
+                if "no new example for" in caplog.text:
+                    told.set()
+                    return
+                time.sleep(0.05)
+
+    with caplog.at_level(logging.WARNING):
+        cache.load("toy", Stuck(), tmp_path)
+    assert told.is_set() and ", 10 so far; still building" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EROFS, "cannot be written to"), (errno.EACCES, "cannot be written to")],
+)
+def test_a_cache_that_cannot_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refuse(folder: Path, name: str) -> None:
+        raise OSError(number, os.strerror(number), str(folder / name))
+
+    monkeypatch.setattr(cache, "SplitWriter", refuse)
+    with pytest.raises(DataError, match=f"cache_dir={tmp_path}: {words}.*another cache_dir"):
+        cache.load("toy", Toy(), tmp_path)
+
+
+def test_a_file_for_the_cache_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
+        with pytest.raises(DataError, match=r"cache_dir=.*cache is no folder; move it away"):
+            cache.load("toy", Toy(), folder)
+
+
+def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.load("toy", Toy(), tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(cache, "held", refuse)
+    assert len(cache.load("toy", Toy(), tmp_path).splits["train"]) == 5

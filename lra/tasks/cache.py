@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +22,22 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from lra.tasks import SPLITS, DataError, Source, Split, Task
+from lra.tasks.lock import held
 
 log = logging.getLogger(__name__)
 
 LAYOUT = 2
 # Of the rows that are left out, so many a split are named one by one.
 NUM_NAMED = 10
+# Seconds without a new example after which a build says so.
+PATIENCE = 200.0
+
+
+class DamagedError(ValueError):
+    """What has a data set's name in the cache is none."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +131,33 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
     """
     source = task.locate(data_dir)
     folder = cache_dir / f"{name}-{key(task, source)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        try:
-            return _open(folder, source)
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            log.warning("%s is damaged (%s); building it again", folder, error)
-    # Of two processes that want the same data, one builds and the other waits for it.
-    with FileLock(f"{folder}.lock"):
-        try:
-            return _open(folder, source)
-        except (FileNotFoundError, ValueError, KeyError):
-            shutil.rmtree(folder, ignore_errors=True)
-        with full_disk_named("cache_dir", folder.parent, f"building {folder.name}"):
+    with full_disk_named("cache_dir", cache_dir, f"building {folder.name}"):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder):
+            try:
+                return _open(folder, source)
+            except DamagedError as error:
+                log.warning("%s is damaged (%s); building it again", folder, error)
+        # Of two processes that want the same data, one builds and the other waits for it.
+        with held(folder.with_name(f"{folder.name}.lock"), f"builds {folder.name}"):
+            try:
+                return _open(folder, source)
+            except DamagedError:
+                _remove(folder)
             _build(folder, task, source)
-        return _open(folder, source)
+            return _open(folder, source)
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever has a path; what cannot be removed gives the name free."""
+    if not os.path.lexists(path):
+        return
+    aside = path.with_name(f"{path.name}.damaged-{os.getpid()}")
+    os.rename(path, aside)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink()
 
 
 def built(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset | None:
@@ -152,8 +171,18 @@ def built(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset | N
     """
     try:
         return _read(cache_dir / f"{name}-{key(task, source)}", source)
-    except (FileNotFoundError, ValueError, KeyError):
+    except DamagedError:
         return None
+
+
+def changed(dataset: Dataset) -> bool:
+    """Tell whether a data set's files were overwritten since they were opened."""
+    for name in SPLITS:
+        # Reading what is mapped and no longer there would end the process.
+        file = _tokens_file(dataset.folder, name)
+        if not file.is_file() or file.stat().st_size != len(dataset.splits[name].tokens):
+            return True
+    return fingerprint(dataset.splits) != dataset.fingerprint
 
 
 def key(task: Task, source: Source) -> str:
@@ -181,7 +210,7 @@ def _code(kind: type[Task]) -> str:
 def _build(folder: Path, task: Task, source: Source) -> None:
     started = time.perf_counter()
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     partial.mkdir()
     log.info("building %s: %s", folder.name, source)
     try:
@@ -191,7 +220,8 @@ def _build(folder: Path, task: Task, source: Source) -> None:
             SplitWriter(partial, "test") as test,
         ):
             writers = {"train": train, "validation": validation, "test": test}
-            task.write(source, writers)
+            with _told_when_stuck(folder.name, writers):
+                task.write(source, writers)
             if empty := [name for name, writer in writers.items() if not len(writer)]:
                 raise DataError(f"{source}: no example for {empty[0]}")
         manifest = {
@@ -208,52 +238,117 @@ def _build(folder: Path, task: Task, source: Source) -> None:
         raise
 
 
+@contextmanager
+def _told_when_stuck(name: str, writers: Mapping[str, SplitWriter]) -> Iterator[None]:
+    """Say so, again and again, when no example was written for a long time."""
+    done = threading.Event()
+
+    def watch() -> None:
+        written = -1
+        while not done.wait(PATIENCE):
+            count = sum(len(writer) + writer.num_skipped for writer in writers.values())
+            if count == written or (written < 0 and not count):
+                log.warning(
+                    "%s: no new example for %.0f s, %d so far; still building",
+                    *(name, PATIENCE, count),
+                )
+            written = count
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _open(folder: Path, source: Source) -> Dataset:
     dataset = _read(folder, source)
     if fingerprint(dataset.splits) != dataset.fingerprint:
-        raise ValueError("its content does not match its fingerprint")
+        raise DamagedError("its content does not match its fingerprint")
     return dataset
 
 
 def _read(folder: Path, source: Source) -> Dataset:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    """Open a data set, its content unchecked; raise `DamagedError` where it is none."""
+    try:
+        return _parsed(folder, source)
+    except Exception as error:  # NumPy's header alone is parsed by five modules with their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedError(reason) from error
+
+
+def _parsed(folder: Path, source: Source) -> Dataset:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    seconds, skipped = float(manifest["seconds"]), manifest["num_skipped"]
+    if set(skipped) != set(SPLITS) or not all(type(skipped[name]) is int for name in SPLITS):
+        raise ValueError(f"manifest.json: num_skipped is {skipped!r}")
+    if not isinstance(manifest["fingerprint"], str):
+        raise ValueError(f"manifest.json: fingerprint is {manifest['fingerprint']!r}")
     splits = {name: _open_split(folder, name) for name in SPLITS}
-    return Dataset(
-        splits,
-        source,
-        manifest["fingerprint"],
-        folder,
-        manifest["seconds"],
-        manifest["num_skipped"],
-    )
+    return Dataset(splits, source, manifest["fingerprint"], folder, seconds, skipped)
+
+
+def _tokens_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.tokens.bin"
 
 
 def _open_split(folder: Path, name: str) -> Split:
     # Mode "c" (copy on write) is read-only for the file, and torch takes it without a warning.
-    tokens = np.memmap(folder / f"{name}.tokens.bin", np.uint8, mode="c")
-    offsets = np.load(folder / f"{name}.offsets.npy")
-    return Split(tokens, offsets, np.load(folder / f"{name}.labels.npy"))
+    tokens = np.memmap(_tokens_file(folder, name), np.uint8, mode="c")
+    offsets, labels = (_numbers(folder / f"{name}.{part}.npy") for part in ("offsets", "labels"))
+    if not len(labels) or (len(offsets) - 1) % len(labels) or len(offsets) == 1:
+        raise ValueError(f"{name}: {len(offsets)} offsets and {len(labels)} labels")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{name}: its offsets are not those of {len(tokens)} tokens")
+    return Split(tokens, offsets, labels)
+
+
+def _numbers(file: Path) -> NDArray[np.int64]:
+    # Mapped first, so that a header that asks for more than the file holds takes no memory.
+    numbers = np.load(file, mmap_mode="r", allow_pickle=False)
+    if numbers.dtype != np.int64 or numbers.ndim != 1:
+        raise ValueError(f"{file.name}: {numbers.dtype} of shape {numbers.shape}")
+    return np.array(numbers)
 
 
 @contextmanager
 def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
-    """Turn a full disk into an error that says where and what to do.
+    """Turn a full or read-only disk into an error that says where and what to do.
 
     Args:
         key: The configuration key that chose the folder.
-        folder: What is written to; it exists.
+        folder: What is written to.
         doing: What is done, such as `fetching the archive`.
 
     Raises:
-        DataError: The disk is full.
+        DataError: The disk is full, or the folder cannot be written to or is none.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # The file of an error below the folder; other errors are of other folders.
+        there = error.filename is not None and _is_below(Path(str(error.filename)), folder)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(folder)).free
+            state = f"the disk is full ({free / 2**20:.0f} MiB free) while {doing}; free some space"
+        elif error.errno == errno.EROFS or (there and error.errno in (errno.EACCES, errno.EPERM)):
+            state = f"cannot be written to ({error.strerror}) while {doing}; make it writable"
+        elif there and error.errno in (errno.ENOTDIR, errno.EEXIST):
+            state = f"{_existing(Path(str(error.filename)))} is no folder; move it away"
+        else:
             raise
-        free = shutil.disk_usage(folder).free
-        raise DataError(
-            f"{key}={folder}: the disk is full ({free / 2**20:.0f} MiB free) while {doing}; free"
-            f" some space or choose another {key}, then start again"
-        ) from error
+        raise DataError(f"{key}={folder}: {state} or choose another {key}, then start again") from (
+            error
+        )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    path, folder = path.absolute(), folder.absolute()
+    return path == folder or folder in path.parents or path in folder.parents
+
+
+def _existing(folder: Path) -> Path:
+    """Return the first of a folder and those above it that exists."""
+    return next((each for each in (folder, *folder.absolute().parents) if each.exists()), Path("/"))
