@@ -30,6 +30,7 @@ from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
+from lra.paths import CONFIGS
 from lra.report.grid import BASELINE
 from models import ATTENTION
 
@@ -171,7 +172,7 @@ register()
 ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="bench")  # type: ignore[untyped-decorator]  # Hydra has no types
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bench")  # type: ignore[untyped-decorator]  # Hydra has no types
 def main(composed: DictConfig) -> None:
     """Measure, print the table and write the JSON file."""
     bench = OmegaConf.to_object(composed)

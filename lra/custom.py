@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from lra import networks
 from lra.config import AttentionConfig, ConfigError, bind, is_path
 from lra.tasks import SPLITS, Task
 
@@ -140,7 +141,7 @@ def _find(
             raise
         raise ConfigError(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
-            " what is installed"
+            f" what is installed{networks.hint(module_name)}"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:

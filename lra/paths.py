@@ -1,7 +1,9 @@
-"""Where the suite's own files lie."""
+"""Where the suite's own files lie: in the checkout, or in the installed package."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+# Made by setup.py; a checkout has none.
+_INSTALLED = Path(__file__).resolve().parent / "files"
+ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 PUBLISHED = ROOT / "results" / "published.csv"

@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lra import help
 from lra.config import ConfigError, register, resolve
+from lra.paths import CONFIGS
 from lra.runner import run_cell
 from lra.signals import StoppedError
 from lra.tasks import DataError
@@ -46,7 +47,7 @@ register()
 help.register()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types
 def main(composed: DictConfig) -> None:
     """Train the cell that Hydra composed, in the folder that Hydra made for it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
