@@ -35,7 +35,7 @@ SWEEP = attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) protocol=$(PROTOCOL
 GRID = --scale $(SCALE) --protocol $(PROTOCOL) --attentions $(ATTENTIONS) --seeds $(SEEDS)
 REPORT = $(GRID) --tasks $(TASKS)
 
-.PHONY: help install test test-all lint data preflight reproduce-lra bench report clean
+.PHONY: help install install-dev test test-all lint data preflight reproduce-lra bench report clean
 
 help: ## Print this help
 	@echo "Long Range Arena suite. Targets:"
@@ -49,6 +49,8 @@ help: ## Print this help
 
 install: $(VENV)/.installed ## Set up .venv from requirements.lock (TORCH=cpu for the CPU build)
 
+install-dev: $(VENV)/.developing ## The same, with what tests and linters need
+
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,13 +62,17 @@ endif
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-test: install ## Run the tests that take seconds
+$(VENV)/.developing: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	touch $@
+
+test: install-dev ## Run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: install ## Run every test
+test-all: install-dev ## Run every test
 	$(BIN)/python -m pytest
 
-lint: install ## Check style and types
+lint: install-dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -30,7 +30,7 @@ from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
-from lra.paths import CONFIGS
+from lra.paths import CONFIGS, results_dir
 from lra.report.grid import BASELINE
 from models import ATTENTION
 
@@ -195,7 +195,7 @@ def main(composed: DictConfig) -> None:
         "config": OmegaConf.to_container(composed),
         "rows": rows,
     }
-    file = Path(bench.out or f"results/bench/{device.type}.json")
+    file = Path(bench.out or f"{results_dir()}/bench/{device.type}.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=1) + "\n")
     print(table(rows))

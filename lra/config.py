@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lra.paths import CONFIGS
+from lra.paths import CONFIGS, cache_dir, runs_dir
 from lra.typecheck import describe, fits
 from models.sizes import ModelConfig
 
@@ -219,8 +219,10 @@ class Config:
         threads: CPU threads; 0 takes torch's default.
         data_dir: Folder of raw data, with imdb, cifar10, aan, listops and pathfinder below it;
             without it, the environment variable LRA_DATA_DIR.
-        cache_dir: Folder of the built data sets.
-        runs_dir: Folder of the run folders.
+        cache_dir: Folder of the built data sets; without it, the environment variable
+            LRA_CACHE_DIR, then data/cache of the checkout, or the user's cache folder.
+        runs_dir: Folder of the run folders; without it, the environment variable LRA_RUNS_DIR,
+            then results/runs of the checkout, or the user's data folder.
         force: Train again although the cell is finished.
     """
 
@@ -236,8 +238,8 @@ class Config:
     device: str = "auto"
     threads: int = 0
     data_dir: str | None = None
-    cache_dir: str = "data/cache"
-    runs_dir: str = "results/runs"
+    cache_dir: str = field(default_factory=cache_dir)
+    runs_dir: str = field(default_factory=runs_dir)
     force: bool = False
 
     def __post_init__(self) -> None:

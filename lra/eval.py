@@ -18,6 +18,7 @@ from lra.cell import load_run
 from lra.config import ConfigError
 from lra.loop import count_correct
 from lra.machine import resolve_device
+from lra.paths import cache_dir
 from lra.tasks import DataError, cache
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder, with result.json and best.pt")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; else the run's")
     parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
-    parser.add_argument("--cache-dir", default="data/cache", help="folder of built data sets")
+    parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_args()
     try:
         config, record, model = load_run(args.run)

@@ -15,7 +15,7 @@ from lra.config import ConfigError
 from lra.paths import ROOT
 
 # What can change a number; records and documents cannot.
-CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "requirements.lock")
+CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "setup.py", "requirements.lock")
 
 # More threads than processors only slow a run, but give the bits of a machine that has them.
 MOST_THREADS_A_PROCESSOR = 16

@@ -5,7 +5,6 @@ Of a cell it is what the GPU's allocator held, on the CPU what the process did.
 
 import contextlib
 import os
-import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -41,7 +41,16 @@ def peak(device: torch.device) -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    # Elsewhere the peak of the whole process: bytes on macOS, KiB on other systems.
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    """Return the most bytes that the process ever held, on systems without /proc."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    # Bytes on macOS, KiB on other systems.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -50,7 +59,9 @@ def total(device: torch.device) -> int:
     """Return the bytes that a process may use: of the GPU, or of the machine or its container."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    machine = int(psutil.virtual_memory().total)
     # Where a container or a job's share of a machine has a limit, it is here ("max": none).
     with contextlib.suppress(OSError, ValueError):
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))

@@ -29,6 +29,7 @@ from lra.cell import load_run
 from lra.config import Config, ConfigError
 from lra.machine import resolve_device
 from lra.markdown import Table, markdown
+from lra.paths import cache_dir
 from lra.seeds import derive
 from lra.tasks import DataError, cache
 
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="PNG or SVG of all runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index> (%(default)s)")
     parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
-    parser.add_argument("--cache-dir", default="data/cache", help="folder of built data sets")
+    parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_args()
     for name in ("examples", "positions", "projections"):
         if (value := getattr(args, name)) < 1:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lra.build import batches_for, build_task
 from lra.cell import load_run
+from lra.paths import cache_dir
 from lra.tasks import DataError, cache
 from models.mra import Mode, Selection, mra_attention
 from models.softmax import Softmax, softmax_attention
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=32, help="of the random inputs")
     parser.add_argument("--run", type=Path, help="folder of a finished softmax run")
     parser.add_argument("--run-block-size", type=int, default=8, help="for the run's inputs")
-    parser.add_argument("--cache-dir", type=Path, default=Path("data/cache"))
+    parser.add_argument("--cache-dir", type=Path, default=Path(cache_dir()))
     parser.add_argument("--out", type=Path, default=Path("mra_error.png"))
     args = parser.parse_args()
     kinds = [random_inputs(args.length, args.block_size)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from lra.build import build_task
 from lra.config import Config, ConfigError, load
 from lra.markdown import markdown
+from lra.paths import cache_dir
 from lra.tasks import DataError, archive, cache
 
 TASKS = "listops,text,retrieval,image,pathfinder"
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--protocol", default="nystromformer")
     parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")
-    parser.add_argument("--cache-dir", default="data/cache")
+    parser.add_argument("--cache-dir", default=cache_dir())
     parser.add_argument("--fetch", action="store_true", help="fetch what RAW lacks, some 8 GB")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -314,6 +314,7 @@ def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
 def command(folder: Path, *words: str) -> str:
     """Run `python -m` in a user's folder; return what it prints."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"LRA_RUNS_DIR": "results/runs", "LRA_CACHE_DIR": "data/cache"}
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
     )

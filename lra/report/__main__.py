@@ -11,7 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from lra.paths import CONFIGS
+from lra.paths import CONFIGS, results_dir, runs_dir
 from lra.report.pages import write_report
 
 
@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--tasks", default="", help="tasks that get a column, trained or not")
     parser.add_argument("--attentions", default="", help="backends that get a row, trained or not")
     parser.add_argument("--seeds", default="", help="seeds that every cell should have")
-    parser.add_argument("--runs-dir", type=Path, default=Path("results/runs"))
-    parser.add_argument("--out-dir", type=Path, default=Path("results"))
+    parser.add_argument("--runs-dir", type=Path, default=Path(runs_dir()))
+    parser.add_argument("--out-dir", type=Path, default=Path(results_dir()))
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     for group in ("scale", "protocol"):

@@ -1,0 +1,216 @@
+"""The suite as a package: what it declares, what it holds, and that no folder gets in its way."""
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import lra
+from lra import paths
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def declared(*extras: str) -> set[str]:
+    optional = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *(each for extra in extras for each in optional[extra])]
+    return {canonical(Requirement(each).name) for each in wanted}
+
+
+def pinned(lock: str) -> set[str]:
+    lines = (ROOT / lock).read_text().splitlines()
+    return {canonical(line.split("==")[0]) for line in lines if "==" in line and line[0] != "#"}
+
+
+def imported(*folders: str) -> dict[str, set[str]]:
+    """Return the distributions that files below folders import, each with the files."""
+    owners = importlib.metadata.packages_distributions()
+    found: dict[str, set[str]] = {}
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                for owner in owners.get(name, []):
+                    found.setdefault(canonical(owner), set()).add(str(file.relative_to(ROOT)))
+    found.pop(PROJECT["name"], None)
+    return found
+
+
+def needed(*names: str) -> set[str]:
+    """Return distributions with all that they need in their turn, as installed here."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        if (name := waiting.pop()) in found:
+            continue
+        found.add(name)
+        for text in importlib.metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonical(requirement.name))
+    return found
+
+
+def test_what_the_suite_imports_it_declares() -> None:
+    found = imported("lra", "models")
+    assert {"torch", "numba", "omegaconf", "pyarrow"} <= found.keys()
+    assert {n: files for n, files in found.items() if n not in declared()} == {}
+    measurements = imported("scripts")
+    assert {n: files for n, files in measurements.items() if n not in declared("dev")} == {}
+
+
+def test_what_only_developers_need_is_not_installed_for_users() -> None:
+    users = pinned("requirements.lock")
+    assert declared("sweep") <= users
+    assert not users & {"ruff", "mypy", "hypothesis", "ptwt", "pytest"}
+    assert declared("dev") <= users | pinned("requirements-dev.lock")
+    # All the rest is there because something that is declared needs it.
+    assert users <= needed(*declared("sweep"))
+    assert not users & pinned("requirements-dev.lock")
+
+
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["models/__init__.py", "models.py"])
+def test_a_folder_with_models_of_its_own_does_not_hide_the_suites(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    done = python("import lra.config, models; print(models.__file__)", tmp_path)
+    assert done.stdout.strip() == str(ROOT / "models" / "__init__.py"), done.stderr
+    done = python("import models, lra", tmp_path)
+    assert f"{tmp_path / name} has been imported under it: import lra before that" in done.stderr
+
+
+def test_a_backend_in_a_folder_named_models_is_told_to_move(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.py").touch()
+    code = "from lra import custom; custom.load('models.mine:Mine', 'attention.path')"
+    done = python(code, tmp_path)
+    assert "there is no module models.mine" in done.stderr
+    assert "models is the suite's own package" in done.stderr
+
+
+def test_the_folder_that_a_clone_named_lra_lies_in_does_not_hide_it(tmp_path: Path) -> None:
+    (tmp_path / "lra").symlink_to(ROOT)
+    done = python("import lra.config; print(lra.__version__)", tmp_path)
+    assert done.stdout.strip() == lra.__version__, done.stderr
+
+
+def test_importing_lra_brings_neither_torch_nor_hydra(tmp_path: Path) -> None:
+    code = "import lra, sys; print(lra.__version__, *{'torch', 'hydra', 'pandas'} & {*sys.modules})"
+    assert python(code, tmp_path).stdout.strip() == lra.__version__
+
+
+def test_folders_do_not_follow_the_current_one_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LRA_CACHE_DIR", raising=False)
+    monkeypatch.delenv("LRA_RUNS_DIR", raising=False)
+    monkeypatch.chdir(ROOT)
+    assert (paths.cache_dir(), paths.runs_dir()) == ("data/cache", "results/runs")
+    monkeypatch.chdir(tmp_path)
+    assert paths.cache_dir() == str(ROOT / "data/cache")
+    assert paths.runs_dir() == str(ROOT / "results/runs")
+    monkeypatch.setenv("LRA_CACHE_DIR", "here/cache")
+    monkeypatch.setenv("LRA_RUNS_DIR", "here/runs")
+    config = lra.config.load("task=listops", "scale=mini")
+    assert (config.cache_dir, config.runs_dir) == ("here/cache", "here/runs")
+    config = lra.config.load("task=listops", "scale=mini", "runs_dir=elsewhere")
+    assert config.runs_dir == "elsewhere"
+
+
+def copy_of_sources(folder: Path) -> Path:
+    """Copy what git follows or would follow, as a clone has it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in (name for name in listed if (ROOT / name).is_file()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def pip(*words: str) -> None:
+    command = [sys.executable, "-m", "pip", *words, "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-build-isolation"], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_a_cell_from_any_folder_and_its_build_leaves_nothing(tmp_path: Path) -> None:
+    sources, target = copy_of_sources(tmp_path / "sources"), tmp_path / "target"
+    before = sorted(sources.rglob("*"))
+    pip("install", "--target", str(target), str(sources))
+    assert sorted(sources.rglob("*")) == before
+    here = tmp_path / "a project"
+    (here / "models").mkdir(parents=True)
+    (here / "models" / "__init__.py").touch()
+    home = {"PYTHONPATH": str(target), "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    for variable in ("LRA_CACHE_DIR", "LRA_RUNS_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        home[variable] = ""
+    words = ["task=listops", "attention=fourier", "scale=mini", "train.steps=4", "threads=1"]
+    words += ["train.warmup_steps=2", "train.validate_every=2", "task.options.num_train=64"]
+    words += ["task.options.num_validation=16", "task.options.num_test=16", "variant=small"]
+    train = [sys.executable, "-m", "lra.train", *words]
+    environment = os.environ | home
+    subprocess.run(train, cwd=here, env=environment, check=True, capture_output=True)
+    folder = "listops/fourier/small/seed0"
+    data = tmp_path / "home" / ".local" / "share" / "lra"
+    assert (data / "runs" / "mini" / "nystromformer" / folder / "result.json").is_file()
+    assert any((tmp_path / "home" / ".cache" / "lra").glob("listops-*/manifest.json"))
+    report = [sys.executable, "-m", "lra.report", "--scale", "mini"]
+    done = subprocess.run(report, cwd=here, env=environment, capture_output=True, text=True)
+    assert "fourier (small)" in done.stdout, done.stderr
+    assert (data / "mini" / "nystromformer").is_dir()
+    assert os.listdir(here) == ["models"]
+
+
+@pytest.mark.slow
+def test_a_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
+    sources = copy_of_sources(tmp_path / "sources")
+    before = sorted(sources.rglob("*"))
+    code = f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(sources.rglob("*")) == before
+    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"long_range_arena_suite-{lra.__version__}"
+    assert (unpacked / "tests" / "test_package.py").is_file()
+    pip("install", "--target", str(tmp_path / "one"), str(sources))
+    pip("install", "--target", str(tmp_path / "other"), str(unpacked))
+
+    def files(name: str) -> list[str]:
+        folder = tmp_path / name
+        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+    assert files("one") == files("other")
+    assert "lra/files/configs/train.yaml" in files("one")
+    assert "lra/files/results/published.csv" in files("one")
