@@ -7,6 +7,9 @@ positions, nor gradients; `HeadProjections.split` takes the mask to see to that.
 `backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too,
 `backend.memory_growth` the power of N that memory grows with, and `backend.reference(x, mask)` is
 its plain form. `lra/contract.py` checks all of it.
+
+There is no causal mask: the benchmark classifies sequences that are there whole, so a position may
+attend to all others.
 """
 
 from typing import TYPE_CHECKING, Any
