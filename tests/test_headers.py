@@ -144,3 +144,16 @@ def test_the_commands_of_a_header_compose_to_what_the_file_is_about(name: str) -
                 assert config.protocol.name == protocol
                 assert task in ("", config.task.name)
                 assert attention in ("", config.attention.name)
+
+
+def test_published_figures_of_other_data_or_models_are_not_under_our_tasks_and_methods() -> None:
+    with open(ROOT / "results" / "published.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = {r["task"] for r in rows if "LRU" in r["family"] or r["method"] == "LRU"}
+    # The LRU paper trains on coloured CIFAR.
+    assert "image_colour" in images and "image" not in images
+    # Its causal SPT has no rotary positions.
+    assert not any("causal, rotary" in r["method"] for r in rows)
+    keys = [(r["family"], r["method"], r["task"], r["metric"], r["source"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert {r["protocol"] for r in rows} >= {"s4", "s5", "mega", "lru"}
