@@ -4,13 +4,14 @@ Axes: B batch, S sequences per example (absent where it is 1), N length.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lra.division import WHOLE, Division
 from lra.seeds import derive
 from lra.tasks import Split
 
@@ -27,12 +28,17 @@ class Batch:
         mask: The same shape, True for real tokens; None when all are.
         labels: `(B,)` int64.
         num_tokens: Tokens of its sequences, before any is taken for padding.
+        whole: Examples of the whole batch that this is a micro-batch of; None where it is that.
+        weights: `(B,)`, 1 for an example and 0 for one that only fills the shape; None when all
+            count.
     """
 
     tokens: Tensor
     mask: Tensor | None
     labels: Tensor
     num_tokens: int
+    whole: int | None = None
+    weights: Tensor | None = None
 
 
 class Batches:
@@ -63,10 +69,14 @@ class Batches:
         self._padded_length, self._id_shift, self._trim = padded_length, id_shift, trim
         self._zero_is_padding = zero_is_padding
         self._per_example = len(split.lengths) // len(split)
-        self._starts = split.offsets[:-1].reshape(len(split), self._per_example)
         self._lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1)
+        self._ragged = bool((self._lengths < padded_length).any())
+        # All of it lies on the device, and a batch is gathered there from its indices alone.
+        starts = split.offsets[:-1].reshape(len(split), self._per_example)
+        self._starts = torch.from_numpy(starts).to(device)
+        self._counts = torch.from_numpy(self._lengths).to(device)
         self._tokens = torch.from_numpy(split.tokens).to(device)
-        self._labels = torch.from_numpy(split.labels)
+        self._labels = torch.from_numpy(split.labels).to(device)
         self._drawn: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -78,18 +88,58 @@ class Batches:
         The stream of examples is one permutation after the other, each drawn from (seed, epoch);
         a batch may reach from one into the next, so that no example is ever left out.
         """
+        [batch] = self.divided(step, batch_size, seed, WHOLE)
+        return batch
+
+    def divided(self, step: int, batch_size: int, seed: int, division: Division) -> list[Batch]:
+        """Return the batch of a training step in micro-batches, the longest examples first.
+
+        Args:
+            step: Number of the step, from 0.
+            batch_size: Examples of the whole batch.
+            seed: Of the order of examples.
+            division: What is computed at once.
+        """
+        indices = self._draw(step, batch_size, seed)
+        if division.is_whole:
+            return [self.gather(indices)]
+        indices = indices[np.argsort(-self._lengths[indices].max(1), kind="stable")]
+        widths = [self._width(indices[row : row + 1], division) for row in range(len(indices))]
+        batches = []
+        for part in division.divide(widths, self._per_example):
+            rows = division.rows(widths[part.start], self._per_example)
+            fill = min(rows, batch_size) if division.shapes else 0
+            batches.append(self.gather(indices[part], division, fill, batch_size))
+        return batches
+
+    def _draw(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
         start = step * batch_size
         indices: list[NDArray[np.int64]] = []
         while (missing := batch_size - sum(map(len, indices))) > 0:
             epoch, position = divmod(start + batch_size - missing, len(self))
             indices.append(self._permutation(seed, epoch)[position : position + missing])
-        return self._gather(np.concatenate(indices))
+        return np.concatenate(indices)
 
-    def once(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every example once, sorted by length, so that little is padding."""
+    def once(self, batch_size: int, division: Division = WHOLE) -> Iterator[Batch]:
+        """Yield every example once, sorted by length, so that little is padding.
+
+        Args:
+            batch_size: Examples at once, at most.
+            division: What else is computed at once, at most.
+        """
+        yield from map(self.gather, self.groups(batch_size, division))
+
+    def groups(self, batch_size: int, division: Division = WHOLE) -> list[NDArray[np.int64]]:
+        """Return the examples of every batch of `once`, as indices for `gather`."""
         order = np.argsort(self._lengths.max(1), kind="stable")
-        for start in range(0, len(self), batch_size):
-            yield self._gather(order[start : start + batch_size])
+        if division.is_whole:
+            return [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        limited = replace(division, examples=min(batch_size, division.examples or batch_size))
+        longest = self._lengths[order].max(1)
+        unit = TRIM if self._trim else self._padded_length
+        widths = np.minimum(-(-longest // unit) * unit, self._padded_length)[::-1]
+        parts = limited.divide(widths.tolist(), self._per_example)
+        return [order[::-1][part][::-1] for part in reversed(parts)]
 
     def _permutation(self, seed: int, epoch: int) -> NDArray[np.int64]:
         if self._drawn != (seed, epoch):
@@ -98,18 +148,50 @@ class Batches:
             self._drawn = (seed, epoch)
         return self._order
 
-    def _gather(self, indices: NDArray[np.int64]) -> Batch:
-        lengths = self._lengths[indices]
-        width = self._padded_length
-        if self._trim:
-            width = min(width, -(-int(lengths.max()) // TRIM) * TRIM)
-        labels = self._labels[torch.from_numpy(indices)]
-        starts = torch.from_numpy(self._starts[indices]).to(self._device)
+    def _width(self, indices: NDArray[np.int64], division: Division) -> int:
+        """Return the length that examples are padded to."""
+        if not self._trim:
+            return self._padded_length
+        unit = TRIM
+        if division.shapes:
+            unit = -(-self._padded_length // (TRIM * division.shapes)) * TRIM
+        longest = max(1, int(self._lengths[indices].max()))
+        return min(self._padded_length, -(-longest // unit) * unit)
+
+    def _on_device(self, indices: NDArray[np.int64]) -> Tensor:
+        """Copy indices to the device, which a GPU does while this process goes on."""
+        there = torch.from_numpy(np.ascontiguousarray(indices))
+        if self._device.type == "cuda":
+            there = there.pin_memory()
+        return there.to(self._device, non_blocking=True)
+
+    def gather(
+        self,
+        indices: NDArray[np.int64],
+        division: Division = WHOLE,
+        fill: int = 0,
+        whole: int | None = None,
+    ) -> Batch:
+        """Return examples as a batch.
+
+        Args:
+            indices: Their numbers, at least one.
+            division: How the batch that they are of is divided.
+            fill: Examples that the last one is repeated up to, so that shapes recur.
+            whole: Examples of the whole batch that they are a part of.
+        """
+        lengths, width = self._lengths[indices], self._width(indices, division)
+        num_tokens, missing = int(lengths.sum()), max(0, fill - len(indices))
+        rows = self._on_device(np.append(indices, indices[-1:].repeat(missing)))
+        weights = None
+        if fill:
+            weights = (torch.arange(fill, device=self._device) < len(indices)).float()
         steps = torch.arange(width, device=self._device)
-        places = starts[..., None] + steps
+        places = self._starts[rows][..., None] + steps
         mask = None
-        if (lengths < width).any():
-            mask = steps < torch.from_numpy(lengths).to(self._device)[..., None]
+        # Where shapes are few, a mask is there always or never.
+        if (lengths < width).any() or (fill and self._ragged):
+            mask = steps < self._counts[rows][..., None]
             tokens = self._tokens[places.where(mask, 0)].long() + self._id_shift
             tokens = tokens.where(mask, 0)
         else:
@@ -118,4 +200,4 @@ class Batches:
             mask = tokens != 0
         if self._per_example == 1:
             tokens, mask = tokens.squeeze(1), None if mask is None else mask.squeeze(1)
-        return Batch(tokens, mask, labels.to(self._device), int(lengths.sum()))
+        return Batch(tokens, mask, self._labels[rows], num_tokens, whole, weights)

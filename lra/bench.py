@@ -85,7 +85,7 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     batch = Batch(tokens, None, labels, tokens.numel())
 
     def step() -> None:
-        update(forward, optimiser, batch, config.train, scaler)
+        update(forward, optimiser, [batch], config.train, scaler)
 
     return step
 

@@ -25,7 +25,7 @@ CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint.previous.pt", "best.pt
 CHECKSUM = "checksum"
 # What a run's checkpoint holds; the others came later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
-OPTIONAL = {"scaler", "config", "code"}
+OPTIONAL = {"scaler", "config", "code", "speed", "division", "micro_batch"}
 
 
 class DamagedError(ConfigError):

@@ -127,7 +127,11 @@ class TrainConfig:
         undecayed: Roles without weight decay: those, and `weight`, `bias`, `norm`, `embedding`.
         warmup_power: Of `half_cosine` and `linear`.
         validate_every: Updates between validations.
-        eval_batch_size: Sequences per batch in evaluation.
+        eval_batch_size: Examples per batch in evaluation, at most.
+        micro_batch: Examples of a batch that are computed at once, sorted by length; their
+            gradients add up to that of the whole batch, so that it changes numbers by rounding
+            only. 0 computes the whole batch at once; null as many as fit, by their lengths, the
+            caches of a CPU or the memory of a GPU. See `lra.division`.
         precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
             attention in float32, as github.com/mlpen trains; or `float16_on_gpu`: that on a GPU,
             and float32 on the CPU, where float16 is slow. Records say which it was.
@@ -152,6 +156,7 @@ class TrainConfig:
     warmup_power: float = 1.0
     validate_every: int
     eval_batch_size: int = 64
+    micro_batch: int | None = None
     precision: str = "float32"
     compile: bool = False
     checkpoint_seconds: float = 60.0
@@ -166,6 +171,11 @@ class TrainConfig:
         for key in ("beta1", "beta2"):
             if not 0 <= (number := getattr(self, key)) < 1:
                 raise ValueError(f"train.{key}={number}: must be in [0, 1)")
+        if self.micro_batch is not None and self.micro_batch < 0:
+            raise ValueError(
+                f"train.micro_batch={self.micro_batch}: must be at least 0 (0 = the whole batch),"
+                " or null for what fits"
+            )
         for key in ("weight_decay", "clip_norm", "checkpoint_seconds"):
             if not 0 <= (number := getattr(self, key)) < float("inf"):
                 raise ValueError(f"train.{key}={number}: must be a finite number, at least 0")
@@ -378,7 +388,7 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
     values = asdict(config) | resolved
     train = values["train"]
     train["precision"] = resolve_precision(train["precision"], values["device"])
-    del values["protocol"]["deviations"], train["checkpoint_seconds"]
+    del values["protocol"]["deviations"], train["checkpoint_seconds"], train["micro_batch"]
     for group, (owner, keys) in _YOUNGER.items():
         for key in keys:
             if values[group][key] == _default(owner, key):

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +25,17 @@ from lra.batches import Batch, Batches
 from lra.cell import Identity
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS
 from lra.config import TrainConfig, resolve_precision
+from lra.division import Division, division_for, is_out_of_memory, needs_whole_batch
 from lra.events import Events
+from lra.machine import synchronise
 from lra.optimiser import optimiser_for
 from lra.signals import Stop
+from lra.speed import WINDOW, Speed
 
 log = logging.getLogger(__name__)
 
 # Updates between lines of the log: to read the running loss waits for the device.
-LOG_EVERY = 20
+LOG_EVERY = WINDOW
 
 
 class NotFiniteError(RuntimeError):
@@ -50,6 +53,8 @@ class Progress:
         tokens: Real tokens seen.
         best_accuracy: Best validation accuracy; -1 before the first validation.
         best_step: Updates made at that validation.
+        micro_batches: Micro-batches they were computed in.
+        compiled_shapes: Shapes of micro-batches that one process compiled, at most.
     """
 
     step: int = 0
@@ -58,6 +63,12 @@ class Progress:
     tokens: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
+    micro_batches: int = 0
+    compiled_shapes: int = 0
+
+    def per_second(self, count: float) -> float:
+        """Return a count per second of training; 0 before anything was trained."""
+        return count / self.train_seconds if self.train_seconds else 0.0
 
 
 @contextmanager
@@ -69,10 +80,53 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
+def accumulate(
+    forward: Callable[..., Tensor],
+    parts: Sequence[Batch],
+    precision: str,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Add to the gradients those of a batch's mean loss, and return it, a scalar.
+
+    Args:
+        forward: The model, compiled or not.
+        parts: The micro-batches of the batch, or the batch itself.
+        precision: See `autocast`.
+        scaler: See `scaler_for`.
+    """
+    total = torch.zeros((), device=parts[0].tokens.device)
+    for part in parts:
+        with autocast(part.tokens.device, precision):
+            logits = forward(part.tokens, part.mask)
+        # At least float32, but float64 stays what it is.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if part.weights is None:
+            loss = F.cross_entropy(logits, part.labels, reduction="sum")
+        else:
+            losses = F.cross_entropy(logits, part.labels, reduction="none")
+            loss = (losses * part.weights).sum()
+        loss = loss / (part.whole or len(part.labels))
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total += loss.detach()
+    return total
+
+
+def apply(
+    optimiser: torch.optim.Optimizer, train: TrainConfig, scaler: torch.amp.GradScaler
+) -> None:
+    """Move the parameters by their gradients, clipped where `train.clip_norm` asks for it."""
+    if train.clip_norm:
+        scaler.unscale_(optimiser)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, train.clip_norm)
+    scaler.step(optimiser)
+    scaler.update()
+
+
 def update(
     forward: Callable[..., Tensor],
     optimiser: torch.optim.Optimizer,
-    batch: Batch,
+    parts: Sequence[Batch],
     train: TrainConfig,
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
@@ -81,22 +135,14 @@ def update(
     Args:
         forward: The model, compiled or not.
         optimiser: Of the model's parameters.
-        batch: Examples.
+        parts: The micro-batches of the batch, or the batch itself.
         train: Optimisation.
         scaler: See `scaler_for`.
     """
-    with autocast(batch.tokens.device, train.precision):
-        logits = forward(batch.tokens, batch.mask)
-    loss = F.cross_entropy(logits.float(), batch.labels)
     optimiser.zero_grad()
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    if train.clip_norm:
-        scaler.unscale_(optimiser)
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-    scaler.step(optimiser)
-    scaler.update()
-    return loss.detach()
+    loss = accumulate(forward, parts, train.precision, scaler)
+    apply(optimiser, train, scaler)
+    return loss
 
 
 def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
@@ -109,24 +155,41 @@ def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int:
     """Return how many examples of the whole split the model classifies rightly.
 
+    A batch that does not fit the memory is computed in halves.
+
     Raises:
         NotFiniteError: An answer is infinite or no number.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    for batch in batches.once(train.eval_batch_size):
-        with autocast(device, train.precision):
-            logits = model(batch.tokens, batch.mask)
-        correct += (logits.argmax(-1) == batch.labels).sum()
-        finite &= logits.isfinite().all()
+    # Right answers, and logits that are not finite.
+    counts = torch.zeros(2, dtype=torch.int64, device=device)
+    division = division_for(train.micro_batch, model, device)
+    groups = batches.groups(train.eval_batch_size, division)[::-1]
+    while groups:
+        group = groups.pop()
+        try:
+            counts += _count(model, batches.gather(group), train.precision)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if len(group) == 1 or not is_out_of_memory(error):
+                raise
+            log.warning("out of memory with %d examples in evaluation: in halves", len(group))
+        groups += [group[len(group) // 2 :], group[: len(group) // 2]]
     model.train(was_training)
-    if not finite:
+    correct, wrong = counts.tolist()
+    if wrong:
         # The largest of numbers that are none is the first, which is right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
     return int(correct)
+
+
+def _count(model: nn.Module, batch: Batch, precision: str) -> Tensor:
+    with autocast(batch.tokens.device, precision):
+        logits = model(batch.tokens, batch.mask)
+    right = logits.argmax(-1) == batch.labels
+    return torch.stack([right.sum(), (~logits.isfinite()).sum()])
 
 
 class Run:
@@ -160,14 +223,18 @@ class Run:
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
-        self.progress = Progress()
         self.stop = stop or Stop()
         # Versions of the code that trained before this one, where the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
+        self.progress, self.speed = Progress(), Speed()
+        self.division = division_for(train.micro_batch, model, device, train.compile)
+        # Shapes that were computed in this process: a new one may have to be set up.
+        self.shapes: set[tuple[int, ...]] = set()
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
-        self._forward = torch.compile(model) if train.compile else model
+        # A graph a shape; with sizes that are variables, a second one would compile them all anew.
+        self._forward = torch.compile(model, dynamic=False) if train.compile else model
 
     def fit(self) -> Progress:
         """Train to the last step, continuing from a checkpoint where there is one.
@@ -224,21 +291,31 @@ class Run:
     def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:
         """Make the updates up to step `until` or an interruption; return their mean loss."""
         train, progress = self.train_config, self.progress
-        started, first = time.perf_counter(), progress.step
+        started, first, tokens = time.perf_counter(), progress.step, progress.tokens
+        plain, first_seconds = 0, 0.0
         total = torch.zeros((), device=self.device)
         self.model.train()
         while progress.step < until:
-            batch = self.batches["train"].shuffled(progress.step, train.batch_size, self.seed)
-            total += update(self._forward, self.optimiser, batch, train, self.scaler)
+            before = progress.tokens
+            loss, apart = self._update()
+            total += loss
             progress.step += 1
             if progress.step < train.steps:
                 self._advance_schedule()
-            progress.tokens += batch.num_tokens
+            if apart:
+                first_seconds += apart
+                tokens += progress.tokens - before
+            else:
+                plain += 1
             bar.update()
             if interrupted():
                 break
         mean = float(total) / (progress.step - first)
-        progress.train_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        progress.train_seconds += seconds
+        self.speed.first_seconds += first_seconds
+        if plain:
+            self.speed.add(plain, progress.tokens - tokens, seconds - first_seconds)
         if not math.isfinite(mean):
             raise self._not_finite(f"loss {mean} in steps {first + 1} to {progress.step}")
         return mean
@@ -255,6 +332,61 @@ class Run:
             if not parameter.isfinite().all():
                 raise self._not_finite(f"{name} is not finite at step {self.progress.step}")
 
+    def _update(self) -> tuple[Tensor, float]:
+        """Make an update; return its loss, and its seconds where something is set up in it."""
+        train, progress = self.train_config, self.progress
+        parts = self._parts()
+        shapes = {tuple(part.tokens.shape) for part in parts}
+        is_first = not self.shapes or (train.compile and not shapes <= self.shapes)
+        if is_first:
+            synchronise(self.device)
+            self.shapes |= shapes
+        started = time.perf_counter()
+        self.optimiser.zero_grad()
+        loss = self._accumulate(parts)
+        apply(self.optimiser, train, self.scaler)
+        progress.tokens += sum(part.num_tokens for part in parts)
+        if train.compile:
+            progress.compiled_shapes = max(progress.compiled_shapes, len(self.shapes))
+        if not is_first:
+            return loss, 0.0
+        synchronise(self.device)
+        return loss, time.perf_counter() - started
+
+    def _parts(self) -> list[Batch]:
+        """Return the micro-batches of the next update."""
+        step, size = self.progress.step, self.train_config.batch_size
+        return self.batches["train"].divided(step, size, self.seed, self.division)
+
+    def _accumulate(self, parts: list[Batch]) -> Tensor:
+        """Compute the gradients of a batch, in halves of its micro-batches where memory ends."""
+        while True:
+            random = checkpoint.random_state(self.device)
+            try:
+                loss = accumulate(self._forward, parts, self.train_config.precision, self.scaler)
+                self.progress.micro_batches += len(parts)
+                return loss
+            except (RuntimeError, MemoryError) as error:
+                most = max(len(part.labels) for part in parts)
+                if most == 1 or needs_whole_batch(self.model) or not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # After the handler, which keeps the tensors of the failed attempt alive.
+            self.division = self.division.halved(most)
+            log.warning(
+                "%s step %d: out of memory with %d examples at once; again with %s (%s)",
+                self.label,
+                self.progress.step,
+                most,
+                self.division,
+                reason,
+            )
+            self.optimiser.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            checkpoint.set_random_state(random, self.device)
+            parts = self._parts()
+
     def _advance_schedule(self) -> None:
         """Go to the next learning rate, after an update that loss scaling skipped too.
 
@@ -268,6 +400,16 @@ class Run:
             self.schedule.step()
 
     @property
+    def steps_per_second(self) -> float:
+        """Updates per second: the median of windows, or before there is one the mean."""
+        return self.speed.steps_per_second or self.progress.per_second(self.progress.step)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens per second, in the same way."""
+        return self.speed.tokens_per_second or self.progress.per_second(self.progress.tokens)
+
+    @property
     def num_skipped(self) -> int:
         """Updates that loss scaling skipped, because a gradient was not finite."""
         made = [int(state["step"]) for state in self.optimiser.state.values()]
@@ -278,7 +420,7 @@ class Run:
         scalars = {
             "train/loss": loss,
             "train/learning_rate": float(self.schedule.get_last_lr()[0]),
-            "train/steps_per_second": progress.step / progress.train_seconds,
+            "train/steps_per_second": self.steps_per_second,
         }
         if self.scaler.is_enabled():
             scalars["train/loss_scale"] = self.scaler.get_scale()
@@ -314,7 +456,7 @@ class Run:
             accuracy,
             progress.best_accuracy,
             progress.best_step,
-            progress.step / progress.train_seconds,
+            self.steps_per_second,
         )
 
     def _save(self) -> None:
@@ -325,6 +467,10 @@ class Run:
             "config": self.identity.config,
             "code": [*self.earlier_code, self.identity.code],
             "progress": asdict(self.progress),
+            "speed": asdict(self.speed),
+            # Of the memory there was, too; what it leads to must not change in the middle of a run.
+            "division": asdict(self.division),
+            "micro_batch": self.train_config.micro_batch,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -350,6 +496,10 @@ class Run:
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
         self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
+        # These three are absent from older checkpoints.
+        self.speed = Speed(**state.get("speed", {}))
+        if state.get("micro_batch", ...) == self.train_config.micro_batch:
+            self.division = Division(**state["division"])
         log.info("%s continues at step %d", self.label, self.progress.step)
         if self.earlier_code:
             was = ", ".join(self.earlier_code)

@@ -68,8 +68,17 @@ class Record:
         skipped_updates: Those of them that float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
         seconds: Seconds in all, data and evaluation included.
-        steps_per_second: Updates a second of `train_seconds`.
-        tokens_per_second: Real tokens a second of `train_seconds`.
+        steps_per_second: Updates a second, the median over windows of some updates; in records
+            without `speed_windows`, updates over `train_seconds`.
+        steps_per_second_low: Their first quartile.
+        steps_per_second_high: Their third quartile.
+        speed_windows: Number of these windows.
+        tokens_per_second: Real tokens a second, the median over the same windows.
+        first_call_seconds: Seconds of updates that set up or compiled something; in
+            `train_seconds`, and in no window.
+        micro_batch: What was computed at once, in words.
+        micro_batches: Micro-batches an update, on average.
+        compiled_shapes: Shapes of micro-batches that were compiled.
         peak_memory_bytes: Of the GPU's allocator, or of the process where it ran on the CPU.
         parameters: Trainable parameters.
         data_fingerprint: sha256 of the data.
@@ -113,7 +122,14 @@ class Record:
     train_seconds: float | None = None
     seconds: float
     steps_per_second: float | None = None
+    steps_per_second_low: float = 0.0
+    steps_per_second_high: float = 0.0
+    speed_windows: int = 0
     tokens_per_second: float | None = None
+    first_call_seconds: float = 0.0
+    micro_batch: str = "whole"
+    micro_batches: float = 1.0
+    compiled_shapes: int = 0
     peak_memory_bytes: int | None = None
     parameters: int
     data_fingerprint: str
@@ -134,6 +150,13 @@ class Record:
     dirty: bool
     earlier_code: str = ""
     schema: int = SCHEMA
+
+    @property
+    def speed_spread(self) -> float | None:
+        """Interquartile range of the speed over its median; None where it was not measured."""
+        if self.speed_windows < 2 or not self.steps_per_second:
+            return None
+        return (self.steps_per_second_high - self.steps_per_second_low) / self.steps_per_second
 
     @property
     def method(self) -> Method:

@@ -21,6 +21,7 @@ from lra.build import (
 )
 from lra.cell import decided, finished, identity
 from lra.config import Config, ConfigError, config_hash, resolve_precision
+from lra.division import is_out_of_memory
 from lra.loop import NotFiniteError, Run, count_correct
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
@@ -140,11 +141,12 @@ def _train(
         stop,
     )
     log.info(
-        "%s: %d parameters, %d steps of %d on %s in %s, %s data %s",
+        "%s: %d parameters, %d steps of %d (at once: %s) on %s in %s, %s data %s",
         label,
         num_parameters(model),
         config.train.steps,
         config.train.batch_size,
+        run.division,
         device,
         values["train"]["precision"],
         dataset.source.kind,
@@ -171,7 +173,9 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
         run.fit()
         started = time.perf_counter()
         correct = count_correct(run.model, test, run.train_config)
-    except (NotFiniteError, torch.OutOfMemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, NotFiniteError) or is_out_of_memory(error)):
+            raise
         return Outcome(status="failed", reason=str(error).splitlines()[0])
     return Outcome(status="ok", correct=correct, seconds=time.perf_counter() - started)
 
@@ -186,6 +190,7 @@ def _record(
 ) -> Record:
     progress, test = run.progress, dataset.splits["test"]
     correct, validated = outcome.correct, progress.best_step > 0
+    low, high = run.speed.quartiles or (0.0, 0.0)
     commit, dirty = code_version()
     return Record(
         task=config.task.name,
@@ -208,8 +213,15 @@ def _record(
         skipped_updates=run.num_skipped,
         train_seconds=progress.train_seconds,
         seconds=progress.seconds + setup_seconds + outcome.seconds,
-        steps_per_second=progress.step / progress.train_seconds,
-        tokens_per_second=progress.tokens / progress.train_seconds,
+        steps_per_second=run.steps_per_second,
+        steps_per_second_low=low,
+        steps_per_second_high=high,
+        speed_windows=len(run.speed.windows),
+        tokens_per_second=run.tokens_per_second,
+        first_call_seconds=run.speed.first_seconds,
+        micro_batch=str(run.division),
+        micro_batches=progress.micro_batches / max(1, progress.step),
+        compiled_shapes=progress.compiled_shapes,
         peak_memory_bytes=memory.peak(run.device),
         parameters=num_parameters(run.model),
         data_fingerprint=dataset.fingerprint,

@@ -129,8 +129,36 @@ def test_variants_have_their_own_rows() -> None:
 def test_speed_is_a_ratio_to_softmax_of_the_same_task() -> None:
     fast = replace(OK, attention="fourier", steps_per_second=25.0)
     table = throughput_table(build_grid([OK, fast]))
-    assert table[1] == ["listops", "softmax", "10.00", "1,000", "1.00", "256", "12,345"]
+    assert table[1] == ["listops", "softmax", "10.00", "1,000", "1.00", "", "256", "12,345"]
     assert table[2][2:5] == ["25.00", "1,000", "2.50"]
+
+
+def test_a_speed_that_spreads_too_far_is_marked_and_so_is_what_is_divided_by_it() -> None:
+    quartiles = {"speed_windows": 9, "steps_per_second_low": 9.5, "steps_per_second_high": 10.5}
+    steady = replace(OK, **quartiles)
+    busy = replace(steady, attention="fourier", steps_per_second_low=7.9)
+    assert steady.speed_spread == pytest.approx(0.1) and OK.speed_spread is None
+    table = throughput_table(build_grid([steady, busy]))
+    assert table[1][2:6] == ["10.00", "1,000", "1.00", "10%"]
+    assert table[2][2:6] == ["10.00 (!)", "1,000 (!)", "1.00 (!)", "26%"]
+    # Of two seeds the one that spreads further counts.
+    table = throughput_table(build_grid([replace(busy, attention="softmax"), steady, steady]))
+    assert table[1][2:6] == ["10.00 (!)", "1,000 (!)", "1.00 (!)", "26%"]
+    table = throughput_table(
+        build_grid([replace(busy, attention="softmax"), replace(steady, attention="mra")])
+    )
+    assert table[2][2:6] == ["10.00", "1,000", "1.00 (!)", "10%"]
+
+
+def test_an_older_record_has_no_spread_and_is_read(tmp_path: Path) -> None:
+    runs = store(tmp_path, OK)
+    [file] = runs.glob("**/result.json")
+    values = json.loads(file.read_text())
+    for key in ("steps_per_second_low", "steps_per_second_high", "speed_windows", "micro_batch"):
+        del values[key]
+    file.write_text(json.dumps(values))
+    assert read_record(file).speed_spread is None
+    assert throughput_table(build_grid([read_record(file)]))[1][2] == "10.00"
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 The real model makes a few real updates at its real length, with as many sequences as a few seconds
 allow, and the time is scaled to the whole batch. Where one sequence alone would take too long or
 too much memory, a part of its length is measured at two lengths, and a quadratic through both
-leads to the whole. Data that stand in the cache are read; else sequences have the full length.
+leads to the whole. Batches are computed in micro-batches as in training; where they are trimmed to
+their own longest sequence, a sequence counts with the root of the mean square of the lengths. Data
+that stand in the cache are read; else sequences have the full length.
 """
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lra import memory
-from lra.batches import TRIM, Batch
+from lra.batches import TRIM, Batch, Batches
 from lra.build import Model, batches_for, build_model
-from lra.config import Config
+from lra.config import Config, TrainConfig
+from lra.division import Division, division_for
 from lra.loop import count_correct, scaler_for, update
 from lra.machine import seconds_of
 from lra.optimiser import optimiser_for
@@ -174,6 +177,7 @@ class Climb:
         device: Where it computes.
         budget: Seconds that all of this should take after the first step; a single one may take
             longer.
+        at_once: Rows of the whole width that are computed at once, at most.
     """
 
     def __init__(
@@ -183,7 +187,9 @@ class Climb:
         width: int,
         device: torch.device,
         budget: float,
+        at_once: int = 2**31,
     ) -> None:
+        self._at_once = at_once
         self._step_of, self._batch_size, self._width = step_of, batch_size, width
         self._device, self._budget, self._end = device, budget, 0.0
         self._most_bytes = MEMORY_SHARE * memory.total(device)
@@ -193,7 +199,7 @@ class Climb:
         *before, one = self._up_to_one_row()
         if one.width < self._width:
             row, rows = extrapolated(before[-1], one, self._width), self._batch_size
-            return Reading(rows * row.seconds, rows * row.bytes, 1, one.width)
+            return Reading(rows * row.seconds, self._bytes(row, rows), 1, one.width)
         most = self._more_rows(one)
         rows, seconds, repeats = most.rows, most.seconds, 1
         each = seconds / rows
@@ -209,7 +215,10 @@ class Climb:
             if rows > 1 and seconds > half:
                 each = (seconds - half) / (rows - rows // 2)
         seconds += each * (self._batch_size - rows)
-        return Reading(seconds, self._batch_size * one.bytes, rows, one.width, repeats)
+        return Reading(seconds, self._bytes(one, self._batch_size), rows, one.width, repeats)
+
+    def _bytes(self, one: Reading, rows: int) -> float:
+        return min(rows, self._at_once) * one.bytes
 
     def _left(self) -> float:
         return self._end - time.perf_counter()
@@ -217,8 +226,10 @@ class Climb:
     def _affordable(self, reading: Reading, rows: int, width: int) -> bool:
         """Tell whether a larger part and its half may be made three times, by a smaller one."""
         # Quadratic in the length is the worst there is.
-        growth = rows / reading.rows * (width / reading.width) ** 2
-        seconds, size = 4.5 * growth * reading.seconds, growth * reading.bytes
+        growth = (width / reading.width) ** 2
+        seconds = 4.5 * rows / reading.rows * growth * reading.seconds
+        at_once = [min(each, self._at_once) for each in (rows, reading.rows)]
+        size = at_once[0] / at_once[1] * growth * reading.bytes
         return seconds <= self._left() and size <= self._most_bytes
 
     def _up_to_one_row(self) -> list[Reading]:
@@ -252,7 +263,7 @@ class Climb:
 
         On a CPU a small part of a batch fits the caches, and the whole does not.
         """
-        each = reading.bytes
+        one = reading
         while reading.rows < self._batch_size:
             aim = ENOUGH if reading.seconds < ENOUGH else self._left() / 4
             rows = min(self._batch_size, max(2, int(aim / reading.seconds)) * reading.rows)
@@ -261,7 +272,7 @@ class Climb:
             if rows <= reading.rows:
                 break
             seconds, _ = timed(self._step_of(rows, self._width), 0.0, self._device)
-            reading = Reading(seconds, rows * each, rows, self._width)
+            reading = Reading(seconds, self._bytes(one, rows), rows, self._width)
         return reading
 
 
@@ -277,15 +288,38 @@ def evaluation(
     bins = BINS if model.encoder.pad_invariant and np.ptp(split.lengths) else 1
     rows = 1
     while True:
-        batches = batches_for(config, task, model, stratified(split, truncate, rows, bins))
+        sample = stratified(split, truncate, rows, bins)
+        numbers = np.array_split(np.arange(len(sample)), min(bins, len(sample)))
+        parts = [batches_for(config, task, model, take(sample, each)) for each in numbers]
         train = replace(config.train, eval_batch_size=rows)
-        step = partial(count_correct, model, batches, train)
+
+        def step(parts: list[Batches] = parts, train: TrainConfig = train) -> None:
+            for batches in parts:
+                count_correct(model, batches, train)
+
         seconds, _ = timed(step, 0.0, device)
         if seconds >= ENOUGH:
-            return seconds / len(batches)
-        if rows >= most or len(batches) < rows * bins:
-            return timed(step, ENOUGH, device, least=2)[0] / len(batches)
+            return seconds / len(sample)
+        if rows >= most or len(sample) < rows * bins:
+            return timed(step, ENOUGH, device, least=2)[0] / len(sample)
         rows = min(most, max(2, int(ENOUGH / seconds)) * rows)
+
+
+def typical_width(batches: Batches, batch_size: int, division: Division) -> tuple[int, int]:
+    """Return the length that a sequence of a batch counts with, and the longest, in tokens.
+
+    Args:
+        batches: Of the data.
+        batch_size: Examples of a batch.
+        division: What is computed at once.
+    """
+    if division.is_whole:
+        widths = [batches.shuffled(n, batch_size, 0).tokens.shape[-1] for n in range(5)]
+        return sorted(widths)[2], sorted(widths)[2]
+    alone = Division(examples=1)
+    widths = [batch.tokens.shape[-1] for batch in batches.divided(0, 4 * batch_size, 0, alone)]
+    mean_square = statistics.mean(width**2 for width in widths)
+    return min(max(widths), -(-math.isqrt(int(mean_square)) // TRIM) * TRIM), max(widths)
 
 
 def measure(
@@ -320,22 +354,29 @@ def measure(
     scaler = scaler_for(device, config.train.precision)
     numbers = itertools.count()
 
+    division = division_for(config.train.micro_batch, model, device, config.train.compile)
+
     def step_of(rows: int, width: int) -> Step:
         def step() -> None:
-            batch = batches.shuffled(next(numbers), batch_size, config.seed)
-            update(model, optimiser, part(batch, rows, width), config.train, scaler)
+            number = next(numbers)
+            if division.is_whole or rows == 1:
+                parts = [part(batches.shuffled(number, batch_size, config.seed), rows, width)]
+            else:
+                parts = batches.divided(number, rows, config.seed, division)
+            update(model, optimiser, parts, config.train, scaler)
 
         return step
 
-    widths = [batches.shuffled(n, batch_size, config.seed).tokens.shape[-1] for n in range(5)]
-    width = sorted(widths)[2]
     model.train()
-    reading = Climb(step_of, batch_size, width, device, budget).whole()
+    width, longest = typical_width(batches, batch_size, division)
+    at_once = batch_size if division.is_whole else division.rows(width, config.task.sequences)
+    reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
     trainable = [p for p in model.parameters() if p.requires_grad]
     return Cost(
         update_seconds=reading.seconds,
         example_seconds=evaluation(config, task, model, splits[config.validation], device),
-        step_bytes=reading.bytes,
+        # A longer one takes no more than its square.
+        step_bytes=reading.bytes * (longest / width) ** 2,
         model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
         parameter_bytes=sum(p.numel() * p.element_size() for p in trainable),
         num_tensors=len(trainable),

@@ -265,7 +265,7 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     where = f"{machine(device)}, {device.type}, {threads(values['threads'])}"
     lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
     partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
-    if partly and device.type == "cpu":
+    if partly and device.type == "cpu" and config.train.micro_batch == 0:
         lines.append(
             f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU they may"
             " take longer: a part fits the caches, a whole batch does not (up to 2.6 times as long"

@@ -65,6 +65,12 @@ class Entry:
         return statistics.median(numbers)
 
     @property
+    def speed_spread(self) -> float | None:
+        """The largest interquartile range of a seed's speed, over its median."""
+        spreads = [record.speed_spread for record in self.finished]
+        return max((spread for spread in spreads if spread is not None), default=None)
+
+    @property
     def accuracy_text(self) -> str:
         """Mean, deviation and number of seeds in words."""
         if self.mean is None:

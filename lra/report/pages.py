@@ -9,6 +9,8 @@ from lra.record import read_records
 from lra.report import figure
 from lra.report.grid import CHANCE_ERRORS, Grid, build_grid
 from lra.report.tables import (
+    MARK,
+    MOST_SPREAD,
     accuracy_table,
     published_table,
     throughput_table,
@@ -98,10 +100,12 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
         "\n\n".join(
             [
                 f"# Throughput, scale {scale}, protocol {protocol} ({_sources(grid)} data)",
-                "Training speed without validation. The ratio to softmax is given only where both"
-                " were measured on one machine, device, precision, number of threads, torch and"
-                " commit. Memory on the CPU is the whole process at its peak, on a GPU the"
-                " allocator's peak.",
+                "Training speed without validation: the median over windows of updates. `spread` is"
+                " the interquartile range of these windows over their median; where it exceeds"
+                f" {MOST_SPREAD:.0%}, {MARK} says that the machine was disturbed. The ratio to"
+                " softmax is given only where both were measured on one machine, device,"
+                " precision, number of threads, torch and commit. Memory on the CPU is the whole"
+                " process at its peak, on a GPU the allocator's peak.",
                 markdown(throughput_table(grid)),
                 "\n".join(f"* {line}" for line in notes(grid)),
             ]

@@ -9,9 +9,11 @@ from pathlib import Path
 from lra.markdown import Table
 from lra.paths import PUBLISHED
 from lra.record import Method
-from lra.report.grid import Entry, Grid
+from lra.report.grid import BASELINE, Entry, Grid
 
 Value = str | int | float | None
+# A speed whose quartiles are further apart than this share of it is marked.
+MOST_SPREAD, MARK = 0.2, "(!)"
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,19 @@ class Column:
         key: Its title in CSV.
         value: What CSV holds, of a grid, task and method whose entry has a result; None is empty.
         text: What people read, made from the value.
+        doubtful: Whether people are told by a mark not to rely on it.
     """
 
     title: str
     key: str
     value: Callable[[Grid, str, Method, Entry], Value]
     text: Callable[[Value], str] = str
+    doubtful: Callable[[Grid, str, Method, Entry], bool] = lambda *which: False
+
+    def shown(self, grid: Grid, task: str, method: Method, entry: Entry) -> str:
+        """Return what people read, with its mark."""
+        text = self.text(self.value(grid, task, method, entry))
+        return f"{text} {MARK}" if text and self.doubtful(grid, task, method, entry) else text
 
 
 def _rounded(key: str, digits: int) -> Callable[[Grid, str, Method, Entry], Value]:
@@ -48,15 +57,42 @@ def _parameters(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
     return entry.finished[0].parameters
 
 
+def _spread(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
+    return None if entry.speed_spread is None else round(entry.speed_spread, 4)
+
+
+def _unsteady(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
+    return (entry.speed_spread or 0.0) > MOST_SPREAD
+
+
+def _unsteady_ratio(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
+    baseline = grid.entry(task, Method(BASELINE))
+    both = [entry, *([baseline] if baseline is not None else [])]
+    return any(_unsteady(grid, task, method, each) for each in both)
+
+
 def _format(pattern: str, divisor: int = 1) -> Callable[[Value], str]:
     return lambda value: "" if value is None else pattern.format(float(value) / divisor)
 
 
 # A line here is a column in every format.
 THROUGHPUT = (
-    Column("train steps/s", "steps_per_second", _rounded("steps_per_second", 4), _format("{:.2f}")),
-    Column("tokens/s", "tokens_per_second", _rounded("tokens_per_second", 1), _format("{:,.0f}")),
-    Column("x softmax", "ratio_to_softmax", _speed_ratio, _format("{:.2f}")),
+    Column(
+        "train steps/s",
+        "steps_per_second",
+        _rounded("steps_per_second", 4),
+        _format("{:.2f}"),
+        _unsteady,
+    ),
+    Column(
+        "tokens/s",
+        "tokens_per_second",
+        _rounded("tokens_per_second", 1),
+        _format("{:,.0f}"),
+        _unsteady,
+    ),
+    Column("x softmax", "ratio_to_softmax", _speed_ratio, _format("{:.2f}"), _unsteady_ratio),
+    Column("spread", "speed_spread", _spread, _format("{:.0%}")),
     Column("peak MiB", "peak_memory_bytes", _peak_memory, _format("{:,.0f}", 2**20)),
     Column("parameters", "parameters", _parameters, _format("{:,.0f}")),
 )
@@ -90,9 +126,7 @@ def throughput_table(grid: Grid) -> Table:
             state = "missing" if entry is None else "failed"
             table.append([*names, state, *["-"] * (len(THROUGHPUT) - 1)])
             continue
-        values = [column.value(grid, task, method, entry) for column in THROUGHPUT]
-        texts = [column.text(v) for column, v in zip(THROUGHPUT, values, strict=True)]
-        table.append([*names, *texts])
+        table.append(names + [column.shown(grid, task, method, entry) for column in THROUGHPUT])
     return table
 
 
