@@ -1,7 +1,6 @@
 """What a cell is known by, whether it is finished, and a finished one read again."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import torch
 
 from lra import checkpoint
 from lra.build import Model, build_model
-from lra.checkpoint import BEST, DamagedError
-from lra.config import Config, ConfigError, comparable, config_hash, recorded
+from lra.checkpoint import BEST, DamagedError, Identity
+from lra.config import Config, ConfigError, comparable, config_hash, differences, recorded
 from lra.machine import resolve_threads
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.tasks import DataError, Task
@@ -48,21 +47,10 @@ def finished(folder: Path, values: dict[str, Any]) -> bool:
     if config_hash(there) != config_hash(here):
         raise ConfigError(
             f"{folder} holds the record of another configuration:\n"
-            + "\n".join(_differences(there, here))
+            + "\n".join(differences(there, here))
             + "\nGive this one a name by variant=..., or replace that one by force=true"
         )
     return record.status == "ok"
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key in sorted(there | here):
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"  {prefix}{key}: {old} there, {new} here")
-    return lines
 
 
 def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
@@ -113,45 +101,6 @@ def _begun(folder: Path) -> dict[str, Any]:
         return {}
     config = (state or {}).get("config", {})
     return {key: config[key] for key in ("threads", "device") if key in config}
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint is known by.
-
-    Args:
-        hash: Of configuration, data and the user's own backends.
-        config: The configuration, as `decided`.
-        code: Version of the suite, as `machine.code_name` tells it.
-    """
-
-    hash: str
-    config: dict[str, Any]
-    code: str
-
-    def check(self, file: Path, state: dict[str, Any], steps: int) -> None:
-        """Refuse the checkpoint of another cell.
-
-        Args:
-            file: Where it was read from, for messages.
-            state: What is in it.
-            steps: Updates of the whole run.
-
-        Raises:
-            ConfigError: It is another one's; the message shows where they differ.
-        """
-        if state["identity"] != self.hash:
-            differences = _differences(state.get("config", self.config), self.config)
-            where = ":\n" + "\n".join(differences) + "\n" if differences else ": "
-            raise ConfigError(
-                f"{file} belongs to another configuration, other data or an attention that has"
-                f" changed since{where}give this one a name by variant=..., or delete the file"
-            )
-        if (step := state["progress"]["step"]) > steps:
-            raise DamagedError(
-                f"{file}: not a readable checkpoint (progress.step={step} of {steps}); delete it"
-                " to start anew"
-            )
 
 
 def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str = "") -> Identity:

@@ -9,13 +9,14 @@ import io
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lra.config import ConfigError
+from lra.config import ConfigError, differences
 from lra.folders import writing
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,45 @@ OPTIONAL = {"scaler", "config", "code", "speed", "division", "micro_batch"}
 
 class DamagedError(ConfigError):
     """A file is not the checkpoint that was written."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is known by.
+
+    Args:
+        hash: Of configuration, data and the user's own backends.
+        config: The configuration, as `decided`.
+        code: Version of the suite, as `machine.code_name` tells it.
+    """
+
+    hash: str
+    config: dict[str, Any]
+    code: str
+
+    def check(self, file: Path, state: dict[str, Any], steps: int) -> None:
+        """Refuse the checkpoint of another cell.
+
+        Args:
+            file: Where it was read from, for messages.
+            state: What is in it.
+            steps: Updates of the whole run.
+
+        Raises:
+            ConfigError: It is another one's; the message shows where they differ.
+        """
+        if state["identity"] != self.hash:
+            lines = differences(state.get("config", self.config), self.config)
+            where = ":\n" + "\n".join(lines) + "\n" if lines else ": "
+            raise ConfigError(
+                f"{file} belongs to another configuration, other data or an attention that has"
+                f" changed since{where}give this one a name by variant=..., or delete the file"
+            )
+        if (step := state["progress"]["step"]) > steps:
+            raise DamagedError(
+                f"{file}: not a readable checkpoint (progress.step={step} of {steps}); delete it"
+                " to start anew"
+            )
 
 
 def checksum(value: Any) -> str:

@@ -407,6 +407,24 @@ def config_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return where two configurations differ, a line per key.
+
+    Args:
+        there: One, as `comparable` returns it.
+        here: The other.
+        prefix: Of the keys.
+    """
+    lines = []
+    for key in sorted(there | here):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"  {prefix}{key}: {old} there, {new} here")
+    return lines
+
+
 def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dict[str, Any]:
     """Check `options` against the keyword-only arguments of a class.
 

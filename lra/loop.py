@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from lra import checkpoint
 from lra.batches import Batch, Batches
-from lra.cell import Identity
-from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS
+from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
 from lra.config import TrainConfig, resolve_precision
 from lra.division import Division, division_for, is_out_of_memory, needs_whole_batch
 from lra.events import Events

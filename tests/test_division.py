@@ -14,8 +14,8 @@ import lra.config
 from lra import division
 from lra.batches import TRIM, Batch, Batches
 from lra.build import build_model
-from lra.cell import Identity, finished
-from lra.checkpoint import BEST, CHECKPOINT, load
+from lra.cell import finished
+from lra.checkpoint import BEST, CHECKPOINT, Identity, load
 from lra.config import ConfigError, comparable
 from lra.division import WHOLE, Division, division_for, is_out_of_memory, needs_whole_batch
 from lra.loop import Run, accumulate, count_correct, scaler_for
