@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What is run; names separated by commas.
+# What is run; names separated by commas. `lra` has the same without make.
 TASKS ?= listops,text,retrieval,image,pathfinder
 ATTENTIONS ?= softmax,fourier,wavspa,mra
 SEEDS ?= 0
@@ -23,17 +23,26 @@ MISSING ?= stop
 PLAN ?=
 # TORCH=cpu installs the CPU build of torch where plain pip would fetch the CUDA one.
 TORCH ?=
-# Further key=value overrides of lra.train.
+# Further words of `lra train`, quoted as the shell wants them.
 ARGS ?=
 
-# The table of where the data come from, and on stdout the tasks that can be trained.
-PREFLIGHT = $(BIN)/python -m lra.preflight --tasks $(TASKS) --scale $(SCALE) \
-	--protocol $(PROTOCOL) --missing $(MISSING) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) -- $(ARGS)
-OVERRIDES = device=$(DEVICE) hydra/launcher=$(LAUNCHER) \
-	$(if $(DATA_DIR),data_dir=$(DATA_DIR)) $(ARGS)
-SWEEP = attention=$(ATTENTIONS) seed=$(SEEDS) scale=$(SCALE) protocol=$(PROTOCOL) $(OVERRIDES)
-GRID = --scale $(SCALE) --protocol $(PROTOCOL) --attentions $(ATTENTIONS) --seeds $(SEEDS)
-REPORT = $(GRID) --tasks $(TASKS)
+# Whatever a variable holds reaches the shell as one word: $(call literal,DATA_DIR).
+literal = '$(subst ','\'',$(value $(1)))'
+# A variable as a word of the commands, where it holds anything: $(call key,data_dir,DATA_DIR).
+key = $(if $(value $(2)),'$(1)='$(call literal,$(2)))
+LRA = $(BIN)/python -m lra
+ABOUT_DATA = $(call key,task,TASKS) $(call key,scale,SCALE) $(call key,protocol,PROTOCOL) \
+	$(call key,data_dir,DATA_DIR)
+GRID = $(ABOUT_DATA) $(call key,attention,ATTENTIONS) $(call key,seed,SEEDS)
+RUN = $(call key,device,DEVICE) $(call key,hydra/launcher,LAUNCHER) $(value ARGS)
+
+# A variable that is none would change nothing, and nobody would know.
+KNOWN := PYTHON VENV BIN TASKS ATTENTIONS SEEDS SCALE PROTOCOL LAUNCHER DEVICE DATA_DIR FETCH \
+	MISSING PLAN TORCH ARGS SHELL MAKEFLAGS MAKEOVERRIDES
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+ifneq ($(filter-out $(KNOWN) -%,$(GIVEN)),)
+$(error $(filter-out $(KNOWN) -%,$(GIVEN)): no such variable; there are $(KNOWN))
+endif
 
 .PHONY: help install install-dev test test-all lint data preflight reproduce-lra bench report clean
 
@@ -78,25 +87,19 @@ lint: install-dev ## Check style and types
 	$(BIN)/mypy
 
 data: install ## Build the data sets of TASKS at SCALE into data/cache, print a table
-	$(BIN)/python scripts/prepare_data.py --tasks $(TASKS) --scale $(SCALE) --protocol $(PROTOCOL) \
-		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(FETCH),--fetch) $(ARGS)
+	@$(LRA) data $(ABOUT_DATA) $(value ARGS) $(if $(FETCH),--fetch)
 
 preflight: install ## Say where the data of TASKS come from, or what is missing
-	@$(PREFLIGHT) >/dev/null
+	@$(LRA) preflight $(ABOUT_DATA) $(value ARGS) --missing $(call literal,MISSING) >/dev/null
 
 reproduce-lra: install ## Plan, train every pairing of TASKS and ATTENTIONS, print and write the tables
-	@tasks=$$($(if $(filter paper,$(SCALE)),$(PREFLIGHT),echo $(TASKS))) || \
-		$(if $(PLAN),tasks=$(TASKS),exit); status=0; \
-	$(BIN)/python -m lra.plan $(GRID) --tasks $$tasks -- $(OVERRIDES) || exit; \
-	$(if $(PLAN),exit;) \
-	$(BIN)/python -m lra.train -m task=$$tasks $(SWEEP) || status=$$?; \
-	$(BIN)/python -m lra.report $(REPORT) || status=$$?; exit $$status
+	@$(LRA) reproduce $(GRID) $(RUN) --missing $(call literal,MISSING) $(if $(PLAN),--plan)
 
 report: install ## Print and write the tables of the runs there are
-	$(BIN)/python -m lra.report $(REPORT)
+	@$(LRA) report $(GRID) $(value ARGS)
 
 bench: install ## Measure speed and memory of the backends at several lengths
-	$(BIN)/python -m lra.bench $(ARGS)
+	@$(LRA) bench $(value ARGS)
 
 clean: ## Remove the virtual environment, caches and mini results; data and paper runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info results/mini results/runs/mini

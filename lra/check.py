@@ -1,13 +1,16 @@
 """Hold a backend, or a task of your own, to its contract: one line a check, 1 where one fails.
 
-    python -m lra.check my_pkg.my_file:MyAttention window=32
-    python -m lra.check my_file:MyTask num_train=100
-    python -m lra.check softmax
-    python -m lra.check wavspa inner=linear wavelet=ortho
+    lra check my_pkg.my_file:MyAttention window=32
+    lra check my_file:MyTask num_train=100
+    lra check wavspa inner=linear wavelet=ortho
+    lra check attention=wavspa attention@attention.inner=linear attention.options.wavelet=ortho
+    lra check attention=softmax,mra,my_file:MyAttention
+    lra check
 
 The checks of a backend are those that the tests run over every built-in one; those of a task build
 its data, from LRA_DATA_DIR where it reads some. Each prints `pass`, `FAIL` with the reason, or
-`skip` with the reason. Nothing has to be installed: modules of the current folder are found.
+`skip` with the reason. Of several, and of every built-in backend where none is named, only what
+fails has a line of its own. Nothing has to be installed: modules of the current folder are found.
 """
 
 import argparse
@@ -28,7 +31,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra import custom, task_contract
 from lra.build import build_attention, find_backend
-from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name
+from lra.config import (
+    DATA_DIR_VARIABLE,
+    AttentionConfig,
+    ConfigError,
+    backend_name,
+    command,
+    groups,
+)
 from lra.contract import (
     CHECKS,
     LENGTH,
@@ -42,6 +52,8 @@ from lra.contract import (
 )
 from lra.task_contract import TASK_CHECKS
 from lra.tasks import DataError
+from lra.terminal import run as run_command
+from lra.words import expand, value_of
 
 LEAST_LENGTH = LENGTH + MORE
 SIZES = {
@@ -110,14 +122,15 @@ def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         "\n".join(f"  {sentence(check)}" for check in checks) for checks in (CHECKS, TASK_CHECKS)
     )
     parser = argparse.ArgumentParser(
-        prog="python -m lra.check",
+        prog="lra check",
         description=__doc__,
         epilog=f"checks of a backend:\n{backend}\n\nchecks of a task:\n{task}\n\n"
         "What they must have is in lra/contract.py and lra/task_contract.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("backend", help="a built-in one by its name, or module:Class")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="its options; inner=NAME")
+    parser.add_argument(
+        "words", nargs="*", help="attention=NAME and attention.options.KEY=VALUE, or NAME KEY=VALUE"
+    )
     parser.add_argument("--fast", action="store_true", help="leave torch.compile out")
     for key, what in SIZES.items():
         default = getattr(SMALL, key)
@@ -134,37 +147,74 @@ def main(words: Sequence[str] | None = None) -> None:
         words: The command line; that of the process where None.
     """
     parser, args = _arguments(words)
-    if wrong := [word for word in args.options if "=" not in word]:
-        parser.error(f"{wrong[0]}: an option is written key=value")
-    if ":" in args.backend:
-        try:
-            if _is_task(args.backend):
-                sys.exit(_check_task(args.backend, _options(args.options)))
-        except (ConfigError, DataError, OmegaConfBaseException) as error:
-            parser.error(str(error))
     if args.max_length < LEAST_LENGTH:
         parser.error(f"--max-length {args.max_length}: must be at least {LEAST_LENGTH}")
-    sizes = {key: getattr(args, key) for key in SIZES}
     try:
-        shape = replace(SMALL, **sizes)
+        sizes: dict[str, Any] = {key: getattr(args, key) for key in SIZES}
+        replace(SMALL, **sizes)
     except ValueError as error:
         parser.error(f"--{str(error).replace('_', '-', 1)}")
     try:
-        config = attention_config(args.backend, _options(args.options))
-        subject = Subject(build_attention(config), shape)
-    except (ConfigError, OmegaConfBaseException) as error:
+        named = _named(args.words)
+        is_one = len(named) == 1
+        failed = [_check(*each, sizes, args.fast, is_one) for each in named]
+    except (ConfigError, DataError, OmegaConfBaseException) as error:
         parser.error(str(error))
+    sys.exit(any(failed))
+
+
+def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what words name, each with its options: backends, or a task of the user's own.
+
+    Raises:
+        ConfigError: A word is wrong.
+    """
+    if not words:
+        return [(name, {}) for name in groups().get_group_options("attention")]
+    if "=" not in words[0]:
+        if wrong := [word for word in words[1:] if "=" not in word]:
+            raise ConfigError(f"{wrong[0]}: an option is written key=value")
+        return [(words[0], _options(words[1:]))]
+    found = []
+    ready = command(words)
+    for cell in expand(ready, groups(ready)):
+        given = dict(word.lstrip("+").partition("=")[::2] for word in cell)
+        group = "attention" if any(key.startswith("attention") for key in given) else "task"
+        name = str(value_of(given.get(group, "softmax")))
+        start = f"{group}.options."
+        options = _options(
+            [f"{k.removeprefix(start)}={v}" for k, v in given.items() if k.startswith(start)]
+        )
+        if inner := given.get("attention@attention.inner"):
+            options["inner"] = str(value_of(inner))
+        found.append((given[f"{group}.path"] if name == "custom" else name, options))
+    return found
+
+
+def _check(
+    name: str, options: dict[str, Any], sizes: dict[str, Any], fast: bool, is_one: bool
+) -> bool:
+    """Run every check on a backend or task, print how they ended, and return whether one failed.
+
+    Raises:
+        ConfigError: There is no such backend or option, or it refuses the sizes.
+        DataError: The raw data of a task are missing.
+    """
+    if ":" in name and _is_task(name):
+        return _check_task(name, options)
+    shape = replace(SMALL, **sizes)
+    subject = Subject(build_attention(attention_config(name, options)), shape)
     try:
         subject.build()
     except ValueError as error:
-        parser.error(
-            f"{args.backend} refuses to be built with {shape}: {error}\nGive options that fit"
+        raise ConfigError(
+            f"{name} refuses to be built with {shape}: {error}\nGive options that fit"
             " these sizes, by key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
-        )
+        ) from error
     except Exception as error:  # whatever the backend raises is a finding
         print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
-        sys.exit(1)
-    sys.exit(_run_all(args.backend, CHECKS, subject, leave_out=compiles if args.fast else None))
+        return True
+    return _run_all(name, CHECKS, subject, compiles if fast else None, is_one)
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
@@ -178,15 +228,17 @@ def _run_all(
     checks: Sequence[Callable[[S], None]],
     subject: S,
     leave_out: Callable[[S], None] | None = None,
+    is_one: bool = True,
 ) -> bool:
-    """Run checks, print a line for each, and return whether one failed."""
+    """Run checks, print a line for each or only for those that fail, return whether one did."""
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
     for check in checks:
         state, why = ("skip", "--fast") if check is leave_out else run(check, subject)
         counts[state] += 1
-        print(f"{state}  {sentence(check)}{': ' if why else ''}{why}", flush=True)
+        if is_one or state == "FAIL":
+            print(f"{state}  {sentence(check)}{': ' if why else ''}{why}", flush=True)
     passed, failed, skipped = counts.values()
-    print(f"{name}: {passed} passed, {failed} failed, {skipped} skipped")
+    print(f"{name}: {passed} passed, {failed} failed, {skipped} skipped", flush=True)
     return failed > 0
 
 
@@ -210,4 +262,4 @@ def _check_task(path: str, options: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -9,8 +9,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,16 +22,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra.paths import CONFIGS, cache_dir, runs_dir
 from lra.typecheck import describe, fits
+from lra.words import SEARCH_PATH, Groups, check_keys, complete, key_of, read, shown
+from lra.words import ConfigError as ConfigError
 from models.sizes import ModelConfig
 
 SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear")
 ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
+# What a generator of torch takes.
+LEAST_WRONG_SEED = 2**63
+# File systems allow 255 bytes; a variant is a folder's name.
+LONGEST_VARIANT = 200
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
-
-
-class ConfigError(ValueError):
-    """A key or value that a person got wrong."""
 
 
 @dataclass(kw_only=True)
@@ -253,14 +255,14 @@ class Config:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be at least 0")
+        if not 0 <= self.seed < LEAST_WRONG_SEED:
+            raise ValueError(f"seed={self.seed}: must be at least 0 and below 2^63")
         if self.threads < 0:
             raise ValueError(f"threads={self.threads}: must be at least 0 (0 = torch's default)")
         if self.validation not in ("validation", "test"):
             raise ValueError(f"validation={self.validation}: must be one of validation, test")
-        if not self.variant or set(self.variant) & set("/\\") or self.variant.startswith("."):
-            raise ValueError(f"variant={self.variant}: must be a plain folder name")
+        if problem := _problem_of_folder(self.variant):
+            raise ValueError(f"variant={shown(self.variant)}: {problem}")
         kind, _, index = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (
             index and not (kind == "cuda" and index.isdecimal())
@@ -288,6 +290,17 @@ class Config:
         """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""
         folder = self.data_dir or os.environ.get(DATA_DIR_VARIABLE)
         return Path(folder) if folder else None
+
+
+def _problem_of_folder(name: str) -> str:
+    """Return why a name cannot be a folder's on every system; nothing where it can."""
+    if len(name.encode()) > LONGEST_VARIANT:
+        return f"must be a plain folder name of at most {LONGEST_VARIANT} bytes"
+    forbidden = sorted(set(name) & set('/\\|<>:"?*') | {c for c in name if not c.isprintable()})
+    if not name or name.startswith(".") or name != name.strip() or forbidden:
+        which = f", without {' '.join(map(shown, forbidden))}" if forbidden else ""
+        return f"must be a plain folder name{which}"
+    return ""
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -350,18 +363,37 @@ def place(*overrides: str) -> tuple[Config, Path]:
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
     """
-    register()
+    words = command(overrides)
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose("train", list(overrides), return_hydra_config=True)
+        with initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            composed = compose("train", words, return_hydra_config=True)
         sweep = composed.hydra.sweep
         folder = Path(sweep.dir) / sweep.subdir
     except (HydraException, OmegaConfBaseException) as error:
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        raise ConfigError(f"{error}{cause}") from error
+        raise ConfigError(_in_a_line(error)) from error
     with open_dict(composed):
         del composed["hydra"]
     return resolve(composed), folder
+
+
+_NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says is wrong, in a line."""
+    text = str(error)
+    if found := _NO_RECIPE.search(text):
+        protocol, task = found.groups()
+        recipes = CONFIGS / "protocol" / "task"
+        there = ", ".join(sorted(file.stem for file in (recipes / protocol).glob("*.yaml")))
+        others = sorted(file.parent.name for file in recipes.glob(f"*/{task}.yaml"))
+        return (
+            f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'};"
+            f" {task} is in protocol={','.join(others) or 'none'}"
+        )
+    first = text.strip().splitlines()[0].removeprefix("In 'train': ")
+    cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
+    return first if not cause or cause in first else f"{first}: {cause}"
 
 
 def recorded(values: dict[str, Any]) -> Config:
@@ -482,6 +514,86 @@ def backend_name(path: str | None) -> str:
 
 # At import, so that the processes of a parallel sweep have it too.
 OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
+
+
+def groups(words: Iterable[str] = ()) -> Groups:
+    """Return the groups of configuration files: those of `hydra.searchpath` before the suite's.
+
+    Raises:
+        ConfigError: A word is none.
+    """
+    own: list[Path] = []
+    for word in words:
+        if key_of(word) == SEARCH_PATH:
+            listed = read(word, Groups(())).value()
+            assert isinstance(listed, list), word
+            own += [Path(str(each).removeprefix("file://")) for each in listed]
+    return Groups((*own, CONFIGS))
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """Return the words of a command as Hydra reads them, and make the schemas known to it.
+
+    A user's own backend or task may be written where a name is: attention=my_file:Mine.
+
+    Raises:
+        ConfigError: A word is none, or names no key, group or option.
+    """
+    there = groups(words)
+    ready = complete(words, there)
+    check_keys(ready, list(_keys(Config)), there)
+    register()
+    for word in ready:
+        for path in _paths(word, there) if key_of(word) in ("task", "attention") else []:
+            _register_own(key_of(word), path, there)
+    return ready
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Return every key of a dataclass; one that ends in a point holds keys of its own."""
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        key, inside = f"{prefix}{each.name}", types[each.name]
+        yield key
+        if is_dataclass(inside):
+            assert isinstance(inside, type)
+            yield from _keys(inside, f"{key}.")
+        elif each.name in ("options", "inner"):
+            yield f"{key}."
+
+
+def _paths(word: str, there: Groups) -> list[str]:
+    """Return those values of a word that are paths of a user's own backends.
+
+    Raises:
+        ConfigError: One has a colon and is no path.
+    """
+    override = read(word, there)
+    if override.is_delete() or override.is_interval_sweep():
+        return []
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    paths = [str(value) for value in values if isinstance(value, str) and ":" in value]
+    for path in paths:
+        if not is_path(path) and "$" not in path:
+            where = override.get_key_element()
+            raise ConfigError(f"{where}={path}: must be module:Class, such as my_file:MyAttention")
+    return [path for path in paths if is_path(path)]
+
+
+def _register_own(group: str, path: str, there: Groups) -> None:
+    """Make a user's own backend or task an option of its group, by its path."""
+    store = ConfigStore.instance().store
+    if group == "attention":
+        schema: dict[str, Any] = {"defaults": ["/attention_schema@_here_", "_self_"]}
+        store(group=group, name=path, node=schema | {"name": backend_name(path), "path": path})
+        return
+    store(group=group, name=path, node={"defaults": ["custom", "_self_"], "path": path})
+    # What protocols and scales have for it.
+    for folder in there.folders:
+        for file in folder.glob("*/task/*/custom.yaml"):
+            layer = str(file.parent.relative_to(folder))
+            node = {"defaults": [f"/{layer}/custom@_global_", "_self_"]}
+            store(group=layer, name=path, node=node, package="_global_")
 
 
 def register() -> None:

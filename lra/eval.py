@@ -1,6 +1,9 @@
 """Test a finished run's chosen parameters again.
 
-    python -m lra.eval results/runs/mini/nystromformer/listops/softmax/default/seed0
+    lra eval task=listops attention=softmax scale=mini
+    lra eval results/runs/mini/nystromformer/listops/softmax/default/seed0
+
+A run is named by its words, or by its folder; several words name several runs.
 
 Reads the run's record for its configuration, `best.pt` for the parameters and the same data, and
 prints the accuracy beside the recorded one; the exit code is 1 where they differ.
@@ -8,6 +11,7 @@ prints the accuracy beside the recorded one; the exit code is 1 where they diffe
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,45 +19,69 @@ import torch
 
 from lra.build import batches_for, build_task
 from lra.cell import load_run
-from lra.config import ConfigError
+from lra.config import ConfigError, command, groups, place
 from lra.loop import count_correct
 from lra.machine import resolve_device
 from lra.paths import cache_dir
 from lra.tasks import DataError, cache
+from lra.terminal import run
+from lra.words import expand
 
 
 def main() -> None:
     """Test the run that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m lra.eval", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lra eval", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", type=Path, help="run folder, with result.json and best.pt")
+    parser.add_argument("words", nargs="+", help="key=value as of lra train, or run folders")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; else the run's")
     parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     try:
-        config, record, model = load_run(args.run)
-        device = args.device or record.device
-        config = replace(config, device=device, data_dir=args.data_dir, cache_dir=args.cache_dir)
-        torch.set_num_threads(record.threads)
-        task = build_task(config)
-        data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
-        if data.fingerprint != record.data_fingerprint:
-            raise ConfigError(
-                f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
-                f" {record.data_fingerprint[:16]} there"
-            )
-        model.to(resolve_device(config.device))
-        correct = count_correct(
-            model, batches_for(config, task, model, data.splits["test"]), config.train
-        )
+        there = list(folders(args.words))
+        equal = [test(each, args.device, args.data_dir, args.cache_dir) for each in there]
     except (ValueError, DataError) as error:
-        sys.exit(f"{error}")
-    total = record.test_total or 0
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(not all(equal))
+
+
+def folders(words: Sequence[str]) -> Iterator[Path]:
+    """Yield the run folders that words name, or are.
+
+    Raises:
+        ConfigError: A word is none, and no folder.
+    """
+    yield from (Path(word) for word in words if Path(word).is_dir())
+    if ready := command([word for word in words if not Path(word).is_dir()]):
+        for each in expand(ready, groups(ready)):
+            yield place(*each)[1]
+
+
+def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str) -> bool:
+    """Test a run's parameters, print the accuracy, and tell whether it is the recorded one.
+
+    Raises:
+        ConfigError: The run has no result, or the data are others.
+        DataError: The data are missing or damaged.
+    """
+    config, record, model = load_run(folder)
+    config = replace(config, device=device or record.device, data_dir=data_dir, cache_dir=cache_dir)
+    torch.set_num_threads(record.threads)
+    task = build_task(config)
+    data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+    if data.fingerprint != record.data_fingerprint:
+        raise ConfigError(
+            f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
+            f" {record.data_fingerprint[:16]} there"
+        )
+    model.to(resolve_device(config.device))
+    batches = batches_for(config, task, model, data.splits["test"])
+    correct, total = count_correct(model, batches, config.train), record.test_total or 0
     print(f"{config.cell}: test {correct / total:.4f} ({correct} of {total})")
     print(f"recorded: {record.test_accuracy:.4f} ({record.test_correct} of {total})")
-    sys.exit(correct != record.test_correct)
+    return correct == record.test_correct
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,27 +1,30 @@
 """Say where the data of every task come from, or what is missing, before anything trains.
 
-    python -m lra.preflight --tasks listops,image --scale paper --data-dir RAW [--missing skip]
+    lra preflight task=listops,image data_dir=RAW [--missing skip]
 
-The table goes to stderr; stdout gets one line, the tasks that can be trained, for the Makefile.
+The table goes to stderr; stdout gets one line, the tasks that can be trained, for `lra reproduce`.
 The exit status is 1 where data are missing, unless `--missing skip` leaves those tasks out.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from lra.build import build_task
-from lra.config import Config, ConfigError, load
+from lra.config import Config, ConfigError, command, groups, load
 from lra.markdown import markdown
 from lra.tasks import DataError, archive, cache, cifar10, text
 from lra.tasks.hub import HubFile
+from lra.terminal import run
+from lra.words import choices
 
 # By the signature of the sources that are read from there.
 HUBS = {str(hub): hub for hub in (cifar10.HUB, text.HUB)}
+# Other keys that decide which data are read.
+_OF_DATA = ("data_dir", "cache_dir", "debug", "hydra.searchpath")
 # Seconds.
 TIMEOUT = 10.0
 
@@ -109,10 +112,9 @@ def _command(config: Config, data_dir: Path | None) -> str:
     """Return the command that fetches a task's published files, where they can be fetched."""
     if config.task.name not in archive.PARTS:
         return "these files, and DATA_DIR=/where/they/lie"
-    return (
-        f"make data FETCH=1 TASKS={config.task.name} SCALE={config.scale}"
-        f" PROTOCOL={config.protocol.name} DATA_DIR={data_dir or '/where/raw/data/shall/lie'}"
-    )
+    folder = data_dir or "/where/raw/data/shall/lie"
+    words = [f"task={config.task.name}", f"protocol={config.protocol.name}", f"data_dir={folder}"]
+    return shlex.join(["lra", "data", "--fetch", *words])
 
 
 def _copy(hub: HubFile, data_dir: Path | None) -> str:
@@ -124,19 +126,23 @@ def _copy(hub: HubFile, data_dir: Path | None) -> str:
     )
 
 
-def data_overrides(words: Sequence[str]) -> list[str]:
-    """Return those overrides of a sweep that decide which data are read.
+def of_each_task(words: Sequence[str]) -> list[list[str]]:
+    """Return the words that decide which data are read, of each task of a grid.
 
     An option that is swept over is left out: its values read the same raw data.
+
+    Args:
+        words: Complete words.
     """
-    kept = []
-    for override in OverridesParser.create().parse_overrides([w for w in words if "=" in w]):
-        key = override.get_key_element()
-        about_data = key.startswith("task.") or key in ("data_dir", "cache_dir")
-        if about_data and not override.is_sweep_override():
-            assert override.input_line is not None
-            kept.append(override.input_line)
-    return kept
+    chosen = choices(words, groups(words))
+    tasks = chosen.get("task", ["listops"])
+    kept = [
+        f"{key}={values[0]}"
+        for key, values in chosen.items()
+        if len(values) == 1 and key.startswith(("task.", *_OF_DATA))
+    ]
+    one = [f"{key}={chosen[key][0]}" for key in ("scale", "protocol") if key in chosen]
+    return [[f"task={task}", *one, *kept] for task in tasks]
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -151,28 +157,26 @@ def report(findings: Sequence[Finding]) -> str:
 
 def main() -> None:
     """Look for the data of every task, and say what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="lra preflight", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tasks", required=True, help="names, separated by commas")
-    parser.add_argument("--scale", default="paper")
-    parser.add_argument("--protocol", default="nystromformer")
-    parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")
-    parser.add_argument("--missing", choices=("stop", "skip"), default="stop")
-    parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
-    args = parser.parse_args()
+    parser.add_argument("words", nargs="*", help="key=value as of lra train; data_dir=FOLDER")
+    parser.add_argument(
+        "--missing", choices=("stop", "skip"), default="stop", help="what then; %(default)s"
+    )
+    args = parser.parse_intermixed_args()
     findings = []
     try:
-        for task in args.tasks.split(","):
-            words = [f"task={task}", f"scale={args.scale}", f"protocol={args.protocol}"]
-            config = load(*words, *data_overrides(args.overrides))
-            findings.append(find_data(config, args.data_dir or config.raw_data_dir()))
+        for words in of_each_task(command(args.words)):
+            config = load(*words)
+            findings.append(find_data(config, config.raw_data_dir()))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     whole = [finding.task for finding in findings if not finding.supply]
     print(report(findings), file=sys.stderr)
     if len(whole) < len(findings) and args.missing == "stop":
-        print("\nNothing is trained. MISSING=skip leaves these tasks out.", file=sys.stderr)
+        hint = "--missing skip (of make, MISSING=skip) leaves these tasks out."
+        print(f"\nNothing is trained. {hint}", file=sys.stderr)
         sys.exit(1)
     if not whole:
         print("\nNothing is left to train.", file=sys.stderr)
@@ -181,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

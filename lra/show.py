@@ -1,6 +1,6 @@
 """Show every value of a cell and where it comes from.
 
-    python -m lra.show task=listops attention=mra scale=mini train.steps=100
+    lra show task=listops attention=mra scale=mini train.steps=100
 
 The words are those of `lra.train`. A value comes from a file of `configs`, from the command line,
 or is the default of a dataclass or of a backend's `__init__`.
@@ -22,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lra.build import build_attention, build_task, find_backend
-from lra.config import Config, ConfigError, place, register
+from lra.config import Config, ConfigError, command, place
 from lra.paths import CONFIGS
+from lra.terminal import run
 
 COMMAND_LINE = "command line"
 # Longer values are set below their key.
@@ -64,10 +65,10 @@ def layers(*words: str) -> list[Layer]:
     Raises:
         HydraException: A word names no group or option, or a file is missing.
     """
-    register()
+    ready = command(words)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        listed = loader.compute_defaults_list("train", list(words), RunMode.RUN)
+        listed = loader.compute_defaults_list("train", ready, RunMode.RUN)
     found = []
     for default in listed.defaults:
         file = CONFIGS / f"{default.config_path}.yaml"
@@ -125,7 +126,7 @@ def page(*words: str) -> str:
 def main() -> None:
     """Print the page of the cell that the command line names."""
     parser = argparse.ArgumentParser(
-        prog="python -m lra.show",
+        prog="lra show",
         description="Print every value of a cell and where it comes from.",
     )
     parser.add_argument("words", nargs="*", help="as of lra.train: task=text attention=mra seed=1")
@@ -202,4 +203,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

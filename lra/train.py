@@ -1,69 +1,128 @@
 """Train one cell, or a sweep of them, and leave a record each.
 
-    python -m lra.train task=listops attention=fourier seed=1
-    python -m lra.train -m task=listops,image attention=softmax,fourier seed=0,1
+    lra train task=listops attention=fourier seed=1
+    lra train task=listops,image attention=softmax,fourier,my_file:Mine seed=0,1
 
-A finished cell is skipped, an unfinished one continues; `force=true` trains it again.
+A finished cell is skipped, an unfinished one continues; `force=true` trains it again. Values
+separated by commas make a sweep, as Hydra's -m does; a sweep ends with how its cells ended.
 """
 
 import logging
-import math
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lra import help
-from lra.config import ConfigError, register, resolve
+from lra import help, sweep
+from lra.config import ConfigError, command, groups, register, resolve
 from lra.paths import CONFIGS
-from lra.runner import run_cell
-from lra.signals import StoppedError
-from lra.tasks import DataError
+from lra.terminal import run
+from lra.words import SEARCH_PATH, expand, is_sweep, key_of
 
 log = logging.getLogger(__name__)
 
-
-def _place_in_sweep() -> str:
-    """Return `[3/20] ` for the third of twenty cells, nothing for a single one."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN:
-        return ""
-    number = hydra_config.job.num + 1
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    parsed = [o for o in OverridesParser.create().parse_overrides(words) if o.is_sweep_override()]
-    # A launcher's workers have other command lines, and a glob counts only what it finds.
-    if not parsed or any(not override.is_choice_sweep() for override in parsed):
-        return f"[{number}] "
-    total = math.prod(len(list(override.sweep_iterator())) for override in parsed)
-    return f"[{number}/{total}] " if number <= total else f"[{number}] "
-
+# Flags of Hydra that are followed by a value.
+_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+_WITH_VALUE |= {"--experimental-rerun"}
+# Flags after which nothing is trained.
+_ONLY_SHOWN = {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"}
+_ONLY_SHOWN |= {"--shell-completion", "-sc"}
 
 register()
 help.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types
-def main(composed: DictConfig) -> None:
-    """Train the cell that Hydra composed, in the folder that Hydra made for it."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def train(composed: DictConfig) -> float | None:
+    """Train the cell that Hydra composed, in the folder that Hydra made for it.
+
+    Returns:
+        The accuracy by which its checkpoint was chosen, which a search maximises.
+    """
+    # Torch takes seconds, and `--help` needs none.
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from lra.runner import CellFailedError, run_cell
+    from lra.signals import StoppedError
+    from lra.tasks import DataError
+
+    folder, in_sweep = _folder(), HydraConfig.get().mode == RunMode.MULTIRUN
+    words, name = list(HydraConfig.get().overrides.task), ""
     try:
+        config = resolve(composed)
+        name = config.cell
         with logging_redirect_tqdm():
-            run_cell(resolve(composed), folder, _place_in_sweep())
-    except (ConfigError, DataError) as error:
+            record = run_cell(config, folder, sweep.place_of(_number(in_sweep), in_sweep))
+        return sweep.finished(words, name, folder, record is None)
+    except (ConfigError, DataError, CellFailedError) as error:
         # A traceback would bury the line that helps; in a sweep the other cells go on.
-        log.error("%s", error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(2)
+        if not isinstance(error, CellFailedError):
+            log.error("%s", error)
+        sweep.failed(words, name, folder, str(error))
+        if in_sweep:
+            return float("nan")
+        sys.exit(1 if isinstance(error, CellFailedError) else 2)
     except StoppedError as error:
         log.warning("%s", error)
         sys.exit(error.code)
 
 
+def _number(in_sweep: bool) -> int:
+    """Return which cell of a sweep this is, from 0."""
+    return int(HydraConfig.get().job.num) if in_sweep else 0
+
+
+def _folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return Hydra's flags and the words among arguments; --config-dir becomes a word."""
+    flags, words, left = [], [], list(arguments)
+    while left:
+        each = left.pop(0)
+        if each in ("--config-dir", "-cd") and left:
+            words.append(f"{SEARCH_PATH}=['file://{Path(left.pop(0)).absolute()}']")
+        elif each in _WITH_VALUE and left:
+            flags += [each, left.pop(0)]
+        elif each.startswith("-"):
+            flags.append(each)
+        else:
+            words.append(each)
+    return flags, words
+
+
+def main() -> None:
+    """Train what the command line names; several values of a word make a sweep."""
+    flags, given = divide(sys.argv[1:])
+    try:
+        words, there = command(given), groups(given)
+        if _ONLY_SHOWN & set(flags):
+            sys.argv[1:] = [*flags, *words]
+            train()
+            return
+        in_sweep = bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
+        is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
+        cells = None if is_search else list(expand(words, there))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    # What a task of one's own says of its data is asked for while a cell is composed.
+    import lra.custom  # noqa: F401
+
+    if is_search or in_sweep:
+        flags = [*(flag for flag in flags if flag not in ("-m", "--multirun")), "--multirun"]
+    sys.argv[1:] = [*flags, *words]
+    if "--multirun" not in flags:
+        train()
+        return
+    with sweep.watched(given, cells) as outcomes:
+        train()
+    sys.exit(any(outcome.state == "failed" for outcome in outcomes))
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -74,6 +74,8 @@ ENTRIES = (
     "bench",
     "preflight",
     "show",
+    "data",
+    "reproduce",
     "reach",
     "plan.__main__",
     "report.__main__",

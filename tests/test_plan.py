@@ -16,7 +16,7 @@ from lra.checkpoint import CHECKPOINT
 from lra.config import ConfigError, place
 from lra.loop import Run
 from lra.plan import cost, page, sweep
-from lra.plan.cells import Data, PlannedCell, assess, expand
+from lra.plan.cells import Data, PlannedCell, assess
 from lra.plan.cost import Cost
 from lra.plan.sweep import Measurements
 from lra.record import RECORD, Method
@@ -24,6 +24,7 @@ from lra.runner import CellFailedError, run_cell
 from lra.signals import StoppedError
 from lra.tasks import DataError
 from lra.tasks.listops import ListOps
+from lra.words import Groups, complete, expand
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = Cost(
@@ -97,7 +98,8 @@ def made_up(
         data=data,
         cost=cost,
     )
-    return replace(cell, values={"threads": 1})
+    words = (f"task={task}", f"attention={attention}", f"seed={seed}")
+    return replace(cell, values={"threads": 1}, words=words)
 
 
 def test_a_sweep_is_expanded_as_hydra_does() -> None:
@@ -108,13 +110,13 @@ def test_a_sweep_is_expanded_as_hydra_does() -> None:
     words += ["model.classifier_dims=[1,2],[3]", "attention@attention.inner=softmax"]
     parsed = OverridesParser.create().parse_overrides(words)
     theirs = BasicSweeper.split_arguments(parsed, None)[0]
-    assert list(expand(words)) == [list(each) for each in theirs] and len(theirs) == 12
+    assert list(expand(words, Groups(()))) == [list(each) for each in theirs] and len(theirs) == 12
 
 
-@pytest.mark.parametrize("word", ["task=glob(*)", "model.layers=interval(1,2)", "a=[1"])
+@pytest.mark.parametrize("word", ["task=glob(*)", "model.layers=interval(1,2)", "softmax"])
 def test_what_is_no_list_is_refused_by_name(word: str) -> None:
     with pytest.raises(ConfigError, match=word.split("=")[0].replace(".", r"\.")):
-        list(expand([word]))
+        list(expand(complete([word], Groups(())), Groups(())))
 
 
 @pytest.mark.slow
@@ -184,7 +186,7 @@ def test_a_cell_that_cannot_be_is_marked_and_named() -> None:
     words = ["task=pathx", "attention=softmax", "seed=3", "protocol=wavspa"]
     cell = assess(words)
     assert (cell.state, cell.seed) == ("refused", 3)
-    assert cell.detail.startswith("protocol wavspa has no recipe for pathx, only image, listops")
+    assert cell.detail.startswith("protocol=wavspa has no recipe for task=pathx, only for image")
     assert assess(["task=listops", "attention=mra", "seed=0", "train.nothing=1"]).state == "refused"
     wrong = assess(["task=listops", "attention=mra", "seed=0", "task.options.nothing=1"])
     assert wrong.state == "no model" and "task.options.nothing" in wrong.detail
@@ -339,17 +341,17 @@ def test_measuring_leaves_no_run_and_no_data(tmp_path: Path) -> None:
     assert left <= {sweep.NAME}
 
 
-def test_what_is_left_out_is_what_the_named_variables_leave_out() -> None:
+def test_what_is_left_out_is_what_the_named_words_leave_out() -> None:
     tasks, attentions, seeds = ("listops", "text", "image"), ("softmax", "mra", "linear"), (0, 1)
     cells = [
         made_up(t, a, s, hours=9.0 if (t, a) in {("text", "softmax"), ("image", "mra")} else 1.0)
         for t, a, s in itertools.product(tasks, attentions, seeds)
     ]
-    grid = {"TASKS": tasks, "ATTENTIONS": attentions, "SEEDS": tuple(map(str, seeds))}
+    grid = {"task": tasks, "attention": attentions, "seed": tuple(map(str, seeds))}
     found = page.savings(cells)
     for _, rest in found:
         trained = []
-        for line in page.variables(rest, cells):
+        for line in page.commands(rest, cells):
             chosen = grid | {
                 k: tuple(v.split(",")) for k, v in (w.split("=") for w in line.split())
             }
@@ -396,7 +398,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "at most 2.0 MB for data" in text
     assert "image/mra seed 0 stops: other" in text
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
-    assert "* without softmax: 60 min instead of 32.0 h, by TASKS=text,image ATTENTIONS=mra" in text
+    assert "* without softmax: 60 min instead of 32.0 h, by task=text,image attention=mra" in text
     assert "timed" in text and "3 x 2/4" in text
     assert "Taken to have the full length" in text and "Lengths of the data" not in text
     assert "Nothing is left to train." in page.page([done], 0)
@@ -419,53 +421,27 @@ def test_the_command_prints_a_plan_or_the_choices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lra.plan.cost.measure", lambda *rest: COST)
-    rest = ["--", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "train.steps=777"]
-    grid = ["--tasks", "listops,image", "--attentions", "mra", "--scale", "mini"]
-    status, out, err = command(monkeypatch, capsys, *grid, *rest, "hydra/launcher=basic", "-v")
+    rest = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "train.steps=777"]
+    grid = ["task=listops,image", "attention=mra", "scale=mini"]
+    status, out, err = command(monkeypatch, capsys, *grid, *rest, "hydra/launcher=basic")
     assert status == 0 and out.count("| mra       | 0    | to do | 777     |") == 2 and not err
-    status, out, err = command(monkeypatch, capsys, "--tasks", "lists", "--attentions", "mra")
-    assert status == 2 and "task lists: must be one of" in err and "listops" in err
-    words = ["--tasks", "image,pathx", "--attentions", "mra", "--protocol", "wavspa", *rest]
+    status, out, err = command(monkeypatch, capsys, "task=lists", "attention=mra")
+    assert status == 2 and err.startswith("task=lists: did you mean listops? there are image, ")
+    words = ["task=image,pathx", "attention=mra", "protocol=wavspa", *rest]
     status, out, err = command(monkeypatch, capsys, *words)
     assert status == 1 and "refuses to start" in err
-    assert "protocol wavspa has no recipe for pathx" in out and "| image | mra " in out
-    status, _, err = command(monkeypatch, capsys, *grid, "--", "seed=glob(*)")
+    assert "protocol=wavspa has no recipe for task=pathx, only for image, listops" in out
+    assert "| image | mra " in out
+    status, _, err = command(monkeypatch, capsys, *grid, "seed=glob(*)")
     assert status == 2 and "glob" in err
 
 
-FAKE = '#!/bin/bash\necho "$@" >> "$(dirname "$0")/../calls"\n[[ $2 != lra.preflight ]] || {}\n'
-
-
-@pytest.mark.parametrize("scale", ["paper", "mini"])
-@pytest.mark.parametrize("planned", ["1", ""])
-@pytest.mark.parametrize("data", ["echo text", "exit 1"])
-def test_make_plans_before_it_trains_and_stops_there_when_told_to(
-    tmp_path: Path, scale: str, planned: str, data: str
+def test_a_launcher_that_is_not_installed_is_told_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(FAKE.format(data))
-    python.chmod(0o755)
-    (tmp_path / ".installed").touch()
-    make = ["make", "reproduce-lra", f"VENV={tmp_path}", f"SCALE={scale}", f"PLAN={planned}"]
-    make += ["TASKS=text,image", "ATTENTIONS=mra", "SEEDS=0,1", "ARGS=model.layers=1 threads=1"]
-    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
-    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
-    modules = [call[1] for call in calls]
-    lacking = scale == "paper" and data == "exit 1"
-    expected = ["lra.preflight"] * (scale == "paper")
-    if planned or not lacking:
-        expected += ["lra.plan"]
-    if not planned and not lacking:
-        expected += ["lra.train", "lra.report"]
-    assert modules == expected and (done.returncode == 0) == (bool(planned) or not lacking)
-    for call in calls:
-        if call[1] == "lra.plan":
-            tasks = "text" if scale == "paper" and not lacking else "text,image"
-            assert call[call.index("--tasks") + 1] == tasks
-            assert call[call.index("--seeds") + 1] == "0,1"
-            words = call[call.index("--") + 1 :]
-            assert {"model.layers=1", "threads=1", "device=auto"} <= set(words)
+    words = [*tiny(tmp_path), "hydra/launcher=submitit_nowhere"]
+    status, out, _ = command(monkeypatch, capsys, *words)
+    assert status == 1 and "submitit is not installed: pip install -e '.[slurm]' brings it" in out
 
 
 def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) -> None:

@@ -2,26 +2,23 @@
 
 import functools
 import http.server
-import importlib.util
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
+import lra.data
 from lra import preflight
 from lra.build import build_task
 from lra.config import load
 from lra.tasks import DataError, Source, archive, cache, cifar10
 from lra.tasks.listops import FILES, ListOps
 from lra.tasks.registry import TASKS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -185,7 +182,7 @@ def test_a_task_without_its_files_names_the_command_that_fetches_them(
     monkeypatch.setattr(ListOps, "locate", locate)
     finding = assess("listops", tmp_path, tmp_path / "raw")
     assert (finding.state, finding.detail) == ("missing", "nothing in any known folder")
-    command = "make data FETCH=1 TASKS=listops SCALE=paper PROTOCOL=nystromformer DATA_DIR="
+    command = "lra data --fetch task=listops protocol=nystromformer data_dir="
     assert finding.supply == f"{command}{tmp_path}/raw"
 
 
@@ -208,64 +205,50 @@ def test_missing_data_stop_the_grid_unless_they_are_skipped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rest = ["--", f"cache_dir={tmp_path}", "train.steps=3,4", "hydra.launcher.n_jobs=2"]
+    rest = [f"cache_dir={tmp_path}", "train.steps=3,4", "hydra.launcher.n_jobs=2", "seed=0, 1"]
     command = functools.partial(run, monkeypatch, capsys)
-    assert command("--tasks", "image,listops", *rest)[:2] == (0, "image,listops\n")
+    assert command("task=image,listops", *rest)[:2] == (0, "image,listops\n")
     hub.status, hub.error = 404, "RepoNotFound"
-    status, out, err = command("--tasks", "image,listops", *rest)
+    status, out, err = command("task=image,listops", *rest)
     assert (status, out) == (1, "")
     assert "| image   | missing " in err and "| listops | generated " in err
     assert "MISSING=skip" in err
-    assert command("--tasks", "image,listops", "--missing", "skip", *rest)[:2] == (0, "listops\n")
-    status, out, err = command("--tasks", "image", "--missing", "skip", *rest)
+    assert command("task=image,listops", "--missing", "skip", *rest)[:2] == (0, "listops\n")
+    status, out, err = command("task=image", "--missing", "skip", *rest)
     assert (status, out) == (1, "") and "Nothing is left" in err
-    status, out, err = command("--tasks", "listops,nothing", *rest)
+    status, out, err = command("task=listops,nothing", *rest)
     assert (status, out) == (2, "") and "nothing" in err
 
 
-def test_overrides_that_decide_the_data_are_heeded() -> None:
+def test_words_that_decide_the_data_are_heeded() -> None:
     words = ["task.options.data_seed=3", "data_dir=/raw", "task.options.num_test=1,2", "seed=1"]
-    assert preflight.data_overrides([*words, "-m"]) == ["task.options.data_seed=3", "data_dir=/raw"]
-
-
-@pytest.mark.parametrize(("scale", "asked"), [("paper", True), ("mini", False)])
-def test_make_asks_before_a_grid_at_the_paper_scale_only(scale: str, asked: bool) -> None:
-    command = ["make", "-n", "reproduce-lra", f"SCALE={scale}", "MISSING=skip", "BIN=bin"]
-    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert ("lra.preflight" in text) == asked
-    assert ("--missing skip" in text) == asked
-
-
-@pytest.fixture
-def prepare_data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare", ROOT / "scripts/prepare_data.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    assert preflight.of_each_task(["task=text,image", "scale=mini", *words]) == [
+        [f"task={task}", "scale=mini", "task.options.data_seed=3", "data_dir=/raw"]
+        for task in ("text", "image")
+    ]
 
 
 def test_only_tasks_that_lack_published_files_are_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_data: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[object] = []
     monkeypatch.setattr(archive, "fetch", lambda *words: fetched.append(words))
     kinds = {"a": "generated", "b": "published", "c": "other"}
     configs = [SimpleNamespace(task=SimpleNamespace(name=name)) for name in kinds]
     monkeypatch.setattr(
-        prepare_data,
+        lra.data,
         "build_task",
         lambda config: SimpleNamespace(locate=lambda folder: Source(kinds[config.task.name], "")),
     )
-    prepare_data.fetch(configs, tmp_path)
+    lra.data.fetch(configs, tmp_path)
     assert fetched == [(["a"], tmp_path)]
 
 
 def test_no_scale_but_the_published_one_is_fetched_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_data: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "fetch", lambda *words: pytest.fail("fetched"))
-    for words in (["--scale", "mini", "--data-dir", str(tmp_path)], ["--scale", "paper"]):
-        monkeypatch.setattr(sys, "argv", ["prepare", "--fetch", "--tasks", "listops", *words])
-        with pytest.raises(SystemExit, match="--fetch needs --data-dir"):
-            prepare_data.main()
+    for words in (["scale=mini", f"data_dir={tmp_path}"], ["scale=paper"]):
+        monkeypatch.setattr(sys, "argv", ["data", "--fetch", "task=listops", *words])
+        with pytest.raises(SystemExit, match="--fetch needs data_dir"):
+            lra.data.main()

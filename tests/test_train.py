@@ -311,7 +311,7 @@ def test_a_finished_run_is_tested_again_to_the_same_count(tmp_path: Path) -> Non
     [
         ("attention.options.fast=1", "attention.options.fast: no such option; the options are: fu"),
         ("train.steps=0", "train.steps=0: must be at least 1"),
-        ("task=listop", "Could not find 'task/listop'"),
+        ("task=listop", "task=listop: did you mean listops"),
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],
 )

@@ -1,14 +1,11 @@
 """The state of each cell of a sweep, by what is on disk: done, to do, or something in between."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from lra import checkpoint, custom
 from lra.build import build_task
@@ -17,10 +14,10 @@ from lra.checkpoint import CHECKPOINT
 from lra.config import Config, ConfigError, place
 from lra.loop import LOG_EVERY
 from lra.machine import resolve_device
-from lra.paths import CONFIGS
 from lra.plan.cost import Cost
 from lra.record import RECORD, Method, RecordError, read_record
 from lra.tasks import DataError, Source, cache
+from lra.words import value_of
 
 State = Literal[
     "to do", "continues", "failed before", "done", "stops", "no model", "cannot run", "refused"
@@ -67,6 +64,7 @@ class PlannedCell:
         values: What its hash covers.
         data: Its data.
         cost: What was measured; None where nothing was.
+        words: Its words.
     """
 
     task: str
@@ -80,6 +78,7 @@ class PlannedCell:
     values: dict[str, Any] = field(default_factory=dict)
     data: Data | None = None
     cost: Cost | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -142,52 +141,26 @@ class PlannedCell:
         return base + lasting + self.cost.step_bytes
 
 
-def expand(words: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the overrides of every cell of a sweep, in the order in which Hydra runs them.
-
-    Args:
-        words: Overrides; over values separated by commas, and over ranges, is swept.
-
-    Raises:
-        ConfigError: A word is no override, or sweeps over what is no list, such as a glob.
-    """
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-    choices = []
-    for override in overrides:
-        try:
-            values = (
-                list(override.sweep_string_iterator())
-                if override.is_sweep_override()
-                else [override.get_value_element_as_str()]
-            )
-        except HydraException as error:
-            reason = "a plan needs values separated by commas, or a range"
-            raise ConfigError(f"{override.input_line}: {reason}") from error
-        choices.append([f"{override.get_key_element()}={value}" for value in values])
-    yield from map(list, itertools.product(*choices))
-
-
 def assess(words: Sequence[str]) -> PlannedCell:
     """Find out the state of a cell.
 
     Args:
-        words: Its overrides, with those of task, attention and seed among them.
+        words: Its words.
 
     Raises:
         ConfigError: The seed is no number.
     """
-    chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
+    chosen = {"task": "listops", "attention": "softmax", "seed": "0"}
+    chosen |= {key: str(value_of(text)) for key, _, text in (w.partition("=") for w in words)}
     task, attention, seed = chosen["task"], chosen["attention"], chosen["seed"]
     if not seed.isdecimal():
         raise ConfigError(f"seed={seed}: must be a whole number, 0 or more")
-    cell = PlannedCell(task=task, method=Method(attention), seed=int(seed))
+    own = attention.replace(":", ".")
+    cell = PlannedCell(task=task, method=Method(own), seed=int(seed), words=tuple(words))
     try:
         config, folder = place(*words)
     except ConfigError as error:
-        return replace(cell, state="refused", detail=_refusal(str(error), chosen))
+        return replace(cell, state="refused", detail=_refusal(str(error)))
     method = Method(config.attention.name, config.variant)
     cell = replace(cell, method=method, seed=config.seed, config=config, folder=folder)
     try:
@@ -208,13 +181,16 @@ def assess(words: Sequence[str]) -> PlannedCell:
     return replace(cell, state="continues") if cell.step else cell
 
 
-def _refusal(message: str, chosen: Mapping[str, str]) -> str:
-    """Return why a cell cannot be composed, in plainer words where its protocol lacks its task."""
-    recipes = CONFIGS / "protocol" / "task" / chosen.get("protocol", "")
-    if (recipes / f"{chosen['task']}.yaml").exists():
-        return message.splitlines()[0]
-    there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
-    return f"protocol {chosen.get('protocol')} has no recipe for {chosen['task']}, only {there}"
+# What Hydra lacks, and the extra of the project that has it.
+_EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
+
+
+def _refusal(message: str) -> str:
+    """Return why a cell cannot be composed, with the extra that a plugin is missing from."""
+    for plugin, extra in _EXTRAS.items():
+        if "hydra/" in message and plugin in message:
+            return f"{plugin} is not installed: pip install -e '.[{extra}]' brings it"
+    return message.splitlines()[0]
 
 
 def _data(config: Config) -> Data:

@@ -1,5 +1,6 @@
 """The text of a plan: its cells, the hours by task and backend, disk, and what to leave out."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from lra import memory
 from lra.machine import machine, resolve_device
 from lra.markdown import Table, markdown
 from lra.plan.cells import PlannedCell
+from lra.words import grouped
 
 # A part is worth leaving out when it takes at least this share of the time.
 WORTH = 0.1
@@ -15,12 +17,6 @@ WORTH = 0.1
 HEAVY = 0.5
 MOST_NAMED = 4
 MOST_LINES = 6
-# The variables of `make reproduce-lra` that span a grid.
-AXES: dict[str, Callable[[PlannedCell], str]] = {
-    "TASKS": lambda cell: "custom" if cell.config and cell.config.task.path else cell.task,
-    "ATTENTIONS": lambda cell: "custom" if _path(cell) else cell.method.attention,
-    "SEEDS": lambda cell: str(cell.seed),
-}
 
 
 def duration(seconds: float) -> str:
@@ -120,37 +116,26 @@ def _sum(cells: Iterable[PlannedCell]) -> str:
     return ", ".join(dict.fromkeys(cell.state for cell in listed)) or "-"
 
 
-def variables(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
-    """Return the variables of `make reproduce-lra` that train some cells, a line per command.
+def commands(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
+    """Return the words that train some cells, a line per command.
 
     Args:
         cells: Cells to be trained.
         grid: The grid they are of; what it has anyhow is not said.
     """
-    # Tasks with the same backends and seeds fit into one command.
-    groups: dict[tuple[str, ...], list[PlannedCell]] = {}
-    for task in dict.fromkeys(cell.task for cell in cells):
-        own = [cell for cell in cells if cell.task == task]
-        groups.setdefault(tuple(_values(own, AXES["ATTENTIONS"])), []).extend(own)
+    everything: dict[str, tuple[str, ...]] = {}
+    for group in grouped([cell.words for cell in grid]):
+        for key, values in group.items():
+            everything[key] = tuple(dict.fromkeys(everything.get(key, ()) + values))
     lines = []
-    for group in groups.values():
-        words = []
-        for variable, axis in AXES.items():
-            everything, some = _values(grid, axis), _values(group, axis)
-            if len(some) < len(everything):
-                words.append(f"{variable}={','.join(v for v in everything if v in some)}")
-        lines.append(" ".join([*words, *_paths(group, grid)]))
+    for group in grouped([cell.words for cell in cells]):
+        words = [
+            f"{key}={','.join(value for value in everything[key] if value in some)}"
+            for key, some in group.items()
+            if len(some) < len(everything[key])
+        ]
+        lines += [shlex.join(words)] if words else []
     return lines
-
-
-def _paths(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
-    """Return the override that chooses among a user's backends, which share one name."""
-    everything, some = _values(grid, _path), _values(cells, _path)
-    return [f"ARGS=attention.path={','.join(some)}"] if len(some) < len(everything) else []
-
-
-def _path(cell: PlannedCell) -> str:
-    return (cell.config and cell.config.attention.path) or ""
 
 
 def _values(cells: Iterable[PlannedCell], axis: Callable[[PlannedCell], str]) -> list[str]:
@@ -184,7 +169,8 @@ def savings(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]
 
 def _singles(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]:
     """Return the cells of every task and of every backend."""
-    axes = (AXES["TASKS"], AXES["ATTENTIONS"])
+    axes: tuple[Callable[[PlannedCell], str], ...]
+    axes = (lambda cell: cell.task, lambda cell: cell.method.attention)
     return [
         (value, [cell for cell in cells if axis(cell) == value])
         for axis in axes
@@ -207,13 +193,13 @@ def _seconds(cells: Iterable[PlannedCell]) -> float:
 
 
 def saving_lines(cells: Sequence[PlannedCell]) -> list[str]:
-    """Return what could be left out, how long the rest takes, and the variables for that."""
+    """Return what could be left out, how long the rest takes, and the words for that."""
     grid = [cell for cell in cells if cell.state != "refused"]
     lines = []
     for words, rest in savings(grid)[:MOST_LINES]:
         times = f"{duration(_seconds(rest))} instead of {duration(_seconds(cells))}"
-        commands = " and then ".join(variables(rest, grid))
-        lines.append(f"* without {words}: {times}, by {commands}")
+        if chosen := commands(rest, grid):
+            lines.append(f"* without {words}: {times}, by {' and then '.join(chosen)}")
     return ["What could be left out:", *lines] if lines else []
 
 
@@ -241,11 +227,11 @@ def data_lines(cells: Sequence[PlannedCell]) -> list[str]:
     if full:
         lines.append(
             f"Taken to have the full length, the most there is, as no data are built: {full}."
-            " `make data` builds them, or the first cell does, which is not counted."
+            " `lra data` builds them, or the first cell does, which is not counted."
         )
     return [
         *lines,
-        *([f"Nothing to build the data from: {missing}; see make preflight."] * bool(missing)),
+        *([f"Nothing to build the data from: {missing}; see lra preflight."] * bool(missing)),
     ]
 
 
@@ -269,7 +255,7 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
         lines.append(
             f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU they may"
             " take longer: a part fits the caches, a whole batch does not (up to 2.6 times as long"
-            " where both were measured). `python -m lra.plan --budget 60` times larger parts."
+            " where both were measured). `lra plan --budget 60` times larger parts."
         )
     builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
     runs, data = sum(cell.disk for cell in todo), sum(builds.values())

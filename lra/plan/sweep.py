@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from lra import custom
 from lra.build import build_task
-from lra.config import ConfigError, config_hash
+from lra.config import ConfigError, command, config_hash, groups
 from lra.machine import code_version, machine, resolve_device
 from lra.plan import cost
-from lra.plan.cells import PlannedCell, State, assess, expand
+from lra.plan.cells import PlannedCell, State, assess
+from lra.words import expand
 
 NAME = "plan.json"
 
@@ -85,14 +86,15 @@ def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]
     """Return the cells of a sweep in its order, those to be trained with their costs.
 
     Args:
-        words: Overrides of `lra.train`, with those of task, attention and seed among them.
+        words: Words of `lra.train`.
         budget: Seconds that the measurement of a cell should take.
 
     Raises:
         ConfigError: A word is no override.
     """
+    words = command(words)
     cells: list[PlannedCell] = []
-    for each in expand(words):
+    for each in expand(words, groups(words)):
         cell = assess(each)
         if cell.is_open and any(cell.folder == other.folder for other in cells):
             reason = "an earlier cell of this sweep has the same folder; tell them apart by a"

@@ -161,7 +161,10 @@ def build_grid(
     known = {*tasks, *(task for task, _ in entries)}
     columns = [task for task in TASK_ORDER if task in known]
     columns += sorted(known - set(columns))
-    methods = {*map(Method, attentions), *(method for _, method in entries)}
+    methods = {method for _, method in entries}
+    # A variant of a backend stands for it.
+    trained = {method.attention for method in methods}
+    methods |= {Method(name) for name in attentions if name not in trained}
     order = sorted(methods, key=lambda method: (method.attention != BASELINE, method))
     return Grid(tuple(columns), tuple(order), entries)
 

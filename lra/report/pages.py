@@ -8,6 +8,7 @@ from lra.markdown import Table, markdown
 from lra.record import read_records
 from lra.report import figure
 from lra.report.grid import CHANCE_ERRORS, Grid, build_grid
+from lra.report.selection import Selection
 from lra.report.tables import (
     MARK,
     MOST_SPREAD,
@@ -122,6 +123,7 @@ def write_report(
     tasks: Sequence[str] = (),
     attentions: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    only: Selection | None = None,
 ) -> str:
     """Write tables and figure of a scale and protocol.
 
@@ -133,11 +135,13 @@ def write_report(
         tasks: Tasks that must have a column.
         attentions: Backends that must have a row.
         seeds: Seeds that every cell should have.
+        only: Records to show; all where None.
 
     Returns:
         Both pages, for the terminal.
     """
-    records = list(read_records(runs_dir / scale / protocol))
+    found = read_records(runs_dir / scale / protocol)
+    records = [record for record in found if only is None or only.has(record)]
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)

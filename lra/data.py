@@ -1,24 +1,26 @@
 """Build the data sets of tasks into the cache and print what is in them.
 
-    python scripts/prepare_data.py --tasks listops,image --scale paper --data-dir RAW [--fetch]
+    lra data task=listops,image data_dir=RAW [--fetch]
 
 A data set that is already there is only checked against its fingerprint. `--fetch` first puts the
-published files of ListOps, Retrieval, Pathfinder and Path-X into RAW, where it lacks them.
+published files of ListOps, Retrieval, Pathfinder and Path-X into RAW, where it lacks them. Without
+a task it builds five of them.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lra.build import build_task
-from lra.config import Config, ConfigError, load
+from lra.config import Config, ConfigError, command, groups, load
 from lra.markdown import markdown
-from lra.paths import cache_dir
 from lra.tasks import DataError, archive, cache
+from lra.terminal import run
+from lra.words import expand, key_of, with_defaults
 
-TASKS = "listops,text,retrieval,image,pathfinder"
+TASKS = "task=listops,text,retrieval,image,pathfinder"
 COLUMNS = "task source train validation test skipped mean-length max-length MiB seconds sha256"
 
 
@@ -52,28 +54,34 @@ def fetch(configs: Iterable[Config], data_dir: Path) -> None:
     archive.fetch(lacking, data_dir)
 
 
+def cells_of(words: Sequence[str]) -> list[list[str]]:
+    """Return the words of those cells of a grid that differ in their data.
+
+    Args:
+        words: Complete words.
+    """
+    keys = ("task", "scale", "protocol", "data_dir", "cache_dir", "debug", "hydra.searchpath")
+    about = [word for word in words if key_of(word) in keys or key_of(word).startswith("task.")]
+    return list(expand(about, groups(words)))
+
+
 def main() -> None:
     """Build and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="lra data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("overrides", nargs="*", help="key=value, for every task")
-    parser.add_argument("--tasks", default=TASKS, help="names, separated by commas")
-    parser.add_argument("--scale", default="paper")
-    parser.add_argument("--protocol", default="nystromformer")
-    parser.add_argument("--data-dir", type=Path, help="raw data, before LRA_DATA_DIR")
-    parser.add_argument("--cache-dir", default=cache_dir())
-    parser.add_argument("--fetch", action="store_true", help="fetch what RAW lacks, some 8 GB")
-    args = parser.parse_args()
+    parser.add_argument("words", nargs="*", help="key=value as of lra train; data_dir=FOLDER")
+    parser.add_argument("--fetch", action="store_true", help="fetch what data_dir lacks, some 8 GB")
+    args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    common = [f"scale={args.scale}", f"protocol={args.protocol}", f"cache_dir={args.cache_dir}"]
     rows = []
     failed = False
     try:
-        configs = [load(f"task={task}", *common, *args.overrides) for task in args.tasks.split(",")]
-        folder = args.data_dir or configs[0].raw_data_dir()
+        words = with_defaults(command(args.words), [TASKS])
+        configs = [load(*each) for each in cells_of(words)]
+        folder = configs[0].raw_data_dir()
         if args.fetch:
-            if folder is None or args.scale != "paper":
-                raise ConfigError("--fetch needs --data-dir (or LRA_DATA_DIR) and --scale paper")
+            if folder is None or any(config.scale != "paper" for config in configs):
+                raise ConfigError("--fetch needs data_dir=FOLDER (or LRA_DATA_DIR) and scale=paper")
             fetch(configs, folder)
     except (ConfigError, DataError) as error:
         sys.exit(str(error))
@@ -90,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,0 +1,123 @@
+"""One command for everything: `lra COMMAND WORDS`, also as `python -m lra COMMAND WORDS`.
+
+WORDS are those of Hydra, the same for every command: task=listops,text attention=softmax,mra
+seed=0,1 scale=mini. Nothing heavy is imported before a command is known.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Args:
+        module: Where its `main` is.
+        about: What it does, in a line.
+        example: Words that work.
+    """
+
+    module: str
+    about: str
+    example: str
+
+
+COMMANDS = {
+    "reproduce": Command(
+        "lra.reproduce",
+        "Preflight, plan, train and report a grid",
+        "scale=mini attention=softmax,mra",
+    ),
+    "train": Command(
+        "lra.train",
+        "Train a cell, or a grid of them",
+        "task=listops attention=softmax,mra",
+    ),
+    "eval": Command(
+        "lra.eval", "Test a finished run's parameters again", "task=listops scale=mini"
+    ),
+    "plan": Command(
+        "lra.plan.__main__", "Say what a grid will take", "task=listops,text scale=mini"
+    ),
+    "report": Command(
+        "lra.report.__main__", "Print and write the tables of what there is", "scale=mini"
+    ),
+    "compare": Command(
+        "lra.compare", "Compare two methods over their seeds", "attention=softmax,mra scale=mini"
+    ),
+    "status": Command("lra.status", "Say where the cells of a grid stand", "scale=mini"),
+    "bench": Command(
+        "lra.bench", "Measure speed and memory of backends", "attention=softmax,mra lengths=[1024]"
+    ),
+    "check": Command(
+        "lra.check", "Hold a backend to its contract", "attention=my_file:MyAttention"
+    ),
+    "reach": Command("lra.reach", "Say how far a trained model looks", "--help"),
+    "show": Command(
+        "lra.show", "Show every value of a cell, and where it is from", "task=text attention=mra"
+    ),
+    "data": Command("lra.data", "Build the data sets of tasks", "task=listops scale=mini"),
+    "preflight": Command(
+        "lra.preflight", "Say where data come from, or what is missing", "task=text,image"
+    ),
+    "new": Command(
+        "lra.new", "Write a backend of your own to begin with", "attention my_file:Mine"
+    ),
+    "completion": Command("lra.completion", "Print what completes words in a shell", "bash"),
+}
+_TAIL = """
+WORDS are key=value, as of Hydra, and mean the same to every command:
+  task=listops,text attention=softmax,my_file:Mine seed=range(0,3) scale=mini train.steps=100
+`lra COMMAND --help` has more; `lra train --help` lists every key."""
+
+
+def listing() -> str:
+    """Return the commands, a line and an example each."""
+    there = {name: command for name, command in COMMANDS.items() if _file(command).exists()}
+    width = max(len(command.about) for command in there.values())
+    lines = [
+        f"  {name:<10}  {command.about:<{width}}  lra {name} {command.example}"
+        for name, command in there.items()
+    ]
+    return "\n".join(["lra COMMAND WORDS: the Long Range Arena suite", "", *lines, _TAIL])
+
+
+def _file(command: Command) -> Path:
+    parts = command.module.split(".")[1:]
+    return Path(__file__).parent.joinpath(*parts).with_suffix(".py")
+
+
+def main() -> None:
+    """Run the command that the command line names; without one, list them."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(listing())
+        return
+    name = words[0]
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name.partition("=")[0], COMMANDS, 1)
+        hint = f"did you mean lra {close[0]}? " if close else ""
+        print(f"lra {name}: there is no such command; {hint}`lra` lists them", file=sys.stderr)
+        sys.exit(2)
+    if name != "train" and {"-h", "--help"} & set(words):
+        from lra.usage import usage
+
+        print(usage(_file(COMMANDS[name])))
+        return
+    # Modules of the current folder are found, as by python -m.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    sys.argv = [f"lra {name}", *words[1:]]
+    module = importlib.import_module(COMMANDS[name].module)
+    from lra.terminal import run
+
+    run(module.main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Preflight, plan, train and report a grid, each a command of its own.
+
+    lra reproduce scale=mini attention=softmax,mra
+    lra reproduce task=listops,text seed=0,1,2 data_dir=/where/raw/data/lie --plan
+
+At the paper scale nothing is trained until the data of every task are there, unless `--missing
+skip` leaves tasks out; `--plan` stops after the plan. The exit status is that of the part that
+failed. Without words it is the whole suite at the paper scale.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+from lra.config import ConfigError, command, groups
+from lra.terminal import run
+from lra.words import choices, key_of, with_defaults
+
+DEFAULTS = (
+    "task=listops,text,retrieval,image,pathfinder",
+    "attention=softmax,fourier,wavspa,mra",
+    "seed=0",
+    "scale=paper",
+    "protocol=nystromformer",
+)
+
+
+def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
+    """Run a part; return its exit status, and what it wrote to stdout where it is quiet.
+
+    A SIGTERM that arrives meanwhile goes on to the part.
+    """
+    arguments = [sys.executable, "-m", f"lra.{name}", *words]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE if quiet else None, text=True)
+
+    def passed_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, passed_on)
+    try:
+        out, _ = process.communicate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    code = process.returncode
+    return (128 - code if code < 0 else code), out or ""
+
+
+def reproduce(words: list[str], missing: str = "stop", only_plan: bool = False) -> int:
+    """Run the parts of a grid in turn; return the exit status.
+
+    Args:
+        words: Complete words.
+        missing: What to do where data of a task are missing: `stop`, or `skip` the task.
+        only_plan: Whether to stop after the plan.
+
+    Raises:
+        ConfigError: A word is none.
+    """
+    asked = words
+    if "paper" in choices(words, groups(words)).get("scale", ["paper"]):
+        status, tasks = part("preflight", *words, "--missing", missing, quiet=True)
+        if status and not only_plan:
+            return status
+        if not status:
+            words = [*(word for word in words if key_of(word) != "task"), f"task={tasks.strip()}"]
+    status, _ = part("plan", *words)
+    if status or only_plan:
+        return status
+    trained, _ = part("train", *words, "--multirun")
+    # What was asked for and left out shows as missing.
+    reported, _ = part("report", *asked)
+    return trained or reported
+
+
+def main() -> None:
+    """Reproduce the grid that the command line names."""
+    parser = argparse.ArgumentParser(prog="lra reproduce", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    parser.add_argument("--plan", action="store_true", help="stop after the plan")
+    parser.add_argument(
+        "--missing", choices=("stop", "skip"), default="stop", help="at missing data; %(default)s"
+    )
+    args = parser.parse_intermixed_args()
+    try:
+        words = with_defaults(command(args.words), DEFAULTS)
+        sys.exit(reproduce(words, args.missing, args.plan))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,54 @@
+"""What every command owes a terminal: quiet ends of pipes, ASCII where it has no more.
+
+`run` stands around the `main` of a command, as in `python -m lra.report`.
+"""
+
+import codecs
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Callable
+
+# What stands in tables and messages beyond ASCII.
+_SPELLED = {"±": "+/-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<="}
+INTERRUPTED = 130
+
+
+def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Spell characters that a terminal lacks, for `codecs.register_error`."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = ""
+    for character in error.object[error.start : error.end]:
+        plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+        text += _SPELLED.get(character) or plain or "?"
+    return text, error.end
+
+
+codecs.register_error("spelled", spelled)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a command to its exit status.
+
+    A reader that went away, as `head` does, ends it quietly; Ctrl-C ends it with 130; a folder or
+    file that cannot be read or written is a line with its name and status 2.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelled")
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        sys.exit(2)

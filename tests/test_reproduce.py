@@ -1,0 +1,137 @@
+"""`lra reproduce` with parts that only note their words, and what make hands to it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lra import reproduce
+
+ROOT = Path(__file__).resolve().parents[1]
+Calls = list[tuple[str, ...]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Note the words of every part; all end well, and preflight finds data of text alone."""
+    noted: Calls = []
+
+    def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
+        noted.append((name, *words))
+        return 0, "text\n" if name == "preflight" else ""
+
+    monkeypatch.setattr(reproduce, "part", part)
+    return noted
+
+
+def end(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce", *words])
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+def test_it_plans_before_it_trains_and_reports_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, calls: Calls, scale: str
+) -> None:
+    assert end(monkeypatch, f"scale={scale}", "task=text,image", "seed=0, 1", "threads=1") == 0
+    parts = ["plan", "train", "report"]
+    assert [call[0] for call in calls] == ["preflight"] * (scale == "paper") + parts
+    for call in calls[-3:]:
+        assert "threads=1" in call and "seed=0, 1" in call
+    trained = "task=text" if scale == "paper" else "task=text,image"
+    assert trained in calls[-3] and trained in calls[-2] and "--multirun" in calls[-2]
+    # What was left out shows as missing.
+    assert "task=text,image" in calls[-1]
+
+
+def test_the_plan_alone_trains_nothing(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> None:
+    assert end(monkeypatch, "scale=mini", "--plan") == 0
+    assert [call[0] for call in calls] == ["plan"]
+    assert set(reproduce.DEFAULTS) - {"scale=paper"} < set(calls[0])
+
+
+@pytest.mark.parametrize(
+    ("failing", "ran"),
+    [
+        ("preflight", ["preflight"]),
+        ("plan", ["preflight", "plan"]),
+        ("train", ["preflight", "plan", "train", "report"]),
+        ("report", ["preflight", "plan", "train", "report"]),
+    ],
+)
+def test_the_exit_status_is_that_of_the_part_that_failed(
+    monkeypatch: pytest.MonkeyPatch, failing: str, ran: list[str]
+) -> None:
+    noted = []
+
+    def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
+        noted.append(name)
+        return (3 if name == failing else 0), "text"
+
+    monkeypatch.setattr(reproduce, "part", part)
+    assert end(monkeypatch) == 3 and noted == ran
+
+
+def test_data_that_are_missing_do_not_keep_a_plan_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = []
+
+    def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
+        noted.append((name, *words))
+        return int(name == "preflight"), ""
+
+    monkeypatch.setattr(reproduce, "part", part)
+    assert end(monkeypatch, "task=text,image", "--plan", "--missing", "skip") == 0
+    assert noted[0][-2:] == ("--missing", "skip")
+    assert noted[1][0] == "plan" and "task=text,image" in noted[1]
+
+
+def test_a_wrong_word_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end(monkeypatch, "lr=3") == 2 and not calls
+    assert "ours is train.learning_rate" in capsys.readouterr().err
+
+
+def make(folder: Path, *words: str) -> tuple[int, list[str], str]:
+    """Return status, the arguments that make calls Python with, and stderr."""
+    (folder / "bin").mkdir(exist_ok=True)
+    python = folder / "bin" / "python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$(dirname "$0")/../calls"\nexit 3\n')
+    python.chmod(0o755)
+    (folder / ".installed").touch()
+    (folder / "calls").unlink(missing_ok=True)
+    command = ["make", *words, f"VENV={folder}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    there = (folder / "calls").exists()
+    return (
+        done.returncode,
+        (folder / "calls").read_text().splitlines() if there else [],
+        done.stderr,
+    )
+
+
+def test_make_hands_its_variables_on_whatever_characters_they_hold(tmp_path: Path) -> None:
+    data_dir = "/raw data/it's (one), two=$three;`x`\"ü"
+    words = [f"DATA_DIR={data_dir}", "SEEDS=0, 1", "TASKS=text", "PLAN=1", "MISSING=skip"]
+    status, call, _ = make(tmp_path, "reproduce-lra", *words, "ARGS=model.layers=1 threads=1")
+    assert status != 0  # that of the command
+    assert call[:3] == ["-m", "lra", "reproduce"]
+    assert {f"data_dir={data_dir}", "seed=0, 1", "task=text", "model.layers=1", "threads=1"} < {
+        *call
+    }
+    assert "--plan" in call and call[call.index("--missing") + 1] == "skip"
+
+
+@pytest.mark.parametrize("target", ["data", "preflight", "report", "bench"])
+def test_every_target_of_make_is_a_command(tmp_path: Path, target: str) -> None:
+    _, call, _ = make(tmp_path, target, "ARGS=threads=1")
+    assert call[:3] == ["-m", "lra", target] and "threads=1" in call
+
+
+def test_a_variable_that_make_lacks_is_told(tmp_path: Path) -> None:
+    status, call, err = make(tmp_path, "reproduce-lra", "TASK=text")
+    assert status != 0 and not call
+    assert "TASK: no such variable; there are" in err and "TASKS" in err

@@ -1,0 +1,209 @@
+"""The one grammar: what words mean, and what is said of those that mean nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lra.config import ConfigError, command, groups, load, place
+from lra.report.selection import selections
+from lra.words import Groups, complete, expand, grouped, merged
+
+NONE = Groups(())
+
+
+def cells(*words: str) -> list[list[str]]:
+    ready = command(words)
+    return list(expand(ready, groups(ready)))
+
+
+@pytest.mark.parametrize("seeds", ["0,1", "0, 1", "range(0,2)", "range(2)", "choice(0,1)"])
+def test_values_may_be_written_in_every_way_that_hydra_has(seeds: str) -> None:
+    assert cells("task=text", f"seed={seeds}") == [["task=text", f"seed={n}"] for n in (0, 1)]
+
+
+def test_a_glob_chooses_among_the_files_of_a_group_and_never_a_template() -> None:
+    assert cells("attention=glob(lin*)") == [["attention=linear"], ["attention=linformer"]]
+    names = {word.partition("=")[2] for [word] in cells("attention=glob(*)")}
+    assert {"softmax", "mra", "wavspa"} < names and "custom" not in names
+    with pytest.raises(ConfigError, match=r"attention=glob\(zz\*\): fits none of bigbird"):
+        command(["attention=glob(zz*)"])
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/raw/a b", "/raw/a,b", "/raw/a=b", "/raw/(a)", "/raw/$a", "/raw/${a", "/raw/ü 語", "/it's\\"],
+)
+def test_a_folder_is_taken_as_it_is_written(folder: str) -> None:
+    config, run = place(f"data_dir={folder}", f"runs_dir={folder}")
+    assert config.data_dir == config.runs_dir == folder and str(run).startswith(folder)
+    once = command([f"data_dir={folder}"])
+    assert command(once) == once and len(cells(f"data_dir={folder}")) == 1
+
+
+def test_a_folder_may_follow_from_other_values() -> None:
+    assert load("runs_dir=/a b/${scale}", "scale=mini").runs_dir == "/a b/mini"
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("+train.lr=1e-1", "there is no key train.lr; ours is train.learning_rate"),
+        ("++train.lr=5", "there is no key train.lr; ours is train.learning_rate"),
+        ("+foo=1", "there is no key foo"),
+        ("train.learning_rat=1", "did you mean train.learning_rate"),
+        ("learning_rate=1", "did you mean train.learning_rate?"),
+        ("lr=1", "ours is train.learning_rate"),
+        ("batch_size=1", "ours is train.batch_size"),
+        ("optimizer.lr=1", "ours is train.learning_rate"),
+        ("optimizer=adam", "AdamW is the only one"),
+        ("model=vit", "the backend is chosen by attention="),
+        ("epochs=3", "train.steps counts updates"),
+        ("trainer.max_epochs=3", "train.steps counts updates"),
+        ("trainer=gpu", "there is none; ours are train.steps"),
+        ("logger=wandb", "TensorBoard events are always written"),
+        ("attention.window=3", "did you mean attention.options.window?"),
+        ("task=listop", "did you mean listops?"),
+        ("task=text,listop", "did you mean listops?"),
+        ("attention=my-file:Mine", "must be module:Class"),
+        ("softmax", "a word is written key=value, such as attention=softmax"),
+        ("experiment=nothing", "experiment=nothing: "),
+    ],
+)
+def test_a_word_that_means_nothing_is_told_in_a_line(word: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(word)
+    message = str(refused.value)
+    assert told in message and "\n" not in message and "append" not in message
+    assert message.startswith(word.partition("=")[0])
+
+
+def test_a_key_of_ours_may_have_a_plus() -> None:
+    assert load("++train.learning_rate=0.5").train.learning_rate == 0.5
+    config = load("attention=linear", "+attention@attention.inner=mra")
+    assert config.attention.inner is not None and config.attention.inner.name == "mra"
+
+
+def test_a_backend_of_ones_own_is_written_where_a_name_is() -> None:
+    assert cells("attention=softmax,my_file:Mine") == [
+        ["attention=softmax"],
+        [r"attention=my_file\:Mine"],
+    ]
+    for cell in (["attention=my_file:Mine"], cells("attention=my_file:Mine")[0]):
+        config, folder = place(*cell, "attention.options.width=3")
+        other = place(
+            "attention=custom", "attention.path=my_file:Mine", "attention.options.width=3"
+        )
+        assert (config, folder) == other and config.attention.options == {"width": 3}
+    config = load("attention=wavspa", "attention@attention.inner=my_file:Mine")
+    assert config.attention.inner is not None
+    assert (config.attention.inner.name, config.attention.inner.path) == (
+        "my_file.Mine",
+        "my_file:Mine",
+    )
+
+
+def test_a_folder_of_ones_own_configurations_goes_before_the_suites(tmp_path: Path) -> None:
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "deep.yaml").write_text(
+        "defaults: [wavspa, _self_]\noptions: {level: 3}\n"
+    )
+    words = [f"hydra.searchpath=['file://{tmp_path}']", "attention=glob(dee*)"]
+    [cell] = cells(*words)
+    config = load(*cell)
+    assert config.attention.name == "wavspa" and config.attention.options["level"] == 3
+
+
+def test_words_of_cells_are_put_together_into_few_commands() -> None:
+    grid = cells("task=text,image", "attention=softmax,mra", "seed=0,1")
+    assert merged(grid) == [["task=text,image", "attention=softmax,mra", "seed=0,1"]]
+    some = [cell for cell in grid if cell[:2] != ["task=image", "attention=mra"]]
+    again = [cell for words in merged(some) for cell in cells(*words)]
+    assert sorted(again) == sorted(some) and len(merged(some)) == 2
+    assert grouped([["a=[1,2]"], ["a=[3]"]]) == [{"a": ("[1,2]", "[3]")}]
+
+
+def test_complete_words_stay_as_they_are() -> None:
+    words = ["task=text", "data_dir=/a b", "variant=a|b", "seed=range(0,2)", "debug=true"]
+    once = complete(words, NONE)
+    assert complete(once, NONE) == once
+
+
+def test_a_report_is_asked_for_in_the_same_words() -> None:
+    words = ["task=text,image", "attention=softmax,my_file:Mine", "seed=range(0,2)", "device=auto"]
+    words += ["scale=mini,paper", "train.steps=3", "data_dir=/raw", "hydra/launcher=basic"]
+    mini, paper = selections(command(words), groups(words))
+    assert (mini.scale, paper.scale, mini.protocol) == ("mini", "paper", "nystromformer")
+    assert mini.tasks == ["text", "image"] and mini.seeds == [0, 1]
+    assert mini.attentions == ["softmax", "my_file.Mine"]
+    assert mini.values == {"train.steps": [3]}
+
+
+# Of no runs, into the current folder.
+REPORT = ["report", "scale=mini", "task=text", "runs_dir=none", "--out-dir", "results"]
+
+
+def lra(folder: Path, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "lra", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_lra_alone_lists_every_command_without_torch_or_hydra(tmp_path: Path) -> None:
+    listed = lra(tmp_path)
+    assert listed.returncode == 0 and not listed.stderr
+    lines = [line.split() for line in listed.stdout.splitlines() if line.startswith("  ")]
+    names = {words[0] for words in lines}
+    wanted = "train eval plan report bench check show data preflight reproduce"
+    assert set(wanted.split()) <= names
+    code = "import sys; from lra.__main__ import main; main()"
+    code += "; sys.exit(bool({'torch', 'hydra'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["train", "plan", "report", "check", "data", "reproduce"])
+def test_the_help_of_a_command_needs_no_torch(name: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['lra', '{name}', '--help']\n"
+        "from lra.__main__ import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "lra" in shown.stdout
+
+
+def test_a_command_that_is_none_is_told_with_the_nearest(tmp_path: Path) -> None:
+    told = lra(tmp_path, "trian")
+    assert told.returncode == 2 and "did you mean lra train?" in told.stderr
+
+
+def test_a_report_ends_quietly_when_its_reader_leaves_and_spells_what_ascii_lacks(
+    tmp_path: Path,
+) -> None:
+    told = lra(tmp_path, *REPORT, PYTHONIOENCODING="ascii")
+    assert told.returncode == 0 and "mean over seeds +/- standard deviation" in told.stdout
+    pipe = f"{sys.executable} -m lra {' '.join(REPORT)} | head -1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", pipe],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert not ended.stderr and ended.stdout.splitlines()[-1] == "0"
+
+
+def test_a_file_that_is_in_a_folders_place_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    told = lra(tmp_path, *REPORT)
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert told.stderr.count("\n") == 1 and "results" in told.stderr
