@@ -1,7 +1,40 @@
-"""The Long Range Arena benchmark: data, training, records and tables."""
+"""The Long Range Arena benchmark: data, training, records and tables.
+
+From Python, as in `docs/python.md`:
+
+    config = lra.load("task=listops", "attention=fourier", "scale=mini")
+    splits = lra.dataset(config)
+    model = lra.model(config)
+    record = lra.train(config)
+    table = lra.records()
+
+What these need, torch among it, is imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lra import networks
 
+if TYPE_CHECKING:
+    from lra.config import load
+    from lra.interface import dataset, model, records
+
+__all__ = ["dataset", "load", "model", "records", "train"]
 __version__ = "0.1.0"
 
 networks.claim()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":
+        # A module that can be called, so that it may be imported before or after.
+        return importlib.import_module("lra.train")
+    if name in __all__:
+        module = importlib.import_module("lra.config" if name == "load" else "lra.interface")
+        return getattr(module, name)
+    raise AttributeError(f"module 'lra' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -126,14 +126,22 @@ def build_model(config: Config) -> Model:
 
 def batches_for(config: Config, task: Task, model: Model, split: Split) -> Batches:
     """Return the batches of a split as a cell reads them."""
+    device = next(model.parameters()).device
+    return batches_of(config, task, split, trim=model.encoder.pad_invariant, device=device)
+
+
+def batches_of(
+    config: Config, task: Task, split: Split, *, trim: bool, device: torch.device
+) -> Batches:
+    """Return the batches of a split as a cell reads them, trimmed or not, on a device."""
     return Batches(
         split,
         padded_length=config.model.max_length,
         truncate=config.task.truncate,
         id_shift=task.id_shift,
         zero_is_padding=config.model.zero_is_padding,
-        trim=model.encoder.pad_invariant,
-        device=next(model.parameters()).device,
+        trim=trim,
+        device=device,
     )
 
 

@@ -286,6 +286,12 @@ class Config:
         stand_in = " (stand-in)" if self.task.stand_in else ""
         return f"{self.task.name}{stand_in}/{self.attention.name}{variant} seed{self.seed}"
 
+    @property
+    def folder(self) -> Path:
+        """The run folder: the one that `configs/train.yaml` gives such a cell."""
+        parts = (self.scale, self.protocol.name, self.task.name, self.attention.name, self.variant)
+        return Path(self.runs_dir, *parts, f"seed{self.seed}")
+
     def raw_data_dir(self) -> Path | None:
         """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""
         folder = self.data_dir or os.environ.get(DATA_DIR_VARIABLE)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lra import checkpoint
+from lra.bar import progress_bar
 from lra.batches import Batch, Batches
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
 from lra.config import TrainConfig, resolve_precision
@@ -249,12 +249,11 @@ class Run:
         self._resume()
         train, progress = self.train_config, self.progress
         writer = Events(self.folder, progress.step + 1)
-        bar = tqdm(
+        bar = progress_bar(
             total=train.steps,
             initial=progress.step,
             desc=self.label,
             unit="step",
-            disable=None,
             dynamic_ncols=True,
         )
         saved = started = time.perf_counter()
@@ -287,7 +286,7 @@ class Run:
         strides = (LOG_EVERY, train.validate_every)
         return min(train.steps, *(step - step % stride + stride for stride in strides))
 
-    def _updates(self, until: int, interrupted: Callable[[], bool], bar: "tqdm[Any]") -> float:
+    def _updates(self, until: int, interrupted: Callable[[], bool], bar: Any) -> float:
         """Make the updates up to step `until` or an interruption; return their mean loss."""
         train, progress = self.train_config, self.progress
         started, first, tokens = time.perf_counter(), progress.step, progress.tokens
@@ -414,7 +413,7 @@ class Run:
         made = [int(state["step"]) for state in self.optimiser.state.values()]
         return self.progress.step - max(made, default=0)
 
-    def _log(self, writer: Events, bar: "tqdm[Any]", loss: float) -> None:
+    def _log(self, writer: Events, bar: Any, loss: float) -> None:
         progress = self.progress
         scalars = {
             "train/loss": loss,
@@ -429,7 +428,7 @@ class Run:
         self._shown["loss"] = f"{loss:.4f}"
         bar.set_postfix(self._shown)
 
-    def _validate(self, writer: Events, bar: "tqdm[Any]") -> None:
+    def _validate(self, writer: Events, bar: Any) -> None:
         train, progress, batches = self.train_config, self.progress, self.batches["validation"]
         self._check_parameters()
         try:

@@ -93,6 +93,19 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     return record
 
 
+def train(config: Config) -> Record:
+    """Train a cell in its own folder, unless it is finished; return its record.
+
+    Raises:
+        ConfigError: Something in the configuration is wrong.
+        DataError: The task's data are missing or damaged.
+        CellFailedError: Training failed; the record says so.
+        StoppedError: The run was asked to stop; its checkpoint is written.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    return run_cell(config, config.folder) or read_record(config.folder / RECORD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How training and test ended.

@@ -10,6 +10,8 @@ separated by commas make a sweep, as Hydra's -m does; a sweep ends with how its 
 import logging
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lra import help, sweep
-from lra.config import ConfigError, command, groups, register, resolve
+from lra.config import Config, ConfigError, command, groups, register, resolve
 from lra.paths import CONFIGS
 from lra.terminal import run
 from lra.words import SEARCH_PATH, expand, is_sweep, key_of
+
+if TYPE_CHECKING:
+    from lra.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -124,5 +129,17 @@ def main() -> None:
     sys.exit(any(outcome.state == "failed" for outcome in outcomes))
 
 
+class _Callable(ModuleType):
+    """This module, which `lra.train(config)` calls to train a cell from Python."""
+
+    def __call__(self, config: Config) -> "Record":
+        """Train a cell in its own folder, unless it is finished; see `lra.runner.train`."""
+        from lra import runner
+
+        return runner.train(config)
+
+
 if __name__ == "__main__":
     run(main)
+else:
+    sys.modules[__name__].__class__ = _Callable

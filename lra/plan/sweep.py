@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lra import custom
+from lra.bar import progress_bar
 from lra.build import build_task
 from lra.config import ConfigError, command, config_hash, groups
 from lra.machine import code_version, machine, resolve_device
@@ -102,7 +102,7 @@ def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]
             cell = replace(cell, state="stops", detail=reason)
         cells.append(cell)
     todo = [place for place, cell in enumerate(cells) if cell.is_open]
-    bar = tqdm(todo, "measuring", unit="cell", disable=None, leave=False)
+    bar = progress_bar(todo, "measuring", unit="cell", leave=False)
     known = None
     for place in bar:
         config = cells[place].config

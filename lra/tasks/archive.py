@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock
-from tqdm import tqdm
 
+from lra.bar import progress_bar
 from lra.tasks import DataError
 from lra.tasks.cache import full_disk_named
 from lra.tasks.download import CHUNK, arrived, ask, download
@@ -154,7 +154,7 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         size = file.stat().st_size
-        bar = tqdm(None, file.name, size, unit="B", unit_scale=True, disable=None)
+        bar = progress_bar(None, file.name, size, unit="B", unit_scale=True)
         with open(file, "rb") as raw, bar:
             source = _Read(raw, bar)
             seen = _unpack(io.BufferedReader(source, CHUNK), file, partial)
@@ -175,7 +175,7 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
 class _Read(io.RawIOBase):
     """A file that shows on a bar, and hashes, what is read of it."""
 
-    def __init__(self, raw: BinaryIO, bar: "tqdm[Any]") -> None:
+    def __init__(self, raw: BinaryIO, bar: Any) -> None:
         self._raw, self._bar = raw, bar
         self.digest = hashlib.sha256()
 

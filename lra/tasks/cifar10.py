@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lra.bar import progress_bar
 from lra.tasks import DataError, Source, file_signature
 from lra.tasks.hub import HubFile, load_rows
 
@@ -101,7 +101,7 @@ def _decode(part: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> tuple[Imag
     size = SIZES[part]
     images, labels = np.empty((size, SIDE * SIDE, 3), np.uint8), np.empty(size, np.int64)
     count = 0
-    for where, row in tqdm(rows, f"CIFAR-10 {part}", size, unit="images", disable=None):
+    for where, row in progress_bar(rows, f"CIFAR-10 {part}", size, unit="images"):
         try:
             pixels = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
         except (UnidentifiedImageError, OSError, TypeError, SyntaxError) as error:

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from lra.bar import progress_bar
 from lra.tasks import DataError
 
 log = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ def download(remote: Remote, file: Path) -> None:
     longest = have = arrived(remote, file)
     _note(file).write_text(json.dumps(asdict(remote)))
     failures = 0
-    bar = tqdm(None, file.name, remote.size, unit="B", unit_scale=True, disable=None)
+    bar = progress_bar(None, file.name, remote.size, unit="B", unit_scale=True)
     with bar:
         while have < remote.size:
             reason = _append(remote, partial, have, bar)
@@ -152,7 +151,7 @@ def _note(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _append(remote: Remote, partial: Path, have: int, bar: "tqdm[Any]") -> str:
+def _append(remote: Remote, partial: Path, have: int, bar: Any) -> str:
     """Add what a server sends; return why it ended."""
     request = urllib.request.Request(remote.url)
     if have:

@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-from tqdm import tqdm
-
+from lra.bar import progress_bar
 from lra.tasks import DataError, Source, Writer, file_signature
 from lra.tasks.archive import places
 from lra.tasks.listops_generator import MAX_ARGUMENTS, SYMBOLS, Grammar, generate
@@ -111,7 +110,7 @@ class ListOps:
         # Starting processes takes longer than a small set does.
         workers = (os.cpu_count() or 1) if total * self.max_length > PARALLEL_FROM else 1
         examples = generate(total, grammar, self.data_seed, workers)
-        bar = iter(tqdm(examples, "ListOps", total, unit="expressions", disable=None))
+        bar = iter(progress_bar(examples, "ListOps", total, unit="expressions"))
         for name, size in self.sizes.items():
             for symbols, label in islice(bar, size):
                 splits[name].add(label, symbols)
@@ -121,7 +120,7 @@ class ListOps:
     @staticmethod
     def _read(file: Path, size: int, split: Writer) -> None:
         count = 0
-        for symbols, label in tqdm(read_tsv(file), file.name, size, disable=None):
+        for symbols, label in progress_bar(read_tsv(file), file.name, size):
             split.add(label, symbols)
             count += 1
         if count != size:

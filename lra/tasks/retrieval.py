@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tqdm import tqdm
-
+from lra.bar import progress_bar
 from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
 from lra.tasks.archive import URL, places
 
@@ -112,7 +111,7 @@ def _lines(file: Path) -> Iterator[bytes]:
     size = file.stat().st_size
     with (
         open(file, "rb") as lines,
-        tqdm(desc=file.name, total=size, unit="B", unit_scale=True, disable=None) as bar,
+        progress_bar(desc=file.name, total=size, unit="B", unit_scale=True) as bar,
     ):
         while line := lines.readline(MAX_LINE):
             if len(line) == MAX_LINE:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tqdm import tqdm
-
+from lra.bar import progress_bar
 from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
 from lra.tasks.hub import HubFile, load_rows
 
@@ -104,7 +103,7 @@ class Text:
         """Return the `(label, review)` pairs of a part in canonical order."""
         reviews: list[tuple[int, bytes]] = []
         count = 0
-        bar = tqdm(_rows(source, part), f"IMDb {part}", SIZES[part], unit="reviews", disable=None)
+        bar = progress_bar(_rows(source, part), f"IMDb {part}", SIZES[part], unit="reviews")
         for where, label, text in bar:
             count += 1
             if label not in (0, 1):

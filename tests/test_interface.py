@@ -1,0 +1,138 @@
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_cell import TINY, configure
+from torch.utils.data import DataLoader
+
+import lra
+import lra.config
+from lra.bar import progress_bar
+from lra.build import batches_for, build_task
+from lra.record import RECORD, read_record
+from lra.tasks import cache
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS = [
+    *("task=retrieval", "scale=mini", "task.options.num_train=12", "task.options.num_test=6"),
+    *("task.options.num_validation=6", "device=cpu"),
+]
+
+
+def pairs(folder: Path) -> lra.config.Config:
+    return lra.load(*PAIRS, f"cache_dir={folder / 'cache'}")
+
+
+def test_a_split_has_a_length_an_index_and_an_order(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    task = build_task(config)
+    data = cache.load("listops", task, Path(config.cache_dir)).splits["train"]
+    examples = lra.dataset(config)["train"]
+    assert len(examples) == len(data) == 64
+    for index, example in enumerate(examples):
+        start, stop = data.offsets[index : index + 2]
+        expected = data.tokens[start:stop][: config.task.truncate].astype(np.int64) + task.id_shift
+        np.testing.assert_array_equal(example.tokens, expected)
+        assert example.label == data.labels[index]
+    assert index == 63
+    np.testing.assert_array_equal(examples[-1].tokens, example.tokens)
+    for outside in (64, -65):
+        with pytest.raises(IndexError, match=f"example {outside}: there are 64"):
+            examples[outside]
+        with pytest.raises(IndexError):
+            examples.to_torch()[outside]
+
+
+@pytest.mark.parametrize("make", [configure, pairs])
+def test_a_loader_gives_what_training_reads(tmp_path: Path, make) -> None:
+    config = make(tmp_path)
+    model = lra.model(config).eval()
+    tokens, mask, labels = next(iter(DataLoader(lra.dataset(config)["test"].to_torch(), 6)))
+    task = build_task(config)
+    data = cache.load(config.task.name, task, Path(config.cache_dir))
+    batch = batches_for(config, task, model, data.splits["test"]).gather(np.arange(6))
+    assert tokens.shape[-1] == config.model.max_length
+    width = batch.tokens.shape[-1]
+    assert torch.equal(tokens[..., :width], batch.tokens) and not tokens[..., width:].any()
+    assert torch.equal(mask, tokens != 0)
+    assert torch.equal(labels, batch.labels)
+    with torch.inference_mode():
+        expected = model(batch.tokens, batch.mask)
+        torch.testing.assert_close(model(tokens, mask), expected, atol=1e-5, rtol=1e-4)
+    assert expected.shape == (6, config.task.num_classes)
+
+
+@pytest.mark.parametrize("make", [configure, pairs])
+def test_a_hugging_face_data_set_holds_the_same_examples(tmp_path: Path, make) -> None:
+    examples = lra.dataset(make(tmp_path))["validation"]
+    converted = examples.to_hf()
+    assert converted.column_names == ["tokens", "label"] and len(converted) == len(examples)
+    for row, example in zip(converted, examples, strict=True):
+        both = isinstance(example.tokens, tuple)
+        lists = [t.tolist() for t in example.tokens] if both else example.tokens.tolist()
+        assert (row["tokens"], row["label"]) == (lists, example.label)
+
+
+def test_training_in_a_thread_leaves_the_record_where_the_command_line_does(tmp_path: Path) -> None:
+    words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
+    config, folder = lra.config.place(*words)
+    assert config.folder == folder
+    records = []
+    thread = threading.Thread(target=lambda: records.append(lra.train(config)))
+    thread.start()
+    thread.join()
+    (record,) = records
+    assert read_record(folder / RECORD) == record and record.steps == 60
+    # A finished cell is not trained again.
+    assert lra.train(config) == record
+    table = lra.records(tmp_path / "runs")
+    assert table["test_accuracy"].tolist() == [record.test_accuracy]
+    assert table["config.train.steps"].tolist() == [60]
+
+
+@pytest.mark.parametrize("imports", ["import lra", "import lra.train", "import lra, lra.train"])
+def test_train_is_a_module_and_a_function_in_whatever_order(tmp_path: Path, imports: str) -> None:
+    words = [*TINY, "train.steps=3", "train.warmup_steps=2"]
+    words += [f"cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}/runs"]
+    code = f"{imports}\nconfig = lra.load(*{words})"
+    code += "\nprint(lra.train(config).steps)\nimport lra.train\nprint(lra.train(config).steps)"
+    code += "\nprint(callable(lra.train.main), dir(lra).count('records'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["3", "3", "True", "1"], done.stderr
+
+
+def test_what_lra_does_not_offer_is_told_with_what_it_does() -> None:
+    with pytest.raises(AttributeError, match="offers dataset, load, model, records, train"):
+        lra.datasets  # noqa: B018  # the access is what is tested
+
+
+def test_the_lines_of_the_notebook_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    monkeypatch.setenv("LRA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LRA_RUNS_DIR", str(tmp_path / "runs"))
+    values: dict[str, object] = {}
+    exec(code, values)
+    cell = ["task=listops", "attention=fourier", "scale=mini", "variant=notebook"]
+    record = read_record(lra.load(*cell).folder / RECORD)
+    assert values["record"] == record
+    printed = capsys.readouterr().out
+    assert str(record.test_accuracy) in printed and "torch.Size([8, 10])" in printed
+
+
+def test_a_bar_is_drawn_in_a_notebooks_kernel_and_not_into_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(progress_bar(range(3), "quiet")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert list(progress_bar(range(3), "drawn")) == [0, 1, 2]
+    assert "drawn: 100%" in capsys.readouterr().err
