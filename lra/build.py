@@ -122,6 +122,8 @@ def build_model(config: Config) -> Model:
         return classifier(config.model, attention, config.task.num_classes)
     except ValueError as error:
         raise ConfigError(f"attention {config.attention.name}: {error}") from error
+    except SystemExit as error:
+        raise ConfigError(f"attention {config.attention.name}: its __init__ calls exit") from error
 
 
 def batches_for(config: Config, task: Task, model: Model, split: Split) -> Batches:

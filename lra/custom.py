@@ -5,7 +5,6 @@ to be installed: `python -m lra.train` finds modules of the current folder.
 """
 
 import dataclasses
-import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lra import networks
+from lra import networks, provenance
 from lra.config import AttentionConfig, ConfigError, bind, is_path
 from lra.tasks import SPLITS, Task
 
@@ -143,6 +142,8 @@ def _find(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
             f" what is installed{networks.hint(module_name)}"
         ) from error
+    except SystemExit as error:
+        raise ConfigError(f"{where}={path}: {module_name} calls exit when imported") from error
     found = getattr(module, class_name, None)
     if found is None:
         there = [n for n, v in vars(module).items() if fits(v) and v.__module__ == module_name]
@@ -150,25 +151,28 @@ def _find(
             f"{where}={path}: {module.__file__} has no class {class_name}; its {kind} are:"
             f" {', '.join(there) or 'none'}"
         )
+    # Now, and not when the record is written: the file may have been edited by then.
+    provenance.hashes(module_name)
     own: type[Any] = found
     return own
 
 
 def sources(config: AttentionConfig) -> str:
-    """Return path and sha256 of the file of every user's own backend; empty where there is none.
+    """Return path and sha256 of every user's own backend; empty where there is none.
+
+    Those of its file as it was loaded, and of the modules of its package or folder that it imports.
 
     Args:
         config: A backend, with those inside it.
     """
-    parts = [] if config.path is None else [f"{config.path}, sha256 {_file_hash(config.path)}"]
+    parts = [] if config.path is None else [f"{config.path}, {_hashes(config.path)}"]
     inner = "" if config.inner is None else sources(config.inner)
     return "; ".join([*parts, inner] if inner else parts)
 
 
-def _file_hash(path: str) -> str:
-    file = inspect.getsourcefile(load(path, "attention.path"))
-    assert file is not None, path
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+def _hashes(path: str) -> str:
+    # The class may be defined elsewhere, and only be named in the module of the path.
+    return provenance.hashes(load(path, "attention.path").__module__)
 
 
 def is_network(value: Any) -> bool:

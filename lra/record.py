@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 RECORD = "result.json"
+# Beside it: what keeps two processes apart, and who trains the cell or did last.
+LOCK, NOTE = ".lock", "state.json"
 
 
 class Method(NamedTuple):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from lra import checkpoint, custom, memory
 from lra.batches import Batches
@@ -22,10 +21,12 @@ from lra.build import (
 from lra.cell import decided, finished, identity
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory
+from lra.isolation import seed_others, settings_restored
+from lra.lock import Holder, held
 from lra.loop import NotFiniteError, Run, count_correct
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
-from lra.record import RECORD, Record, Status, read_record, set_aside, write_record
+from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
 from lra.signals import Stop, listening
 from lra.tasks import Task, cache
@@ -66,16 +67,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
         hint = ", with an attention that has changed since; force=true trains it again"
         log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
         return None
-    torch.set_num_threads(values["threads"])
-    try:
-        # Two processes in one folder would overwrite each other's checkpoints.
-        with FileLock(folder / ".lock", blocking=False), listening() as stop:
-            set_aside(folder)
-            record = _train(config, task, device, values, folder, place + config.cell, stop)
-    except Timeout as error:
-        raise ConfigError(f"{folder}: another process trains this cell") from error
-    except BackendError as error:
-        raise ConfigError(f"attention {config.attention.name}: {error}") from error
+    record = _train_alone(config, task, device, values, folder, place + config.cell)
     if record.status == "failed":
         # Said here too, as a sweep tells its errors only at its end.
         log.error("%s%s failed: %s", place, config.cell, record.reason)
@@ -106,6 +98,21 @@ def train(config: Config) -> Record:
     return run_cell(config, config.folder) or read_record(config.folder / RECORD)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a cell in training shares with whoever looks on.
+
+    Args:
+        holder: Says in the run folder how far it is.
+        stop: Tells when it is asked to stop.
+        label: Its name, for bar and log.
+    """
+
+    holder: Holder
+    stop: Stop
+    label: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How training and test ended.
@@ -123,14 +130,37 @@ class Outcome:
     seconds: float = 0.0
 
 
-def _train(
+def _train_alone(
     config: Config,
     task: Task,
     device: torch.device,
     values: dict[str, Any],
     folder: Path,
     label: str,
-    stop: Stop,
+) -> Record:
+    """Train while no other process may, signals are heard, and settings of torch are kept."""
+    # Two processes in one folder would overwrite each other's checkpoints.
+    lock = held(folder / LOCK, folder / NOTE, "runs_dir", "trains this cell")
+    with lock as holder, listening() as stop, settings_restored():
+        torch.set_num_threads(values["threads"])
+        seed_others(config.seed)
+        set_aside(folder)
+        try:
+            work = Work(holder, stop, label)
+            record = _train(config, task, device, values, folder, work)
+        except BackendError as error:
+            raise ConfigError(f"attention {config.attention.name}: {error}") from error
+        holder.ended = f"{record.status}: {record.reason}" if record.reason else record.status
+    return record
+
+
+def _train(
+    config: Config,
+    task: Task,
+    device: torch.device,
+    values: dict[str, Any],
+    folder: Path,
+    work: Work,
 ) -> Record:
     started = time.perf_counter()
     # Before the data, which may take long to build, so that a refused option is told at once.
@@ -150,12 +180,13 @@ def _train(
         folder,
         config.seed,
         identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
-        label,
-        stop,
+        work.label,
+        work.stop,
     )
+    work.holder.progress = lambda: (run.progress.step, config.train.steps)
     log.info(
         "%s: %d parameters, %d steps of %d (at once: %s) on %s in %s, %s data %s",
-        label,
+        work.label,
         num_parameters(model),
         config.train.steps,
         config.train.batch_size,
@@ -165,7 +196,7 @@ def _train(
         dataset.source.kind,
         dataset.fingerprint[:12],
     )
-    log.info("%s: %s", label, describe_groups(run.optimiser))
+    log.info("%s: %s", work.label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
     torch.manual_seed(derive(config.seed, "dropout"))
     outcome = _fit_and_test(run, batches["test"])
@@ -181,15 +212,21 @@ def _train(
 
 
 def _fit_and_test(run: Run, test: Batches) -> Outcome:
-    """Train, then test the chosen parameters once; a bad loss or a full GPU ends both."""
+    """Train, then test the chosen parameters once; what the model raises ends both."""
     try:
         run.fit()
         started = time.perf_counter()
         correct = count_correct(run.model, test, run.train_config)
-    except (RuntimeError, MemoryError) as error:
+    except (ConfigError, BackendError, OSError):
+        # Nothing that the cell would do again: a folder, a disk, another cell's checkpoint.
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).splitlines()[:1])
         if not (isinstance(error, NotFiniteError) or is_out_of_memory(error)):
-            raise
-        return Outcome(status="failed", reason=str(error).splitlines()[0])
+            # Of a user's own code, or a defect of ours: this cell's end, and not the others'.
+            log.exception("%s", run.label)
+            reason = f"{type(error).__name__}: {reason}"
+        return Outcome(status="failed", reason=reason)
     return Outcome(status="ok", correct=correct, seconds=time.perf_counter() - started)
 
 

@@ -10,6 +10,8 @@ import sys
 import unicodedata
 from collections.abc import Callable
 
+from lra.threads import stray_threads_left
+
 # What stands in tables and messages beyond ASCII.
 _SPELLED = {"±": "+/-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<="}
 INTERRUPTED = 130
@@ -29,7 +31,7 @@ codecs.register_error("spelled", spelled)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command to its exit status.
+    """Run a command to its exit status, whatever threads it leaves.
 
     A reader that went away, as `head` does, ends it quietly; Ctrl-C ends it with 130; a folder or
     file that cannot be read or written is a line with its name and status 2.
@@ -37,6 +39,11 @@ def run(main: Callable[[], object]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="spelled")
+    with stray_threads_left():
+        _run(main)
+
+
+def _run(main: Callable[[], object]) -> None:
     try:
         main()
         sys.stdout.flush()

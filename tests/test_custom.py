@@ -14,7 +14,7 @@ from tiny_cell import TINY
 
 import lra.check
 import lra.config
-from lra import custom
+from lra import custom, provenance
 from lra.bench import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
 from lra.cell import load_run
@@ -237,6 +237,8 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     with pytest.raises(ConfigError, match="attention.path: lra_user_pkg.mine:Scaled there"):
         run_cell(configure(tmp_path, "Other"), folder)
     mine.write_text(MINE + "\n# Changed.\n")
+    # As another process finds it: this one has loaded what was there.
+    provenance.of_module.cache_clear()
     with caplog.at_level("INFO"):
         assert run_cell(configure(tmp_path, "Scaled"), folder) is None
     assert "is finished, with an attention that has changed since; force=true" in caplog.text
@@ -255,10 +257,12 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     (folder / RECORD).unlink()
     assert assess(words).state == "continues"
     mine.write_text(MINE.replace("self.scale * super()", "2 * self.scale * super()"))
+    provenance.of_module.cache_clear()
     assert assess(words).state == "stops"
     with pytest.raises(ConfigError, match="belongs to another .* or an attention that has changed"):
         run_cell(config, folder)
     mine.write_text(MINE)
+    provenance.of_module.cache_clear()
     assert run_cell(config, folder) is not None
 
 

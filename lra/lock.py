@@ -1,0 +1,192 @@
+"""One process at a time in a folder, and a note beside the lock of who that is.
+
+The lock ends with its process, whatever ends it. The note is for everybody else: it says which
+process on which machine works there since when and how far it is, and how the last one ended.
+"""
+
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lra.config import ConfigError
+from lra.folders import writing
+from lra.typecheck import fits
+
+log = logging.getLogger(__name__)
+
+# Seconds between two notes, and without one after which a process on another machine is taken to
+# be dead: clocks of a cluster may differ, and a network disk may be slow.
+BEAT, DEAD_AFTER = 15.0, 300.0
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Who works in a folder, or worked there last.
+
+    Args:
+        host: Machine.
+        pid: Process.
+        since: When it began, in seconds since 1970.
+        updated: When it was last seen, likewise.
+        step: Updates made; 0 where it makes none.
+        steps: Updates of the whole run.
+        ended: How it ended; empty while it works, and where it was killed.
+    """
+
+    host: str
+    pid: int
+    since: float
+    updated: float
+    step: int = 0
+    steps: int = 0
+    ended: str = ""
+
+    @property
+    def works(self) -> bool:
+        """Whether the process is still at work, as far as can be seen from this machine."""
+        if self.ended:
+            return False
+        if self.host == socket.gethostname() and not _exists(self.pid):
+            return False
+        return time.time() - self.updated < DEAD_AFTER
+
+    def __str__(self) -> str:
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.since))
+        step = f", at step {self.step} of {self.steps}" if self.steps else ""
+        return f"process {self.pid} on {self.host}, since {began}{step}"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def read_note(file: Path) -> Note | None:
+    """Return a note, None where there is none that can be read."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        note = Note(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+    hints: dict[str, Any] = {each: Note.__annotations__[each] for each in values}
+    return note if all(fits(values[each], kind) for each, kind in hints.items()) else None
+
+
+class Holder:
+    """Keeps a note up to date from a thread of its own.
+
+    Args:
+        file: The note.
+        key: The configuration key that chose its folder.
+    """
+
+    def __init__(self, file: Path, key: str) -> None:
+        now = time.time()
+        self._file, self._key = file, key
+        self._note = Note(host=socket.gethostname(), pid=os.getpid(), since=now, updated=now)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="note", daemon=True)
+        # How it ended; set by whoever holds the lock.
+        self.ended = ""
+        # Returns the updates made and those of the whole run.
+        self.progress: Callable[[], tuple[int, int]] = lambda: (0, 0)
+
+    def start(self) -> None:
+        """Write the first note and go on."""
+        with writing(self._key, self._file.parent, f"writing {self._file.name}"):
+            self._write()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Write the last note."""
+        self._done.set()
+        self._thread.join()
+        self._write_if_possible()
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT):
+            self._write_if_possible()
+
+    def _write_if_possible(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            # A note is not worth a run; what is written next tells of a full disk.
+            log.debug("%s: %s", self._file, error)
+
+    def _write(self) -> None:
+        step, steps = self.progress()
+        note = replace(self._note, updated=time.time(), step=step, steps=steps, ended=self.ended)
+        partial = self._file.with_name(f"{self._file.name}.partial")
+        partial.write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
+        os.replace(partial, self._file)
+
+
+@contextmanager
+def held(file: Path, note: Path, key: str, what: str) -> Iterator[Holder]:
+    """Hold a lock, so that no other process does what this one does.
+
+    Args:
+        file: The lock; it stays, and means nothing without a process that holds it.
+        note: Where it is said who holds it.
+        key: The configuration key that chose the folder, for messages.
+        what: What it is for, such as `trains this cell`.
+
+    Raises:
+        ConfigError: Another process holds the lock; the message says which.
+        FolderError: The folder cannot be written to.
+    """
+    lock = FileLock(file)
+    if not _acquired(lock, file, note, key):
+        who = f": {other}" if (other := read_note(note)) else ""
+        raise ConfigError(
+            f"{file.parent}: another process {what}{who}; wait for it, or end it, then start again"
+        )
+    try:
+        holder = Holder(note, key)
+        holder.start()
+        try:
+            yield holder
+        except BaseException as error:
+            first_line = str(error).splitlines()[:1]
+            holder.ended = holder.ended or " ".join([f"{type(error).__name__}:", *first_line])
+            raise
+        finally:
+            holder.end()
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock, file: Path, note: Path, key: str) -> bool:
+    """Try to take a lock; where the file system has none, the note alone decides."""
+    try:
+        with writing(key, file.parent, f"locking {file.name}"):
+            lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        other = read_note(note)
+        if other is not None and other.works and other.pid != os.getpid():
+            return False
+        log.warning("%s: no locks on this file system; %s stands for one", file.parent, note.name)
+    return True

@@ -1,0 +1,93 @@
+"""The files that a user's own class is made of, hashed when it is loaded.
+
+Those are its module and what this imports, directly or not, from its own package or folder: the
+commit covers the suite, and a version of what is installed is the user's to note.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from lra.paths import ROOT
+
+# Packages of the suite, which its commit covers.
+_SUITE = (ROOT / "lra", ROOT / "models")
+
+
+def hashes(module_name: str) -> str:
+    """Return the sha256 of a module's file, and the names and hashes of those it imports.
+
+    As first asked, which is when the module is loaded: a file that is edited while its code
+    trains has another hash, and not that of what trained.
+
+    Args:
+        module_name: A module, imported or not, such as `my_pkg.my_file`.
+    """
+    return of_module(importlib.import_module(module_name))
+
+
+@functools.cache
+def of_module(module: ModuleType) -> str:
+    """Return what `hashes` does, of a module that is imported."""
+    module_name = module.__name__
+    source = inspect.getsourcefile(module) or module.__file__
+    if source is None:
+        return "without a file"
+    file = Path(source).resolve()
+    # The folder that the first word of the module's name is looked up in.
+    root = file.parents[module_name.count(".") + (file.name == "__init__.py")]
+    own, top = _hash(file), module_name.split(".")[0]
+    within = root / top if "." in module_name else root
+    others = sorted(_imported(file, root, within) - {file})
+    named = [f"{each.relative_to(root).as_posix()} {_hash(each)}" for each in others]
+    return f"sha256 {own}" + (f" with {', '.join(named)}" if named else "")
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _imported(file: Path, root: Path, within: Path) -> set[Path]:
+    """Return the files below `within` that a file imports, directly or not, with itself."""
+    found, left = {file}, [file]
+    while left:
+        for each in _imports(left.pop(), root):
+            suite = any(each.is_relative_to(package) for package in _SUITE)
+            # An empty __init__.py says nothing.
+            if each not in found and each.is_relative_to(within) and not suite and _has_text(each):
+                found.add(each)
+                left.append(each)
+    return found
+
+
+def _has_text(file: Path) -> bool:
+    return file.stat().st_size > 0
+
+
+def _imports(file: Path, root: Path) -> Iterator[Path]:
+    """Yield the files that the import statements of a file may read, below `root`."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # compiled, or under a condition that never holds
+        return
+    package = list(file.parent.relative_to(root).parts)
+    names: list[list[str]] = [[*package, file.stem]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            names += [base, *([*base, alias.name] for alias in node.names)]
+    for name in names:
+        # A package runs its __init__ before what is in it.
+        for depth in range(1, len(name) + 1):
+            place = root.joinpath(*name[:depth])
+            for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+                if place.name and candidate.is_file():
+                    yield candidate.resolve()

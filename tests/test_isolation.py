@@ -1,0 +1,238 @@
+"""Code of a user's own: what it is made of is named, and it cannot spoil other cells."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_cell import TINY, configure
+
+from lra import provenance
+from lra.config import ConfigError
+from lra.isolation import settings_restored
+from lra.lock import DEAD_AFTER, Note, held, read_note
+from lra.record import NOTE, RECORD, read_record
+from lra.runner import CellFailedError, run_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["train.steps=6", "train.warmup_steps=2", "train.validate_every=3"]
+SPOILERS = """
+import threading
+import time
+
+import torch
+from torch import nn
+
+
+class Plain(nn.Module):
+    pad_invariant = True
+
+    def __init__(self, shape):
+        super().__init__()
+        self.project = nn.Linear(shape.dim, shape.dim)
+
+    def forward(self, x, mask=None):
+        self.spoil()
+        return self.project(x)
+
+    def spoil(self):
+        pass
+
+
+class Exits(Plain):
+    def spoil(self):
+        raise SystemExit(0)
+
+
+class Raises(Plain):
+    def spoil(self):
+        raise KeyError("mine | broken")
+
+
+class ExitsAtOnce(Plain):
+    def __init__(self, shape):
+        raise SystemExit(0)
+
+
+class Sets(Plain):
+    def spoil(self):
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        torch.manual_seed(1)
+
+
+class Lingers(Plain):
+    def spoil(self):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+"""
+
+
+@pytest.fixture
+def spoilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "lra_test_spoilers.py"
+    file.write_text(SPOILERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return file
+
+
+def run(folder: Path, name: str) -> None:
+    (folder / name).mkdir(exist_ok=True)
+    path = f"attention.path=lra_test_spoilers:{name}"
+    run_cell(configure(folder, "attention=custom", path, *QUICK), folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("Exits", "SystemExit: 0"), ("Raises", "KeyError: 'mine | broken'")]
+)
+def test_a_backend_that_raises_or_exits_fails_its_cell_alone(
+    spoilers: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    with pytest.raises(CellFailedError, match=f"failed: {reason[:10]}"):
+        run(tmp_path, name)
+    record = read_record(tmp_path / name / RECORD)
+    assert (record.status, record.reason, record.test_accuracy) == ("failed", reason, None)
+    note = read_note(tmp_path / name / NOTE)
+    assert note is not None and note.ended == f"failed: {reason}" and not note.works
+
+
+def test_a_backend_that_exits_when_it_is_built_is_named(spoilers: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ExitsAtOnce: its __init__ calls exit"):
+        run(tmp_path, "ExitsAtOnce")
+
+
+def test_settings_of_one_cell_do_not_reach_the_next(spoilers: Path, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    run(tmp_path, "Sets")
+    assert torch.get_default_dtype() == torch.float32
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_setting_is_put_back(tmp_path: Path) -> None:
+    def settings() -> list[object]:
+        numpy = np.random.get_state()
+        return [
+            *(torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
+            *(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+            *(torch.is_grad_enabled(), torch.is_anomaly_enabled(), os.getcwd(), list(sys.path)),
+            *(random.getstate(), numpy[1].tolist(), torch.get_rng_state().tolist()),
+        ]
+
+    before = settings()
+    with settings_restored():
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("medium")
+        torch.set_grad_enabled(False)
+        torch.autograd.set_detect_anomaly(True)
+        os.chdir(tmp_path)
+        sys.path.append("x")
+        random.random(), np.random.rand(), torch.manual_seed(5)
+        assert all(now != then for now, then in zip(settings(), before, strict=True))
+    assert settings() == before
+
+
+def test_a_thread_that_never_ends_does_not_hold_the_process(spoilers: Path, tmp_path: Path) -> None:
+    folders = [f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
+    words = ["attention=custom", "attention.path=lra_test_spoilers:Lingers", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "lra.train", *TINY, *words, *folders],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "is still running; ended without it" in done.stdout
+
+
+def test_the_modules_that_a_backend_imports_are_hashed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "lra_test_pkg"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "main.py").write_text(
+        "import json\nfrom models.softmax import Softmax\nfrom . import near\n"
+        "def late():\n    from lra_test_pkg.deep import far\n"
+    )
+    (package / "near.py").write_text("import lra_test_pkg.main\n")
+    (package / "deep" / "__init__.py").write_text("X = 1\n")
+    (package / "deep" / "far.py").write_text("")
+    (package / "deep" / "other.py").write_text("unused = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = provenance.hashes("lra_test_pkg.main")
+    files = [word for word in named.split() if word.endswith(".py")]
+    assert files == ["lra_test_pkg/deep/__init__.py", "lra_test_pkg/near.py"]
+    # As loaded: an edit after that is of no code that runs.
+    (package / "near.py").write_text("edited = 1\n")
+    assert provenance.hashes("lra_test_pkg.main") == named
+    provenance.of_module.cache_clear()
+    assert provenance.hashes("lra_test_pkg.main") != named
+
+
+def test_who_holds_a_lock_is_told(tmp_path: Path) -> None:
+    lock, note = tmp_path / ".lock", tmp_path / NOTE
+    with held(lock, note, "runs_dir", "trains this cell") as holder:
+        holder.progress = lambda: (3, 60)
+        holder._write()
+        who = rf"another process trains this cell: process {os.getpid()} on .*at step 3 of 60"
+        with pytest.raises(ConfigError, match=who), held(lock, note, "k", "trains this cell"):
+            pass
+    found = read_note(note)
+    assert found is not None and not found.ended
+    with pytest.raises(KeyError), held(lock, note, "runs_dir", "trains this cell"):
+        raise KeyError("x")
+    found = read_note(note)
+    assert found is not None and found.ended == "KeyError: 'x'" and not found.works
+
+
+def test_a_dead_process_does_not_work(tmp_path: Path) -> None:
+    now, host = time.time(), socket.gethostname()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    mine = Note(host=host, pid=os.getpid(), since=now, updated=now)
+    assert mine.works
+    assert not Note(host=host, pid=child.pid, since=now, updated=now).works
+    assert Note(host="another", pid=child.pid, since=now, updated=now).works
+    assert not Note(host="another", pid=1, since=now, updated=now - DEAD_AFTER - 1).works
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"host": 1}', '{"pid": "x", "host": "y"}', "\x00"])
+def test_a_damaged_note_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / NOTE).write_text(content)
+    assert read_note(tmp_path / NOTE) is None
+
+
+def test_where_a_file_system_has_no_locks_the_note_stands_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import errno
+
+    from filelock import FileLock
+
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    lock, note = tmp_path / ".lock", tmp_path / NOTE
+    with held(lock, note, "runs_dir", "trains this cell"):
+        pass
+    assert "no locks on this file system" in caplog.text
+    now = time.time()
+    other = {"host": "another", "pid": 1, "since": now, "updated": now}
+    note.write_text(json.dumps(other))
+    with (
+        pytest.raises(ConfigError, match="another process trains this cell: process 1 on another"),
+        held(lock, note, "runs_dir", "trains this cell"),
+    ):
+        pass
