@@ -71,7 +71,7 @@ ENTRIES = (
     "train",
     "eval",
     "check",
-    "bench",
+    "bench.__main__",
     "preflight",
     "show",
     "data",

@@ -32,6 +32,9 @@ def test_the_bench_writes_what_it_measured_and_prints_a_table_of_it(tmp_path: Pa
         assert other["speed_ratio_to_softmax"] == pytest.approx(ratio)
         assert other["parameters"] > baseline["parameters"]
         assert min(baseline["peak_memory_bytes"], other["peak_memory_bytes"]) > 0
+    for row in written["rows"]:
+        # An MLP's products, at the least.
+        assert row["flops_per_step"] > 6 * row["length"] * 2 * 64 * 128
     *_, header, _, first, second, last = ran.stdout.strip().splitlines()
     for length in (32, 64):
         assert f"{length}: steps/s (x softmax), MiB" in header

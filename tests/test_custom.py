@@ -15,7 +15,7 @@ from tiny_cell import TINY
 import lra.check
 import lra.config
 from lra import custom, provenance
-from lra.bench import BenchConfig, cell_config, measure
+from lra.bench.lengths import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
 from lra.cell import load_run
 from lra.config import AttentionConfig, Config, ConfigError, backend_name

@@ -179,6 +179,6 @@ def test_clipping_counts_the_gradients_of_all_groups() -> None:
     assert len(optimiser.param_groups) == 2
     tokens = torch.randint(1, 9, (4, 30))
     batch = Batch(tokens, None, torch.arange(4), 120)
-    update(model, optimiser, batch, train, scaler_for(torch.device("cpu"), "float32"))
+    update(model, optimiser, [batch], train, scaler_for(torch.device("cpu"), "float32"))
     norms = torch.stack([p.grad.norm() for p in model.parameters()])
     assert norms.norm().item() == pytest.approx(0.001, rel=1e-3)

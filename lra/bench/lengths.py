@@ -26,6 +26,7 @@ from lra import memory
 from lra.batches import Batch
 from lra.build import BackendError, build_model, num_parameters
 from lra.config import Config, ConfigError, register, resolve
+from lra.flops import training_flops
 from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
 from lra.markdown import markdown
@@ -90,6 +91,12 @@ def training_step(config: Config, batch_size: int, device: torch.device) -> Call
     return step
 
 
+def flops_of(config: Config, batch_size: int) -> int:
+    """Return the operations of such an update's forward and backward, see `lra.flops`."""
+    pair = [2] * (config.task.sequences == 2)
+    return training_flops(build_model(config), (batch_size, *pair, config.model.max_length))
+
+
 def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     """Compose the configuration of one backend at one length.
 
@@ -123,7 +130,7 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
 
 
 def measure(bench: BenchConfig) -> list[dict[str, Any]]:
-    """Return one row a length and backend: seconds, ratio to softmax, memory, parameters."""
+    """Return one row per length and backend: seconds, ratio to softmax, memory, operations."""
     device = resolve_device(bench.device)
     attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
     rows = []
@@ -144,6 +151,7 @@ def measure(bench: BenchConfig) -> list[dict[str, Any]]:
                 "seconds_per_step": seconds[name],
                 "speed_ratio_to_softmax": faster,
                 "peak_memory_bytes": memory.peak_of(step, device),
+                "flops_per_step": flops_of(configs[name], bench.batch_size),
                 "parameters": num_parameters(build_model(configs[name])),
             }
             log.info("%s", {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
@@ -200,7 +208,3 @@ def main(composed: DictConfig) -> None:
     file.write_text(json.dumps(document, indent=1) + "\n")
     print(table(rows))
     print(f"Batch {bench.batch_size}, {document['machine']}, {document['threads']} threads; {file}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What a training step takes: at several lengths, and where its time goes."""

@@ -1,0 +1,249 @@
+"""Where the time of an update goes, and what it could be at best, by task and backend.
+
+    python -m lra.bench step --tasks listops,text --attentions softmax,linear --threads 1
+    python -m lra.bench step --tasks text --attentions softmax --against old -- \
+        model.attention_dropout=0.0
+
+Real updates of a cell's own model, batch and micro-batches: shares of getting the batch, forward,
+backward (with the loss), the optimiser, and logging (schedule, bar, running loss, and curves at
+their cadence); and the ratio to the floor, see `lra.bench.floor`. With `--against old` updates are
+made in turn with the form they had once: the whole batch at once, torch's dropout, and softmax with
+attention dropout by materialised weights. Data of the cache are read; ListOps is generated; else
+sequences have the full length.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lra.batches import Batch
+from lra.bench.floor import Products
+from lra.bench.old import whole_batch, without_kernels
+from lra.build import batches_for, build_model, build_task
+from lra.config import Config, ConfigError, load
+from lra.division import division_for
+from lra.events import Events
+from lra.loop import LOG_EVERY, accumulate, apply, scaler_for
+from lra.machine import interleaved, machine, resolve_device, synchronise
+from lra.markdown import markdown
+from lra.optimiser import optimiser_for
+from lra.plan.cost import full_length
+from lra.tasks import DataError, Split, cache
+from lra.tasks.listops import ListOps
+
+PARTS = ("batch", "forward", "backward", "optimiser", "logging")
+# Of these an update should be made, and of nothing else but a share of at most so much.
+WORK, MOST_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
+NUM_EXAMPLES = 1_000
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by part; a device is waited for between parts."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin a part."""
+        synchronise(self.device)
+        self._at = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """End a part, and begin the next."""
+        synchronise(self.device)
+        now = time.perf_counter()
+        self.seconds[part] += now - self._at
+        self._at = now
+
+
+def training_split(config: Config) -> tuple[Split, str]:
+    """Return the training data of a cell, or what is there in their place, and which it is."""
+    task = build_task(config)
+    try:
+        source = task.locate(config.raw_data_dir())
+        found = cache.built(config.task.name, task, Path(config.cache_dir), source)
+        if found is not None:
+            return found.splits["train"], "real"
+    except DataError:
+        pass
+    if isinstance(task, ListOps):
+        few = replace(task, num_train=NUM_EXAMPLES, num_validation=1, num_test=1)
+        with tempfile.TemporaryDirectory() as folder:
+            split = cache.load("listops", few, Path(folder)).splits["train"]
+            # What is mapped from a file outlives it.
+            return split, "generated"
+    examples = min(NUM_EXAMPLES, 4 * config.train.batch_size)
+    return full_length(config, task, examples), "full length"
+
+
+class Updates:
+    """Updates of a cell, as the training loop makes them.
+
+    Args:
+        config: The cell.
+        split: Its training data.
+        device: Where it computes.
+        events: For curves.
+        old: Drop by torch's random numbers.
+    """
+
+    def __init__(
+        self, config: Config, split: Split, device: torch.device, events: Events, old: bool = False
+    ) -> None:
+        self.config, self.device = config, device
+        model = build_model(config).to(device).train()
+        self.model = without_kernels(model) if old else model
+        self.batches = batches_for(config, build_task(config), model, split)
+        self.optimiser, self.schedule = optimiser_for(model, config.train)
+        self.scaler = scaler_for(device, config.train.precision)
+        self.division = division_for(config.train.micro_batch, model, device)
+        self.events = events
+        self.bar = tqdm(disable=None, leave=False)
+        self.total = torch.zeros((), device=device)
+        self.step = 0
+
+    def parts(self) -> list[Batch]:
+        """Return the micro-batches of the next update."""
+        size, seed = self.config.train.batch_size, self.config.seed
+        return self.batches.divided(self.step, size, seed, self.division)
+
+    def __call__(self) -> None:
+        """Make an update."""
+        self.timed(Stopwatch(self.device))
+
+    def timed(self, watch: Stopwatch) -> None:
+        """Make an update under a stopwatch."""
+        train = self.config.train
+
+        def forward(tokens: Tensor, mask: Tensor | None) -> Tensor:
+            watch.stop("backward")
+            logits: Tensor = self.model(tokens, mask)
+            watch.stop("forward")
+            return logits
+
+        watch.start()
+        parts = self.parts()
+        watch.stop("batch")
+        self.optimiser.zero_grad()
+        loss = accumulate(forward, parts, train.precision, self.scaler)
+        watch.stop("backward")
+        apply(self.optimiser, train, self.scaler)
+        watch.stop("optimiser")
+        self.total += loss
+        self.step += 1
+        self.schedule.step()
+        self.bar.update()
+        watch.stop("logging")
+        curves = Stopwatch(self.device)
+        for name in ("loss", "learning_rate", "steps_per_second"):
+            self.events.add(f"train/{name}", float(self.total), self.step)
+        curves.stop("logging")
+        watch.seconds["logging"] += curves.seconds["logging"] / LOG_EVERY
+        watch.start()
+
+
+def shares(updates: Updates, repeats: int) -> tuple[dict[str, float], float]:
+    """Return the median seconds of every part of an update, and of its floor."""
+    # The first one sets up what is set up once.
+    updates()
+    found = []
+    for _ in range(repeats):
+        watch = Stopwatch(updates.device)
+        updates.timed(watch)
+        found.append(watch.seconds)
+    with Products() as products:
+        updates()
+    medians = {part: statistics.median(each[part] for each in found) for part in PARTS}
+    return medians, products.seconds(repeats, updates.device)
+
+
+def share_row(seconds: dict[str, float], floor: float) -> list[str]:
+    """Return an update's seconds, the shares of its parts, and the ratio to its floor."""
+    whole = sum(seconds.values())
+    texts = [f"{seconds[part] / whole:.1%}" for part in PARTS]
+    outside = 1 - sum(seconds[part] for part in WORK) / whole
+    mark = " (!)" if outside > MOST_OVERHEAD else ""
+    ratio = f"{whole / floor:.2f}" if floor else "-"
+    return [f"{whole:.3g}", *texts, f"{outside:.2%}{mark}", ratio]
+
+
+SHARE_HEADER = ["s/update", *PARTS, "outside", "x floor"]
+RATIO_HEADER = ["updates/s", "old updates/s", "x old"]
+
+
+def ratio_row(new: Updates, old: Callable[[], None], repeats: int) -> list[str]:
+    """Return the updates a second of two forms, made in turn, and their ratio."""
+    seconds = interleaved({"new": new, "old": old}, repeats, new.device)
+    speeds = [f"{1 / each:.3g}" for each in seconds.values()]
+    return [*speeds, f"{seconds['old'] / seconds['new']:.2f}"]
+
+
+def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[str]:
+    """Measure a cell.
+
+    Args:
+        config: The cell.
+        args: The command line.
+        device: Where it computes.
+    """
+    if args.batch_size:
+        config = replace(config, train=replace(config.train, batch_size=args.batch_size))
+    split, kind = training_split(config)
+    with tempfile.TemporaryDirectory() as folder, Events(Path(folder), 1) as events:
+        updates = Updates(config, split, device, events)
+        names = [config.task.name, config.attention.name, kind, str(len(updates.parts()))]
+        if args.against:
+            old = Updates(whole_batch(config), split, device, events, old=True)
+            return [*names, *ratio_row(updates, old, args.repeats)]
+        return [*names, *share_row(*shares(updates, args.repeats))]
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lra.bench step", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tasks", default="listops", help="names, separated by commas")
+    parser.add_argument("--attentions", default="softmax,linear,fourier,mra")
+    parser.add_argument("--scale", default="paper", help="paper (default) or mini")
+    parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="timed updates; their median counts")
+    parser.add_argument("--batch-size", type=int, help="examples per update, not the recipe's")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--against", choices=("old",), help="the form to be compared with")
+    parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
+    args = parser.parse_args(words)
+    for key in ("repeats", "threads"):
+        if getattr(args, key) < 1:
+            parser.error(f"--{key} {getattr(args, key)}: must be at least 1")
+    return args
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure and print the table of the cells that the command line names."""
+    args = _arguments(words)
+    torch.set_num_threads(args.threads)
+    own = [f"scale={args.scale}", f"protocol={args.protocol}", *args.overrides]
+    cells = itertools.product(args.tasks.split(","), args.attentions.split(","))
+    try:
+        device = resolve_device(args.device)
+        configs = [load(f"task={task}", f"attention={name}", *own) for task, name in cells]
+        rows = [row(config, args, device) for config in tqdm(configs, "cells", disable=None)]
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    header = RATIO_HEADER if args.against else SHARE_HEADER
+    print(markdown([["task", "attention", "data", "micro-batches", *header], *rows]))
+    where = f"{machine(device)}, {device.type}, {args.threads} threads, torch {torch.__version__}"
+    print(f"{args.scale} scale, median of {args.repeats} updates, {where}")

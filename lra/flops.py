@@ -1,0 +1,61 @@
+"""Floating-point operations of a training step, counted on the `meta` device without computing.
+
+Products, convolutions and attention count as torch's `FlopCounterMode` counts them, a
+multiplication and an addition each as one. It knows no FFT: here one of n complex numbers is the
+customary 5 n log2(n) operations, and half of that where the input or the output is real. What is
+element by element counts nothing, as there.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def _fft(size: Sequence[int], dims: Sequence[int], each: float) -> int:
+    length = math.prod(size[dim] for dim in dims)
+    return round(each * math.prod(size) * math.log2(max(2, length)))
+
+
+def _complex(size: Sequence[int], dims: Sequence[int], *rest: Any, **more: Any) -> int:
+    return _fft(size, dims, 5.0)
+
+
+def _from_real(size: Sequence[int], dims: Sequence[int], *rest: Any, **more: Any) -> int:
+    return _fft(size, dims, 2.5)
+
+
+def _to_real(
+    size: Sequence[int], dims: Sequence[int], *rest: Any, out_shape: Any, **more: Any
+) -> int:
+    return _fft(out_shape, dims, 2.5)
+
+
+FFTS = {
+    torch.ops.aten._fft_c2c: _complex,
+    torch.ops.aten._fft_r2c: _from_real,
+    torch.ops.aten._fft_c2r: _to_real,
+}
+
+
+def counter() -> FlopCounterMode:
+    """Return what counts the operations made under it, FFTs included."""
+    return FlopCounterMode(display=False, custom_mapping=FFTS)
+
+
+def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """Return the operations of a forward and a backward pass of a batch without padding.
+
+    Args:
+        model: A classifier; it stays where and as it is.
+        shape: Of the tokens, `(B, N)` or `(B, 2, N)`.
+    """
+    there = copy.deepcopy(model).to("meta").train()
+    with counter() as counted:
+        there(torch.empty(*shape, dtype=torch.int64, device="meta"), None).sum().backward()
+    flops: int = counted.get_total_flops()
+    return flops

@@ -1,0 +1,105 @@
+"""The bench of steps: its parts add up, its floor counts what it says, its old form is the old."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cell import TINY
+
+import lra.config
+from lra.bench import step
+from lra.bench.floor import Products
+from lra.bench.old import whole_batch, without_kernels
+from lra.bench.step import PARTS, Stopwatch, Updates, share_row, shares, training_split
+from lra.build import build_model
+from lra.events import Events
+from models.dropout import Dropout
+from models.softmax import Softmax
+
+CPU = torch.device("cpu")
+
+
+def updates_of(folder: Path, *overrides: str) -> Updates:
+    config = lra.config.load(*TINY, *overrides)
+    return Updates(config, training_split(config)[0], CPU, Events(folder, 1))
+
+
+def test_the_parts_of_an_update_are_all_of_it(tmp_path: Path) -> None:
+    updates = updates_of(tmp_path)
+    watch = Stopwatch(CPU)
+    updates.timed(watch)
+    assert set(watch.seconds) == set(PARTS) and min(watch.seconds.values()) > 0
+    seconds, floor = shares(updates, 2)
+    whole = sum(seconds.values())
+    assert 0 < floor < whole
+    row = share_row(seconds, floor)
+    assert sum(float(text.rstrip("%")) for text in row[1:6]) == pytest.approx(100, abs=0.5)
+    assert float(row[-1]) == pytest.approx(whole / floor, abs=0.01)
+
+
+def test_time_outside_of_work_is_marked_from_three_percent_on() -> None:
+    seconds = dict(zip(PARTS, (0.02, 0.5, 0.4, 0.06, 0.02), strict=True))
+    assert share_row(seconds, 0.5)[-2:] == ["4.00% (!)", "2.00"]
+    seconds["forward"] = 5.0
+    assert share_row(seconds, 0.0)[-2:] == ["0.73%", "-"]
+
+
+def test_updates_of_the_bench_are_those_of_training(tmp_path: Path) -> None:
+    updates = updates_of(tmp_path, "train.micro_batch=2")
+    assert [len(part.labels) for part in updates.parts()] == [2, 2]
+    before = [p.clone() for p in updates.model.parameters()]
+    updates()
+    after = list(updates.model.parameters())
+    assert updates.step == 1 and not any(map(torch.equal, before, after))
+
+
+def test_a_floor_counts_products_and_nothing_else() -> None:
+    a = torch.randn(8, 8, requires_grad=True)
+    with Products() as products:
+        ((a @ a).relu() @ a).exp().sum().backward()
+        torch.fft.rfft(a.detach())
+    # Two products forward, two for each of them backward.
+    assert sum(products.calls.values()) == 7
+    assert products.seconds(1, CPU) > 0
+
+
+def test_the_old_form_is_the_whole_batch_without_kernels() -> None:
+    config = whole_batch(lra.config.load(*TINY, "model.attention_dropout=0.1"))
+    assert config.train.micro_batch == 0
+    model = without_kernels(build_model(config))
+    dropouts = [m for m in model.modules() if isinstance(m, Dropout)]
+    softmax = [m for m in model.modules() if isinstance(m, Softmax)]
+    assert dropouts and not any(m.compiled for m in dropouts)
+    assert softmax and not any(m.fused for m in softmax)
+    still = build_model(lra.config.load(*TINY, "model.attention_dropout=0.0"))
+    assert all(m.fused for m in without_kernels(still).modules() if isinstance(m, Softmax))
+
+
+def test_two_forms_are_compared_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "interleaved", lambda steps, *rest: {"new": 0.5, "old": 2.0})
+    updates = updates_of(tmp_path)
+    assert step.ratio_row(updates, updates, 1) == ["2", "0.5", "4.00"]
+
+
+def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
+    words = ["--tasks", "listops", "--attentions", "softmax,linear", "--repeats", "1"]
+    words += ["--scale", "mini", "--batch-size", "2", "--device", "cpu", "--", *TINY[3:]]
+    ran = subprocess.run(
+        [sys.executable, "-m", "lra.bench", "step", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    header, _, softmax, linear, note = ran.stdout.strip().splitlines()
+    assert [cell.strip() for cell in header.split("|")][5:12] == ["s/update", *PARTS, "outside"]
+    assert softmax.startswith("| listops | softmax ") and linear.startswith("| listops | linear ")
+    assert "mini scale, median of 1 updates" in note
+
+
+def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lra.bench", "step", "--attentions", "softmx"]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1 and "softmx" in ran.stderr and "Traceback" not in ran.stderr

@@ -1,0 +1,65 @@
+"""Operations of a step, counted without computing: FFTs too, and none for no backend."""
+
+import math
+
+import pytest
+import torch
+from tiny_cell import TINY
+
+import lra.config
+from lra.build import build_attention, build_model
+from lra.check import attention_config
+from lra.flops import counter, training_flops
+from models import ATTENTION
+from models.heads import AttentionShape
+
+SHAPE = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_no_backend_counts_nothing_forward_or_backward(name: str) -> None:
+    backend = build_attention(attention_config(name))(SHAPE).to("meta")
+    x = torch.empty(2, 64, 16, device="meta", requires_grad=True)
+    with counter() as forward:
+        output = backend(x, None)
+    with counter() as backward:
+        output.sum().backward()
+    assert forward.get_total_flops() > 0 and backward.get_total_flops() > 0
+
+
+def test_an_fft_counts_five_operations_a_number_and_halving() -> None:
+    x = torch.empty(3, 64, device="meta")
+    with counter() as counted:
+        spectrum = torch.fft.rfft(x)
+    assert counted.get_total_flops() == 2.5 * 3 * 64 * 6
+    with counter() as counted:
+        torch.fft.irfft(spectrum, 64)
+    assert counted.get_total_flops() == 2.5 * 3 * 64 * 6
+    with counter() as counted:
+        torch.fft.fft2(x.to(torch.complex64))
+    assert counted.get_total_flops() == round(5 * 3 * 64 * math.log2(3 * 64))
+
+
+def test_a_step_of_linear_attention_is_counted_to_the_operation() -> None:
+    config = lra.config.load(*TINY, "attention=linear", "model.layers=1")
+    model = build_model(config)
+    batch, length, sizes = 3, 40, config.model
+    inner = sizes.heads * sizes.head_dim
+    weights = sizes.dim * inner * 4 + 2 * sizes.dim * sizes.mlp_dim
+    # Keys by values, and queries by that, for each head.
+    mixing = 2 * sizes.heads * sizes.head_dim**2
+    counted = training_flops(model, (batch, length))
+    # Twice a multiplication, and backward twice of that; the head and the normaliser are small.
+    expected = 6 * batch * length * (weights + mixing)
+    assert expected < counted < 1.1 * expected
+    assert training_flops(model, (2 * batch, length)) == 2 * counted
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_softmax_counts_the_square_of_the_length_and_fourier_does_not() -> None:
+    def growth(name: str) -> float:
+        words = (f"attention={name}", "model.max_length=512", "task.truncate=512")
+        model = build_model(lra.config.load(*TINY, *words))
+        return training_flops(model, (1, 512)) / training_flops(model, (1, 256))
+
+    assert growth("softmax") > 2.5 and growth("fourier") < 2.2
