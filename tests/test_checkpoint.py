@@ -17,6 +17,7 @@ from lra import checkpoint
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, load, load_best, load_last
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
+from lra.loop import Run
 from lra.record import RECORD, RecordError, impossible, read_record
 from lra.runner import CellFailedError, run_cell
 
@@ -171,21 +172,17 @@ def test_a_run_folder_that_vanishes_ends_the_run_in_one_line(tmp_path: Path) -> 
 def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lra.loop
+    update, calls = Run._update, []
 
-    update = lra.loop.update
-
-    def spoilt(*arguments: object) -> Tensor:
-        loss = update(*arguments)  # type: ignore[arg-type]
-        calls.append(loss)
+    def spoilt(run: Run) -> tuple[Tensor, float]:
+        made = update(run)
+        calls.append(made)
         if len(calls) == 9:
             # As a gradient that is no number leaves them, after a loss that is one.
-            parameter = next(arguments[0].parameters())  # type: ignore[attr-defined]
-            parameter.data.fill_(torch.nan)
-        return loss
+            next(run.model.parameters()).data.fill_(torch.nan)
+        return made
 
-    calls: list[Tensor] = []
-    monkeypatch.setattr(lra.loop, "update", spoilt)
+    monkeypatch.setattr(Run, "_update", spoilt)
     with pytest.raises(CellFailedError, match="is not finite at step 9, learning rate"):
         run(tmp_path, *QUICK, "train.checkpoint_seconds=0")
     record = read_record(tmp_path / "run" / RECORD)
