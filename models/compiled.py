@@ -208,9 +208,9 @@ def random_bits(typing: Any, column: Any, first: Any, second: Any) -> Any:
         first: The row's first key, see `row_key`.
         second: Its second key.
 
-    The hash is triple32 of github.com/skeeto/hash-prospector, a permutation in which a flipped bit
-    of the input flips every bit of the output with a probability of a half to .0002; the keys go in
-    before its first and its second round. `models.dropout.kept_reference` is its plain form.
+    The hash is triple32 of github.com/skeeto/hash-prospector, a permutation found by search for one
+    whose output bits flip half the time when an input bit does; the keys go in before its first and
+    its second round. `models.dropout.kept_reference` is its plain form.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
