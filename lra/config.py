@@ -255,6 +255,7 @@ class Config:
     force: bool = False
 
     def __post_init__(self) -> None:
+        self.cache_dir = str(expanded(self.cache_dir)) if self.cache_dir else ""
         if not 0 <= self.seed < LEAST_WRONG_SEED:
             raise ValueError(f"seed={self.seed}: must be at least 0 and below 2^63")
         if self.threads < 0:
@@ -295,7 +296,12 @@ class Config:
     def raw_data_dir(self) -> Path | None:
         """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""
         folder = self.data_dir or os.environ.get(DATA_DIR_VARIABLE)
-        return Path(folder) if folder else None
+        return expanded(folder) if folder else None
+
+
+def expanded(folder: str) -> Path:
+    """Return a folder with `~` and `$VARIABLES` replaced."""
+    return Path(os.path.expandvars(folder)).expanduser()
 
 
 def _problem_of_folder(name: str) -> str:

@@ -2,13 +2,17 @@
 
 import hashlib
 import math
+import os
+import random
+import re
+import signal
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lra.tasks import DataError, cache
+from lra.tasks import DataError, cache, listops, listops_generator
 from lra.tasks.listops import ListOps, read_tsv
 from lra.tasks.listops_generator import CLOSE, MIN, Grammar, generate, value
 
@@ -120,23 +124,63 @@ def write(file: Path, rows: list[str]) -> Path:
 
 def test_published_rows_lose_their_parentheses_and_keep_their_brackets(tmp_path: Path) -> None:
     file = write(tmp_path / "x.tsv", ["( ( ( [MED 1 ) ( ( [SM 2 ) 9 ) ] ) ] )\t1"])
-    assert list(read_tsv(file)) == [(bytes([13, 2, 14, 3, 10, 15, 15]), 1)]
+    assert list(read_tsv(file)) == [(2, bytes([13, 2, 14, 3, 10, 15, 15]), 1, "")]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("( [MIN 1 ) ]", "line 3: 1 columns, should be 2"),
-        ("( [MIN 1 ) ]\t1\t2", "line 3: 3 columns"),
-        ("( [FIRST 1 ) ]\t1", r"line 3: '\[FIRST' is no ListOps symbol"),
-        ("( [MIN 1 ) ]\tx", "line 3: label 'x' should be a digit"),
-        ("\t3", "line 3: the expression is empty"),
+        ("( [MIN 1 ) ]", "1 columns, should be 2"),
+        ("( [MIN 1 ) ]\t1\t2", "3 columns, should be 2"),
+        ("( [FIRST 1 ) ]\t1", "'[FIRST' is no ListOps symbol"),
+        ("( [MIN 1 ) ]\tx", "label 'x' should be a digit 0 to 9"),
+        ("( [MIN 1 ) ]\t\u0663", "label '\ufffd\ufffd' should be a digit 0 to 9"),
+        ("\t3", "the expression is empty"),
+        ("", "1 columns, should be 2"),
+        ("[MIN 1 2\t1", "the brackets do not match"),
+        ("[MIN 1 2 ] ]\t1", "the brackets do not match"),
+        ("[MIN ]\t1", "the brackets do not match"),
+        ("1 2\t1", "the brackets do not match"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, message: str) -> None:
-    file = write(tmp_path / "basic_val.tsv", ["( [MIN 1 ) ]\t1", row])
-    with pytest.raises(DataError, match=f"basic_val.tsv, {message}"):
-        list(read_tsv(file))
+def test_a_bad_row_is_named_by_line_or_left_out_and_counted(
+    tmp_path: Path, row: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "basic_val.tsv", ["( [MIN 1 ) ]\t1", row, "7\t7"])
+    assert [(r.line, r.fault) for r in read_tsv(file) if r.fault] == [(3, message)]
+    for name in ("train", "test"):
+        write(tmp_path / f"basic_{name}.tsv", ["3\t3"] * 3)
+    monkeypatch.setattr(ListOps, "sizes", {"train": 3, "validation": 3, "test": 3})
+    reason = re.escape(f"basic_val.tsv, line 3: {message}; task.options.on_bad_row=skip leaves")
+    with pytest.raises(DataError, match=reason):
+        cache.load("listops", ListOps(), tmp_path / "cache", tmp_path)
+    data = cache.load("listops", ListOps(on_bad_row="skip"), tmp_path / "cache", tmp_path)
+    assert data.num_skipped == {"train": 0, "validation": 1, "test": 0}
+    assert data.splits["validation"].labels.tolist() == [1, 7]
+
+
+def test_a_byte_order_mark_windows_ends_and_blank_last_lines_are_no_content(tmp_path: Path) -> None:
+    plain = list(read_tsv(write(tmp_path / "a.tsv", ["[MAX 1 2 ]\t2", "4\t4"])))
+    text = "\ufeffSource\tTarget\r\n[MAX 1 2 ]\t2\r\n4\t4\r\n\r\n\n"
+    (tmp_path / "b.tsv").write_bytes(text.encode())
+    assert list(read_tsv(tmp_path / "b.tsv")) == plain and not any(row.fault for row in plain)
+
+
+def test_labels_that_are_not_the_values_are_not_called_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ListOps, "sizes", {"train": 3, "validation": 3, "test": 3})
+    for name in ("train", "val", "test"):
+        write(tmp_path / f"basic_{name}.tsv", ["[MAX 1 2 ]\t2"] * 3)
+    kinds = []
+    for label in (2, 1):
+        write(tmp_path / "basic_test.tsv", ["[MAX 1 2 ]\t2", f"[MAX 1 2 ]\t{label}", "4\t4"])
+        data = cache.load("listops", ListOps(), tmp_path / "cache", tmp_path)
+        kinds.append(data.source.kind)
+        assert cache.load("listops", ListOps(), tmp_path / "cache", tmp_path).source == data.source
+    assert kinds == ["published", "other"] and "1 of whose labels" in data.source.description
+    with pytest.raises(DataError, match="source=published: .* is other, by its content"):
+        cache.load("listops", ListOps(source="published"), tmp_path / "cache", tmp_path)
 
 
 def test_a_wrong_header_is_named(tmp_path: Path) -> None:
@@ -172,8 +216,62 @@ def test_splits_are_consecutive_and_disjoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_test": 0}, {"min_length": 30, "max_length": 31}, {"max_arguments": 11}]
+    "options",
+    [
+        {"num_test": 0},
+        {"num_train": 10**12},
+        {"min_length": 30, "max_length": 31},
+        {"max_length": 10**9},
+        {"max_arguments": 11},
+        # Nothing is so long with one operator, or at any depth here.
+        {"min_length": 30, "max_length": 40, "max_depth": 2},
+        {"min_length": 60_000, "max_length": 70_000},
+        # There are ten expressions of one symbol.
+        {"min_length": 0, "max_length": 3, "num_train": 64},
+    ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"task.options.{next(iter(options))}="):
         ListOps(**options)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(),
+        Grammar(min_length=20, max_length=128, max_depth=4),
+        Grammar(min_length=3, max_length=5, max_depth=2),
+        Grammar(min_length=9, max_length=40, max_depth=3, max_arguments=4),
+    ],
+)
+def test_the_share_of_draws_that_fit_is_what_is_drawn(grammar: Grammar) -> None:
+    rng = random.Random(3)
+    drawn = sum(listops_generator._draw(rng, grammar) is not None for _ in range(20_000)) / 20_000
+    share = float(listops_generator._shares(grammar)[grammar.min_length + 1 :].sum())
+    assert drawn == pytest.approx(share, abs=4.5 * math.sqrt(share * (1 - share) / 20_000))
+
+
+def test_the_number_of_short_expressions_is_what_is_drawn() -> None:
+    grammar = Grammar(min_length=0, max_length=5, max_depth=3)
+    # Ten digits, and four operators over two of them.
+    assert listops_generator._numbers(grammar) == 410
+    assert len(list(generate(410, grammar))) == 410
+    with pytest.raises(ValueError, match="there are 410 such expressions, not 411"):
+        next(generate(411, grammar))
+
+
+def kill_generating_processes(grammar: Grammar, seed: int, index: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_ends_the_build_and_frees_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listops_generator, "_chunk", kill_generating_processes)
+    monkeypatch.setattr(listops, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    task = ListOps(num_train=3, num_validation=2, num_test=1, min_length=9, max_length=40)
+    for _ in range(2):
+        with pytest.raises(DataError, match="a process that generated ListOps was killed"):
+            cache.load("listops", task, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]

@@ -113,6 +113,7 @@ def test_a_hub_out_of_reach_is_told_with_what_to_copy(
     # Port 9 of this machine: nobody listens there.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    (tmp_path / "raw").mkdir()
     finding = assess("image", tmp_path, tmp_path / "raw")
     assert finding.state == "missing"
     assert "the hub cannot be reached from here: " in finding.detail

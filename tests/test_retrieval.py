@@ -60,8 +60,13 @@ def test_files_are_found_at_every_known_depth(tmp_path: Path, folder: str) -> No
 
 def test_missing_files_are_named_with_what_supplies_them(tmp_path: Path) -> None:
     (write(tmp_path / "aan") / FILES["test"]).unlink()
-    with pytest.raises(DataError, match=r"pairs\.test\.tsv.*aan, .*lra_release\.gz.*data_dir"):
+    with pytest.raises(
+        DataError, match=r"aan lacks new_aan_pairs\.test\.tsv; it has new_aan_pairs"
+    ):
         Retrieval().locate(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"pairs\.test\.tsv.*aan, .*lra_release\.gz.*data_dir"):
+        Retrieval().locate(tmp_path / "empty")
     with pytest.raises(DataError, match="LRA_DATA_DIR.* is not set"):
         Retrieval().locate(None)
 

@@ -7,7 +7,7 @@ data come from, `write` reads them into the cache. `lra.tasks.cache.load` ties t
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ SPLITS = ("train", "validation", "test")
 
 
 OnBadRow = Literal["error", "skip"]
+# More would fill any disk, and no one has asked for them in earnest.
+MOST_EXAMPLES = 10**8
 
 
 class DataError(RuntimeError):
@@ -76,8 +78,28 @@ class Source:
 
 
 def file_signature(files: Iterable[Path]) -> str:
-    """Return sizes and times of change of files, as a `Source.signature`."""
-    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in (file.stat() for file in files))
+    """Return folders, names, sizes and times of change of files, as a `Source.signature`."""
+    return " ".join(
+        f"{file.absolute()}:{s.st_size}:{s.st_mtime_ns}"
+        for file, s in ((file, file.stat()) for file in files)
+    )
+
+
+def check_counts(task: Any, keys: Iterable[str], least: int = 1) -> None:
+    """Refuse numbers of examples that are too small or absurd.
+
+    Args:
+        task: A task with such options.
+        keys: Their names.
+        least: The smallest number that will do.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for key in keys:
+        if not least <= (count := getattr(task, key)) <= MOST_EXAMPLES:
+            bound = f"at least {least}" if count < least else f"at most {MOST_EXAMPLES:,}"
+            raise ValueError(f"task.options.{key}={count}: must be {bound}")
 
 
 class Writer(Protocol):
@@ -124,5 +146,10 @@ class Task(Protocol):
     def locate(self, data_dir: Path | None) -> Source:
         """Find the raw data, without reading them; raise `DataError` where there are none."""
 
-    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
-        """Read or generate every example of the splits `train`, `validation` and `test`."""
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
+        """Read or generate every example of the splits `train`, `validation` and `test`.
+
+        Returns:
+            The source as its content turned out, such as `other` where files that claim to be the
+            published ones are not; None where it is what it was said to be.
+        """

@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from lra.tasks.lock import held
 log = logging.getLogger(__name__)
 
 LAYOUT = 2
+KINDS = get_args(get_type_hints(Source)["kind"])
 # Of the rows that are left out, so many a split are named one by one.
 NUM_NAMED = 10
 # Seconds without a new example after which a build says so.
@@ -130,6 +131,17 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
         DataError: Raw data are missing or damaged, or the disk is full.
     """
     source = task.locate(data_dir)
+    dataset = _load(name, task, cache_dir, source)
+    demanded = getattr(task, "source", None)
+    if demanded not in (None, dataset.source.kind):
+        raise DataError(
+            f"task.options.source={demanded}: {dataset.source} is {dataset.source.kind}, by its"
+            " content"
+        )
+    return dataset
+
+
+def _load(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset:
     folder = cache_dir / f"{name}-{key(task, source)}"
     with full_disk_named("cache_dir", cache_dir, f"building {folder.name}"):
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -190,13 +202,27 @@ def key(task: Task, source: Source) -> str:
     identity = {
         "layout": LAYOUT,
         "version": task.version,
-        "options": asdict(task),  # type: ignore[call-overload]  # tasks are dataclasses
+        "options": _telling_options(task),
         "source": [source.kind, source.signature],
     }
     if not type(task).__module__.startswith("lra."):
         # The version of ours is kept by us; a user's own file may change at any time.
         identity["code"] = _code(type(task))
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _telling_options(task: Task) -> dict[str, Any]:
+    """Return the options that tell a data set from others.
+
+    Those that a task calls `younger` count only where they differ from their defaults, so that
+    data sets from before they existed keep their names.
+    """
+    options: dict[str, Any] = asdict(task)  # type: ignore[call-overload]  # tasks are dataclasses
+    younger = getattr(task, "younger", ())
+    for field in fields(task):  # type: ignore[arg-type]
+        if field.name in younger and options[field.name] == field.default:
+            del options[field.name]
+    return options
 
 
 def _code(kind: type[Task]) -> str:
@@ -212,7 +238,9 @@ def _build(folder: Path, task: Task, source: Source) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     _remove(partial)
     partial.mkdir()
-    log.info("building %s: %s", folder.name, source)
+    # Generated although a folder of raw data was named is not what everyone expects.
+    level = logging.WARNING if source.kind == "generated" and source.place else logging.INFO
+    log.log(level, "building %s: %s", folder.name, source)
     try:
         with (
             SplitWriter(partial, "train") as train,
@@ -221,7 +249,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
         ):
             writers = {"train": train, "validation": validation, "test": test}
             with _told_when_stuck(folder.name, writers):
-                task.write(source, writers)
+                source = task.write(source, writers) or source
             if empty := [name for name, writer in writers.items() if not len(writer)]:
                 raise DataError(f"{source}: no example for {empty[0]}")
         manifest = {
@@ -287,6 +315,11 @@ def _parsed(folder: Path, source: Source) -> Dataset:
     if not isinstance(manifest["fingerprint"], str):
         raise ValueError(f"manifest.json: fingerprint is {manifest['fingerprint']!r}")
     splits = {name: _open_split(folder, name) for name in SPLITS}
+    found = manifest["source"]
+    if found["kind"] not in KINDS or not isinstance(found["description"], str):
+        raise ValueError(f"manifest.json: source is {found!r}")
+    # What files turned out to be when they were read.
+    source = replace(source, kind=found["kind"], description=found["description"])
     return Dataset(splits, source, manifest["fingerprint"], folder, seconds, skipped)
 
 

@@ -1,11 +1,12 @@
 """Rows of parquet files as the hub stores them: from a folder, or fetched through `datasets`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lra.tasks import DataError
+from lra.tasks.raw import is_junk
 
 BATCH = 1_000
 
@@ -27,7 +28,7 @@ class HubFile:
 
 
 def load_rows(
-    hub: HubFile, files: Sequence[Path], part: str, columns: tuple[str, ...]
+    hub: HubFile, files: Sequence[Path], part: str, columns: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a part, each with its place.
 
@@ -35,7 +36,7 @@ def load_rows(
         hub: Where to fetch the part when there are no files.
         files: Parquet files of the part in order; empty to fetch it.
         part: The hub's name of the part, such as `train`.
-        columns: Columns that every row must have.
+        columns: Columns that every row must have, each with the names that it may go by.
 
     Yields:
         `(where, row)`: file and row number for messages, and the values by column; text as the
@@ -48,19 +49,48 @@ def load_rows(
         number = 0
         for table in tables:
             names = table.schema.names
-            if missing := [name for name in columns if name not in names]:
+            found = {name: [n for n in known if n in names] for name, known in columns.items()}
+            if missing := [name for name in columns if not found[name]]:
                 raise DataError(f"{place}: no column {missing[0]!r}; it has {', '.join(names)}")
-            for values in zip(*(_stored(table.column(name)) for name in columns), strict=True):
+            for values in zip(*(_stored(table.column(n[0])) for n in found.values()), strict=True):
                 yield f"{place}, row {number}", dict(zip(columns, values, strict=True))
                 number += 1
 
 
 def _stored(column: Any) -> list[Any]:
     import pyarrow
+    from pyarrow import types
 
-    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     values: list[Any] = (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist()
     return values
+
+
+def columns_of(file: Path) -> tuple[str, ...]:
+    """Return the columns of a parquet file; none where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return tuple(pyarrow.parquet.read_schema(file).names)
+    except (pyarrow.ArrowException, OSError):
+        return ()
+
+
+def parquet_files(folder: Path, part: str) -> tuple[Path, ...]:
+    """Return the parquet files of a part in a folder, in order."""
+    files = sorted(folder.glob(f"{part}-*.parquet"))
+    return tuple(file for file in files if not is_junk(file.name))
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a stored label as a whole number; None for text, null, NaN, 3.5 and the like."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _from_files(files: Sequence[Path]) -> Iterator[tuple[str, Iterator[Any]]]:

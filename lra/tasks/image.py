@@ -6,9 +6,9 @@ files the first 45,000 train and the last 5,000 validate; the 10,000 test images
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,17 @@ def grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """The task has no options."""
+    """Options of the task.
+
+    Args:
+        source: `published` refuses any other images; None takes what is there.
+    """
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
+    younger: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: Literal["published"] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -55,9 +62,15 @@ class Image:
         """Find CIFAR-10 under `data_dir`, or name the hub; see `lra.tasks.cifar10.locate`."""
         return cifar10.locate(data_dir)
 
-    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""
+        verdicts = []
         for part, targets in (("train", ("train", "validation")), ("test", ("test", "test"))):
             images, labels = cifar10.read(source, part)
             for index, (pixels, label) in enumerate(zip(grey(images), labels, strict=True)):
                 splits[targets[index >= NUM_TRAIN]].add(int(label), pixels)
+            if found := cifar10.verdict(source, part, images, labels):
+                verdicts.append(found)
+        if not verdicts:
+            return None
+        return replace(source, kind="other", description=f"{source.description} {verdicts[0]}")

@@ -5,17 +5,35 @@ Brackets are kept, parentheses are not: they carry no information. Ids are fixed
 1 to 10 the digits, 11 to 14 MIN, MAX, MED and SM, 15 the closing bracket.
 """
 
+import codecs
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 from lra.bar import progress_bar
-from lra.tasks import DataError, Source, Writer, file_signature
+from lra.tasks import (
+    DataError,
+    OnBadRow,
+    Source,
+    Writer,
+    bad_row,
+    check_counts,
+    file_signature,
+    raw,
+)
 from lra.tasks.archive import places
-from lra.tasks.listops_generator import MAX_ARGUMENTS, SYMBOLS, Grammar, generate
+from lra.tasks.listops_generator import (
+    MAX_ARGUMENTS,
+    SYMBOLS,
+    Grammar,
+    check_feasible,
+    generate,
+    is_expression,
+    value,
+)
 
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 # The published archive holds the folder twice; people also copy just the three files.
@@ -24,6 +42,7 @@ FOLDERS = (
     "listops-1000",
     "listops/listops-1000",
     *places("listops-1000"),
+    ".",
 )
 HEADER = "Source\tTarget"
 # Symbols from which several processes generate.
@@ -43,10 +62,14 @@ class ListOps:
         max_depth: Depth of the deepest digits.
         max_arguments: Most arguments of an operator.
         data_seed: Seed of the generator.
+        source: `published` or `generated`: demands it; None takes published files where there are
+            some.
+        on_bad_row: `error`, or `skip` to leave bad rows of published files out and count them.
     """
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
+    younger: ClassVar[tuple[str, ...]] = ("source", "on_bad_row")
 
     num_train: int = 96_000
     num_validation: int = 2_000
@@ -56,11 +79,11 @@ class ListOps:
     max_depth: int = 10
     max_arguments: int = MAX_ARGUMENTS
     data_seed: int = 0
+    source: Literal["generated", "published"] | None = None
+    on_bad_row: OnBadRow = "error"
 
     def __post_init__(self) -> None:
-        for key in ("num_train", "num_validation", "num_test"):
-            if (count := getattr(self, key)) < 1:
-                raise ValueError(f"task.options.{key}={count}: must be at least 1")
+        check_counts(self, ("num_train", "num_validation", "num_test"))
         if not 0 <= self.min_length < self.max_length - 1:
             raise ValueError(
                 f"task.options.min_length={self.min_length}: no length lies strictly between it"
@@ -72,6 +95,17 @@ class ListOps:
             )
         if self.max_depth < 2:
             raise ValueError(f"task.options.max_depth={self.max_depth}: must be at least 2")
+        check_feasible(self.grammar, sum(self.sizes.values()))
+
+    @property
+    def grammar(self) -> Grammar:
+        """The distribution of generated expressions."""
+        return Grammar(
+            min_length=self.min_length,
+            max_length=self.max_length,
+            max_depth=self.max_depth,
+            max_arguments=self.max_arguments,
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -84,32 +118,41 @@ class ListOps:
 
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published files under `data_dir`; without them the data are generated."""
-        if data_dir is not None and self == ListOps():
-            for folder in FOLDERS:
-                files = tuple(data_dir / folder / name for name in FILES.values())
-                if all(file.is_file() for file in files):
-                    found, place = file_signature(files), f"in {data_dir / folder}"
-                    return Source("published", "published files", files, found, place)
-        looked = f"as no {FILES['train']} lies in {', '.join(FOLDERS)} below {data_dir}"
-        place = looked if data_dir is not None and self == ListOps() else ""
+        published = self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
+        place = ""
+        if self.source != "generated" and published:
+            raw.check_data_dir(data_dir)
+            names = tuple(FILES.values())
+            files = raw.find("ListOps", data_dir, FOLDERS, names) if data_dir else ()
+            if files:
+                found, place = file_signature(files), f"in {files[0].parent}"
+                return Source("published", "published files", files, found, place)
+            if data_dir is not None:
+                place = f"as no {FILES['train']} is in {', '.join(FOLDERS)} below {data_dir}"
+        if self.source == "published":
+            reason = "the published data have no other options" if not published else place
+            raise DataError(
+                "task.options.source=published: "
+                f"{reason or 'data_dir (or LRA_DATA_DIR) is not set'}"
+            )
         return Source("generated", f"generated with seed {self.data_seed}", place=place)
 
-    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""
         if source.kind == "published":
-            for (name, size), file in zip(self.sizes.items(), source.files, strict=True):
+            # Not lists: every file is to be read.
+            wrong = sum(
                 self._read(file, size, splits[name])
-            return
-        grammar = Grammar(
-            min_length=self.min_length,
-            max_length=self.max_length,
-            max_depth=self.max_depth,
-            max_arguments=self.max_arguments,
-        )
+                for (name, size), file in zip(self.sizes.items(), source.files, strict=True)
+            )
+            if not wrong:
+                return None
+            other = f"files in the published form, {wrong:,} of whose labels are not the values"
+            return replace(source, kind="other", description=other)
         total = sum(self.sizes.values())
         # Starting processes takes longer than a small set does.
         workers = (os.cpu_count() or 1) if total * self.max_length > PARALLEL_FROM else 1
-        examples = generate(total, grammar, self.data_seed, workers)
+        examples = generate(total, self.grammar, self.data_seed, workers)
         bar = iter(progress_bar(examples, "ListOps", total, unit="expressions"))
         for name, size in self.sizes.items():
             for symbols, label in islice(bar, size):
@@ -117,39 +160,61 @@ class ListOps:
         # Let the bar reach its end and close.
         next(bar, None)
 
-    @staticmethod
-    def _read(file: Path, size: int, split: Writer) -> None:
-        count = 0
-        for symbols, label in progress_bar(read_tsv(file), file.name, size):
-            split.add(label, symbols)
+        return None
+
+    def _read(self, file: Path, size: int, split: Writer) -> int:
+        """Write the expressions of a file and return how many labels are not their values."""
+        count = wrong = 0
+        for row in progress_bar(read_tsv(file), file.name, size):
             count += 1
+            if row.fault:
+                bad_row(f"{file}, line {row.line}: {row.fault}", split, self.on_bad_row)
+                continue
+            split.add(row.label, row.symbols)
+            wrong += value(row.symbols) != row.label
         if count != size:
             raise DataError(f"{file}: holds {count} expressions, the published file has {size}")
+        return wrong
 
 
-def read_tsv(file: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield `(symbols, value)` for every row of a published file.
+class Row(NamedTuple):
+    """A row of a published file: its symbols and value, or what is wrong with it."""
+
+    line: int
+    symbols: bytes = b""
+    label: int = 0
+    fault: str = ""
+
+
+def read_tsv(file: Path) -> Iterator[Row]:
+    """Yield the rows of a published file.
 
     Raises:
-        DataError: A row is not what it should be; the message names file and line.
+        DataError: Its header is not what it should be.
     """
-    with open(file, encoding="ascii", errors="replace", newline="\n") as rows:
-        if (header := next(rows, "").rstrip("\r\n")) != HEADER:
-            raise DataError(f"{file}, line 1: {header!r} should be {HEADER!r}")
-        for number, row in enumerate(rows, start=2):
-            columns = row.rstrip("\r\n").split("\t")
-            if len(columns) != 2:
-                raise DataError(f"{file}, line {number}: {len(columns)} columns, should be 2")
-            expression, target = columns
-            words = expression.replace("(", " ").replace(")", " ").split()
-            if not words:
-                raise DataError(f"{file}, line {number}: the expression is empty")
-            try:
-                symbols = bytes(SYMBOLS[word] for word in words)
-            except KeyError as error:
-                raise DataError(
-                    f"{file}, line {number}: {error.args[0]!r} is no ListOps symbol"
-                ) from None
-            if len(target) != 1 or not target.isdecimal():
-                raise DataError(f"{file}, line {number}: label {target!r} should be a digit 0 to 9")
-            yield symbols, int(target)
+    with open(file, "rb") as stream:
+        lines = raw.numbered(stream)
+        _, header = next(lines, (1, b""))
+        text = header.removeprefix(codecs.BOM_UTF8).decode("ascii", "replace")
+        if text != HEADER:
+            raise DataError(f"{file}, line 1: {text!r} should be {HEADER!r}")
+        for number, line in lines:
+            yield _row(number, line.decode("ascii", "replace"))
+
+
+def _row(number: int, line: str) -> Row:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        return Row(number, fault=f"{len(columns)} columns, should be 2")
+    expression, target = columns
+    words = expression.replace("(", " ").replace(")", " ").split()
+    if not words:
+        return Row(number, fault="the expression is empty")
+    if unknown := [word for word in words if word not in SYMBOLS]:
+        return Row(number, fault=f"{unknown[0]!r} is no ListOps symbol")
+    if len(target) != 1 or not target.isdecimal():
+        return Row(number, fault=f"label {target!r} should be a digit 0 to 9")
+    symbols = bytes(SYMBOLS[word] for word in words)
+    if not is_expression(symbols):
+        return Row(number, fault="the brackets do not match")
+    return Row(number, symbols, int(target))

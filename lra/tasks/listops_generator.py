@@ -5,13 +5,23 @@ chunks may be drawn in any order, by any number of processes, to the same bytes.
 decision comes from `random.Random.random()`, which is the same on every machine.
 """
 
+import functools
 import hashlib
 import multiprocessing
+import os
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lra.tasks import DataError
 
 # Token ids: padding is 0. The closing bracket is written X in the original pipeline.
 DIGITS = range(1, 11)
@@ -27,6 +37,12 @@ NUM_IDS = 16
 MAX_ARGUMENTS = 10
 
 CHUNK = 500
+# Longer expressions than any grammar here draws in earnest.
+MOST_LENGTH = 100_000
+# At least one draw in so many must have a length that is asked for.
+RAREST = 1_000_000
+# From this length on there are more expressions than anyone asks for.
+MANY = 40
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,78 @@ def _draw(rng: random.Random, grammar: Grammar) -> bytes | None:
             return None
 
 
+@functools.lru_cache
+def check_feasible(grammar: Grammar, num_examples: int) -> None:
+    """Refuse a grammar that has no such expressions, or too few, or only once in a million draws.
+
+    Raises:
+        ValueError: That is so.
+    """
+    low, high = grammar.min_length, grammar.max_length
+    if high > MOST_LENGTH:
+        raise ValueError(f"task.options.max_length={high}: must be at most {MOST_LENGTH:,}")
+    lengths = f"task.options.min_length={low}, max_length={high}, max_depth={grammar.max_depth}"
+    share = float(_shares(grammar)[low + 1 :].sum())
+    if share * RAREST < 1:
+        seldom = "fewer than one in a million" if share > 1e-12 else "none"
+        raise ValueError(f"{lengths}: of the expressions that are drawn {seldom} are so long")
+    number = _numbers(grammar)
+    if high <= MANY and number < num_examples:
+        raise ValueError(f"{lengths}: there are {number:,} such expressions, not {num_examples:,}")
+
+
+def _shares(grammar: Grammar) -> NDArray[np.float64]:
+    """Return the probability of each length below `max_length` of a tree that is drawn."""
+    limit, most = grammar.max_length, grammar.max_arguments
+    size = 1 << (2 * limit - 1).bit_length()
+    digit = np.zeros(limit)
+    digit[1:2] = 1
+    # From the deepest level up; what is too long is cut, before it could wrap around.
+    node = digit
+    for _ in range(grammar.max_depth - 1):
+        transformed = np.fft.rfft(node, size)
+        power, total = node, np.zeros(limit)
+        for _ in range(most - 1):
+            power = np.fft.irfft(np.fft.rfft(power, size) * transformed, size)[:limit]
+            total += power
+        operator = np.zeros(limit)
+        operator[2:] = total[:-2] / (most - 1)
+        level = (1 - grammar.operator_probability) * digit + grammar.operator_probability * operator
+        if np.array_equal(level, node):
+            break
+        node = level
+    # Rounding leaves lengths that cannot be with less than this.
+    return np.where(node > 1e-14, node, 0.0)
+
+
+def _numbers(grammar: Grammar) -> int:
+    """Return how many different expressions have a length that is asked for, below `MANY`."""
+    limit = min(grammar.max_length, MANY)
+    digit = [10 * (length == 1) for length in range(limit)]
+    node = digit
+    for _ in range(min(grammar.max_depth, limit) - 1):
+        power, total = node, [0] * limit
+        for _ in range(grammar.max_arguments - 1):
+            power = [sum(power[i] * node[n - i] for i in range(n + 1)) for n in range(limit)]
+            total = [a + b for a, b in zip(total, power, strict=True)]
+        node = [d + 4 * t for d, t in zip(digit, [0, 0, *total], strict=False)]
+    return sum(node[grammar.min_length + 1 :])
+
+
+def is_expression(symbols: bytes) -> bool:
+    """Tell whether token ids are one whole expression."""
+    # Arguments so far, of every open operator and outside of all.
+    counts = [0]
+    for symbol in symbols:
+        if MIN <= symbol < CLOSE:
+            counts.append(0)
+            continue
+        if symbol == CLOSE and (len(counts) == 1 or not counts.pop()):
+            return False
+        counts[-1] += 1
+    return counts == [1]
+
+
 def value(symbols: bytes) -> int:
     """Evaluate an expression of token ids: a digit 0 .. 9.
 
@@ -126,6 +214,31 @@ def _chunk(grammar: Grammar, seed: int, index: int) -> list[tuple[bytes, int]]:
     return examples
 
 
+Examples = list[tuple[bytes, int]]
+
+
+def _unless_killed(chunks: Iterator[Examples]) -> Iterator[Examples]:
+    try:
+        yield from chunks
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that generated ListOps was killed, perhaps as memory ran out; start again,"
+            " with more memory or on fewer cores"
+        ) from error
+
+
+def _end_with_parent() -> None:
+    """Let a generating process end with the one that started it, however that ends."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def generate(
     num_examples: int, grammar: Grammar | None = None, seed: int = 0, workers: int = 1
 ) -> Iterator[tuple[bytes, int]]:
@@ -139,21 +252,25 @@ def generate(
 
     Yields:
         `(symbols, value)`: token ids in prefix form without parentheses, and the digit.
+
+    Raises:
+        ValueError: There are no, or too few, such expressions.
+        DataError: A generating process was killed.
     """
     grammar = grammar or Grammar()
     seen: set[bytes] = set()
     # Duplicates are left out, so a few more chunks than the examples fill may be drawn.
     indices = iter(range(2**63))
-    pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext()
+    check_feasible(grammar, num_examples)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, _end_with_parent) if workers > 1 else nullcontext()
     with pool as processes:
         while True:
             batch = [next(indices) for _ in range(max(2 * workers, 1))]
-            arguments = zip(repeat(grammar), repeat(seed), batch)
-            chunks = (
-                processes.starmap(_chunk, arguments)
-                if processes is not None
-                else (_chunk(*each) for each in arguments)
-            )
+            arguments = (repeat(grammar), repeat(seed), batch)
+            chunks: Iterator[Examples] = map(_chunk, *arguments)
+            if processes is not None:
+                chunks = _unless_killed(processes.map(_chunk, *arguments))
             for symbols, label in (example for chunk in chunks for example in chunk):
                 key = hashlib.sha256(symbols).digest()[:16]
                 if key in seen:

@@ -9,10 +9,10 @@ The files are read line by line: 8.5 GB of them need no more memory than one lin
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lra.bar import progress_bar
-from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature, raw
 from lra.tasks.archive import URL, places
 
 FILES = {
@@ -44,13 +44,16 @@ class Retrieval:
     Args:
         keep_bytes: Bytes kept of each text; at most the 10,000 that published code reads.
         on_bad_row: `error`, or `skip` to leave bad lines out and count them.
+        source: `published` refuses any other pairs; None takes what is there.
     """
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 1
+    younger: ClassVar[tuple[str, ...]] = ("source",)
 
     keep_bytes: int = 4_000
     on_bad_row: OnBadRow = "error"
+    source: Literal["published"] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep_bytes <= READ_BYTES:
@@ -65,16 +68,14 @@ class Retrieval:
 
     def locate(self, data_dir: Path | None) -> Source:
         """Find the three files under `data_dir`, in its folder `aan` or an unpacked archive."""
-        for folder in FOLDERS if data_dir is not None else ():
-            assert data_dir is not None
-            place = data_dir / folder
-            files = tuple(place / name for name in FILES.values())
-            if all(file.is_file() for file in files):
-                found = file_signature(files)
-                if sum(file.stat().st_size for file in files) < PUBLISHED_BYTES:
-                    description = "pairs that are not Long Range Arena's own"
-                    return Source("other", description, files, found, f"in {place}")
-                return Source("published", "published files", files, found, f"in {place}")
+        raw.check_data_dir(data_dir)
+        names = tuple(FILES.values())
+        if files := raw.find("Retrieval", data_dir, FOLDERS, names) if data_dir else ():
+            found, place = file_signature(files), f"in {files[0].parent}"
+            if sum(file.stat().st_size for file in files) < PUBLISHED_BYTES:
+                description = "pairs that are not Long Range Arena's own"
+                return Source("other", description, files, found, place)
+            return Source("published", "published files", files, found, place)
         looked = (
             f"none of them in {', '.join(FOLDERS)} below data_dir {data_dir}"
             if data_dir
@@ -95,9 +96,9 @@ class Retrieval:
                 )
 
     def _read(self, file: Path, split: Writer) -> int:
-        """Write the pairs of a file and return the number of its lines."""
+        """Write the pairs of a file; return its number of lines, without blank ones at its end."""
         number = 0
-        for number, line in enumerate(_lines(file), start=1):
+        for number, line in raw.numbered(_lines(file)):
             columns = line.split(b"\t")
             if reason := _fault(columns):
                 bad_row(f"{file}, line {number}: {reason}", split, self.on_bad_row)
@@ -117,7 +118,7 @@ def _lines(file: Path) -> Iterator[bytes]:
             if len(line) == MAX_LINE:
                 raise DataError(f"{file}: a line of more than {MAX_LINE:,} bytes; no file of pairs")
             bar.update(len(line))
-            yield line.removesuffix(b"\n").removesuffix(b"\r")
+            yield line
 
 
 def _fault(columns: list[bytes]) -> str:

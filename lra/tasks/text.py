@@ -9,18 +9,22 @@ seed, is smallest. That depends on nothing but the reviews, and equal reviews st
 """
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lra.bar import progress_bar
-from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, file_signature
-from lra.tasks.hub import HubFile, load_rows
+from lra.tasks import DataError, OnBadRow, Source, Writer, bad_row, raw
+from lra.tasks.hub import HubFile, columns_of, load_rows, parquet_files, whole_number
 
 HUB = HubFile("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31")
 SIZES = {"train": 25_000, "test": 25_000}
+# Of each part as published: sha256 over label and review, in the order of `_read`.
+REVIEWS = {
+    "train": "8b5f6ff673b46f881433b029f722efbf268f694929a1bc6eeb1f3f7f0783bb1c",
+    "test": "b082a1610f9470cbd48aed78614845c09cfbc33be344f10f7132a13e77ca3f5e",
+}
 # The place of a folder is the label.
 CLASSES = ("neg", "pos")
 
@@ -35,14 +39,17 @@ class Text:
         validation_percent: Share of train that validates, of each class.
         data_seed: Seed of that choice.
         on_bad_row: `error`, or `skip` to leave bad reviews out and count them.
+        source: `published` refuses any other reviews; None takes what is there.
     """
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 1
+    younger: ClassVar[tuple[str, ...]] = ("source",)
 
     validation_percent: int = 10
     data_seed: int = 0
     on_bad_row: OnBadRow = "error"
+    source: Literal["published"] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.validation_percent <= 50:
@@ -64,26 +71,22 @@ class Text:
     def locate(self, data_dir: Path | None) -> Source:
         """Find the reviews under `data_dir`, else name the hub.
 
-        Looked for: parquet files `train-*` and `test-*` in `data_dir/imdb/plain_text` and
-        `data_dir/imdb`, the publisher's folder `aclImdb` in `data_dir/imdb` and `data_dir`.
+        Looked for: parquet files `train-*` and `test-*`, and the publisher's folder `aclImdb`, in
+        the folders of `_places`.
+
+        Raises:
+            DataError: The folder does not exist, or holds a part of the reviews.
         """
+        raw.check_data_dir(data_dir)
         if data_dir is not None:
-            for folder in (data_dir / "imdb" / "plain_text", data_dir / "imdb"):
-                parts = [tuple(sorted(folder.glob(f"{part}-*.parquet"))) for part in SIZES]
-                if all(parts):
-                    files = parts[0] + parts[1]
-                    found, place = file_signature(files), f"in {folder}"
-                    return Source("published", "IMDb parquet files", files, found, place)
-            for folder in (data_dir / "imdb" / "aclImdb", data_dir / "aclImdb"):
-                classes = tuple(folder / part / name for part in SIZES for name in CLASSES)
-                if all(place.is_dir() for place in classes):
-                    counts = " ".join(str(len(os.listdir(place))) for place in classes)
-                    found = f"in {folder}"
-                    return Source("published", "IMDb text files", classes, counts, found)
+            for folder in _places(data_dir):
+                if (source := _parquet(folder) or _texts(folder)) is not None:
+                    return source
+            raw.check_strays("IMDb", data_dir, ("imdb", "."), ["aclImdb"])
         looked = f"as nothing was found under data_dir {data_dir}" if data_dir else ""
         return Source("published", f"IMDb from the hub, {HUB}", (), str(HUB), looked)
 
-    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""
         train = self._read(source, "train", splits["train"])
         for label in range(len(CLASSES)):
@@ -91,8 +94,13 @@ class Text:
             held_out = self._held_out(texts)
             for index, text in enumerate(texts):
                 splits["validation" if index in held_out else "train"].add(label, text)
-        for label, text in self._read(source, "test", splits["test"]):
+        test = self._read(source, "test", splits["test"])
+        for label, text in test:
             splits["test"].add(label, text)
+        if {"train": digest(train), "test": digest(test)} == REVIEWS:
+            return None
+        other = f"{source.description} of other reviews or labels than published"
+        return replace(source, kind="other", description=other)
 
     def _held_out(self, texts: list[bytes]) -> set[int]:
         salt = f"text/{self.data_seed}/".encode()
@@ -106,16 +114,53 @@ class Text:
         bar = progress_bar(_rows(source, part), f"IMDb {part}", SIZES[part], unit="reviews")
         for where, label, text in bar:
             count += 1
-            if label not in (0, 1):
+            number = whole_number(label)
+            if number not in (0, 1):
                 reason = f"{where}: label {label!r}, should be 0 (negative) or 1 (positive)"
                 bad_row(reason, split, self.on_bad_row)
             elif not text:
                 bad_row(f"{where}: the review is empty", split, self.on_bad_row)
             else:
-                reviews.append((int(label), text))
+                reviews.append((number, text))
         if count != SIZES[part]:
             raise DataError(f"{source}: {count} {part} reviews, IMDb has {SIZES[part]}")
         return sorted(reviews)
+
+
+def digest(reviews: Iterable[tuple[int, bytes]]) -> str:
+    """Return the sha256 of labels and reviews, 64 hex digits."""
+    found = hashlib.sha256()
+    for label, text in reviews:
+        found.update(b"%d %d " % (label, len(text)) + text)
+    return found.hexdigest()
+
+
+def _places(data_dir: Path) -> tuple[Path, ...]:
+    """Return where the reviews may be: in the folder of the task, or that may be it."""
+    return (data_dir / "imdb" / "plain_text", data_dir / "imdb", data_dir / "plain_text", data_dir)
+
+
+def _parquet(folder: Path) -> Source | None:
+    parts = {part: parquet_files(folder, part) for part in SIZES}
+    files = parts["train"] + parts["test"]
+    # CIFAR-10's have the same names.
+    if not files or "label" in (columns := columns_of(files[0])) and "text" not in columns:
+        return None
+    if missing := [part for part, found in parts.items() if not found]:
+        raise DataError(f"IMDb: {folder} lacks {missing[0]}-*.parquet; it has {files[0].name}")
+    found, place = raw.signature(folder, files), f"in {folder}"
+    return Source("published", "IMDb parquet files", files, found, place)
+
+
+def _texts(folder: Path) -> Source | None:
+    top = folder if folder.name == "aclImdb" else folder / "aclImdb"
+    if not top.is_dir():
+        return None
+    classes = tuple(top / part / name for part in SIZES for name in CLASSES)
+    if missing := [place for place in classes if not place.is_dir()]:
+        raise DataError(f"IMDb: {top} lacks the folder {missing[0].relative_to(top)}")
+    found = raw.tree_signature(top, classes)
+    return Source("published", "IMDb text files", classes, found, f"in {top}")
 
 
 def _rows(source: Source, part: str) -> Iterator[Row]:
@@ -125,8 +170,9 @@ def _rows(source: Source, part: str) -> Iterator[Row]:
             if folder.parent.name == part:
                 label = CLASSES.index(folder.name)
                 for file in sorted(folder.glob("*.txt")):
-                    yield str(file), label, file.read_bytes()
+                    if not raw.is_junk(file.name):
+                        yield str(file), label, file.read_bytes()
         return
     files = [file for file in source.files if file.name.startswith(part)]
-    for where, row in load_rows(HUB, files, part, ("text", "label")):
+    for where, row in load_rows(HUB, files, part, {"text": ("text",), "label": ("label",)}):
         yield where, row["label"], row["text"]

@@ -8,18 +8,26 @@ depends on the seed alone: the published code leaves that to a shuffle that nobo
 import hashlib
 import io
 import os
-import struct
-import zlib
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lra.tasks import SPLITS, DataError, OnBadRow, Source, Writer, bad_row
+from lra.tasks import (
+    SPLITS,
+    DataError,
+    OnBadRow,
+    Source,
+    Writer,
+    bad_row,
+    check_counts,
+    raw,
+)
 from lra.tasks.archive import INNER, OUTER
 
 SIZES = (32, 64, 128, 256)
@@ -31,6 +39,8 @@ NUM_IMAGES = 200_000
 KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
 PNG_END = b"IEND\xaeB`\x82"
 LABELS = {b"0": 0, b"1": 1}
+# How far from a half the share of label 1 may be in what counts as published.
+BALANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +53,27 @@ class Pathfinder:
         num_images: Images in all, of which 80 % train, 10 % validate and 10 % test.
         data_seed: Seed of the generator, and of the division of published images.
         on_bad_row: `error`, or `skip` to leave unreadable images out and count them.
+        source: `published` or `generated`: demands it; None takes published images where there are
+            some.
     """
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
+    younger: ClassVar[tuple[str, ...]] = ("source",)
 
     size: int = 32
     contour_length: int = 14
     num_images: int = NUM_IMAGES
     data_seed: int = 0
     on_bad_row: OnBadRow = "error"
+    source: Literal["generated", "published"] | None = None
 
     def __post_init__(self) -> None:
         for key, choices in {"size": SIZES, "contour_length": tuple(FOLDERS)}.items():
             if (value := getattr(self, key)) not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"task.options.{key}={value}: must be one of {known}")
-        if self.num_images < 10:
-            raise ValueError(f"task.options.num_images={self.num_images}: must be at least 10")
+        check_counts(self, ["num_images"], least=10)
         if not 0 <= self.data_seed < 2**64:
             raise ValueError(f"task.options.data_seed={self.data_seed}: must be 0 to 2**64 - 1")
 
@@ -71,23 +84,59 @@ class Pathfinder:
         return {name: names.count(name) for name in SPLITS}
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Find the published images under `data_dir`; without them they are generated."""
-        if data_dir is not None and self.num_images == NUM_IMAGES:
-            for top in PLACES:
-                folder = data_dir / top / f"pathfinder{self.size}" / FOLDERS[self.contour_length]
-                files = tuple(sorted(folder.glob("metadata/*.npy")))
-                if files:
-                    sizes = f"{len(files)} {sum(file.stat().st_size for file in files)}"
-                    place = f"in {folder}"
-                    return Source("published", "published images", files, sizes, place)
-        return Source("generated", f"generated with seed {self.data_seed}")
+        """Find the published images under `data_dir`; without them they are generated.
 
-    def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
+        Raises:
+            DataError: The folder does not exist, holds a part of the images, or holds them where
+                nobody looks; or `source` demands what there is not.
+        """
+        place = ""
+        if self.source != "generated" and self.num_images == NUM_IMAGES:
+            raw.check_data_dir(data_dir)
+            if data_dir is not None:
+                if (source := self._published(data_dir)) is not None:
+                    return source
+                place = f"as no pathfinder{self.size} is in {', '.join(PLACES)} below {data_dir}"
+        if self.source == "published":
+            reason = f"there are {NUM_IMAGES:,} published images"
+            if self.num_images == NUM_IMAGES:
+                reason = place or "data_dir (or LRA_DATA_DIR) is not set"
+            raise DataError(f"task.options.source=published: {reason}")
+        return Source("generated", f"generated with seed {self.data_seed}", place=place)
+
+    def _published(self, data_dir: Path) -> Source | None:
+        top, level = f"pathfinder{self.size}", FOLDERS[self.contour_length]
+        folders = [data_dir / place / top / level for place in PLACES]
+        # The folder of one size, or of one level, may be named itself.
+        here = data_dir.resolve()
+        folders += [data_dir / level] * (here.name == top)
+        folders += [data_dir] * (here.name == level and here.parent.name == top)
+        for folder in folders:
+            if not folder.is_dir():
+                continue
+            files = sorted(folder.glob("metadata/*.npy"))
+            files = [file for file in files if not raw.is_junk(file.name)]
+            if not files or not (folder / "imgs").is_dir():
+                lacking = "imgs" if files else "metadata/*.npy"
+                raise DataError(f"Pathfinder: {folder} lacks {lacking}")
+            branches = (folder / "imgs", folder / "metadata")
+            found = raw.tree_signature(folder, branches)
+            return Source("published", "published images", tuple(files), found, f"in {folder}")
+        if all(not (data_dir / place / top).is_dir() for place in PLACES):
+            raw.check_strays("Pathfinder", data_dir, PLACES, [top])
+        return None
+
+    def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""
-        if source.kind == "published":
-            self._read(source, splits)
-        else:
+        if source.kind != "published":
             self._generate(splits)
+            return None
+        share = self._read(source, splits)
+        # As many images are of one contour as of two.
+        if abs(share - 0.5) < BALANCE:
+            return None
+        other = f"images in the published form, {share:.0%} of which have label 1"
+        return replace(source, kind="other", description=other)
 
     def _generate(self, splits: Mapping[str, Writer]) -> None:
         from lra.tasks.pathfinder import generator
@@ -101,7 +150,8 @@ class Pathfinder:
                     splits[names[index]].add(int(label), pixels.ravel())
                 bar.update(len(images))
 
-    def _read(self, source: Source, splits: Mapping[str, Writer]) -> None:
+    def _read(self, source: Source, splits: Mapping[str, Writer]) -> float:
+        """Write published images and return the share of label 1."""
         rows = [row for file in sorted(source.files, key=_number) for row in _rows(file)]
         if len(rows) != self.num_images:
             raise DataError(
@@ -124,6 +174,7 @@ class Pathfinder:
                     bad_row(reason, split, self.on_bad_row)
                     continue
                 split.add(row.label, pixels)
+        return sum(row.label or 0 for row in rows) / len(rows)
 
 
 def _divide(order: Sequence[int]) -> list[str]:
@@ -157,11 +208,11 @@ def _is_empty(file: Path) -> bool:
 
 
 def _rows(file: Path) -> Iterator[Row]:
-    """Yield the lines of a metadata file: text, although its name says NumPy.
+    """Yield the lines of a metadata file: text as published, or a NumPy array as its name says.
 
     Blank separated: folder, picture, running number, label, then what the generator was told.
     """
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    for number, line in _lines(file):
         columns = line.split()
         if len(columns) < 4:
             yield Row(file, number, fault=f"{len(columns)} columns, should be 4 or more")
@@ -174,23 +225,42 @@ def _rows(file: Path) -> Iterator[Row]:
             yield Row(file, number, picture, LABELS[columns[3]])
 
 
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    content = file.read_bytes()
+    if not content.startswith(np.lib.format.MAGIC_PREFIX):
+        yield from raw.numbered(content.splitlines())
+        return
+    try:
+        rows = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise DataError(f"{file}: not a readable NumPy file ({error})") from error
+    if rows.dtype.kind not in "US" or rows.ndim not in (1, 2):
+        raise DataError(f"{file}: {rows.dtype} of shape {rows.shape}, should be rows of text")
+    for number, row in enumerate(rows, start=1):
+        words = [row] if rows.ndim == 1 else row
+        yield number, b" ".join(w if isinstance(w, bytes) else os.fsencode(str(w)) for w in words)
+
+
 def read_image(file: Path, size: int) -> NDArray[np.uint8]:
     """Return the `(size * size,)` grey values of a picture, row by row.
 
     Raises:
         ValueError: It cannot be read, or is not grey or not `(size, size)`.
     """
-    from PIL import Image
+    # Loaded only where pictures are read.
+    from lra.tasks.picture import opened
 
     try:
         content = file.read_bytes()
-        # Pillow is content with a file that lacks its last bytes.
-        if not content.endswith(PNG_END):
-            raise ValueError("the end of a PNG file is missing")
-        with Image.open(io.BytesIO(content)) as picture:
-            mode, pixels = picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+    except OSError as error:
         raise ValueError(f"not a readable image ({error})") from error
-    if mode != "L" or pixels.shape != (size, size):
-        raise ValueError(f"{mode} of shape {pixels.shape}, should be L of ({size}, {size})")
+    # Pillow is content with a file that lacks its last bytes.
+    if not content.endswith(PNG_END):
+        raise ValueError("not a readable image (the end of a PNG file is missing)")
+    with opened(content) as picture:
+        mode, shape = picture.mode, (picture.height, picture.width)
+        # Others may be as large as they like: their pixels are not read.
+        pixels = np.asarray(picture) if shape == (size, size) else np.zeros(0, np.uint8)
+    if mode != "L" or shape != (size, size):
+        raise ValueError(f"{mode} of shape {shape}, should be L of ({size}, {size})")
     return pixels.ravel()

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks import Source, Writer
+from lra.tasks import Source, Writer, check_counts
 
 Example = tuple[int, tuple[bytes, ...]]
 
@@ -74,9 +74,7 @@ class StandIn(ABC):
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("num_train", "num_validation", "num_test"):
-            if (count := getattr(self, key)) < 1:
-                raise ValueError(f"task.options.{key}={count}: must be at least 1")
+        check_counts(self, ("num_train", "num_validation", "num_test"))
 
     @property
     def sizes(self) -> dict[str, int]:
