@@ -16,8 +16,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lra.bar import progress_bar
 from lra.tasks import (
     SPLITS,
     DataError,
@@ -142,7 +142,7 @@ class Pathfinder:
         from lra.tasks.pathfinder import generator
 
         names = _divide(range(self.num_images))
-        with tqdm(desc="Pathfinder", total=len(names), unit="images", disable=None) as bar:
+        with progress_bar(desc="Pathfinder", total=len(names), unit="images") as bar:
             for start, images, labels in generator.generate_chunks(
                 self.num_images, self.size, self.contour_length, self.data_seed
             ):
@@ -160,7 +160,7 @@ class Pathfinder:
         salt = f"pathfinder/{self.data_seed}"
         keys = [hashlib.sha256(f"{salt}/{r.file.stem}/{r.line}".encode()).digest() for r in rows]
         names = _divide(sorted(range(len(rows)), key=keys.__getitem__))
-        for row, name in zip(tqdm(rows, "Pathfinder", disable=None), names, strict=True):
+        for row, name in zip(progress_bar(rows, "Pathfinder"), names, strict=True):
             split = splits[name]
             if row.picture is None or row.label is None:
                 bad_row(f"{row.file}, line {row.line}: {row.fault}", split, self.on_bad_row)
