@@ -1,9 +1,10 @@
-"""Put what lies outside the packages into a wheel: configurations and published figures.
+"""Put what lies outside the packages into a wheel: configurations, published figures, the commit.
 
 Everything else about the distribution is in pyproject.toml. A build leaves nothing behind: what
 setuptools would write into this folder goes into a temporary one.
 """
 
+import runpy
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+# By its path, since lra is not importable while it is built.
+write_stamp = runpy.run_path(str(ROOT / "lra" / "stamp.py"))["write_stamp"]
 
 
 class BuildWithFiles(build_py):
@@ -28,10 +31,16 @@ class BuildWithFiles(build_py):
         shutil.copytree(ROOT / "configs", files / "configs", dirs_exist_ok=True)
         (files / "results").mkdir(exist_ok=True)
         shutil.copy(ROOT / "results" / "published.csv", files / "results")
+        write_stamp(files, ROOT)
 
 
 class TidySdist(sdist):
-    """Remove the metadata that a source distribution is made from, unless it was there before."""
+    """Say the commit, and remove the metadata it is made from, unless that was there before."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Make the folder that is packed."""
+        super().make_release_tree(base_dir, files)
+        write_stamp(Path(base_dir), ROOT)
 
     def run(self) -> None:
         """Make the source distribution."""

@@ -239,6 +239,8 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -247,3 +249,5 @@ def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> N
     torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states["mps"].cpu())

@@ -227,7 +227,7 @@ class Config:
         variant: Names what was overridden, so that it gets its own folder.
         validation: What selects the checkpoint: `validation`, or `test` as some papers did, which
             every table then says.
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         threads: CPU threads; 0 takes torch's default.
         data_dir: Folder of raw data, with imdb, cifar10, aan, listops and pathfinder below it;
             without it, the environment variable LRA_DATA_DIR.
@@ -265,10 +265,10 @@ class Config:
         if problem := _problem_of_folder(self.variant):
             raise ValueError(f"variant={shown(self.variant)}: {problem}")
         kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (
+        if kind not in ("auto", "cpu", "cuda", "mps") or (
             index and not (kind == "cuda" and index.isdecimal())
         ):
-            raise ValueError(f"device={self.device}: must be auto, cpu, cuda or cuda:<index>")
+            raise ValueError(f"device={self.device}: must be auto, cpu, cuda, cuda:<index> or mps")
         if self.model.vocab_size < self.task.num_symbols:
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size}: {self.task.name} has"

@@ -4,18 +4,15 @@ import functools
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from lra import stamp
 from lra.config import ConfigError
-from lra.paths import ROOT
-
-# What can change a number; records and documents cannot.
-CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "setup.py", "requirements.lock")
+from lra.paths import PACKAGES, ROOT
 
 # More threads than processors only slow a run, but give the bits of a machine that has them.
 MOST_THREADS_A_PROCESSOR = 16
@@ -41,11 +38,14 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: A GPU is asked for and there is none of that index.
     """
+    # Never Apple's GPU unasked: it lacks float64 and complex operators that backends use.
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device={name}: torch sees no GPU of Apple's here")
     return device
 
 
@@ -70,27 +70,12 @@ def machine(device: torch.device) -> str:
 def code_version(root: Path = ROOT) -> tuple[str, bool]:
     """Return the git commit of the code and whether it differs from it, as first asked.
 
-    Empty where it is unknown: the suite may be installed, or copied, inside a repository that is
-    another's and says nothing about it.
+    Empty where it is unknown.
 
     Args:
-        root: Top of the repository.
+        root: Top of the repository, or folder of the installed package's own files.
     """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return "", False
-        # A copy that the repository around it does not follow would be clean whatever is in it.
-        if not git("ls-files", "--", "lra"):
-            return "", False
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
-    except (OSError, subprocess.CalledProcessError):
-        return "", False
+    return stamp.version(root, PACKAGES if root == ROOT else root)
 
 
 def code_name() -> str:
@@ -103,6 +88,8 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:

@@ -13,7 +13,9 @@ from platformdirs import user_cache_path, user_data_path
 # Made by setup.py; a checkout has none.
 _INSTALLED = Path(__file__).resolve().parent / "files"
 IS_CHECKOUT = not _INSTALLED.is_dir()
-ROOT = Path(__file__).resolve().parents[1] if IS_CHECKOUT else _INSTALLED
+# The folder with `lra` and `models` in it.
+PACKAGES = Path(__file__).resolve().parents[1]
+ROOT = PACKAGES if IS_CHECKOUT else _INSTALLED
 CONFIGS = ROOT / "configs"
 PUBLISHED = ROOT / "results" / "published.csv"
 

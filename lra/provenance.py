@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from lra.paths import ROOT
+from lra.paths import PACKAGES
 
 # Packages of the suite, which its commit covers.
-_SUITE = (ROOT / "lra", ROOT / "models")
+_SUITE = (PACKAGES / "lra", PACKAGES / "models")
 
 
 def hashes(module_name: str) -> str:

@@ -91,7 +91,7 @@ class Record:
         config: The whole resolved configuration.
         config_hash: Hash of the part of it that can change the numbers.
         machine: Processor, or GPU.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `mps`.
         dtype: Precision.
         compiled: Whether the model ran through `torch.compile`.
         threads: CPU threads.

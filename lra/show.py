@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from lra.build import build_attention, build_task, find_backend
 from lra.config import Config, ConfigError, command, place
-from lra.paths import CONFIGS
+from lra.paths import CONFIGS, PACKAGES
 from lra.terminal import run
 
 COMMAND_LINE = "command line"
@@ -194,8 +194,10 @@ def _default_of(kind: type) -> str:
 
 
 def _from_root(file: Path) -> str:
-    root = CONFIGS.parent
-    return str(file.relative_to(root) if file.is_relative_to(root) else file)
+    for root in (CONFIGS.parent, PACKAGES):
+        if file.is_relative_to(root):
+            return str(file.relative_to(root))
+    return str(file)
 
 
 def _text(value: Any) -> str:

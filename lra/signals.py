@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+# Windows has the first two.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 # Seconds between looks whether the process that started a worker is still there.
 LOOK_EVERY = 1.0
 

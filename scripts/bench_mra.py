@@ -13,10 +13,10 @@ on a quiet machine (some 10 minutes; `--lengths 1024 2048` takes one).
 import argparse
 import json
 import math
+import mmap
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -73,11 +73,11 @@ def time_in_turn(length: int, batch: int, repeats: int) -> dict[str, float]:
 
 
 def peak_mib(form: str, batch: int, length: int) -> float:
-    """Return by how much one step raises the resident peak of this process."""
+    """Return by how much one step raises the resident peak of this process, on Linux."""
     run = step(form, batch, length)
     # Libraries and thread pools load at a size that needs no memory to speak of.
     step(form, 1, 4 * BLOCK_SIZE)()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     # Writing 5 resets the peak of the process, which counts from its start otherwise.
     Path("/proc/self/clear_refs").write_text("5")
     run()

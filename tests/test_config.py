@@ -257,7 +257,7 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
         ("variant=a|b", r"variant=a\|b: must be a plain folder name, without \|"),
         ("variant=a\nb", r"variant=a\\nb: must be a plain folder name, without \\n"),
         (f"variant={'x' * 300}", "variant=x+ ...: must be .* at most 200 bytes"),
-        ("device=tpu", "device=tpu: must be auto, cpu, cuda or cuda:<index>"),
+        ("device=tpu", "device=tpu: must be auto, cpu, cuda, cuda:<index> or mps"),
         ("validation=dev", "validation=dev: must be one of validation, test"),
         ("variant=a/b", "variant=a/b: must be a plain folder name"),
     ],

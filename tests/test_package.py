@@ -7,14 +7,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 import lra
-from lra import paths
+from lra import paths, stamp
+from lra.machine import resolve_device
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -178,23 +181,60 @@ def test_a_wheel_trains_a_cell_from_any_folder_and_its_build_leaves_nothing(tmp_
     words = ["task=listops", "attention=fourier", "scale=mini", "train.steps=4", "threads=1"]
     words += ["train.warmup_steps=2", "train.validate_every=2", "task.options.num_train=64"]
     words += ["task.options.num_validation=16", "task.options.num_test=16", "variant=small"]
-    train = [sys.executable, "-m", "lra.train", *words]
+    train = [sys.executable, "-m", "lra", "train", *words]
     environment = os.environ | home
     subprocess.run(train, cwd=here, env=environment, check=True, capture_output=True)
     folder = "listops/fourier/small/seed0"
     data = tmp_path / "home" / ".local" / "share" / "lra"
     assert (data / "runs" / "mini" / "nystromformer" / folder / "result.json").is_file()
     assert any((tmp_path / "home" / ".cache" / "lra").glob("listops-*/manifest.json"))
-    report = [sys.executable, "-m", "lra.report", "--scale", "mini"]
+    report = [sys.executable, "-m", "lra", "report", "scale=mini"]
     done = subprocess.run(report, cwd=here, env=environment, capture_output=True, text=True)
     assert "fourier (small)" in done.stdout, done.stderr
     assert (data / "mini" / "nystromformer").is_dir()
     assert os.listdir(here) == ["models"]
 
 
+def test_what_a_package_was_built_from_is_true_or_not_said(tmp_path: Path) -> None:
+    sources = copy_of_sources(tmp_path / "sources")
+
+    def git(*words: str) -> str:
+        author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        command = ["git", *author, *words]
+        return subprocess.run(
+            command, cwd=sources, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def built() -> Path:
+        """Return a package's own files, as setup.py leaves them."""
+        target = tmp_path / f"target{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(sources / "lra", target / "lra")
+        shutil.copytree(sources / "models", target / "models")
+        shutil.copytree(sources / "configs", target / "lra" / "files" / "configs")
+        stamp.write_stamp(target / "lra" / "files", sources)
+        return target
+
+    unknown = built()
+    assert stamp.version(unknown / "lra" / "files", unknown) == ("", False)
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    head = git("rev-parse", "HEAD")
+    clean = built()
+    assert stamp.version(clean / "lra" / "files", clean) == (head, False)
+    (clean / "models" / "softmax.py").write_text("# another\n")
+    assert stamp.version(clean / "lra" / "files", clean) == (head, True)
+    (sources / "lra" / "loop.py").write_text("# another\n")
+    changed = built()
+    assert stamp.version(changed / "lra" / "files", changed) == (head, True)
+
+
 @pytest.mark.slow
 def test_a_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
     sources = copy_of_sources(tmp_path / "sources")
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
+        author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *author, *words], cwd=sources, check=True, capture_output=True)
     before = sorted(sources.rglob("*"))
     code = f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True)
@@ -214,3 +254,35 @@ def test_a_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
     assert files("one") == files("other")
     assert "lra/files/configs/train.yaml" in files("one")
     assert "lra/files/results/published.csv" in files("one")
+    # What it was built from, too: the commit came along in the source distribution.
+    name = "lra/files/built_from.json"
+    assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
+
+
+def test_systems_without_what_only_linux_has_are_served_too(tmp_path: Path) -> None:
+    code = """
+        import importlib, os, pkgutil, signal, sys
+        import psutil, torch, torch.utils.tensorboard, hydra, numba, datasets
+        sys.modules |= {"resource": None, "fcntl": None, "pwd": None}
+        del signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, os.sysconf, os.fork
+        import lra
+        for module in pkgutil.walk_packages(lra.__path__, "lra."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        from lra import memory, signals
+        assert memory.total(torch.device("cpu")) > 2**20
+        assert [each.name for each in signals.SIGNALS] == ["SIGTERM", "SIGINT"]
+        with signals.listening() as stop:
+            assert not stop.requested
+    """
+    done = python(textwrap.dedent(code), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_apples_gpu_is_told_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lra.config.load("device=mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(lra.config.ConfigError, match="device=mps: torch sees no GPU of Apple's"):
+        resolve_device(config.device)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device(config.device) == torch.device("mps")

@@ -54,7 +54,7 @@ class BenchConfig:
         attention_dropout: Probability of dropping an attention weight.
         precision: `float32`, or `bfloat16` or `float16` autocast.
         compile: Run the model through `torch.compile`.
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         threads: CPU threads; 0 takes torch's default.
         out: JSON file; by default `results/bench/<device>.json`.
     """
