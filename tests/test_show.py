@@ -190,7 +190,7 @@ def test_help_lists_what_a_person_chooses_and_every_key_with_its_meaning() -> No
     # Further lines of a group begin further in.
     listed = [line.split()[0] for line in lines if line[:3].strip()]
     assert listed == list(help.GROUPS)
-    assert "nystromformer (default), lra, wavspa" in flat and "protocol/task" not in groups
+    assert "nystromformer (default), lra, lru, mega, s4" in flat and "protocol/task" not in groups
     for file in [*CONFIGS.glob("task/*.yaml"), *CONFIGS.glob("attention/*.yaml")]:
         assert file.stem in groups
     for value in shown("attention=wavspa").values():
