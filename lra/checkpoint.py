@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lra.config import ConfigError, differences
 from lra.folders import writing
+from lra.paths import CHECKPOINT as CHECKPOINT
 
 log = logging.getLogger(__name__)
 
-# To continue from, the one before it, and the parameters that validation chose.
-CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
+# The checkpoint before the last, and the parameters that validation chose.
+PREVIOUS, BEST = "checkpoint.previous.pt", "best.pt"
 CHECKSUM = "checksum"
 # What a run's checkpoint holds; the others came later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}

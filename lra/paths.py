@@ -50,3 +50,7 @@ def _from_here(folder: Path) -> str:
     """Return a folder below the current one by its relative path, which is shorter to read."""
     here = Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+# In a run folder, to continue from; see `lra.checkpoint`.
+CHECKPOINT = "checkpoint.pt"

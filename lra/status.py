@@ -1,0 +1,193 @@
+"""Say where the cells of a grid stand: done, running since when, failed why, to do.
+
+    lra status task=listops,text attention=softmax,mra seed=0,1 scale=mini
+    lra status runs_dir=/shared/results/runs
+
+From files alone, so from any machine that sees the runs folder, whichever machines train there.
+Without the words of a grid it is every cell that has been begun. The words are those of `lra
+train`; of what has a record, those that differ from it are named.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lra.config import ConfigError, backend_name, command, groups, place
+from lra.lock import read_note
+from lra.markdown import Table, markdown
+from lra.paths import CHECKPOINT, runs_dir
+from lra.record import NOTE, RECORD, Record, RecordError, read_record
+from lra.terminal import run
+from lra.words import choices, expand, key_of, value_of, with_defaults
+
+State = Literal["done", "running", "failed", "stopped", "killed", "to do", "other"]
+# What a grid spans where its words don't say; the same as of `lra reproduce`.
+DEFAULTS = (
+    "task=listops,text,retrieval,image,pathfinder",
+    "attention=softmax,fourier,wavspa,mra",
+)
+# Of a single cell, as `lra train` has them.
+CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "seed": "0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a cell stands.
+
+    Args:
+        folder: Its run folder; the last parts are task, attention, variant and seed.
+        state: `done`; `running`; `failed`: it is tried again by the next sweep; `stopped`: asked
+            to, and it goes on where it was; `killed`: likewise, by its last checkpoint; `to do`;
+            `other`: another configuration's record is in its folder.
+        step: Updates made, as last seen; 0 where it is not known.
+        steps: Updates of the whole run; 0 where it is not known.
+        since: When the process began that works there, or did last; seconds since 1970.
+        detail: Accuracy, process and machine, or why.
+    """
+
+    folder: Path
+    state: State
+    step: int = 0
+    steps: int = 0
+    since: float | None = None
+    detail: str = ""
+
+
+def status(folder: Path, asked: dict[str, Any] | None = None) -> Status:
+    """Find out where a cell stands.
+
+    Args:
+        folder: Its run folder; it need not exist.
+        asked: Values that its configuration should have, by keys such as `train.steps`.
+    """
+    note = read_note(folder / NOTE)
+    since = note.since if note else None
+    step, steps = (note.step, note.steps) if note else (0, 0)
+    if note is not None and note.works:
+        where = f"process {note.pid} on {note.host}"
+        return Status(
+            folder=folder, state="running", step=step, steps=steps, since=since, detail=where
+        )
+    reason = ""
+    try:
+        record = read_record(folder / RECORD)
+        return _by_record(folder, record, since, asked or {})
+    except RecordError as error:
+        reason = str(error) if (folder / RECORD).exists() else ""
+    state: State = "to do"
+    if note is not None:
+        state = "killed"
+        if note.ended:
+            state = "stopped" if note.ended.startswith("StoppedError") else "failed"
+            reason = note.ended
+    elif (folder / CHECKPOINT).exists():
+        # Of a version that left no notes.
+        state = "stopped"
+    return Status(folder=folder, state=state, step=step, steps=steps, since=since, detail=reason)
+
+
+def _by_record(folder: Path, record: Record, since: float | None, asked: dict[str, Any]) -> Status:
+    steps = record.config.get("train", {}).get("steps", record.steps)
+    state: State = "done" if record.status == "ok" else "failed"
+    accuracy = 100 * (record.test_accuracy or 0)
+    detail = f"test {accuracy:.1f} %" if state == "done" else record.reason
+    differences = [
+        f"{key}={there} there, {value} asked for"
+        for key, value in asked.items()
+        if (there := _at(record.config, key)) is not None and there != value
+    ]
+    if differences:
+        state, detail = "other", "; ".join(differences)
+    return Status(
+        folder=folder, state=state, step=record.steps, steps=steps, since=since, detail=detail
+    )
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def begun(root: Path) -> Iterator[Path]:
+    """Yield the run folders that hold a record, a note or a checkpoint, sorted."""
+    found = {f.parent for name in (RECORD, NOTE, CHECKPOINT) for f in root.glob(f"**/{name}")}
+    yield from sorted(found)
+
+
+def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the run folder of every cell of a grid, and what its words ask for.
+
+    Raises:
+        ConfigError: A word is none.
+    """
+    ready = command(with_defaults(words, DEFAULTS))
+    for cell in expand(ready, groups(words)):
+        chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
+        plain = {key: value_of(text) for key, text in chosen.items()}
+        asked = {key: value for key, value in plain.items() if "." in key and key[0] not in "+~"}
+        if any(mark in text for text in chosen.values() for mark in "$:"):
+            # A name that follows from other values: composed, which takes a while each.
+            yield place(*cell)[1], asked
+            continue
+        names = {key: str(plain.get(key, default)) for key, default in CELL.items()}
+        path = plain.get("attention.path")
+        attention = backend_name(path) if path else str(plain["attention"])
+        parts = [names["scale"], names["protocol"], str(plain["task"]), attention]
+        root = Path(str(plain.get("runs_dir") or runs_dir()))
+        yield root.joinpath(*parts, names["variant"], f"seed{names['seed']}"), asked
+
+
+def table(cells: Iterable[Status]) -> Table:
+    """Return a row for every cell."""
+    rows = [["scale", "protocol", "task", "attention", "seed", "state", "step", "since", ""]]
+    for cell in cells:
+        scale, protocol, task, attention, variant, seed = cell.folder.parts[-6:]
+        method = attention if variant == "default" else f"{attention} ({variant})"
+        step = f"{cell.step:,} of {cell.steps:,}" if cell.steps else "-"
+        began = "-"
+        if cell.since is not None:
+            began = time.strftime("%Y-%m-%d %H:%M", time.localtime(cell.since))
+        names = [scale, protocol, task, method, seed.removeprefix("seed")]
+        rows.append([*names, cell.state, step, began, " ".join(cell.detail.split()) or "-"])
+    return rows
+
+
+def page(cells: Sequence[Status]) -> str:
+    """Return the table of the cells, and how many are in which state."""
+    counts: dict[str, int] = {}
+    for cell in cells:
+        counts[cell.state] = counts.get(cell.state, 0) + 1
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    number = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+    return f"{markdown(table(cells))}\n\n{number}: {states}."
+
+
+def main() -> None:
+    """Print where the cells stand that the command line names."""
+    parser = argparse.ArgumentParser(prog="lra status", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    words = parser.parse_intermixed_args().words
+    folders: list[tuple[Path, dict[str, Any]]]
+    try:
+        if {key_of(word) for word in words} <= {"runs_dir"}:
+            there = choices(command(words), groups()).get("runs_dir", [runs_dir()])
+            folders = [(each, {}) for each in begun(Path(str(value_of(there[0]))))]
+        else:
+            folders = list(grid(words))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if not folders:
+        print("No cell has been begun here; `lra status` with the words of a grid lists it.")
+        return
+    print(page([status(folder, asked) for folder, asked in folders]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Where the cells of a grid stand, from the files alone."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_cell import configure
+
+import lra.config
+from lra.checkpoint import CHECKPOINT
+from lra.record import NOTE, RECORD
+from lra.runner import run_cell
+from lra.status import begun, grid, page, status
+
+GRID = ["task=listops", "scale=mini"]
+
+
+def note(folder: Path, **values: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "updated": now}
+    (folder / NOTE).write_text(json.dumps(own | values))
+
+
+def test_a_grid_has_the_folders_that_a_sweep_gives_its_cells(tmp_path: Path) -> None:
+    words = [*GRID, f"runs_dir={tmp_path}", "train.steps=300"]
+    found = list(grid([*words, "attention=softmax,mra", "seed=range(0,2)", "variant=short"]))
+    assert len(found) == 4 and all(asked == {"train.steps": 300} for _, asked in found)
+    for folder, (attention, seed) in zip(
+        [folder for folder, _ in found],
+        [(a, s) for a in ("softmax", "mra") for s in (0, 1)],
+        strict=True,
+    ):
+        cell = [*words, f"attention={attention}", f"seed={seed}", "variant=short"]
+        assert folder == lra.config.place(*cell)[1]
+    # A name that follows from other values is composed.
+    ((folder, _),) = grid([*words, "attention=softmax", "seed=3", "variant=s${train.steps}"])
+    assert folder.parts[-2:] == ("s300", "seed3")
+
+
+def test_every_state_is_told_from_files(tmp_path: Path) -> None:
+    folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
+    assert status(folder).state == "to do"
+    note(folder, step=5, steps=60)
+    running = status(folder)
+    assert (running.state, running.step, running.steps) == ("running", 5, 60)
+    assert f"process {os.getpid()} on" in running.detail
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    note(folder, pid=child.pid, step=7, steps=60)
+    assert (status(folder).state, status(folder).step) == ("killed", 7)
+    note(folder, ended="StoppedError: stopped at step 9; start again to continue by SIGTERM")
+    assert status(folder).state == "stopped"
+    note(folder, ended="DataError: no raw data")
+    assert (status(folder).state, status(folder).detail) == ("failed", "DataError: no raw data")
+    (folder / NOTE).unlink()
+    (folder / CHECKPOINT).write_bytes(b"x")
+    assert status(folder).state == "stopped"
+    assert list(begun(tmp_path)) == [folder]
+
+
+def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
+    folder.mkdir(parents=True)
+    quick = ["train.steps=6", "train.warmup_steps=2", "train.validate_every=3"]
+    assert run_cell(configure(tmp_path, *quick), folder) is not None
+    done = status(folder, {"train.steps": 6})
+    assert (done.state, done.step, done.steps) == ("done", 6, 6) and done.detail.startswith("test ")
+    other = status(folder, {"train.steps": 7})
+    assert (other.state, other.detail) == ("other", "train.steps=6 there, 7 asked for")
+    values = json.loads((folder / RECORD).read_text())
+    empty = dict.fromkeys(("test_accuracy", "test_correct", "test_total"))
+    (folder / RECORD).write_text(json.dumps(values | empty | {"status": "failed", "reason": "nan"}))
+    assert (status(folder).state, status(folder).detail) == ("failed", "nan")
+    text = re.sub(" +", " ", page([done, status(folder)]))
+    assert "| mini | nystromformer | listops | softmax | 0 | failed | 6 of 6 |" in text
+    assert text.endswith("2 cells: 1 done, 1 failed.")
+
+
+def test_the_command_needs_no_torch_and_lists_what_was_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
+    note(folder, step=5, steps=60)
+    code = (
+        "import sys; from lra.status import main;"
+        f" sys.argv = ['lra status', 'runs_dir={tmp_path}'];"
+        " main(); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| running | 5 of 60 |" in done.stdout and "1 cell: 1 running." in done.stdout
+
+
+def test_a_wrong_word_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lra.status import main
+
+    monkeypatch.setattr(sys, "argv", ["lra status", "attention=softmx"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and "softmx" in capsys.readouterr().err
