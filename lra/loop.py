@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from lra.bar import progress_bar
 from lra.batches import Batch, Batches
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
 from lra.config import TrainConfig, resolve_precision
-from lra.division import Division, division_for, is_out_of_memory, needs_whole_batch
+from lra.division import (
+    COMPILED_SHAPES,
+    Division,
+    division_for,
+    is_out_of_memory,
+    needs_whole_batch,
+)
 from lra.events import Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
@@ -75,8 +81,22 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Compute in `precision`, as `TrainConfig` explains it: all but float32 by autocast."""
     halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     half = halves.get(resolve_precision(precision, device.type))
-    with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+    # Not even switched off where it is not wanted: the meta device has none.
+    with torch.autocast(device.type, half) if half else nullcontext():
         yield
+
+
+def compiled(model: nn.Module) -> Callable[..., Tensor]:
+    """Return a model through `torch.compile`, a graph per shape of a micro-batch.
+
+    With sizes that are variables the second shape would compile everything anew, and slower.
+    """
+    # Where a graph breaks, every layer has graphs of its own, all counted at one place.
+    limit = COMPILED_SHAPES * max(1, sum(isinstance(m, nn.LayerNorm) for m in model.modules()))
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
+    forward: Callable[..., Tensor] = torch.compile(model, dynamic=False)
+    return forward
 
 
 def accumulate(
@@ -232,8 +252,7 @@ class Run:
         self.shapes: set[tuple[int, ...]] = set()
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
-        # A graph a shape; with sizes that are variables, a second one would compile them all anew.
-        self._forward = torch.compile(model, dynamic=False) if train.compile else model
+        self._forward = compiled(model) if train.compile else model
 
     def fit(self) -> Progress:
         """Train to the last step, continuing from a checkpoint where there is one.

@@ -1,0 +1,143 @@
+"""What a GPU needs and a CPU can hold: no wait for contents in an update, and few shapes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_cell import TINY, configure
+
+import lra.config
+import lra.loop
+from lra.batches import Batches
+from lra.build import build_model
+from lra.config import Config
+from lra.division import Division, division_for
+from lra.loop import scaler_for, update
+from lra.optimiser import optimiser_for
+from lra.runner import run_cell
+from lra.tasks import Split
+from models import ATTENTION
+
+
+def split_of(lengths: list[int]) -> Split:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 15, sum(lengths)).astype(np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Split(tokens, offsets, rng.integers(0, 10, len(lengths)))
+
+
+def one_update(config: Config, device: torch.device) -> torch.Tensor:
+    """Make an update on a device, from its split to its parameters, and return the loss."""
+    model = build_model(config).to(device)
+    batches = Batches(
+        split_of([40, 3, 17, 33, 40, 12, 8, 25]),
+        padded_length=40,
+        truncate=40,
+        id_shift=0,
+        zero_is_padding=config.model.zero_is_padding,
+        trim=model.encoder.pad_invariant,
+        device=device,
+    )
+    optimiser, schedule = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
+    loss = None
+    for step in range(2):
+        parts = batches.divided(step, 6, 0, Division(tokens=100, shapes=2))
+        loss = update(model, optimiser, parts, config.train, scaler)
+        schedule.step()
+    assert loss is not None
+    return loss
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("words", [(), ("train.clip_norm=1.0", "model.zero_is_padding=true")])
+def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tuple) -> None:
+    # Tensors on the meta device have no contents: whatever asks for them raises.
+    config = lra.config.load(*TINY, f"attention={attention}", *words)
+    loss = one_update(config, torch.device("meta"))
+    assert loss.device.type == "meta" and loss.shape == ()
+    with pytest.raises(RuntimeError):
+        loss.item()
+
+
+@pytest.mark.parametrize("attention", ["softmax", "fourier"])
+def test_at_most_eight_shapes_are_compiled_and_the_record_counts_them(
+    attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def compile(model: torch.nn.Module, **options: object) -> object:
+        def forward(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            seen.add((tokens.shape, mask is None))
+            logits: torch.Tensor = model(tokens, mask)
+            return logits
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    sizes = ("task.options.max_length=400", "task.truncate=400", "model.max_length=400")
+    words = ("train.compile=true", "train.batch_size=16", f"attention={attention}", *sizes)
+    record = run_cell(configure(tmp_path, *words, "task.options.num_train=300"), tmp_path)
+    assert record is not None and record.compiled and record.train_seconds is not None
+    assert 1 <= len(seen) <= 8 and record.compiled_shapes == len(seen)
+    assert len({shape[1] for shape, _ in seen}) == len(seen)
+    # An update that meets a new shape is none of those whose speed counts.
+    assert 0 < record.first_call_seconds < record.train_seconds
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch itself imports
+def test_a_compiled_model_has_room_for_every_shape_of_every_layer(tmp_path: Path) -> None:
+    before = torch._dynamo.config.recompile_limit
+    try:
+        torch._dynamo.config.recompile_limit = 1
+        lra.loop.compiled(build_model(configure(tmp_path, "model.layers=3")))
+        assert torch._dynamo.config.recompile_limit >= 3 * 8
+    finally:
+        torch._dynamo.config.recompile_limit = before
+
+
+def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    adamw = torch.optim.AdamW
+
+    def watch(*arguments: object, fused: bool | None, **options: object) -> object:
+        asked.append(fused)
+        return adamw(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", watch)
+    config = lra.config.load(*TINY)
+    model = build_model(config)
+    optimiser_for(model, config.train)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+    optimiser_for(model, config.train)
+    assert asked == [None, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_no_update_on_a_gpu_synchronises(attention: str, precision: str) -> None:
+    device = torch.device("cuda")
+    config = lra.config.load(*TINY, f"attention={attention}", f"train.precision={precision}")
+    # What is set up once may wait.
+    one_update(config, device)
+    model = build_model(config).to(device)
+    batches = Batches(
+        split_of([40, 3, 17, 33]),
+        padded_length=40,
+        truncate=40,
+        id_shift=0,
+        trim=model.encoder.pad_invariant,
+        device=device,
+    )
+    optimiser, _ = optimiser_for(model, config.train)
+    assert optimiser.defaults["fused"]
+    scaler, division = scaler_for(device, precision), division_for(None, model, device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2):
+            parts = batches.divided(step, 3, 0, division)
+            update(model, optimiser, parts, config.train, scaler)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
