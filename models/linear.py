@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape, HeadProjections
-from models.kernel import kernel_attention, kernel_attention_reference
 from models.options import one_of
 
 FeatureMap = Literal["elu", "relu", "square"]
@@ -69,11 +69,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
-        return self.projections.merge(kernel_attention(*self._features(x, mask)))
+        return self.projections.merge(feature_attention(*self._features(x, mask)))
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` by the plain form."""
-        return self.projections.merge(kernel_attention_reference(*self._features(x, mask)))
+        return self.projections.merge(feature_attention_reference(*self._features(x, mask)))
 
     def _features(
         self, x: Tensor, mask: Tensor | None

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape, HeadProjections
-from models.kernel import kernel_attention, kernel_attention_reference
 from models.options import a_seed, above, at_least, one_of
 from models.precision import full_precision, without_autocast
 
@@ -211,7 +211,7 @@ class Performer(nn.Module):
                 q, k = favor_features(q, k, mask, self.directions, self.epsilon)
         else:
             q, k, v = self._relu_features(q, k, v)
-        return self.projections.merge(kernel_attention(q, k, v, mask))
+        return self.projections.merge(feature_attention(q, k, v, mask))
 
     def _relu_features(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.features == "relu":
@@ -224,5 +224,5 @@ class Performer(nn.Module):
         if self.features == "favor":
             heads = favor_attention_reference(q, k, v, mask, self.directions, self.epsilon)
         else:
-            heads = kernel_attention_reference(*self._relu_features(q, k, v), mask)
+            heads = feature_attention_reference(*self._relu_features(q, k, v), mask)
         return self.projections.merge(heads)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape
-from models.kernel import kernel_attention, kernel_attention_reference
 from models.linear import Linear, elu_features
 
 
@@ -24,7 +24,7 @@ def test_summed_and_plain_forms_agree_in_values_and_all_gradients(
     q, k, v = inputs
     results = [
         form(elu_features(q), elu_features(k), v, mask)
-        for form in (kernel_attention, kernel_attention_reference)
+        for form in (feature_attention, feature_attention_reference)
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-13)
     gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
@@ -34,7 +34,7 @@ def test_summed_and_plain_forms_agree_in_values_and_all_gradients(
 def test_plain_form_is_equation_4_written_out() -> None:
     q, k, v = torch.randn(3, 1, 1, 4, 3, dtype=torch.float64)
     mask = torch.tensor([[True, True, False, True]])
-    output = kernel_attention_reference(elu_features(q), elu_features(k), v, mask)
+    output = feature_attention_reference(elu_features(q), elu_features(k), v, mask)
 
     def phi(x: Tensor) -> Tensor:
         return torch.where(x > 0, x + 1, x.exp())

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from lra.build import build_model
 from lra.config import load
+from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape
-from models.kernel import kernel_attention, kernel_attention_reference
 from models.performer import (
     Performer,
     favor_attention_reference,
@@ -19,7 +19,7 @@ from models.softmax import softmax_attention
 def favor_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, directions: Tensor
 ) -> Tensor:
-    return kernel_attention(*favor_features(q, k, mask, directions), v, mask)
+    return feature_attention(*favor_features(q, k, mask, directions), v, mask)
 
 
 def mask_with_holes(length: int) -> Tensor:
@@ -51,7 +51,7 @@ def test_relu_features_agree_with_the_dense_form_in_values_and_all_gradients(len
     mask = mask_with_holes(length)
     results = [
         form(relu_features(q), relu_features(k), v, mask)
-        for form in (kernel_attention, kernel_attention_reference)
+        for form in (feature_attention, feature_attention_reference)
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
@@ -120,7 +120,7 @@ def test_relu_variant_has_three_norms_and_keeps_the_contract_under_a_mask() -> N
     q, k, v = (
         norm(t) for norm, t in zip(attention.norms, attention.projections.split(x), strict=True)
     )
-    plain = kernel_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
+    plain = feature_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
     torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
 
 
@@ -130,7 +130,7 @@ def test_the_plain_relu_variant_has_no_norms_and_no_parameters_of_its_own() -> N
     assert {name.split(".")[0] for name in attention.state_dict()} == {"projections"}
     x, mask = torch.randn(2, 13, 8), torch.rand(2, 13) < 0.6
     q, k, v = attention.projections.split(x)
-    plain = kernel_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
+    plain = feature_attention_reference(q.clamp(min=0) + 1e-3, k.clamp(min=0) + 1e-3, v, mask)
     torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
 
 
@@ -198,7 +198,7 @@ def test_epsilon_of_the_relu_features_may_be_another(features: str) -> None:
     if features == "relu":
         # The norms have the epsilon of the model's own.
         q, k, v = (torch.nn.functional.layer_norm(t, (4,), eps=0.5) for t in (q, k, v))
-    heads = kernel_attention_reference(q.clamp(min=0) + 0.25, k.clamp(min=0) + 0.25, v, None)
+    heads = feature_attention_reference(q.clamp(min=0) + 0.25, k.clamp(min=0) + 0.25, v, None)
     torch.testing.assert_close(attention(x), attention.projections.merge(heads))
 
 

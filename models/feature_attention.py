@@ -1,4 +1,4 @@
-"""Attention by a kernel: weights phi(q) . phi(k), never formed (arXiv 2006.16236, eq. 4 to 6).
+"""Attention by feature maps: weights phi(q) . phi(k), never formed (arXiv 2006.16236, eq. 4 to 6).
 
 Keys and values are summed once, to an `(M, K)` matrix per head, and every query reads that sum:
 time and memory grow linearly with N.
@@ -9,8 +9,8 @@ Axes: B batch, H heads, N length, M features, K head width.
 from torch import Tensor
 
 
-def kernel_attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with the `(N, N)` weights materialised: the plain form of `kernel_attention`."""
+def feature_attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with the `(N, N)` weights materialised: the plain form of `feature_attention`."""
     weights = q @ k.transpose(-1, -2)  # (B, H, N, N)
     if mask is not None:
         weights = weights.masked_fill(~mask[:, None, None, :], 0.0)
@@ -18,7 +18,7 @@ def kernel_attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     return weights / total.masked_fill(total == 0, 1.0) @ v
 
 
-def kernel_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def feature_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attend with weights `q . k` over their sum, never forming them.
 
     Args:
