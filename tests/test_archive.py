@@ -1,5 +1,6 @@
 """The archive from a server on this machine that cuts, forgets and lies, and hostile tar files."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -14,10 +15,13 @@ import sys
 import tarfile
 import textwrap
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
@@ -383,7 +387,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_archive_is_told_and_leaves_nothing_taken_for_whole(
     tmp_path: Path, kind: str
 ) -> None:
-    with pytest.raises(DataError, match=r"lra_release\.gz: cut short, damaged or no gzip'ed tar"):
+    with pytest.raises(DataError, match=r"lra_release\.gz: cut short, damaged or no tar"):
         unpack(tmp_path, DAMAGE[kind](packed(*map(plain, LISTOPS))))
     assert not files(tmp_path)
 
@@ -416,3 +420,191 @@ def test_a_folder_that_lacks_files_is_not_taken_for_the_part(tmp_path: Path) -> 
     (tmp_path / LISTOPS[0]).touch()
     with pytest.raises(DataError, match="listops-1000 lacks files of listops: move it away"):
         archive.fetch(["listops"], tmp_path, "http://127.0.0.1:9/never-asked")
+
+
+def test_a_plain_tar_is_read(tmp_path: Path) -> None:
+    unpack(tmp_path, gzip.decompress(packed(*map(plain, LISTOPS))))
+    assert files(tmp_path) == set(LISTOPS)
+
+
+def test_what_gunzip_leaves_is_told_before_anything_is_fetched(
+    tmp_path: Path, server: Server
+) -> None:
+    tar = gzip.decompress(packed(*map(plain, LISTOPS)))
+    (tmp_path / "lra_release").write_bytes(tar)
+    with pytest.raises(DataError, match=r"lra_release is a file.* gunzip .*a plain tar is read"):
+        archive.fetch(["listops"], tmp_path, server.url)
+    assert not server.requests
+    # As the message says.
+    (tmp_path / "lra_release").rename(tmp_path / "lra_release.gz")
+    archive.fetch(["listops"], tmp_path, server.url)
+    assert files(tmp_path) == set(LISTOPS) and not server.requests
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return the header of a member that declares any size."""
+    member = tarfile.TarInfo(name[:100])
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def old_sparse(size: int) -> bytes:
+    block = bytearray(header(LISTOPS[0], 512, tarfile.GNUTYPE_SPARSE))
+    # One piece of 512 bytes at 0, and how large the whole would be.
+    block[386:398], block[398:410] = b"00000000000\0", b"00000001000\0"
+    block[483:495] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + b"x" * 512
+
+
+def pax(**values: str) -> bytes:
+    member, content = plain(LISTOPS[0])
+    member.pax_headers = {key.replace("_", "."): value for key, value in values.items()}
+    data = member.tobuf(tarfile.PAX_FORMAT) + content
+    return data + b"\0" * (-len(data) % 512)
+
+
+CLAIMS: dict[str, tuple[bytes, str]] = {
+    "a sparse member of 93 GB": (old_sparse(93 * 10**9), "is sparse"),
+    "a sparse member of pax": (
+        pax(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_realsize="93000000000"),
+        "is sparse",
+    ),
+    "a sparse map of pax": (
+        pax(GNU_sparse_map="0,512", GNU_sparse_size="93000000000"),
+        "is sparse",
+    ),
+    "a size of 2^70": (header(LISTOPS[0], 2**70), "claims 1,180,591,620,717,411,303,424 bytes"),
+    "a size of 2^70 that nobody reads": (header("x", 2**70), "claims 1,180,591,620,717,411"),
+    "a size of 2^70 by pax": (pax(size=str(2**70)), "claims 1,180,591,620,717,411,303,424 bytes"),
+    "a size below zero by pax": (pax(size="-512"), "claims -512 bytes"),
+    "a long name of 4 GB": (header("x", 2**32, tarfile.GNUTYPE_LONGNAME), "claims 4,294,967,296"),
+    "a long link of 4 GB": (header("x", 2**32, tarfile.GNUTYPE_LONGLINK), "claims 4,294,967,296"),
+    "a pax header of 4 GB": (header("x", 2**32, tarfile.XHDTYPE), "claims 4,294,967,296 bytes"),
+    "a global pax header of 4 GB": (header("x", 2**32, tarfile.XGLTYPE), "claims 4,294,967,296"),
+    "ten times the part": (header(LISTOPS[0], 10**10), "listops-1000 claims 10,000,000,000 bytes"),
+    "a name of 300 bytes": (
+        gzip.decompress(packed(plain(f"{INNER}/listops-1000/{'a' * 300}"))),
+        "has a name of over 255 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("pack", [gzip.compress, bytes], ids=["gzip", "plain"])
+def test_a_member_is_refused_by_what_it_declares(
+    tmp_path: Path, claim: str, pack: Callable[[bytes], bytes]
+) -> None:
+    content, reason = CLAIMS[claim]
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"lra_release\.gz: .*{re.escape(reason)}"):
+        unpack(tmp_path, pack(content + bytes(1_024)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not files(tmp_path) and peak < 2**24
+
+
+def test_an_archive_that_unpacks_to_more_than_any_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MOST_BYTES", 10**6)
+    zeros = gzip.compress(bytes(2 * 10**6))
+    many = packed(*(plain(f"noise/{index}", bytes(1_000)) for index in range(1_000)))
+    for content in (zeros, many):
+        with pytest.raises(DataError, match="more than 1,000,000 bytes unpacked; not unpacked"):
+            unpack(tmp_path, content)
+
+
+def test_a_file_that_changes_midway_is_noticed_at_the_latest_by_its_checksum(
+    tmp_path: Path, server: Server
+) -> None:
+    # Another archive of the same length, under the same ETag, from the second answer on.
+    first, half = server.content, len(server.content) // 2
+    server.cuts = [half]
+    answer = Handler.answer
+
+    def other(self: Handler, body: bool) -> None:
+        answer(self, body)
+        if body:
+            server.content = first[:half] + bytes(b ^ 1 for b in first[half:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handler, "answer", other)
+        with pytest.raises(DataError, match="damaged"):
+            archive.fetch(["listops"], tmp_path, server.url)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("lie", [1_000, -1_000])
+def test_a_server_that_lies_about_the_length_ends_in_an_error(
+    tmp_path: Path, server: Server, lie: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    send = Handler.send_header
+
+    def lying(self: Handler, key: str, value: str) -> None:
+        send(self, key, str(int(value) + lie) if key == "Content-Length" else value)
+
+    monkeypatch.setattr(Handler, "send_header", lying)
+    with pytest.raises(DataError):
+        archive.fetch(["listops"], tmp_path, server.url)
+    assert not files(tmp_path)
+
+
+def test_a_server_that_drips_is_given_up(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    monkeypatch.setattr(download, "LEAST_RATE", 10**6)
+
+    class Slow:
+        def __init__(self, file: BinaryIO) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> int:
+            for index in range(len(data)):
+                self.file.write(data[index : index + 1])
+                time.sleep(0.02)
+            return len(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+    answer = Handler.answer
+
+    def drip(self: Handler, body: bool) -> None:
+        if body:
+            self.wfile = Slow(self.wfile)  # type: ignore[assignment]
+            self._headers_buffer: list[bytes] = []
+        with contextlib.suppress(OSError):
+            answer(self, body)
+
+    monkeypatch.setattr(Handler, "answer", drip)
+    remote = download.ask(server.url)
+    with pytest.raises(DataError, match="the server sends next to nothing at .*, 2 times"):
+        download.download(remote, tmp_path / "file")
+
+
+def test_a_header_that_drips_in_is_no_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    slow = threading.Event()
+
+    def drip(self: Handler, body: bool) -> None:
+        with contextlib.suppress(OSError):
+            for letter in b"HTTP/1.0 200 OK\r\nX: " + b"x" * 20:
+                self.wfile.write(bytes([letter]))
+                self.wfile.flush()
+                slow.wait(0.05)
+
+    monkeypatch.setattr(Handler, "answer", drip)
+    with pytest.raises(DataError, match="cannot be reached from here: no whole answer within 0 s"):
+        download.ask(server.url)
+    slow.set()

@@ -9,7 +9,9 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 from functools import cache
+from pathlib import Path
 
 import contour_following
 import numpy as np
@@ -299,3 +301,17 @@ def test_marked_ends_are_joined_just_where_the_label_says_so_in_thousands_of_ima
     decided, joined, labels = joined_by_pixels(3000, seed=7)
     assert len(decided) > 0.8 * 3000
     assert joined == labels.tolist()
+
+
+def test_loops_are_compiled_where_numba_finds_no_folder_to_keep_them_in():
+    code = """
+        from numba.core.caching import CacheImpl
+        CacheImpl._locator_classes = []
+        from lra.tasks.pathfinder.compiled import compiled
+        from lra.tasks.pathfinder.growth import grow_images
+
+        assert type(grow_images._cache).__name__ == "NullCache"
+        assert compiled(lambda x: x + 1)(2) == 3
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)

@@ -14,17 +14,17 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from filelock import FileLock
 
 from lra.bar import progress_bar
 from lra.tasks import DataError
 from lra.tasks.cache import full_disk_named
 from lra.tasks.download import CHUNK, arrived, ask, download
+from lra.tasks.lock import held
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ NAME = "lra_release.gz"
 # Unpacked, some folders lie in both of these, and its authors point to the inner one.
 OUTER = "lra_release"
 INNER = f"{OUTER}/lra_release"
+# The whole archive unpacked, at most; and the header of a member, such as a name or a list of them.
+MOST_BYTES, MOST_HEADER = 2**36, 2**20
+# A part that claims so many times its size is none of this archive.
+MOST_TIMES = 8
+LONGEST_NAME = 255
+GZIP_MAGIC = b"\x1f\x8b"
 PICTURES = r"imgs/\d+/[\w-]+\.png|metadata/\d+\.npy"
 
 
@@ -88,39 +94,52 @@ def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:
             has too little room.
     """
     wanted = {name: PARTS[name] for name in tasks if name in PARTS}
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        FileLock(data_dir / "lra_release.lock"),
-        full_disk_named("data_dir", data_dir, "fetching the archive"),
-    ):
-        missing = {}
-        for name, part in wanted.items():
-            folder = data_dir / part.folder
-            if not folder.exists():
-                missing[name] = part
-            elif not part.is_in(folder):
-                raise DataError(f"{folder} lacks files of {name}: move it away, then fetch again")
-        if not missing:
-            log.info("%s holds the published files of %s", data_dir, ", ".join(wanted) or "none")
-            return
-        file = data_dir / NAME
-        room = sum(part.unpacked for part in missing.values())
-        if not file.exists():
-            remote = ask(url)
-            have = arrived(remote, file)
-            log.info(
-                "%s: %.1f GB, of which %.1f GB are here; unpacked, %s take some %.0f GB more",
-                *(url, remote.size / 1e9, have / 1e9, ", ".join(missing), room / 1e9),
-            )
-            _check_room(data_dir, remote.size - have + room)
-            download(remote, file)
-        _check_room(data_dir, room)
-        digest = unpack(file, data_dir, missing)
+    with full_disk_named("data_dir", data_dir, "fetching the archive"):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with held(data_dir / "lra_release.lock", f"fetches {NAME}"):
+            _fetch(wanted, data_dir, url)
+
+
+def _fetch(wanted: Mapping[str, Part], data_dir: Path, url: str) -> None:
+    missing = {}
+    for name, part in wanted.items():
+        folder = data_dir / part.folder
+        _check_folders(data_dir, folder)
+        if not folder.exists():
+            missing[name] = part
+        elif not part.is_in(folder):
+            raise DataError(f"{folder} lacks files of {name}: move it away, then fetch again")
+    if not missing:
+        log.info("%s holds the published files of %s", data_dir, ", ".join(wanted) or "none")
+        return
+    file = data_dir / NAME
+    room = sum(part.unpacked for part in missing.values())
+    if not file.exists():
+        remote = ask(url)
+        have = arrived(remote, file)
+        log.info(
+            "%s: %.1f GB, of which %.1f GB are here; unpacked, %s take some %.0f GB more",
+            *(url, remote.size / 1e9, have / 1e9, ", ".join(missing), room / 1e9),
+        )
+        _check_room(data_dir, remote.size - have + room)
+        download(remote, file)
+    _check_room(data_dir, room)
+    digest = unpack(file, data_dir, missing)
     log.info(
         "%s: sha256 %s (no official value is known to compare it with); the file is needed no more"
         " once every task has its part",
         *(file, digest),
     )
+
+
+def _check_folders(data_dir: Path, folder: Path) -> None:
+    """Refuse a file where a part's folder, or one above, should be: as `gunzip` leaves one."""
+    for place in (*reversed(folder.relative_to(data_dir).parents), folder.relative_to(data_dir)):
+        if (data_dir / place).exists() and not (data_dir / place).is_dir():
+            raise DataError(
+                f"{data_dir / place} is a file, and should be a folder. If gunzip made it of"
+                f" {NAME}, name it {data_dir / NAME}: a plain tar is read too"
+            )
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -190,51 +209,128 @@ class _Read(io.RawIOBase):
         return len(data)
 
 
-def _unpack(source: BinaryIO, file: Path, partial: Mapping[Part, Path]) -> set[str]:
-    """Write the members that belong to parts; return the names seen, cut to three words."""
-    seen = set()
+class _Member(tarfile.TarInfo):
+    """A member that is refused by what its header declares, before anything is read for it."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        headers = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
+        self._check_size(MOST_HEADER if self.type in headers else MOST_BYTES)
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._refuse_holes()
+        return super()._proc_member(archive)  # type: ignore[misc]  # made to be overridden
+
+    def _apply_pax_info(self, headers: Mapping[str, str], *rest: Any) -> None:
+        if any(key.startswith("GNU.sparse") for key in headers):
+            self._refuse_holes()
+        super()._apply_pax_info(headers, *rest)  # type: ignore[misc]
+        self._check_size(MOST_BYTES)
+
+    def _proc_gnusparse_10(self, *rest: Any) -> None:
+        self._refuse_holes()
+
+    def _check_size(self, most: int) -> None:
+        if not 0 <= self.size <= most:
+            raise _DeclaredError(f"member {_short(self.name)} claims {self.size:,} bytes")
+
+    def _refuse_holes(self) -> None:
+        raise _DeclaredError(f"member {_short(self.name)} is sparse, which nothing here is")
+
+
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
+
+class _DeclaredError(Exception):
+    """What a member's header declares is refused."""
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) < 100 else f"{name[:100]}...")
+
+
+@contextmanager
+def _tar(source: io.BufferedReader) -> Iterator[tarfile.TarFile]:
+    """Open a tar, gzip'ed or plain."""
+    gzipped = source.peek(2)[:2] == GZIP_MAGIC
+    stream: Any = gzip.GzipFile(fileobj=source) if gzipped else source
+    with stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        yield archive
+
+
+def _unpack(source: io.BufferedReader, file: Path, partial: Mapping[Part, Path]) -> set[str]:
+    """Write the members that belong to parts; return some of the names seen, in three words."""
+    seen: set[str] = set()
+    written = dict.fromkeys(partial, 0)
     try:
-        with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with _tar(source) as archive:
             for member in iter(archive.next, None):
                 # Kept, the descriptions of two million files would fill the memory.
                 archive.members.clear()  # type: ignore[attr-defined]  # not in the stubs
-                seen.add("/".join(member.name.split("/")[:3]))
-                place = _place(member, file, partial)
-                if place is not None:
+                if len(seen) < 1_000:
+                    seen.add("/".join(word[:LONGEST_NAME] for word in member.name.split("/")[:3]))
+                if member.offset > MOST_BYTES:
+                    raise _DeclaredError(f"more than {MOST_BYTES:,} bytes unpacked")
+                part, place = _place(member, file, partial)
+                if part is not None and place is not None:
+                    written[part] += member.size
+                    if written[part] > MOST_TIMES * part.unpacked:
+                        raise _DeclaredError(f"{part.folder} claims {written[part]:,} bytes")
                     _write(archive, member, file, place)
-            assert archive.fileobj is not None
-            while rest := archive.fileobj.read(CHUNK):
-                # A damaged header looks to tarfile like the end.
-                if rest.count(0) < len(rest):
-                    raise tarfile.ReadError("there are bytes after its end")
-    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+            _check_end(archive)
+    except _DeclaredError as error:
+        raise DataError(f"{file}: {error}; not unpacked") from error
+    # Beside its own errors, tarfile raises whatever Python says of a header that it misreads.
+    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, *_MISREAD) as error:
         raise DataError(
-            f"{file}: cut short, damaged or no gzip'ed tar ({error}); delete it and fetch it again"
+            f"{file}: cut short, damaged or no tar, gzip'ed or plain ({error}); delete it and"
+            " fetch it again"
         ) from error
     return seen
 
 
-def _place(member: tarfile.TarInfo, file: Path, partial: Mapping[Part, Path]) -> Path | None:
-    """Return where a member is to be written; None for one that nobody reads."""
+_MISREAD = (ValueError, OverflowError, MemoryError, LookupError, RecursionError, TypeError)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Read what follows the last member: nothing but zeros."""
+    assert archive.fileobj is not None
+    total = archive.offset
+    while rest := archive.fileobj.read(CHUNK):
+        total += len(rest)
+        # A damaged header looks to tarfile like the end.
+        if rest.count(0) < len(rest):
+            raise tarfile.ReadError("there are bytes after its end")
+        if total > MOST_BYTES:
+            raise _DeclaredError(f"more than {MOST_BYTES:,} bytes unpacked")
+
+
+def _place(
+    member: tarfile.TarInfo, file: Path, partial: Mapping[Part, Path]
+) -> tuple[Part | None, Path | None]:
+    """Return the part of a member and where it is to be written; None for one nobody reads."""
     words = member.name.split("/")
     if member.name.startswith("/") or ".." in words:
-        raise DataError(f"{file}: member {member.name!r} points out of the archive; not unpacked")
+        raise DataError(
+            f"{file}: member {_short(member.name)} points out of the archive; not unpacked"
+        )
     name = "/".join(word for word in words if word not in ("", "."))
     for part, folder in partial.items():
         inside = name.startswith(f"{part.folder}/")
         if not inside and not f"{part.folder}/".startswith(f"{name}/"):
             continue
         if member.isdir():
-            return None
+            return None, None
         # Links, devices and pipes; and a file where the part's folder, or one above, should be.
         if not inside or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise DataError(
-                f"{file}: member {member.name!r} is no plain file or folder (type"
+                f"{file}: member {_short(member.name)} is no plain file or folder (type"
                 f" {member.type.decode('ascii', 'replace')!r}); not unpacked"
             )
         below = name.removeprefix(f"{part.folder}/")
-        return folder / below if part.reads(below) else None
-    return None
+        if any(len(os.fsencode(word)) > LONGEST_NAME for word in words):
+            name = _short(member.name)
+            raise DataError(f"{file}: member {name} has a name of over {LONGEST_NAME} bytes")
+        return (part, folder / below) if part.reads(below) else (None, None)
+    return None, None
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path, place: Path) -> None:

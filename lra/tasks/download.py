@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,8 @@ ATTEMPTS = 6
 # Seconds before the second attempt; every further one waits twice as long.
 PAUSE = 1.0
 TIMEOUT = 60.0
+# A server that sends fewer bytes per second than this for so many seconds is as good as gone.
+LEAST_RATE, PATIENCE = 1_000, 120.0
 # Answers after which asking again may help.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
@@ -62,8 +65,7 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
     # Google's storage unpacks some gzip files on the way unless gzip is said to be welcome.
     request.add_header("Accept-Encoding", "gzip")
     try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
-        return response
+        return _answered(request)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in TRANSIENT:
@@ -71,6 +73,27 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
         raise DataError(
             f"{request.full_url}: the server answers {error.code} {error.reason}"
         ) from error
+
+
+def _answered(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Return the answer to a request, whose header must be whole in time however it drips in."""
+    answers: list[http.client.HTTPResponse] = []
+    errors: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            answers.append(urllib.request.urlopen(request, timeout=TIMEOUT))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=open_it, daemon=True)
+    thread.start()
+    thread.join(2 * TIMEOUT)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no whole answer within {2 * TIMEOUT:.0f} s")
+    return answers[0]
 
 
 def ask(url: str) -> Remote:
@@ -127,8 +150,9 @@ def download(remote: Remote, file: Path) -> None:
         while have < remote.size:
             reason = _append(remote, partial, have, bar)
             have = partial.stat().st_size if partial.exists() else 0
-            # Bytes that were here before are no progress, or this might never end.
-            failures = 0 if have > longest else failures + 1
+            # Neither bytes that were here before nor a trickle are progress, or this might never
+            # end.
+            failures = 0 if have > longest and reason != TRICKLE else failures + 1
             longest = max(longest, have)
             if have == remote.size:
                 break
@@ -191,11 +215,22 @@ def _start(response: http.client.HTTPResponse, remote: Remote, have: int) -> int
     return start
 
 
+TRICKLE = "the server sends next to nothing"
+
+
 def _chunks(response: http.client.HTTPResponse, ended: list[str]) -> Iterator[bytes]:
     """Yield what arrives; say in `ended` why no more does."""
+    started, got = time.monotonic(), 0
     try:
-        while chunk := response.read(CHUNK):
+        # What has come, without waiting for a whole chunk.
+        while chunk := response.read1(CHUNK):
             yield chunk
+            got += len(chunk)
+            if (passed := time.monotonic() - started) > PATIENCE:
+                if got < LEAST_RATE * passed:
+                    ended.append(TRICKLE)
+                    return
+                started, got = time.monotonic(), 0
         ended.append("the connection ended")
     except (OSError, http.client.HTTPException) as error:
         ended.append(f"the connection broke ({error})")

@@ -16,6 +16,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 def compiled(function: Function) -> Function:
     """Compile a function on its first call, keep it on disk, and run it without Python's lock.
 
-    Without `fastmath`: sums are added up in the order written, the same on every machine.
+    Beside this file, else in the user's cache folder; where numba can write to neither, nothing is
+    kept, and every process compiles anew. Without `fastmath`: sums are added up in the order
+    written, the same on every machine.
     """
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(nogil=True)(function))
