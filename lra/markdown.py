@@ -3,8 +3,19 @@
 Table = list[list[str]]
 
 
+def escaped(text: str) -> str:
+    """Return a text of one line that Markdown takes for nothing but text.
+
+    A bar would end a cell, a `<` begin HTML, and what cannot be printed may move a terminal's
+    cursor.
+    """
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return line.replace("|", "\\|").replace("<", "&lt;")
+
+
 def markdown(table: Table) -> str:
     """Return a table as aligned Markdown, its first row being the header."""
+    table = [[escaped(text) for text in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
     def line(row: list[str]) -> str:

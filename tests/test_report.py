@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -20,9 +21,15 @@ from lra.record import (
     read_records,
     write_record,
 )
+from lra.report.figure import draw
 from lra.report.grid import build_grid
-from lra.report.pages import write_report
-from lra.report.tables import accuracy_table, published_table, throughput_table
+from lra.report.pages import accuracy_page, write_report
+from lra.report.tables import (
+    accuracy_table,
+    published_table,
+    throughput_table,
+    write_accuracy_csv,
+)
 
 CONFIG = {
     "model": {
@@ -372,12 +379,75 @@ def test_an_accuracy_of_zero_is_a_result() -> None:
     assert accuracy_table(build_grid([scored(OK, 0)]))[1][1] == "0.0 (n=1) at chance"
 
 
-def test_seeds_that_are_missing_and_data_that_differ_are_told() -> None:
+def test_seeds_that_are_missing_are_told() -> None:
     (cell,) = build_grid([OK], seeds=[0, 1, 2]).entries.values()
     assert cell.accuracy_text == "40.0 (n=1), 2 missing"
-    other = replace(OK, seed=1, data_fingerprint="cd" * 32)
-    (cell,) = build_grid([OK, other]).entries.values()
-    assert cell.accuracy_text.endswith("of different data")
+
+
+REAL = replace(
+    scored(OK, 1700),
+    task="text",
+    test_majority_rate=0.5,
+    data_source="published",
+    data_fingerprint="cd" * 32,
+)
+STAND_IN = replace(
+    scored(REAL, 1400),
+    attention="fourier",
+    test_majority_rate=0.6,
+    data_source="stand-in",
+    data_fingerprint="ef" * 32,
+)
+
+
+def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None:
+    records = [OK, replace(OK, attention="fourier"), REAL, STAND_IN]
+    table = accuracy_table(build_grid(records, ["listops", "text"]))
+    assert table == [
+        [
+            "attention",
+            "listops",
+            "text [published cdcdcdcd]",
+            "text [stand-in efefefef]",
+            "average",
+        ],
+        ["softmax", "40.0 (n=1)", "85.0 (n=1)", "other data", "-"],
+        ["fourier", "40.0 (n=1)", "other data", "70.0 (n=1)", "-"],
+        # Each has its own.
+        ["(majority class)", "18.0", "50.0", "60.0", "-"],
+    ]
+    for record in records:
+        store(tmp_path / "runs", record)
+    page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer")
+    assert "Records of text are of different data, each in a column of its own" in page
+    # Seeds of one cell on different data as well.
+    seeds = [OK, replace(scored(OK, 1000), seed=1, data_fingerprint="cd" * 32)]
+    columns = accuracy_table(build_grid(seeds))
+    assert columns[1][1:3] == ["40.0 (n=1)", "50.0 (n=1)"] and "average" in columns[0]
+
+
+def test_equal_data_from_equal_sources_share_a_column_and_an_average() -> None:
+    records = [OK, replace(OK, seed=1, data_description="generated elsewhere"), REAL]
+    table = accuracy_table(build_grid(records))
+    assert table[0] == ["attention", "listops", "text", "average"]
+    assert table[1][1].startswith("40.0 ± 0.0 (n=2)") and table[1][3] == "62.5"
+
+
+def test_what_people_name_is_only_text_in_markdown_csv_and_figures(tmp_path: Path) -> None:
+    names = ["=1+1", "+a", "-a", "@a", "a|b", "<b>x</b>", "$a_{b$", "a\x1b[31m", "two\nlines"]
+    for index, name in enumerate(names):
+        grid = build_grid([replace(OK, variant=name, data_description=name)])
+        out = tmp_path / str(index)
+        out.mkdir()
+        draw(grid, out / "figure.svg", f"of {name}")
+        write_accuracy_csv(out / "accuracy.csv", grid, [])
+        with open(out / "accuracy.csv", newline="") as file:
+            _, line = csv.reader(file)
+        assert line[3].removeprefix("'") == name and line[3][0] not in "=+-@"
+        page = accuracy_page(grid, "mini", "nystromformer", [])
+        assert "\x1b" not in page and "<b>" not in page
+        rows = [text for text in page.splitlines() if text.startswith("| softmax")]
+        assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 4
 
 
 def test_stand_in_data_show_in_both_tables() -> None:

@@ -44,17 +44,24 @@ def draw(grid: Grid, file: Path, title: str) -> None:
                 capsize=3,
             )
         axis.axhline(grid.majority_rate(task), color="grey", linestyle="--", lw=1)
-        axis.set_title(grid.label(task))
+        axis.set_title(_literal(grid.label(task)))
         axis.set_xlabel("training speed, x softmax" if relative else "training steps/s")
         axis.margins(0.25)
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 0), min(high, 104))
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("test accuracy, %")
-    figure.legend(handles.values(), map(str, handles), loc="center right", frameon=False)
-    figure.suptitle(f"{title} (dashed: majority class)", fontsize=10)
+    names = [_literal(str(method)) for method in handles]
+    figure.legend(handles.values(), names, loc="center right", frameon=False)
+    figure.suptitle(_literal(f"{title} (dashed: majority class)"), fontsize=10)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / size[0], 1))
     # No date in the file: the same records give the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "lra"
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
+
+
+def _literal(text: str) -> str:
+    """Return a text that matplotlib does not read as mathematics, and can draw."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return line.replace("$", r"\$")

@@ -77,13 +77,11 @@ class Entry:
             return "failed"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.1f}"
         failed = len(self.records) - len(self.finished)
-        mixed = len({record.data_fingerprint for record in self.finished}) > 1
         return (
             f"{self.mean:.1f}{deviation} (n={len(self.finished)})"
             + (" at chance" if self.at_chance else "")
             + (f", {failed} failed" if failed else "")
             + (f", {self.missing} missing" if self.missing else "")
-            + (", of different data" if mixed else "")
         )
 
 
@@ -92,7 +90,8 @@ class Grid:
     """All entries of a scale and protocol.
 
     Args:
-        tasks: Columns, in the order of the paper.
+        tasks: Columns, in the order of the paper: a task, or each of its data sets where records
+            are of several, since accuracies compare on equal data only.
         methods: Rows, the baseline first.
         entries: Those that have records, by task and method.
     """
@@ -113,6 +112,16 @@ class Grid:
     def majority_rate(self, task: str) -> float | None:
         """Return the share of a task's most frequent label, in percent; None without a result."""
         return next((entry.majority_rate for entry in self.of(task).values()), None)
+
+    @property
+    def split(self) -> list[str]:
+        """Return the tasks that have a column for each of several data sets."""
+        return sorted({task_of(column) for column in self.tasks if task_of(column) != column})
+
+    def absence(self, column: str, method: Method) -> str:
+        """Return why a column has no entry of a method, in words."""
+        others = [c for c in self.tasks if task_of(c) == task_of(column) and self.entry(c, method)]
+        return "other data" if others else "missing"
 
     def label(self, task: str) -> str:
         """Return a task's name, with `(stand-in)` where its data are this project's."""
@@ -148,9 +157,14 @@ def build_grid(
         attentions: Backends that must have a row.
         seeds: Seeds that every entry should have.
     """
+    records = list(records)
+    data: dict[str, set[tuple[str, str]]] = {}
+    for record in records:
+        data.setdefault(record.task, set()).add(_data(record))
     groups: dict[tuple[str, Method], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.task, record.method), []).append(record)
+        column = record.task if len(data[record.task]) == 1 else _column(record)
+        groups.setdefault((column, record.method), []).append(record)
     entries = {
         key: Entry(
             tuple(sorted(group, key=lambda record: record.seed)),
@@ -158,15 +172,28 @@ def build_grid(
         )
         for key, group in groups.items()
     }
-    known = {*tasks, *(task for task, _ in entries)}
-    columns = [task for task in TASK_ORDER if task in known]
-    columns += sorted(known - set(columns))
+    known = {*(task for task in tasks if task not in data), *(column for column, _ in entries)}
+    rank = {task: place for place, task in enumerate(TASK_ORDER)}
+    columns = sorted(known, key=lambda column: (rank.get(task_of(column), len(rank)), column))
     methods = {method for _, method in entries}
     # A variant of a backend stands for it.
     trained = {method.attention for method in methods}
     methods |= {Method(name) for name in attentions if name not in trained}
     order = sorted(methods, key=lambda method: (method.attention != BASELINE, method))
     return Grid(tuple(columns), tuple(order), entries)
+
+
+def _data(record: Record) -> tuple[str, str]:
+    return record.data_source, record.data_fingerprint
+
+
+def _column(record: Record) -> str:
+    return f"{record.task} [{record.data_source} {record.data_fingerprint[:8]}]"
+
+
+def task_of(column: str) -> str:
+    """Return the task of a column."""
+    return column.partition(" [")[0]
 
 
 def _measured_on(record: Record) -> tuple[object, ...]:

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lra.markdown import Table, markdown
+from lra.markdown import Table, escaped, markdown
 from lra.record import read_records
 from lra.report import figure
-from lra.report.grid import CHANCE_ERRORS, Grid, build_grid
+from lra.report.grid import CHANCE_ERRORS, Grid, build_grid, task_of
 from lra.report.selection import Selection
 from lra.report.tables import (
     MARK,
@@ -28,6 +28,11 @@ def notes(grid: Grid) -> list[str]:
     data = {(r.task, r.data_source, r.data_description, r.data_fingerprint) for r in grid.records}
     for task, source, description, fingerprint in sorted(data):
         lines.append(f"Data of {task}: {source} ({description}), sha256 {fingerprint[:16]}.")
+    lines += [
+        f"Records of {task} are of different data, each in a column of its own: accuracies compare"
+        " only within a column, and no average is taken."
+        for task in grid.split
+    ]
     skipped = {(r.task, r.data_skipped_rows) for r in grid.records if r.data_skipped_rows}
     lines += [f"Bad rows left out of {task}: {count:,}." for task, count in sorted(skipped)]
     if selected := sorted({r.task for r in grid.records if r.selected_on == "test"}):
@@ -82,7 +87,7 @@ def accuracy_page(grid: Grid, scale: str, protocol: str, published: Table) -> st
     ]
     if scale != "paper":
         parts.append(f"These are {scale} data: figures compare only within this table.")
-    parts.append("\n".join(f"* {line}" for line in notes(grid) + settings_notes(grid)))
+    parts.append("\n".join(f"* {escaped(line)}" for line in notes(grid) + settings_notes(grid)))
     if deviations := _deviations(grid):
         parts.append("Deviations from the published code:\n" + "\n".join(deviations))
     if published:
@@ -92,7 +97,7 @@ def accuracy_page(grid: Grid, scale: str, protocol: str, published: Table) -> st
 
 def _deviations(grid: Grid) -> list[str]:
     lines = {line for r in grid.records for line in r.deviations}
-    return [f"* {line}" for line in sorted(lines)]
+    return [f"* {escaped(line)}" for line in sorted(lines)]
 
 
 def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
@@ -108,7 +113,7 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
                 " precision, number of threads, torch and commit. Memory on the CPU is the whole"
                 " process at its peak, on a GPU the allocator's peak.",
                 markdown(throughput_table(grid)),
-                "\n".join(f"* {line}" for line in notes(grid)),
+                "\n".join(f"* {escaped(line)}" for line in notes(grid)),
             ]
         )
         + "\n"
@@ -149,7 +154,11 @@ def write_report(
     # Those of the user's own go by their paths.
     tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)
-    published = published_table(protocol, grid.tasks) if scale == "paper" else []
+    published = (
+        published_table(protocol, list(dict.fromkeys(map(task_of, grid.tasks))))
+        if scale == "paper"
+        else []
+    )
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
     pages = {

@@ -104,8 +104,12 @@ def accuracy_table(grid: Grid) -> Table:
     for method in grid.methods:
         entries = [grid.entry(task, method) for task in grid.tasks]
         means = [entry.mean for entry in entries if entry is not None and entry.mean is not None]
-        average = f"{statistics.mean(means):.1f}" if len(means) == len(grid.tasks) else "-"
-        texts = ["missing" if entry is None else entry.accuracy_text for entry in entries]
+        whole = len(means) == len(grid.tasks) and not grid.split
+        average = f"{statistics.mean(means):.1f}" if whole else "-"
+        texts = [
+            grid.absence(task, method) if entry is None else entry.accuracy_text
+            for task, entry in zip(grid.tasks, entries, strict=True)
+        ]
         table.append([str(method), *texts, average])
     rates = map(grid.majority_rate, grid.tasks)
     majority = ["-" if rate is None else f"{rate:.1f}" for rate in rates]
@@ -123,7 +127,7 @@ def throughput_table(grid: Grid) -> Table:
     for task, method, entry in _entries(grid):
         names = [grid.label(task), str(method)]
         if entry is None or not entry.finished:
-            state = "missing" if entry is None else "failed"
+            state = grid.absence(task, method) if entry is None else "failed"
             table.append([*names, state, *["-"] * (len(THROUGHPUT) - 1)])
             continue
         table.append(names + [column.shown(grid, task, method, entry) for column in THROUGHPUT])
@@ -154,7 +158,13 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object
     with open(file, "w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([[_harmless(value) for value in row] for row in rows])
+
+
+def _harmless(value: object) -> object:
+    """Return a cell that a spreadsheet does not take for a formula."""
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if risky else value
 
 
 def write_accuracy_csv(file: Path, grid: Grid, published: Table) -> None:
@@ -163,7 +173,9 @@ def write_accuracy_csv(file: Path, grid: Grid, published: Table) -> None:
     for task, method, entry in _entries(grid):
         key = ["measured", task, *method]
         if entry is None or entry.mean is None:
-            rows.append([*key, "", "", 0, "", "missing" if entry is None else "failed", ""])
+            rows.append(
+                [*key, "", "", 0, "", grid.absence(task, method) if entry is None else "failed", ""]
+            )
             continue
         status = "at chance" if entry.at_chance else "ok"
         deviation = "" if entry.deviation is None else round(entry.deviation, 4)
@@ -184,7 +196,15 @@ def write_throughput_csv(file: Path, grid: Grid) -> None:
     for task, method, entry in _entries(grid):
         if entry is None or not entry.finished:
             empty = [""] * len(THROUGHPUT)
-            rows.append([task, *method, *empty, "missing" if entry is None else "failed", ""])
+            rows.append(
+                [
+                    task,
+                    *method,
+                    *empty,
+                    grid.absence(task, method) if entry is None else "failed",
+                    "",
+                ]
+            )
             continue
         values = [column.value(grid, task, method, entry) for column in THROUGHPUT]
         cells = ["" if value is None else value for value in values]
