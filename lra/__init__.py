@@ -18,7 +18,8 @@ from lra import networks
 
 if TYPE_CHECKING:
     from lra.config import load
-    from lra.interface import dataset, model, records
+    from lra.interface import dataset, model
+    from lra.record import records
 
 __all__ = ["dataset", "load", "model", "records", "train"]
 __version__ = "0.1.0"
@@ -31,8 +32,8 @@ def __getattr__(name: str) -> Any:
         # A module that can be called, so that it may be imported before or after.
         return importlib.import_module("lra.train")
     if name in __all__:
-        module = importlib.import_module("lra.config" if name == "load" else "lra.interface")
-        return getattr(module, name)
+        module = {"load": "lra.config", "records": "lra.record"}.get(name, "lra.interface")
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'lra' has no attribute {name!r}; it offers {', '.join(__all__)}")
 
 

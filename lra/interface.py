@@ -1,20 +1,13 @@
-"""What `import lra` offers beside `lra.load` and `lra.train`: data, model and records."""
+"""What `import lra` offers of data and models: `lra.dataset` and `lra.model`."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from lra.build import Model, batches_of, build_model, build_task
 from lra.config import Config
 from lra.examples import Examples
-from lra.paths import runs_dir
-from lra.record import read_records
 from lra.tasks import cache
-
-if TYPE_CHECKING:
-    import pandas
 
 
 def dataset(config: Config) -> dict[str, Examples]:
@@ -58,19 +51,3 @@ def model(config: Config) -> Model:
         ConfigError: The backend refuses its options.
     """
     return build_model(config)
-
-
-def records(folder: Path | str | None = None) -> "pandas.DataFrame":
-    """Return the records below a folder, a row each.
-
-    Args:
-        folder: A runs folder, or part of one; by default where runs are left.
-
-    Returns:
-        The columns are the keys of `lra.record.Record`; those of the configuration are named
-        as on the command line after `config.`, such as `config.train.steps`.
-    """
-    import pandas
-
-    rows = [asdict(record) for record in read_records(Path(folder or runs_dir()))]
-    return pandas.json_normalize(rows)

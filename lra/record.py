@@ -13,10 +13,14 @@ import platform
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from lra.folders import writing
+from lra.paths import runs_dir
 from lra.typecheck import describe, fits
+
+if TYPE_CHECKING:
+    import pandas
 
 log = logging.getLogger(__name__)
 
@@ -267,3 +271,19 @@ def read_records(folder: Path) -> Iterator[Record]:
             yield record
         else:
             log.warning("left out: %s is the record of %s", file, "/".join(own))
+
+
+def records(folder: Path | str | None = None) -> "pandas.DataFrame":
+    """Return the records below a folder, a row each.
+
+    Args:
+        folder: A runs folder, or part of one; by default where runs are left.
+
+    Returns:
+        The columns are the keys of `Record`; those of the configuration are named
+        as on the command line after `config.`, such as `config.train.steps`.
+    """
+    import pandas
+
+    rows = [asdict(record) for record in read_records(Path(folder or runs_dir()))]
+    return pandas.json_normalize(rows)

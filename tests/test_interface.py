@@ -107,6 +107,27 @@ def test_train_is_a_module_and_a_function_in_whatever_order(tmp_path: Path, impo
     assert done.stdout.split() == ["3", "3", "True", "1"], done.stderr
 
 
+def test_records_are_read_without_torch(tmp_path: Path) -> None:
+    code = "import lra, sys; print(len(lra.records(sys.argv[1])), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "False"], done.stderr
+
+
+def test_the_curves_that_the_guide_names_are_written(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure(tmp_path, f"runs_dir={tmp_path / 'runs'}")
+    lra.train(config)
+    events = EventAccumulator(str(config.folder))
+    events.Reload()
+    named = set(re.findall(r"`((?:train|validation)/\w+)`", (ROOT / "docs/loggers.md").read_text()))
+    of_float16 = {"train/loss_scale", "train/skipped_updates"}
+    written = set(events.Tags()["scalars"])
+    assert {name for name in written if not name.startswith("gradient_norm/")} == named - of_float16
+    assert [event.step for event in events.Scalars("validation/accuracy")] == [25, 50, 60]
+
+
 def test_what_lra_does_not_offer_is_told_with_what_it_does() -> None:
     with pytest.raises(AttributeError, match="offers dataset, load, model, records, train"):
         lra.datasets  # noqa: B018  # the access is what is tested
