@@ -83,6 +83,17 @@ def test_two_forms_are_compared_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
     assert step.ratio_row(updates, updates, 1) == ["2", "0.5", "4.00"]
 
 
+def test_one_thread_is_compared_with_more() -> None:
+    threads = []
+    number = torch.get_num_threads()
+    try:
+        for each in (2, 1):
+            step.with_threads(lambda: threads.append(torch.get_num_threads()), each)()
+    finally:
+        torch.set_num_threads(number)
+    assert threads == [2, 1]
+
+
 def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
     words = ["--tasks", "listops", "--attentions", "softmax,linear", "--repeats", "1"]
     words += ["--scale", "mini", "--batch-size", "2", "--device", "cpu", "--", *TINY[3:]]

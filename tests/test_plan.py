@@ -452,3 +452,22 @@ def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) ->
     for text in ("{", "[]", json.dumps({"a": {"rows": 3}})):
         file.write_text(text)
         assert Measurements(file).get("a") is None
+
+
+def test_cells_at_a_time_take_as_long_as_the_busiest_job() -> None:
+    # The first job takes 5; the other 3, then 1, then 4.
+    assert page.makespan([5.0, 3.0, 1.0, 4.0], 2) == 8.0
+    assert page.makespan([5.0, 3.0, 1.0, 4.0], 1) == 13.0
+    assert page.makespan([2.0], 3) == 2.0
+
+
+def test_a_plan_says_what_a_cell_per_core_takes() -> None:
+    cells = [made_up(hours=5.0), made_up("text", hours=3.0), made_up("image", hours=4.0)]
+    [line] = page.at_once_lines(cells, "cpu", 2)
+    assert line.startswith("With 2 cells at a time (LAUNCHER=joblib ARGS='hydra.launcher.n_jobs=2")
+    assert "threads=1'): 7.0 h at best" in line
+    assert page.at_once_lines(cells, "cpu", 1) == page.at_once_lines(cells, "cuda", 8) == []
+    assert page.at_once_lines(cells[:1], "cpu", 8) == []
+    # With two threads each, four cores have room for two.
+    wide = [replace(cell, values={"threads": 2}) for cell in cells]
+    assert "With 2 cells" in page.at_once_lines(wide, "cpu", 4)[0]

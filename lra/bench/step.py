@@ -8,7 +8,8 @@ Real updates of a cell's own model, batch and micro-batches: shares of getting t
 backward (with the loss), the optimiser, and logging (schedule, bar, running loss, and curves at
 their cadence); and the ratio to the floor, see `lra.bench.floor`. With `--against old` updates are
 made in turn with the form they had once: the whole batch at once, torch's dropout, and softmax with
-attention dropout by materialised weights. Data of the cache are read; ListOps is generated; else
+attention dropout by materialised weights; `--against one-thread` makes them in turn by one thread.
+Data of the cache are read; ListOps is generated; else
 sequences have the full length.
 """
 
@@ -181,12 +182,23 @@ def share_row(seconds: dict[str, float], floor: float) -> list[str]:
 
 
 SHARE_HEADER = ["s/update", *PARTS, "outside", "x floor"]
-RATIO_HEADER = ["updates/s", "old updates/s", "x old"]
+RATIO_HEADER = ["updates/s", "{0}: updates/s", "x {0}"]
 
 
-def ratio_row(new: Updates, old: Callable[[], None], repeats: int) -> list[str]:
-    """Return the updates a second of two forms, made in turn, and their ratio."""
-    seconds = interleaved({"new": new, "old": old}, repeats, new.device)
+def with_threads(updates: Callable[[], None], number: int) -> Callable[[], None]:
+    """Return updates that are made with a number of threads."""
+
+    def update() -> None:
+        torch.set_num_threads(number)
+        updates()
+
+    return update
+
+
+def ratio_row(new: Callable[[], None], old: Callable[[], None], repeats: int) -> list[str]:
+    """Return the updates per second of two forms, made in turn, and their ratio."""
+    # An update waits for its device itself.
+    seconds = interleaved({"new": new, "old": old}, repeats, torch.device("cpu"))
     speeds = [f"{1 / each:.3g}" for each in seconds.values()]
     return [*speeds, f"{seconds['old'] / seconds['new']:.2f}"]
 
@@ -205,9 +217,12 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
     with tempfile.TemporaryDirectory() as folder, Events(Path(folder), 1) as events:
         updates = Updates(config, split, device, events)
         names = [config.task.name, config.attention.name, kind, str(len(updates.parts()))]
-        if args.against:
+        if args.against == "old":
             old = Updates(whole_batch(config), split, device, events, old=True)
             return [*names, *ratio_row(updates, old, args.repeats)]
+        if args.against == "one-thread":
+            one = with_threads(Updates(config, split, device, events), 1)
+            return [*names, *ratio_row(with_threads(updates, args.threads), one, args.repeats)]
         return [*names, *share_row(*shares(updates, args.repeats))]
 
 
@@ -222,7 +237,9 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="examples per update, not the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
-    parser.add_argument("--against", choices=("old",), help="the form to be compared with")
+    parser.add_argument(
+        "--against", choices=("old", "one-thread"), help="the form to be compared with"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
     args = parser.parse_args(words)
     for key in ("repeats", "threads"):
@@ -243,7 +260,7 @@ def main(words: Sequence[str]) -> None:
         rows = [row(config, args, device) for config in tqdm(configs, "cells", disable=None)]
     except ConfigError as error:
         raise SystemExit(str(error)) from error
-    header = RATIO_HEADER if args.against else SHARE_HEADER
+    header = [each.format(args.against) for each in RATIO_HEADER] if args.against else SHARE_HEADER
     print(markdown([["task", "attention", "data", "micro-batches", *header], *rows]))
     where = f"{machine(device)}, {device.type}, {args.threads} threads, torch {torch.__version__}"
     print(f"{args.scale} scale, median of {args.repeats} updates, {where}")

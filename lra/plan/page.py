@@ -1,5 +1,7 @@
 """The text of a plan: its cells, the hours by task and backend, disk, and what to leave out."""
 
+import heapq
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -250,6 +252,7 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     device = resolve_device(config.device)
     where = f"{machine(device)}, {device.type}, {threads(values['threads'])}"
     lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
+    lines += at_once_lines(todo, device.type, cores())
     partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
     if partly and device.type == "cpu" and config.train.micro_batch == 0:
         lines.append(
@@ -266,6 +269,39 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     if runs + data > min(free.values()):
         lines.append("WARNING: the disk has too little room.")
     return lines
+
+
+def cores() -> int:
+    """Return the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def makespan(seconds: Iterable[float], jobs: int) -> float:
+    """Return how long cells take when as many jobs each take the next one that is left."""
+    free = [0.0] * jobs
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> list[str]:
+    """Return how long it takes with a cell per core, where there are cores for several.
+
+    Args:
+        cells: Cells that are to be trained.
+        device: `cpu` or `cuda`.
+        number: Cores.
+    """
+    each = cells[0].values["threads"]
+    jobs = min(number // each, len(cells))
+    if device != "cpu" or jobs < 2:
+        return []
+    whole = duration(makespan([cell.seconds for cell in cells], jobs))
+    words = f"LAUNCHER=joblib ARGS='hydra.launcher.n_jobs={jobs} threads={each}'"
+    return [
+        f"With {jobs} cells at a time ({words}): {whole} at best, as they share caches and memory;"
+        " several threads for one cell gain less than that."
+    ]
 
 
 def _free(folder: Path) -> int:
