@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from lra.machine import synchronise
 from lra.optimiser import optimiser_for
 from lra.signals import Stop
 from lra.speed import WINDOW, Speed
+from models.shared_kernel import kernels_shared
 
 log = logging.getLogger(__name__)
 
@@ -114,20 +115,35 @@ def accumulate(
         scaler: See `scaler_for`.
     """
     total = torch.zeros((), device=parts[0].tokens.device)
-    for part in parts:
-        with autocast(part.tokens.device, precision):
-            logits = forward(part.tokens, part.mask)
-        # At least float32, but float64 stays what it is.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if part.weights is None:
-            loss = F.cross_entropy(logits, part.labels, reduction="sum")
-        else:
-            losses = F.cross_entropy(logits, part.labels, reduction="none")
-            loss = (losses * part.weights).sum()
-        loss = loss / (part.whole or len(part.labels))
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        total += loss.detach()
+    with _sharing(forward, parts):
+        for part in parts:
+            with autocast(part.tokens.device, precision):
+                logits = forward(part.tokens, part.mask)
+            # At least float32, but float64 stays what it is.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if part.weights is None:
+                loss = F.cross_entropy(logits, part.labels, reduction="sum")
+            else:
+                losses = F.cross_entropy(logits, part.labels, reduction="none")
+                loss = (losses * part.weights).sum()
+            loss = loss / (part.whole or len(part.labels))
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += loss.detach()
     return total
+
+
+def _sharing(
+    forward: Callable[..., Tensor], parts: Sequence[Batch]
+) -> AbstractContextManager[None]:
+    """Let state-space layers make one kernel for all micro-batches of an update.
+
+    Not in a compiled model, whose graphs make it within them.
+    """
+    # To ask torch._dynamo takes a second, which an import of it does.
+    compiled = hasattr(forward, "_orig_mod")
+    if len(parts) > 1 and isinstance(forward, nn.Module) and not compiled:
+        return kernels_shared(forward)
+    return nullcontext()
 
 
 def apply(

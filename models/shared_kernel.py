@@ -29,6 +29,9 @@ class SharedKernel(nn.Module):
             return make(length)
         if not self._made or self._made[-1][1].shape[-1] < length:
             kernel = make(length)
+            if not kernel.requires_grad:
+                # Nothing waits for the gradient of a shorter one.
+                self._made.clear()
             self._made.append((kernel, kernel.detach().requires_grad_(kernel.requires_grad)))
         return self._made[-1][1][..., :length]
 

@@ -76,6 +76,23 @@ def test_gradients_are_those_of_the_whole_batch(
             assert (ours - theirs).norm() <= 1e-6 * theirs.norm().clamp(min=1e-12), each
 
 
+@pytest.mark.parametrize("attention", ["s4d", "ema", "mega"])
+def test_a_kernel_is_made_once_an_update_whatever_the_micro_batches(attention: str) -> None:
+    still = ("model.max_length=96", "task.truncate=96", "model.layers=2")
+    model = build_model(lra.config.load(*TINY, f"attention={attention}", *still))
+    made: list[int] = []
+    for module in model.modules():
+        if hasattr(module, "kernels"):
+            module.kernels = lambda length, make=module.kernels: made.append(length) or make(length)
+    batches = batches_of(split_of(LENGTHS))
+    for update in range(2):
+        made.clear()
+        parts = batches.divided(update, len(batches), 0, Division(examples=1))
+        assert len(parts) == 12
+        gradients(model, parts)
+        assert made == [96, 96]
+
+
 def test_micro_batches_hold_the_batch_once_each_trimmed_to_its_own_longest() -> None:
     split = split_of(LENGTHS)
     batches = batches_of(Split(split.tokens, split.offsets, np.arange(12)))
