@@ -4,31 +4,42 @@
 with a `ConfigError` that names the key, the value and what would be right.
 """
 
+import copy
+import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lra import variant
 from lra.paths import CONFIGS, cache_dir, runs_dir
 from lra.typecheck import describe, fits
-from lra.words import SEARCH_PATH, Groups, check_keys, complete, key_of, read, shown
+from lra.words import SEARCH_PATH, Groups, check_keys, complete, key_of, quoted, read, shown
 from lra.words import ConfigError as ConfigError
 from models.sizes import ModelConfig
+
+log = logging.getLogger(__name__)
 
 SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear")
 ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
+# AdamW divides it by numbers below 1, and what comes out must be a float32.
+LARGEST_RATE = 1e30
 # What a generator of torch takes.
 LEAST_WRONG_SEED = 2**63
 # File systems allow 255 bytes; a variant is a folder's name.
@@ -170,6 +181,9 @@ class TrainConfig:
         for key in ("learning_rate", "epsilon"):
             if not 0 < (number := getattr(self, key)) < float("inf"):
                 raise ValueError(f"train.{key}={number}: must be a finite number above 0")
+        if self.learning_rate > LARGEST_RATE:
+            least = f"must be at most {LARGEST_RATE:g}, what a float32 weight can be moved by"
+            raise ValueError(f"train.learning_rate={self.learning_rate}: {least}")
         for key in ("beta1", "beta2"):
             if not 0 <= (number := getattr(self, key)) < 1:
                 raise ValueError(f"train.{key}={number}: must be in [0, 1)")
@@ -224,7 +238,8 @@ class Config:
         train: Optimisation.
         scale: `paper` (as published) or `mini` (minutes on two CPU cores).
         seed: Seed of initialisation, data order and dropout; data have their own.
-        variant: Names what was overridden, so that it gets its own folder.
+        variant: Names what departs from the recipe, so that it has its own folder; without it,
+            what departs does, such as learning_rate=0.001,steps=3.
         validation: What selects the checkpoint: `validation`, or `test` as some papers did, which
             every table then says.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
@@ -351,6 +366,7 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
         ConfigError: A value is missing, of the wrong type or out of range.
     """
     try:
+        _follow_steps(composed)
         config = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, ValueError) as error:
         # What a value that follows from others cannot be made of is told by itself.
@@ -358,6 +374,31 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
         raise ConfigError(str(cause).splitlines()[0]) from error
     assert isinstance(config, Config)
     return config
+
+
+def _follow_steps(composed: DictConfig | ListConfig) -> None:
+    """Let the warm-up follow in proportion where fewer updates were asked for than it takes.
+
+    A warm-up that was asked for stays, to be refused.
+    """
+    train = OmegaConf.select(composed, "train")
+    if train is None or train.schedule != "one_cycle" or not 2 < train.steps <= train.warmup_steps:
+        return
+    shown_variant = {**composed, "variant": variant.DEFAULT} if composed else {}
+    values = OmegaConf.to_container(OmegaConf.create(shown_variant), resolve=True)
+    assert isinstance(values, dict)
+    named = {str(key): value for key, value in values.items()}
+    recipe = _recipe_of(named, *_surroundings(None))["train"]
+    if train.warmup_steps != recipe["warmup_steps"] or train.steps == recipe["steps"]:
+        return
+    train.warmup_steps = max(2, round(recipe["warmup_steps"] * train.steps / recipe["steps"]))
+    log.info(
+        "train.warmup_steps=%d: follows train.steps=%d, as %d of %d in the recipe",
+        train.warmup_steps,
+        train.steps,
+        recipe["warmup_steps"],
+        recipe["steps"],
+    )
 
 
 def load(*overrides: str) -> Config:
@@ -377,16 +418,142 @@ def place(*overrides: str) -> tuple[Config, Path]:
     """
     words = command(overrides)
     try:
-        with initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+        with _hydra():
             composed = compose("train", words, return_hydra_config=True)
         sweep = composed.hydra.sweep
         folder = Path(sweep.dir) / sweep.subdir
+        # A variant that follows from the recipe asks for what was chosen.
+        composed.variant = composed.variant
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_a_line(error)) from error
     with open_dict(composed):
         del composed["hydra"]
     return resolve(composed), folder
 
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Let Hydra compose from `configs`; a run of Hydra around this goes on as before."""
+    instance = GlobalHydra.instance()
+    around = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = around
+
+
+# Words that leave a recipe as it is.
+_IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
+_IDENTITY |= {"data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
+
+
+def departures(
+    values: Mapping[str, Any], chosen: Mapping[str, str] | None = None, own: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return what departs from the recipe of a cell: values by key, the cell's and the recipe's.
+
+    Args:
+        values: Those of the cell, as `comparable` or `asdict` give them.
+        chosen: What was chosen of each group, where a file of the user's own has another name
+            than what it says.
+        own: Folders of the user's own configurations.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    recipe = _recipe_of(values, chosen, own)
+    # What a machine decides is the same for both.
+    device, train = values["device"], dict(values["train"])
+    for each in (train, recipe["train"]):
+        each["precision"] = resolve_precision(each["precision"], device)
+    return variant.departures({**values, "train": train}, recipe)
+
+
+def told_departures(config: Config) -> str:
+    """Return what departs from a cell's recipe in words; empty where nothing does."""
+    try:
+        return variant.told(departures(asdict(config), *_surroundings(None)))
+    except ConfigError:
+        return variant.UNKNOWN
+
+
+def _recipe_of(
+    values: Mapping[str, Any], chosen: Mapping[str, str] | None, own: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of a cell's recipe, with the same backend inside where one nests."""
+    names = {"scale": values["scale"]}
+    for group in ("task", "attention", "protocol"):
+        name, path = values[group]["name"], values[group].get("path")
+        known = name in groups().options(group) or not chosen
+        names[group] = path or (name if known else str(chosen and chosen[group]))
+    words = [f"{group}={name}" for group, name in names.items()]
+    words += [f"{SEARCH_PATH}=[{','.join(map(quoted, own))}]"] * bool(own)
+    recipe, inner = _recipe(*words), values["attention"].get("inner")
+    theirs = recipe["attention"]["inner"]
+    if inner and inner["name"] != (theirs or {}).get("name"):
+        start = "attention" if theirs else "+attention"
+        recipe = _recipe(*words, f"{start}@attention.inner={inner.get('path') or inner['name']}")
+        recipe["attention"]["inner"]["name"] = theirs["name"] if theirs else variant.ABSENT
+    return recipe
+
+
+def _surroundings(hydra: DictConfig | None) -> tuple[dict[str, str] | None, list[str]]:
+    """Return what Hydra says was chosen of each group, and the folders of the user's own."""
+    if hydra is None:
+        if not HydraConfig.initialized():
+            return None, []
+        hydra = HydraConfig.get()
+    if "runtime" not in hydra:
+        return None, []
+    sources = hydra.runtime.config_sources
+    own = [each.path for each in sources if each.provider.startswith("hydra.searchpath")]
+    return dict(hydra.runtime.choices), own
+
+
+def _recipe(*words: str) -> dict[str, Any]:
+    return copy.deepcopy(_composed_recipe(words))
+
+
+@functools.lru_cache(maxsize=256)
+def _composed_recipe(words: tuple[str, ...]) -> dict[str, Any]:
+    ready = command(words)
+    try:
+        with _hydra():
+            composed = compose("train", ready)
+        composed.variant = variant.DEFAULT
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_in_a_line(error)) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _derived_variant(_root_: DictConfig) -> str:
+    """Return the variant that a cell's departures from its recipe name."""
+    hydra = _root_.hydra if "hydra" in _root_ else None
+    if hydra is None and HydraConfig.initialized():
+        hydra = HydraConfig.get()
+    chosen, own = _surroundings(hydra)
+    if hydra is None or chosen is None:
+        return variant.DEFAULT
+    given = {word.partition("=")[0].lstrip("+~") for word in hydra.overrides.task}
+    if given <= _IDENTITY and not own and not chosen.get("debug"):
+        return variant.DEFAULT
+    keys = {each.name for each in fields(Config)} - {"variant"}
+    cell = OmegaConf.masked_copy(_root_, list(keys))
+    values = OmegaConf.to_container(cell, resolve=True)
+    assert isinstance(values, dict)
+    try:
+        named = {str(key): value for key, value in values.items()}
+        return variant.name(departures(named, chosen, own))
+    except ConfigError:
+        # A protocol of the user's own may have recipes for its own names alone.
+        return variant.DEFAULT
+
+
+OmegaConf.register_new_resolver("derived_variant", _derived_variant, replace=True)
 
 _NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
 

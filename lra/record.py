@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from lra.folders import writing
 from lra.paths import runs_dir
 from lra.typecheck import describe, fits
+from lra.variant import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas
@@ -104,6 +105,7 @@ class Record:
         commit: Git commit of the suite that ended the run; empty where it is unknown.
         dirty: Whether the working tree differed from it.
         earlier_code: Commits that began the run, where it was continued by another one.
+        departures: What departs from its recipe, such as `train.steps=3 instead of 5000`.
         schema: Version of this layout.
     """
 
@@ -155,6 +157,7 @@ class Record:
     commit: str
     dirty: bool
     earlier_code: str = ""
+    departures: str = UNKNOWN
     schema: int = SCHEMA
 
     @property

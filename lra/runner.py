@@ -19,7 +19,13 @@ from lra.build import (
     num_parameters,
 )
 from lra.cell import decided, finished, identity
-from lra.config import Config, ConfigError, config_hash, resolve_precision
+from lra.config import (
+    Config,
+    ConfigError,
+    config_hash,
+    resolve_precision,
+    told_departures,
+)
 from lra.division import is_out_of_memory
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held
@@ -290,4 +296,5 @@ def _record(
         commit=commit,
         dirty=dirty,
         earlier_code=", ".join(run.earlier_code),
+        departures=told_departures(config),
     )

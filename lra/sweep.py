@@ -187,8 +187,10 @@ def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 continue
             records.setdefault((record.scale, record.protocol), []).append(record)
     for (scale, protocol), group in records.items():
-        table = markdown(accuracy_table(build_grid(group)))
-        yield f"\nTest accuracy in percent, scale {scale}, protocol {protocol}:\n\n{table}\n"
+        grid = build_grid(group)
+        lines = [f"\nTest accuracy in percent, scale {scale}, protocol {protocol}:\n"]
+        lines += [markdown(accuracy_table(grid)), "", *grid.departure_lines()]
+        yield "\n".join(lines).rstrip() + "\n"
 
 
 def _shared(folders: Sequence[str]) -> str:

@@ -70,6 +70,13 @@ def train(composed: DictConfig) -> float | None:
         if in_sweep:
             return float("nan")
         sys.exit(1 if isinstance(error, CellFailedError) else 2)
+    except Exception as error:
+        # Of a backend of the user's own, perhaps: where it was raised is what helps.
+        if not in_sweep:
+            raise
+        log.exception("%s failed", name or " ".join(words))
+        sweep.failed(words, name, folder, f"{type(error).__name__}: {error}")
+        return float("nan")
     except StoppedError as error:
         log.warning("%s", error)
         sys.exit(error.code)

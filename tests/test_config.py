@@ -258,6 +258,7 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
         ("model.norm_momentum=0", r"model.norm_momentum=0.0: must be in \(0, 1\]"),
         ("model.value_std=0", "model.value_std=0.0: must be a finite number above 0"),
         ("model.output_dropout=1", r"model.output_dropout=1.0: must be a probability in \[0, 1\)"),
+        ("train.learning_rate=1e300", r"train.learning_rate=1e\+300: must be at most 1e\+30"),
         (f"seed={10**50}", f"seed={10**50}: must be .* below 2"),
         ("variant=a|b", r"variant=a\|b: must be a plain folder name, without \|"),
         ("variant=a\nb", r"variant=a\\nb: must be a plain folder name, without \\n"),

@@ -49,7 +49,7 @@ def tiny(folder: Path, *overrides: str, attention: str = "fourier") -> list[str]
         *("task=listops", f"attention={attention}", "seed=0", "scale=mini", "threads=1"),
         *("protocol=nystromformer", "device=cpu", "task.truncate=40", "model.max_length=40"),
         *(f"task.options.{size}" for size in sizes),
-        *("train.steps=30", "train.batch_size=4", "train.warmup_steps=6"),
+        *("train.steps=30", "train.batch_size=4", "train.warmup_steps=6", "variant=default"),
         *("train.validate_every=8", f"cache_dir={folder}/cache", f"runs_dir={folder}/runs"),
         *overrides,
     ]
@@ -424,7 +424,9 @@ def test_the_command_prints_a_plan_or_the_choices(
     rest = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "train.steps=777"]
     grid = ["task=listops,image", "attention=mra", "scale=mini"]
     status, out, err = command(monkeypatch, capsys, *grid, *rest, "hydra/launcher=basic")
-    assert status == 0 and out.count("| mra       | 0    | to do | 777     |") == 2 and not err
+    assert (
+        status == 0 and out.count("| mra (steps=777) | 0    | to do | 777     |") == 2 and not err
+    )
     status, out, err = command(monkeypatch, capsys, "task=lists", "attention=mra")
     assert status == 2 and err.startswith("task=lists: did you mean listops? there are image, ")
     words = ["task=image,pathx", "attention=mra", "protocol=wavspa", *rest]

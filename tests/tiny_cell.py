@@ -23,6 +23,7 @@ TINY = [
     "train.batch_size=4",
     "train.warmup_steps=6",
     "train.validate_every=25",
+    "variant=default",
 ]
 
 

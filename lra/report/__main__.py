@@ -28,6 +28,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="*", help="key=value as of lra train; runs_dir=FOLDER")
     parser.add_argument("--out-dir", type=Path, default=Path(results_dir()), help="of the tables")
+    parser.add_argument("--full", action="store_true", help="print the pages as they are written")
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
     try:
@@ -45,6 +46,7 @@ def main() -> None:
             each.attentions,
             each.seeds,
             only=each,
+            full=args.full,
         )
         print(page)
 

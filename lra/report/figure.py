@@ -51,7 +51,7 @@ def draw(grid: Grid, file: Path, title: str) -> None:
         axis.set_ylim(max(low, 0), min(high, 104))
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("test accuracy, %")
-    names = [_literal(str(method)) for method in handles]
+    names = [_literal(grid.name(method)) for method in handles]
     figure.legend(handles.values(), names, loc="center right", frameon=False)
     figure.suptitle(_literal(f"{title} (dashed: majority class)"), fontsize=10)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / size[0], 1))

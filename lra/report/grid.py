@@ -5,9 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lra.record import Method, Record
+from lra.variant import UNKNOWN
 
 TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 BASELINE = "softmax"
+# Marks what departs from its recipe.
+STAR = "[*]"
 # An entry is above chance when it beats the majority rate by more than this many standard errors.
 CHANCE_ERRORS = 2
 
@@ -58,6 +61,11 @@ class Entry:
         rate = self.majority_rate / 100
         error: float = (rate * (1 - rate) / total) ** 0.5
         return correct / total <= rate + CHANCE_ERRORS * error
+
+    @property
+    def departures(self) -> list[str]:
+        """What departs from the recipe, in words, of records that have other values."""
+        return sorted({record.departures for record in self.records} - {"", UNKNOWN})
 
     def median(self, key: str) -> float:
         """Return the median over seeds of a number in the record, such as `steps_per_second`."""
@@ -127,6 +135,25 @@ class Grid:
         """Return a task's name, with `(stand-in)` where its data are this project's."""
         stand_in = any(r.task == task and r.data_source == "stand-in" for r in self.records)
         return f"{task} (stand-in)" if stand_in else task
+
+    def name(self, method: Method, task: str = "") -> str:
+        """Return a method's name, with a star where values depart from their recipe.
+
+        Args:
+            method: The method.
+            task: Of this task alone; of any where empty.
+        """
+        tasks = [task] if task else self.tasks
+        entries = [self.entry(each, method) for each in tasks]
+        return f"{method} {STAR}" if any(e and e.departures for e in entries) else str(method)
+
+    def departure_lines(self) -> list[str]:
+        """Return what the stars mean, a line for each entry that departs."""
+        return [
+            f"{STAR} {task}/{method} departs from its recipe: {text}."
+            for (task, method), entry in sorted(self.entries.items())
+            for text in entry.departures
+        ]
 
     def speed_ratio(self, task: str, method: Method) -> float | None:
         """Return speed over the baseline's, None unless both were measured alike."""

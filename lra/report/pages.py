@@ -1,13 +1,17 @@
 """The pages of a report: the tables with what a reader must know of their numbers."""
 
 import logging
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from lra.config import ConfigError, departures, groups
 from lra.markdown import Table, escaped, markdown
-from lra.record import read_records
+from lra.record import Record, read_records
 from lra.report import figure
-from lra.report.grid import CHANCE_ERRORS, Grid, build_grid, task_of
+from lra.report.grid import CHANCE_ERRORS, TASK_ORDER, Grid, build_grid, task_of
 from lra.report.selection import Selection
 from lra.report.tables import (
     MARK,
@@ -18,6 +22,7 @@ from lra.report.tables import (
     write_accuracy_csv,
     write_throughput_csv,
 )
+from lra.variant import UNKNOWN, told
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +88,7 @@ def accuracy_page(grid: Grid, scale: str, protocol: str, published: Table) -> st
         f"# Accuracy, scale {scale}, protocol {protocol} ({_sources(grid)} data)",
         "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds).",
         markdown(accuracy_table(grid)),
+        _stars(grid),
         f"`at chance`: not above the majority class by more than {CHANCE_ERRORS} standard errors.",
     ]
     if scale != "paper":
@@ -95,9 +101,55 @@ def accuracy_page(grid: Grid, scale: str, protocol: str, published: Table) -> st
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _stars(grid: Grid) -> str:
+    """Return what departs from its recipe, below a table that marks it; nothing where none does."""
+    return "\n".join(f"* {escaped(line)}" for line in grid.departure_lines())
+
+
 def _deviations(grid: Grid) -> list[str]:
-    lines = {line for r in grid.records for line in r.deviations}
+    lines = {line for r in grid.records for line in r.deviations if concerns(line, r)}
     return [f"* {escaped(line)}" for line in sorted(lines)]
+
+
+# How deviations call tasks, at their start.
+_TASKS = {name.lower().replace("-", "") for name in TASK_ORDER}
+
+
+def concerns(deviation: str, record: Record) -> bool:
+    """Tell whether a deviation is of a record's task and backend.
+
+    One that begins with the name of a task is of it and of every other task that it names, one that
+    begins with a backend's is of that; any other is of all.
+    """
+    words = [re.sub(r"'s$|[^a-z0-9_]", "", word.lower()) for word in deviation.split()]
+    subject = words[0] if words else ""
+    if subject in _TASKS:
+        return record.task not in _TASKS or record.task in words
+    if subject in groups().options("attention"):
+        return subject in _backends(record.config.get("attention")) | {record.attention}
+    return True
+
+
+def _backends(attention: Any) -> set[str]:
+    """Return the names of a backend and of those inside it."""
+    if not isinstance(attention, dict):
+        return set()
+    return {str(attention.get("name"))} | _backends(attention.get("inner"))
+
+
+def screen(grid: Grid, scale: str, protocol: str, published: Table) -> str:
+    """Return what a terminal shows of a report: its tables, and below each what must be known."""
+    failed = [line for line in notes(grid) if line.startswith("Failed")]
+    parts = [
+        f"Training speed, scale {scale}, protocol {protocol}:",
+        markdown(throughput_table(grid)),
+        *([f"Published accuracy, protocol {protocol}:", markdown(published)] if published else []),
+        f"Test accuracy in percent, scale {scale}, protocol {protocol} ({_sources(grid)} data),"
+        " mean over seeds ± standard deviation:",
+        markdown(accuracy_table(grid)),
+        "\n".join([*grid.departure_lines(), *failed]),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
@@ -113,11 +165,23 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
                 " precision, number of threads, torch and commit. Memory on the CPU is the whole"
                 " process at its peak, on a GPU the allocator's peak.",
                 markdown(throughput_table(grid)),
+                *[_stars(grid)] * bool(grid.departure_lines()),
                 "\n".join(f"* {escaped(line)}" for line in notes(grid)),
             ]
         )
         + "\n"
     )
+
+
+def _with_departures(record: Record) -> Record:
+    """Return a record that tells what departs from its recipe, though it is older than that."""
+    if record.departures != UNKNOWN:
+        return record
+    try:
+        return replace(record, departures=told(departures(record.config)))
+    except (ConfigError, KeyError, TypeError):
+        # Its recipe is no more, or its configuration of another form.
+        return record
 
 
 def write_report(
@@ -129,6 +193,7 @@ def write_report(
     attentions: Sequence[str] = (),
     seeds: Sequence[int] = (),
     only: Selection | None = None,
+    full: bool = True,
 ) -> str:
     """Write tables and figure of a scale and protocol.
 
@@ -141,11 +206,12 @@ def write_report(
         attentions: Backends that must have a row.
         seeds: Seeds that every cell should have.
         only: Records to show; all where None.
+        full: Whether to return both pages as they are written, else what a terminal shows.
 
     Returns:
-        Both pages, for the terminal.
+        The text, with where the files are.
     """
-    found = read_records(runs_dir / scale / protocol)
+    found = map(_with_departures, read_records(runs_dir / scale / protocol))
     records = [record for record in found if only is None or only.has(record)]
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:
@@ -170,4 +236,7 @@ def write_report(
     write_accuracy_csv(folder / "accuracy.csv", grid, published)
     write_throughput_csv(folder / "throughput.csv", grid)
     figure.draw(grid, folder / "accuracy_vs_speed.svg", f"scale {scale}, protocol {protocol}")
-    return "\n".join(pages.values()) + f"\nWritten to {folder}"
+    if full:
+        return "\n".join(pages.values()) + f"\nWritten to {folder}"
+    files = f"With data, machines, settings and deviations: {folder / 'accuracy.md'} and beside it"
+    return f"{screen(grid, scale, protocol, published)}\n\n{files}"

@@ -110,7 +110,7 @@ def accuracy_table(grid: Grid) -> Table:
             grid.absence(task, method) if entry is None else entry.accuracy_text
             for task, entry in zip(grid.tasks, entries, strict=True)
         ]
-        table.append([str(method), *texts, average])
+        table.append([grid.name(method), *texts, average])
     rates = map(grid.majority_rate, grid.tasks)
     majority = ["-" if rate is None else f"{rate:.1f}" for rate in rates]
     table.append(["(majority class)", *majority, "-"])
@@ -125,7 +125,7 @@ def throughput_table(grid: Grid) -> Table:
     """Return the columns of `THROUGHPUT`, one row per entry."""
     table = [["task", "attention", *(column.title for column in THROUGHPUT)]]
     for task, method, entry in _entries(grid):
-        names = [grid.label(task), str(method)]
+        names = [grid.label(task), grid.name(method, task)]
         if entry is None or not entry.finished:
             state = grid.absence(task, method) if entry is None else "failed"
             table.append([*names, state, *["-"] * (len(THROUGHPUT) - 1)])
@@ -174,20 +174,30 @@ def write_accuracy_csv(file: Path, grid: Grid, published: Table) -> None:
         key = ["measured", task, *method]
         if entry is None or entry.mean is None:
             rows.append(
-                [*key, "", "", 0, "", grid.absence(task, method) if entry is None else "failed", ""]
+                [
+                    *key,
+                    "",
+                    "",
+                    0,
+                    "",
+                    grid.absence(task, method) if entry is None else "failed",
+                    "",
+                    "",
+                ]
             )
             continue
         status = "at chance" if entry.at_chance else "ok"
         deviation = "" if entry.deviation is None else round(entry.deviation, 4)
         counted = [len(entry.finished), round(entry.majority_rate, 4), status]
         source = entry.finished[0].data_source
-        rows.append([*key, round(entry.mean, 4), deviation, *counted, source])
+        told = "; ".join(entry.departures)
+        rows.append([*key, round(entry.mean, 4), deviation, *counted, source, told])
     for name, *values, source in published[1:]:
         for task, value in zip(published[0][1:-1], values, strict=True):
             if value != "-":
-                rows.append(["published", task, name, "", value, "", "", "", "", source])
+                rows.append(["published", task, name, "", value, "", "", "", "", source, ""])
     header = "kind task attention variant mean_percent deviation_percent seeds majority_percent"
-    _write_csv(file, [*header.split(), "status", "source"], rows)
+    _write_csv(file, [*header.split(), "status", "source", "departures"], rows)
 
 
 def write_throughput_csv(file: Path, grid: Grid) -> None:
@@ -203,11 +213,14 @@ def write_throughput_csv(file: Path, grid: Grid) -> None:
                     *empty,
                     grid.absence(task, method) if entry is None else "failed",
                     "",
+                    "",
                 ]
             )
             continue
         values = [column.value(grid, task, method, entry) for column in THROUGHPUT]
         cells = ["" if value is None else value for value in values]
-        rows.append([task, *method, *cells, "ok", entry.finished[0].data_source])
+        ends = ["ok", entry.finished[0].data_source, "; ".join(entry.departures)]
+        rows.append([task, *method, *cells, *ends])
     keys = [column.key for column in THROUGHPUT]
-    _write_csv(file, ["task", "attention", "variant", *keys, "status", "source"], rows)
+    ends = ["status", "source", "departures"]
+    _write_csv(file, ["task", "attention", "variant", *keys, *ends], rows)
