@@ -52,6 +52,9 @@ class Batches:
         zero_is_padding: Mask id 0 wherever it is, as published code does with black pixels.
         trim: Pad to the longest sequence of a batch only; for backends that are pad-invariant.
         device: Where batches are wanted; on a GPU the split moves there once.
+
+    Attributes:
+        labels: `(num_examples,)` int64, in the split's order.
     """
 
     def __init__(
@@ -77,10 +80,17 @@ class Batches:
         self._counts = torch.from_numpy(self._lengths).to(device)
         self._tokens = torch.from_numpy(split.tokens).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
+        self.labels = split.labels
         self._drawn: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens that are read of every example's longest sequence, `(num_examples,)`."""
+        longest: NDArray[np.int64] = self._lengths.max(1)
+        return longest
 
     def shuffled(self, step: int, batch_size: int, seed: int) -> Batch:
         """Return the batch of a training step, counted from 0.
@@ -131,11 +141,11 @@ class Batches:
 
     def groups(self, batch_size: int, division: Division = WHOLE) -> list[NDArray[np.int64]]:
         """Return the examples of every batch of `once`, as indices for `gather`."""
-        order = np.argsort(self._lengths.max(1), kind="stable")
+        order = np.argsort(self.lengths, kind="stable")
         if division.is_whole:
             return [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
         limited = replace(division, examples=min(batch_size, division.examples or batch_size))
-        longest = self._lengths[order].max(1)
+        longest = self.lengths[order]
         unit = TRIM if self._trim else self._padded_length
         widths = np.minimum(-(-longest // unit) * unit, self._padded_length)[::-1]
         parts = limited.divide(widths.tolist(), self._per_example)

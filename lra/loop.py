@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lra import checkpoint
@@ -34,6 +36,7 @@ from lra.division import (
 from lra.events import Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
+from lra.predictions import Predictions
 from lra.signals import Stop
 from lra.speed import WINDOW, Speed
 from models.shared_kernel import kernels_shared
@@ -186,9 +189,14 @@ def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
-@torch.inference_mode()
 def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int:
-    """Return how many examples of the whole split the model classifies rightly.
+    """Return how many examples of the whole split the model classifies rightly; see `predict`."""
+    return predict(model, batches, train).num_correct
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Batches, train: TrainConfig) -> Predictions:
+    """Return the model's answer to every example of a split, in the split's order.
 
     A batch that does not fit the memory is computed in halves.
 
@@ -198,14 +206,19 @@ def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    # Right answers, and logits that are not finite.
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
+    not_finite = torch.zeros((), dtype=torch.int64, device=device)
+    # Examples by their numbers, and answers to them, which stay on the device until all are there.
+    numbers: list[NDArray[np.int64]] = []
+    answers: list[Tensor] = []
     division = division_for(train.micro_batch, model, device)
     groups = batches.groups(train.eval_batch_size, division)[::-1]
     while groups:
         group = groups.pop()
         try:
-            counts += _count(model, batches.gather(group), train.precision)
+            answer, wrong = _answer(model, batches.gather(group), train.precision)
+            numbers.append(group)
+            answers.append(answer)
+            not_finite += wrong
             continue
         except (RuntimeError, MemoryError) as error:
             if len(group) == 1 or not is_out_of_memory(error):
@@ -213,18 +226,19 @@ def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int
             log.warning("out of memory with %d examples in evaluation: in halves", len(group))
         groups += [group[len(group) // 2 :], group[: len(group) // 2]]
     model.train(was_training)
-    correct, wrong = counts.tolist()
-    if wrong:
+    if not_finite.item():
         # The largest of numbers that are none is the first, which is right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
-    return int(correct)
+    predicted = np.empty(len(batches), dtype=np.int64)
+    predicted[np.concatenate(numbers)] = torch.cat(answers).cpu().numpy()
+    return Predictions(predicted, batches.labels)
 
 
-def _count(model: nn.Module, batch: Batch, precision: str) -> Tensor:
+def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
+    """Return the classes answered, `(B,)`, and the number of logits that are not finite."""
     with autocast(batch.tokens.device, precision):
         logits = model(batch.tokens, batch.mask)
-    right = logits.argmax(-1) == batch.labels
-    return torch.stack([right.sum(), (~logits.isfinite()).sum()])
+    return logits.argmax(-1), (~logits.isfinite()).sum()
 
 
 class Run:

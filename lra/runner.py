@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from lra.config import (
 from lra.division import is_out_of_memory
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held
-from lra.loop import NotFiniteError, Run, count_correct
+from lra.loop import NotFiniteError, Run, predict
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
+from lra.predictions import PREDICTIONS, Predictions, by_length, write_predictions
 from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
 from lra.signals import Stop, listening
@@ -126,13 +127,15 @@ class Outcome:
     Args:
         status: `ok`, or `failed`.
         reason: Why it failed.
-        correct: Test examples classified rightly; None where nothing was tested.
+        test: Answers to the test set; None where nothing was tested.
+        by_length: Right ones by length, as `Record.test_by_length`.
         seconds: Seconds of the test.
     """
 
     status: Status
     reason: str = ""
-    correct: int | None = None
+    test: Predictions | None = None
+    by_length: list[dict[str, int]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -175,6 +178,8 @@ def _train(
     if config.force:
         checkpoint.remove(folder)
         (folder / RECORD).unlink(missing_ok=True)
+    # Of an earlier end of this cell, which is not the one that the record will tell of.
+    (folder / PREDICTIONS).unlink(missing_ok=True)
     memory.reset(device)
     model.to(device)
     batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
@@ -208,8 +213,11 @@ def _train(
     outcome = _fit_and_test(run, batches["test"])
     if outcome.status == "ok" and cache.changed(dataset):
         reason = f"the data in {dataset.folder} were overwritten while this run read them"
-        outcome = replace(outcome, status="failed", reason=reason, correct=None)
+        outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
     record = _record(config, values, dataset, run, outcome, setup)
+    if outcome.test is not None:
+        # Before the record, by which a cell is finished.
+        write_predictions(folder, outcome.test)
     write_record(folder, record)
     if record.status == "ok":
         # Of no use any more, and as large as the last one.
@@ -222,7 +230,7 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
     try:
         run.fit()
         started = time.perf_counter()
-        correct = count_correct(run.model, test, run.train_config)
+        predictions = predict(run.model, test, run.train_config)
     except (ConfigError, BackendError, OSError):
         # Nothing that the cell would do again: a folder, a disk, another cell's checkpoint.
         raise
@@ -233,7 +241,9 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
             log.exception("%s", run.label)
             reason = f"{type(error).__name__}: {reason}"
         return Outcome(status="failed", reason=reason)
-    return Outcome(status="ok", correct=correct, seconds=time.perf_counter() - started)
+    bins = by_length(test.lengths, predictions.right)
+    seconds = time.perf_counter() - started
+    return Outcome(status="ok", test=predictions, by_length=bins, seconds=seconds)
 
 
 def _record(
@@ -245,7 +255,8 @@ def _record(
     setup_seconds: float,
 ) -> Record:
     progress, test = run.progress, dataset.splits["test"]
-    correct, validated = outcome.correct, progress.best_step > 0
+    correct = None if outcome.test is None else outcome.test.num_correct
+    validated = progress.best_step > 0
     low, high = run.speed.quartiles or (0.0, 0.0)
     commit, dirty = code_version()
     return Record(
@@ -262,6 +273,7 @@ def _record(
         test_correct=correct,
         test_total=None if correct is None else len(test),
         test_majority_rate=test.majority_rate,
+        test_by_length=outcome.by_length,
         selected_on=config.validation,
         best_accuracy=progress.best_accuracy if validated else None,
         best_step=progress.best_step if validated else None,

@@ -10,15 +10,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from tiny_cell import TINY, configure
 
 import lra.tasks.cache
+from lra.batches import Batches
 from lra.build import build_attention
 from lra.checkpoint import BEST, CHECKPOINT, load
 from lra.config import ConfigError
+from lra.predictions import Predictions
 from lra.record import RECORD, Record, read_record
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import DataError, Source
@@ -176,12 +179,13 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
 
     sizes = []
 
-    def counting(model: object, batches: object, train: object) -> int:
+    def counting(model: object, batches: Batches, train: object) -> Predictions:
         sizes.append(len(batches))
-        return len(sizes)
+        answers = np.zeros(len(batches), dtype=np.int64)
+        return Predictions(answers, (np.arange(len(batches)) >= len(sizes)).astype(np.int64))
 
-    monkeypatch.setattr(lra.loop, "count_correct", counting)
-    monkeypatch.setattr(lra.runner, "count_correct", counting)
+    monkeypatch.setattr(lra.loop, "predict", counting)
+    monkeypatch.setattr(lra.runner, "predict", counting)
     record = run(tmp_path)
     assert sizes == [16, 16, 16, 24]
     assert (record.selected_on, record.best_step) == ("validation", 60)
