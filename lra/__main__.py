@@ -50,7 +50,9 @@ COMMANDS = {
     ),
     "status": Command("lra.status", "Say where the cells of a grid stand", "scale=mini"),
     "bench": Command(
-        "lra.bench", "Measure speed and memory of backends", "attention=softmax,mra lengths=[1024]"
+        "lra.bench.__main__",
+        "Measure speed and memory of backends",
+        "attention=softmax,mra lengths=[1024]",
     ),
     "check": Command(
         "lra.check", "Hold a backend to its contract", "attention=my_file:MyAttention"
@@ -104,7 +106,8 @@ def main() -> None:
         hint = f"did you mean lra {close[0]}? " if close else ""
         print(f"lra {name}: there is no such command; {hint}`lra` lists them", file=sys.stderr)
         sys.exit(2)
-    if name != "train" and {"-h", "--help"} & set(words):
+    own_help = name == "train" or words[:2] == ["bench", "step"]
+    if not own_help and {"-h", "--help"} & set(words):
         from lra.usage import usage
 
         print(usage(_file(COMMANDS[name])))

@@ -1,8 +1,8 @@
 """Measure training steps: backends at several lengths, or where the time of cells goes.
 
-    python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
-    python -m lra.bench step --tasks listops,text --attentions softmax,linear
-    python -m lra.bench step --tasks listops --attentions softmax --against old
+    lra bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
+    lra bench step --tasks listops,text --attentions softmax,linear
+    lra bench step --tasks listops --attentions softmax --against old
 
 The first is explained in `lra.bench.lengths`, the others in `lra.bench.step`.
 """

@@ -1,7 +1,7 @@
 """Where the time of an update goes, and what it could be at best, by task and backend.
 
-    python -m lra.bench step --tasks listops,text --attentions softmax,linear --threads 1
-    python -m lra.bench step --tasks text --attentions softmax --against old -- \
+    lra bench step --tasks listops,text --attentions softmax,linear --threads 1
+    lra bench step --tasks text --attentions softmax --against old -- \
         model.attention_dropout=0.0
 
 Real updates of a cell's own model, batch and micro-batches: shares of getting the batch, forward,
@@ -227,7 +227,7 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lra.bench step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lra bench step", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", default="listops", help="names, separated by commas")
     parser.add_argument("--attentions", default="softmax,linear,fourier,mra")
