@@ -17,15 +17,13 @@ from typing import Any
 
 import hydra
 import torch
-from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lra import memory
 from lra.batches import Batch
 from lra.build import BackendError, build_model, num_parameters
-from lra.config import Config, ConfigError, register, resolve
+from lra.config import Config, ConfigError, load, register
 from lra.flops import training_flops
 from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
@@ -118,11 +116,7 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
                 f"attentions: {attention!r}: {option}: an option is written key=value"
             )
         overrides.append(f"attention.options.{option}")
-    try:
-        composed = compose("train", overrides)
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-    config = resolve(composed)
+    config = load(*overrides)
     model = replace(config.model, max_length=length, attention_dropout=bench.attention_dropout)
     train = replace(config.train, precision=bench.precision, compile=bench.compile)
     task = replace(config.task, truncate=length)
