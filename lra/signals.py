@@ -16,6 +16,8 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 # Seconds between looks whether the process that started a worker is still there.
 LOOK_EVERY = 1.0
+# Processes whose end ends this one.
+_watched: list[int] = []
 
 
 class StoppedError(BaseException):
@@ -125,6 +127,9 @@ def stop_without(parent: int) -> None:
     Args:
         parent: Process id of the one that started it.
     """
+    if _watched:
+        return
+    _watched.append(parent)
 
     def watch() -> None:
         while os.getppid() == parent:

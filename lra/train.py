@@ -8,7 +8,9 @@ separated by commas make a sweep, as Hydra's -m does; a sweep ends with how its 
 """
 
 import logging
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lra import help, sweep
+from lra import help, launch, sweep
 from lra.config import Config, ConfigError, command, groups, register, resolve
 from lra.paths import CONFIGS
 from lra.terminal import run
@@ -51,14 +53,18 @@ def train(composed: DictConfig) -> float | None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from lra.runner import CellFailedError, run_cell
-    from lra.signals import StoppedError
+    from lra.signals import StoppedError, stop_without
     from lra.tasks import DataError
 
     folder, in_sweep = _folder(), HydraConfig.get().mode == RunMode.MULTIRUN
     words, name = list(HydraConfig.get().overrides.task), ""
+    if _launcher() == "joblib":
+        stop_without(os.getppid())
     try:
         config = resolve(composed)
         name = config.cell
+        if in_sweep:
+            config = launch.with_own_gpu(config, _launcher(), _number(in_sweep))
         with logging_redirect_tqdm():
             record = run_cell(config, folder, sweep.place_of(_number(in_sweep), in_sweep))
         return sweep.finished(words, name, folder, record is None)
@@ -79,12 +85,20 @@ def train(composed: DictConfig) -> float | None:
         return float("nan")
     except StoppedError as error:
         log.warning("%s", error)
+        if _launcher() == "joblib":
+            # A worker would go on with the next cell.
+            logging.shutdown()
+            os._exit(error.code)
         sys.exit(error.code)
 
 
 def _number(in_sweep: bool) -> int:
     """Return which cell of a sweep this is, from 0."""
     return int(HydraConfig.get().job.num) if in_sweep else 0
+
+
+def _launcher() -> str:
+    return str(HydraConfig.get().runtime.choices.get("hydra/launcher", "basic"))
 
 
 def _folder() -> Path:
@@ -119,6 +133,7 @@ def main() -> None:
         in_sweep = bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
         is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
         cells = None if is_search else list(expand(words, there))
+        launch.prepare(name := launch.launcher(words))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -131,7 +146,12 @@ def main() -> None:
     if "--multirun" not in flags:
         train()
         return
-    with sweep.watched(given, cells) as outcomes:
+    if name == "slurm":
+        # How they end is not known here: jobs are only put into the queue.
+        train()
+        return
+    parallel = launch.workers_ended() if name == "joblib" else nullcontext()
+    with sweep.watched(given, cells) as outcomes, parallel:
         train()
     sys.exit(any(outcome.state == "failed" for outcome in outcomes))
 

@@ -341,10 +341,11 @@ def check_keys(words: Iterable[str], keys: Sequence[str], groups: Groups) -> Non
     for word in words:
         override = read(word, groups)
         key = override.key_or_group
+        if key.startswith(("hydra.", "hydra/", *inside)):
+            # Groups of Hydra have options of plugins, too.
+            continue
         if groups.has(key):
             _check_option(override, groups)
-        elif key.startswith(("hydra.", "hydra/", *inside)):
-            continue
         elif key not in keys:
             raise ConfigError(f"{shown(word)}: {_unknown(key, keys)}")
         elif key in _ADVICE and not isinstance(override.value(), dict):

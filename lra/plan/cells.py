@@ -20,7 +20,15 @@ from lra.tasks import DataError, Source, cache
 from lra.words import value_of
 
 State = Literal[
-    "to do", "continues", "failed before", "done", "stops", "no model", "cannot run", "refused"
+    "to do",
+    "continues",
+    "failed before",
+    "done",
+    "stops",
+    "elsewhere",
+    "no model",
+    "cannot run",
+    "refused",
 ]
 # An example's offset and label in the cache, and a scalar in a TensorBoard file with its name.
 INDEX_BYTES, EVENT_BYTES = 16, 75
@@ -55,8 +63,8 @@ class PlannedCell:
         seed: Seed.
         state: `to do`; `continues`: there is a checkpoint; `failed before`: it is tried again;
             `done`; `stops`: another configuration's record or checkpoint is in its folder;
-            `no model`: it cannot be built; `cannot run`: a step raises an error; `refused`: it
-            cannot be composed.
+            `elsewhere`: it needs a GPU that this machine lacks; `no model`: it cannot be built;
+            `cannot run`: a step raises an error; `refused`: it cannot be composed.
         detail: Why, in words.
         step: Updates made already.
         config: Its configuration; None where it is refused.
@@ -164,15 +172,24 @@ def assess(words: Sequence[str]) -> PlannedCell:
     method = Method(config.attention.name, config.variant)
     cell = replace(cell, method=method, seed=config.seed, config=config, folder=folder)
     try:
-        task_, device = build_task(config), resolve_device(config.device)
+        device = resolve_device(config.device)
+    except ConfigError as error:
+        # Of a GPU that is elsewhere, what matters is whether the cell is finished.
+        device, elsewhere = torch.device(config.device.partition(":")[0]), str(error)
+    else:
+        elsewhere = ""
+    try:
+        task_ = build_task(config)
         cell = replace(cell, data=_data(config), values=decided(config, task_, device, folder))
     except ConfigError as error:
         return replace(cell, state="no model", detail=str(error))
     if config.force:
-        return cell
+        return replace(cell, state="elsewhere", detail=elsewhere) if elsewhere else cell
     try:
         if finished(folder, cell.values):
             return replace(cell, state="done")
+        if elsewhere:
+            return replace(cell, state="elsewhere", detail=elsewhere)
         cell = replace(cell, step=_reached(cell))
     except ConfigError as error:
         return replace(cell, state="stops", detail=str(error))

@@ -1,6 +1,7 @@
 """The text of a plan: its cells, the hours by task and backend, disk, and what to leave out."""
 
 import heapq
+import math
 import os
 import shlex
 import shutil
@@ -18,6 +19,8 @@ WORTH = 0.1
 # Pairs of task and backend that together take so much of it are named, when they are few.
 HEAVY = 0.5
 MOST_NAMED = 4
+# Minutes that a job of Slurm is asked for, at most: long ones wait longer in the queue.
+MOST_MINUTES = 24 * 60
 MOST_LINES = 6
 
 
@@ -245,8 +248,13 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
         counts[cell.state] = counts.get(cell.state, 0) + 1
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     lines = [f"Cells: {states}."]
+    if counts.get("elsewhere"):
+        lines.append(
+            f"{counts['elsewhere']} of them are to be trained on a GPU, which this machine lacks:"
+            " make the plan where there is one, such as by srun --gpus=1 lra plan ..."
+        )
     if not todo:
-        return [*lines, "Nothing is left to train."]
+        return lines if counts.get("elsewhere") else [*lines, "Nothing is left to train."]
     config, values = todo[0].config, todo[0].values
     assert config is not None
     device = resolve_device(config.device)
@@ -304,6 +312,35 @@ def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> lis
     ]
 
 
+def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
+    """Return the words that ask Slurm for what a plan has found, where there is a Slurm.
+
+    Args:
+        cells: The cells of a sweep.
+        base: Bytes that a process holds before it has a model.
+    """
+    todo = [cell for cell in cells if cell.cost]
+    asked = any("hydra/launcher=slurm" in cell.words for cell in cells)
+    if not todo or not (asked or shutil.which("sbatch")):
+        return []
+    # Half as much again, for a busy node; a job that needs more goes back into the queue.
+    minutes = min(MOST_MINUTES, math.ceil(1.5 * max(cell.seconds for cell in todo) / 60) + 10)
+    memory_of = max(cell.memory(base) for cell in todo)
+    gigabytes = math.ceil(1.25 * memory_of / 1e9) + 2
+    wanted = {"timeout_min": minutes, "mem_gb": gigabytes}
+    wanted["cpus_per_task"] = max(cell.values["threads"] for cell in todo)
+    words = " ".join(f"hydra.launcher.{key}={value}" for key, value in wanted.items())
+    device = resolve_device(todo[0].config.device) if todo[0].config else None
+    lines = [f"Slurm: hydra/launcher=slurm {words}"]
+    if device is not None and device.type == "cpu":
+        lines[0] += " hydra.launcher.gpus_per_node=0"
+        lines.append(
+            "That is for processors such as this one has; for GPUs make the plan on a node with"
+            " one, such as by srun --gpus=1 lra plan ..."
+        )
+    return lines
+
+
 def _free(folder: Path) -> int:
     """Return the free bytes where a folder is, or would be."""
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
@@ -337,7 +374,7 @@ def page(cells: Sequence[PlannedCell], base: int) -> str:
         markdown(cell_table(cells, base)),
         "\n".join([legend, *data_lines(cells), *state_lines(cells)]),
         "Time left:\n\n" + markdown(hours_table(cells)),
-        "\n".join([*total_lines(cells), *memory_lines(cells, base)]),
+        "\n".join([*total_lines(cells), *slurm_lines(cells, base), *memory_lines(cells, base)]),
         "\n".join(saving_lines(cells)),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,236 @@
+"""Sweeps by every launcher, what Slurm is asked for, and workers that end with their sweep."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from test_train import finish, start
+from tiny_cell import TINY, configure
+
+from lra import launch
+from lra.config import ConfigError
+from lra.lock import read_note
+from lra.record import NOTE, read_records
+from lra.signals import StoppedError, listening
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["train.steps=6", "train.warmup_steps=2", "train.validate_every=3"]
+GRID = ["attention=softmax,fourier", "seed=0,1", *QUICK]
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_sweep_of_two_by_two_ends_with_four_records(tmp_path: Path, name: str) -> None:
+    if name != "basic":
+        pytest.importorskip(launch.PACKAGES[launch.EXTRAS[name.partition("_")[0]]].split("_")[1])
+    code, output = finish(start(tmp_path, *GRID, *LAUNCHERS[name]))
+    assert code == 0, output
+    records = list(read_records(tmp_path / "runs"))
+    assert {(record.attention, record.seed, record.status) for record in records} == {
+        (attention, seed, "ok") for attention in ("softmax", "fourier") for seed in (0, 1)
+    }
+    assert "4 cells: 4 done" in output
+
+
+SBATCH = """#!/bin/sh
+cat "$@" > {folder}/asked
+echo Submitted batch job 4711
+"""
+
+
+def test_slurm_is_asked_for_a_gpu_time_and_memory_and_the_command_returns(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(SBATCH.format(folder=tmp_path))
+    sbatch.chmod(0o755)
+    (tmp_path / "bin" / "srun").symlink_to(sbatch)
+    words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}", *GRID]
+    words += ["hydra/launcher=slurm", "hydra.launcher.timeout_min=90", "hydra.launcher.mem_gb=7"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lra.train", *words],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "submitted as 4711_0" in done.stdout and "4 cells are in the queue" in done.stdout
+    asked = (tmp_path / "asked").read_text().splitlines()
+    for line in (
+        "#SBATCH --array=0-3%4",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --cpus-per-task=4",
+        "#SBATCH --mem=7GB",
+        "#SBATCH --time=90",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --requeue",
+    ):
+        assert line in asked, asked
+    # The job finds the cell again, though this process has ended.
+    assert any("submitit.core._submit" in line for line in asked)
+    assert not list((tmp_path / "runs").glob("**/result.json"))
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    code, output = finish(start(tmp_path, *GRID, "hydra/launcher=slurm"))
+    assert code == 2 and "there is no sbatch on this machine" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("name", "extra"), [("joblib", "sweep"), ("slurm", "slurm")])
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"hydra/launcher={name}: .*'\.\[{extra}\]' brings it"):
+        launch.prepare(name)
+    launch.prepare("basic")
+
+
+def test_cells_beside_each_other_get_a_gpu_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    auto = configure(tmp_path, "device=auto")
+    devices = [launch.with_own_gpu(auto, "joblib", number).device for number in range(4)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert launch.with_own_gpu(auto, "basic", 1).device == "auto"
+    assert launch.with_own_gpu(configure(tmp_path, "device=cpu"), "joblib", 1).device == "cpu"
+
+
+def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_parallel_sweep_leaves_no_worker_behind(tmp_path: Path, number: signal.Signals) -> None:
+    pytest.importorskip("joblib")
+    endless = ["train.steps=1000000", "train.validate_every=1000000"]
+    grid = ["attention=softmax,fourier", *endless, "train.checkpoint_seconds=1e6"]
+    process = start(tmp_path, *grid, *LAUNCHERS["joblib"])
+    deadline = time.monotonic() + 120
+    notes = [None]
+    while time.monotonic() < deadline and sum(note is not None for note in notes) < 2:
+        time.sleep(0.2)
+        notes = [read_note(file) for file in tmp_path.glob(f"runs/**/{NOTE}")]
+    time.sleep(3)
+    workers = descendants(process)
+    assert len(workers) >= 2
+    process.send_signal(number)
+    finish(process)
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert not left
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    for file in tmp_path.glob(f"runs/**/{NOTE}"):
+        note = read_note(file)
+        assert note is not None and note.ended.startswith("StoppedError: stopped at step")
+        assert (file.parent / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR2, 140)]
+)
+def test_every_signal_saves_and_ends_with_its_code(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    options = ["train.steps=100000", "train.validate_every=10", "train.checkpoint_seconds=1e9"]
+    process = start(tmp_path, *options)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 30/" in line:
+            break
+    process.send_signal(number)
+    ended, output = finish(process)
+    assert ended == code and f"start again to continue by {number.name}" in output
+    assert list(tmp_path.glob("runs/**/checkpoint.pt"))
+
+
+def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        with listening() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop.requested and not heard
+            # It only takes note, as submitit does of SIGTERM: the run goes on, and hears the next.
+            stop.answer("saved")
+            assert heard == [signal.SIGUSR2] and not stop.requested
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(StoppedError, match="saved by SIGHUP") as caught:
+                stop.answer("saved")
+            assert caught.value.code == 129
+        assert signal.getsignal(signal.SIGUSR2) not in (signal.SIG_DFL, stop._receive)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit")
+    # Where submitit asks Slurm to requeue a job, its local executor ends it with a code.
+    from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+    from lra.runner import run_cell
+
+    options = ["train.steps=20000", "train.validate_every=1000", "train.checkpoint_seconds=1e6"]
+    (tmp_path / "run").mkdir()
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(timeout_min=5)
+    job = executor.submit(Cell(), tmp_path, options)
+    deadline = time.monotonic() + 120
+    while read_note(tmp_path / "run" / NOTE) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)
+    job._interrupt()
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    text = ""
+    while "continues at step" not in text and time.monotonic() < deadline:
+        time.sleep(0.2)
+        text = job.stderr() or ""
+    job.cancel()
+    assert "continues at step" in text, text
+    assert LOCAL_REQUEUE_RETURN_CODE and run_cell
+
+
+class Cell:
+    """A job of submitit, as the launcher's is."""
+
+    def __call__(self, folder: Path, options: list[str]) -> None:
+        import logging
+
+        from lra.runner import run_cell
+
+        logging.basicConfig(level=logging.INFO)
+        run_cell(configure(folder, *options), folder / "run")
+
+    def checkpoint(self, *arguments: object) -> object:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *arguments)
