@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lra.config
+from lra import provenance
 from lra.checkpoint import CHECKPOINT
 from lra.config import ConfigError, place
 from lra.loop import Run
@@ -302,6 +303,8 @@ class Own(nn.Module):
 def own_backend(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> str:
     (folder / f"{name}.py").write_text(OWN.format(body=body))
     monkeypatch.syspath_prepend(folder)
+    # As another process finds it: this one keeps what it has loaded.
+    provenance.of_module.cache_clear()
     return f"attention.path={name}:Own"
 
 
