@@ -12,7 +12,7 @@ from lra.checkpoint import BEST, DamagedError, Identity
 from lra.config import Config, ConfigError, comparable, config_hash, differences, recorded
 from lra.machine import resolve_threads
 from lra.record import RECORD, Record, RecordError, read_record
-from lra.tasks import DataError, Task
+from lra.tasks import DataError, Task, cache
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,12 @@ def finished(folder: Path, values: dict[str, Any]) -> bool:
 def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
     """Return what tells one kind of data from another, None where they are missing."""
     try:
-        return {"source": task.locate(data_dir).kind, "version": task.version}
+        found = {"source": task.locate(data_dir).kind, "version": task.version}
     except DataError:
         return None
+    # Of a user's own task the file is the version.
+    code = cache.code_of(task)
+    return found | {"code": code} if code else found
 
 
 def decided(config: Config, task: Task, device: torch.device, folder: Path) -> dict[str, Any]:

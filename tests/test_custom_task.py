@@ -64,13 +64,18 @@ def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_p
     runs = f"runs_dir={tmp_path / 'runs'}"
     assert assess([*words, "attention=softmax", "seed=0", runs]).state == "to do"
     record = run_cell(config, folder)
+    assert find_data(config, None).state == "in the cache"
     assert record is not None and record.status == "ok" and record.test_total == 200
     assert record.data_source == "generated"
     assert run_cell(config, folder) is None
+    # An edited file is another task, though its name and options are what they were.
+    guide.write_text(guide.read_text().replace("Random(0)", "Random(1)"))
+    forget()
+    with pytest.raises(ConfigError, match=r"another configuration:\n  data\.code: "):
+        run_cell(config, folder)
     page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer", ["custom"])
     assert "| same_ends.SameEnds |" in page and "| custom" not in page
     assert len(list(read_records(tmp_path / "runs"))) == 1
-    assert find_data(config, None).state == "in the cache"
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])

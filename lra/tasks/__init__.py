@@ -85,20 +85,21 @@ def file_signature(files: Iterable[Path]) -> str:
     )
 
 
-def check_counts(task: Any, keys: Iterable[str], least: int = 1) -> None:
+def check_counts(task: Any, keys: Iterable[str], least: int = 1, most: int = MOST_EXAMPLES) -> None:
     """Refuse numbers of examples that are too small or absurd.
 
     Args:
         task: A task with such options.
         keys: Their names.
         least: The smallest number that will do.
+        most: The largest.
 
     Raises:
         ValueError: One is out of range.
     """
     for key in keys:
-        if not least <= (count := getattr(task, key)) <= MOST_EXAMPLES:
-            bound = f"at least {least}" if count < least else f"at most {MOST_EXAMPLES:,}"
+        if not least <= (count := getattr(task, key)) <= most:
+            bound = f"at least {least}" if count < least else f"at most {most:,}"
             raise ValueError(f"task.options.{key}={count}: must be {bound}")
 
 

@@ -205,9 +205,8 @@ def key(task: Task, source: Source) -> str:
         "options": _telling_options(task),
         "source": [source.kind, source.signature],
     }
-    if not type(task).__module__.startswith("lra."):
-        # The version of ours is kept by us; a user's own file may change at any time.
-        identity["code"] = _code(type(task))
+    if code := code_of(task):
+        identity["code"] = code
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -225,10 +224,15 @@ def _telling_options(task: Task) -> dict[str, Any]:
     return options
 
 
-def _code(kind: type[Task]) -> str:
-    """Return the sha256 of the file that a class is in, empty where it is in none."""
+def code_of(task: Task) -> str:
+    """Return the sha256 of the file that a user's own task is in, empty for ours and without one.
+
+    The version of ours is kept by us; a user's own file may change at any time.
+    """
+    if type(task).__module__.startswith("lra."):
+        return ""
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(inspect.getfile(type(task))).read_bytes()).hexdigest()
     except (OSError, TypeError):
         return ""
 
