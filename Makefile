@@ -38,7 +38,7 @@ RUN = $(call key,device,DEVICE) $(call key,hydra/launcher,LAUNCHER) $(value ARGS
 
 # A variable that is none would change nothing, and nobody would know.
 KNOWN := PYTHON VENV BIN TASKS ATTENTIONS SEEDS SCALE PROTOCOL LAUNCHER DEVICE DATA_DIR FETCH \
-	MISSING PLAN TORCH ARGS SHELL MAKEFLAGS MAKEOVERRIDES
+	MISSING PLAN TORCH ARGS PYTEST SHELL MAKEFLAGS MAKEOVERRIDES
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 ifneq ($(filter-out $(KNOWN) -%,$(GIVEN)),)
 $(error $(filter-out $(KNOWN) -%,$(GIVEN)): no such variable; there are $(KNOWN))
@@ -75,11 +75,14 @@ $(VENV)/.developing: requirements-dev.lock $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
 	touch $@
 
+# A process per core, of one thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
 test: install-dev ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install-dev ## Run every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install-dev ## Check style and types
 	$(BIN)/ruff check .
