@@ -1,6 +1,6 @@
 """Time state-space layers beside a softmax layer, and kernels of S4D beside the table of powers.
 
-    python scripts/bench_ssm.py [--out results/bench/ssm.json] [--threads 1] [--repeats 7]
+    python scripts/bench_ssm.py [--out results/bench/ssm_cpu.json] [--threads 1] [--repeats 7]
 
 One sequence, float32, forward and backward. What is compared takes turns; each figure is the
 median of its turns after one to warm up, so read ratios rather than milliseconds. `exponent` is the
