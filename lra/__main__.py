@@ -28,7 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "reproduce": Command(
         "lra.reproduce",
-        "Preflight, plan, train and report a grid",
+        "Preflight, plan, train, report",
         "scale=mini attention=softmax,mra",
     ),
     "train": Command(
@@ -36,38 +36,30 @@ COMMANDS = {
         "Train a cell, or a grid of them",
         "task=listops attention=softmax,mra",
     ),
-    "eval": Command(
-        "lra.eval", "Test a finished run's parameters again", "task=listops scale=mini"
-    ),
+    "eval": Command("lra.eval", "Test a finished run again", "task=listops scale=mini"),
     "plan": Command(
         "lra.plan.__main__", "Say what a grid will take", "task=listops,text scale=mini"
     ),
-    "report": Command(
-        "lra.report.__main__", "Print and write the tables of what there is", "scale=mini"
-    ),
+    "report": Command("lra.report.__main__", "Print and write the tables", "scale=mini"),
     "compare": Command(
         "lra.compare", "Compare two methods over their seeds", "attention=softmax,mra scale=mini"
     ),
     "status": Command("lra.status", "Say where the cells of a grid stand", "scale=mini"),
     "bench": Command(
         "lra.bench.__main__",
-        "Measure speed and memory of backends",
-        "attention=softmax,mra lengths=[1024]",
+        "Measure speed and memory",
+        "attention=softmax,mra",
     ),
     "check": Command(
         "lra.check", "Hold a backend to its contract", "attention=my_file:MyAttention"
     ),
     "reach": Command("lra.reach", "Say how far a trained model looks", "--help"),
     "show": Command(
-        "lra.show", "Show every value of a cell, and where it is from", "task=text attention=mra"
+        "lra.show", "Show every value, and where it is from", "task=text attention=mra"
     ),
     "data": Command("lra.data", "Build the data sets of tasks", "task=listops scale=mini"),
-    "preflight": Command(
-        "lra.preflight", "Say where data come from, or what is missing", "task=text,image"
-    ),
-    "new": Command(
-        "lra.new", "Write a backend of your own to begin with", "attention my_file:Mine"
-    ),
+    "preflight": Command("lra.preflight", "Say where data come from", "task=text,image"),
+    "new": Command("lra.new", "Write a backend of your own", "attention my_file:Mine"),
     "completion": Command("lra.completion", "Print what completes words in a shell", "bash"),
 }
 _TAIL = """

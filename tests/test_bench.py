@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lra.bench import lengths, request
+from lra.config import ConfigError
+from lra.words import value_of
+
 SMALL = ["lengths=[32,64]", "batch_size=1", "repeats=1", "device=cpu", "threads=1"]
 
 
@@ -52,3 +56,29 @@ def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: 
     assert ran.returncode == 1
     assert "attention.options.width: no such option" in ran.stderr
     assert "Traceback" not in ran.stderr and not (tmp_path / "bench.json").exists()
+
+
+def test_the_bench_takes_the_words_of_every_command() -> None:
+    words = ["attention=linformer,my_file:Mine", "attention.options.rank=2,4", "length=32, 64"]
+    words += ["model.layers=1", "seed=0,1", "device=cpu", "attention@attention.inner=linear"]
+    told = request.of_lengths(words)
+    assert told[:2] == ["lengths=[32, 64]", "device=cpu"]
+    texts = value_of(told[2].removeprefix("attentions="))
+    more = "+model.layers=1 +attention@attention.inner=linear"
+    names = ("linformer", "my_file:Mine")
+    assert texts == [f"{name} rank={rank} {more}" for name in names for rank in (2, 4)]
+    assert request.of_lengths(["lengths=[32]"]) == ["lengths=[32]"]
+    with pytest.raises(ConfigError, match="task=text,image: a bench has the model of one task"):
+        request.of_lengths(["task=text,image"])
+    step = request.of_step(
+        ["task=text,image", "attention=glob(lin*)", "train.steps=3", "--repeats"]
+    )
+    assert step[:4] == ["--tasks", "text,image", "--attentions", "linear,linformer"]
+    assert step[4:] == ["--repeats", "--", "train.steps=3"]
+
+
+def test_results_that_are_there_are_never_overwritten_unless_named(tmp_path: Path) -> None:
+    assert lengths.unused(tmp_path / "cpu") == tmp_path / "cpu.json"
+    (tmp_path / "cpu.json").touch()
+    (tmp_path / "cpu-2.json").touch()
+    assert lengths.unused(tmp_path / "cpu") == tmp_path / "cpu-3.json"

@@ -1,24 +1,33 @@
 """Measure training steps: backends at several lengths, or where the time of cells goes.
 
-    lra bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
-    lra bench step --tasks listops,text --attentions softmax,linear
-    lra bench step --tasks listops --attentions softmax --against old
+    lra bench attention=softmax,linear,my_file:Mine lengths=[1024,4096]
+    lra bench attention=linformer attention.options.rank=64,128
+    lra bench step task=listops,text attention=softmax,linear
+    lra bench step task=listops attention=softmax --against old
 
 The first is explained in `lra.bench.lengths`, the others in `lra.bench.step`.
 """
 
 import sys
 
-from lra.bench import lengths, step
+from lra.bench import lengths, request, step
+from lra.config import ConfigError
+from lra.terminal import run
 
 
 def main() -> None:
     """Run what the command line asks for."""
-    if sys.argv[1:2] == ["step"]:
-        step.main(sys.argv[2:])
-    else:
-        lengths.main()
+    words = sys.argv[1:]
+    try:
+        if words[:1] == ["step"]:
+            step.main(request.of_step(words[1:]))
+            return
+        sys.argv[1:] = request.of_lengths(words)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    lengths.main()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,13 +1,14 @@
 """Speed and memory of a training step for every backend at several lengths, without data.
 
-    python -m lra.bench 'attentions=[softmax,fourier]' 'lengths=[1024,2048]'
-    python -m lra.bench 'attentions=[softmax,"my_pkg.my_file:MyAttention window=32"]'
+    lra bench attention=softmax,fourier lengths=[1024,2048]
+    lra bench attention=my_file:MyAttention attention.options.window=16,32
 
 Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
 in turn within one process, so that the ratio to softmax is of the same minutes; figures are
 medians. Results go to `results/bench/<device>.json`.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lra import memory
 from lra.batches import Batch
+from lra.bench.request import WORD
 from lra.build import BackendError, build_model, num_parameters
 from lra.config import Config, ConfigError, load, register
 from lra.flops import training_flops
@@ -54,7 +56,7 @@ class BenchConfig:
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         threads: CPU threads; 0 takes torch's default.
-        out: JSON file; by default `results/bench/<device>.json`.
+        out: JSON file; by default `results/bench/<device>.json`, with a number where that is there.
     """
 
     attentions: list[str] | None
@@ -107,10 +109,9 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
         ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
     """
     word, *options = attention.split()
-    own = ["attention=custom", f"attention.path={word}"]
-    overrides = [f"task={bench.task}", f"protocol={bench.protocol}"]
-    overrides += own if ":" in word else [f"attention={word}"]
-    for option in options:
+    overrides = [f"task={bench.task}", f"protocol={bench.protocol}", f"attention={word}"]
+    overrides += [option.removeprefix(WORD) for option in options if option.startswith(WORD)]
+    for option in [option for option in options if not option.startswith(WORD)]:
         if "=" not in option:
             raise ConfigError(
                 f"attentions: {attention!r}: {option}: an option is written key=value"
@@ -123,6 +124,15 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     return replace(config, model=model, train=train, task=task)
 
 
+def _shown(attention: str) -> list[str]:
+    """Return what tells one row of a backend from another: its options, and what is inside."""
+    words = attention.split()[1:]
+    kept = [
+        word for word in words if not word.startswith(WORD) or word.startswith(f"{WORD}attention")
+    ]
+    return [word.removeprefix(WORD) for word in kept]
+
+
 def measure(bench: BenchConfig) -> list[dict[str, Any]]:
     """Return one row per length and backend: seconds, ratio to softmax, memory, operations."""
     device = resolve_device(bench.device)
@@ -132,7 +142,7 @@ def measure(bench: BenchConfig) -> list[dict[str, Any]]:
         cells = [cell_config(bench, attention, length) for attention in attentions]
         configs = {
             # The options too, so that two variants of a backend are two rows.
-            " ".join([config.attention.name, *attention.split()[1:]]): config
+            " ".join([config.attention.name, *_shown(attention)]): config
             for attention, config in zip(attentions, cells, strict=True)
         }
         steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
@@ -171,6 +181,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 register()
+
+
+def unused(start: Path) -> Path:
+    """Return a JSON file that is not there yet: results are overwritten by `out=` alone."""
+    names = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
+    files = (start.with_name(f"{start.name}{each}.json") for each in names)
+    return next(file for file in files if not file.exists())
+
+
 ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 
 
@@ -197,7 +216,7 @@ def main(composed: DictConfig) -> None:
         "config": OmegaConf.to_container(composed),
         "rows": rows,
     }
-    file = Path(bench.out or f"{results_dir()}/bench/{device.type}.json")
+    file = Path(bench.out) if bench.out else unused(Path(results_dir(), "bench", device.type))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=1) + "\n")
     print(table(rows))

@@ -1,0 +1,75 @@
+"""The words of `lra bench`, those of every command, as what is measured is told."""
+
+import itertools
+from collections.abc import Sequence
+
+from lra.config import ConfigError, command, groups
+from lra.words import choices, quoted, value_of
+
+# Words of the bench itself; see `lra.bench.lengths.BenchConfig`.
+OWN = {"attentions", "lengths", "length", "task", "protocol", "batch_size", "repeats", "threads"}
+OWN |= {"attention_dropout", "precision", "compile", "device", "out"}
+# What makes a cell another, and its training step no other.
+_OUTSIDE = {"seed", "variant", "data_dir", "cache_dir", "runs_dir", "force", "validation"}
+# Marks a word of the cell among the options of a backend, in the text that names it.
+WORD = "+"
+
+
+def of_lengths(words: Sequence[str]) -> list[str]:
+    """Return the words of the bench for those of a grid: a text for each backend with its options.
+
+    Raises:
+        ConfigError: A word is none, or several tasks or protocols are asked for.
+    """
+    own = [word for word in words if word.partition("=")[0] in OWN or "=" not in word]
+    rest = command([word for word in words if word not in own])
+    found = choices(rest, groups(rest))
+    for word in [word for word in own if word.startswith(("task=", "protocol="))]:
+        if len(choices([word], groups())[word.partition("=")[0]]) > 1:
+            raise ConfigError(f"{word}: a bench has the model of one task and protocol")
+    kept = {
+        key: values
+        for key, values in found.items()
+        if key not in _OUTSIDE and not key.startswith(("hydra.", "hydra/"))
+    }
+    told = [
+        f"lengths=[{word.partition('=')[2]}]" if word.startswith("length=") else word
+        for word in own
+    ]
+    if not kept or any(word.startswith("attentions=") for word in own):
+        return told
+    names = kept.pop("attention", groups().get_group_options("attention"))
+    each = [[_option(key, value) for value in values] for key, values in kept.items()]
+    texts = [
+        " ".join([str(value_of(name)), *options])
+        for name in names
+        for options in itertools.product(*each)
+    ]
+    return [*told, f"attentions=[{','.join(map(quoted, texts))}]"]
+
+
+def _option(key: str, value: str) -> str:
+    plain = key.lstrip("+")
+    is_option = plain.startswith("attention.options.")
+    return f"{plain.removeprefix('attention.options.') if is_option else WORD + plain}={value}"
+
+
+def of_step(words: Sequence[str]) -> list[str]:
+    """Return the arguments of `lra bench step` for the words of a grid among them.
+
+    Raises:
+        ConfigError: A word is none.
+    """
+    flags = {"task": "--tasks", "attention": "--attentions", "scale": "--scale"}
+    flags |= {"protocol": "--protocol", "threads": "--threads", "device": "--device"}
+    arguments, rest = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in flags and equals:
+            values = choices(command([word]), groups())[key]
+            arguments += [flags[key], ",".join(str(value_of(each)) for each in values)]
+        elif equals and not word.startswith("-"):
+            rest += command([word])
+        else:
+            arguments.append(word)
+    return [*(each for each in arguments if each != "--"), *(["--", *rest] if rest else [])]
