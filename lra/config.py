@@ -720,12 +720,17 @@ def command(words: Sequence[str]) -> list[str]:
     """
     there = groups(words)
     ready = complete(words, there)
-    check_keys(ready, list(_keys(Config)), there)
+    check_keys(ready, known_keys(), there)
     register()
     for word in ready:
         for path in _paths(word, there) if key_of(word) in ("task", "attention") else []:
             _register_own(key_of(word), path, there)
     return ready
+
+
+def known_keys() -> list[str]:
+    """Return every key of a cell; one that ends in a point holds keys of its own."""
+    return list(_keys(Config))
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:

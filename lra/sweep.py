@@ -120,7 +120,7 @@ def watched(given: Sequence[str], cells: Sequence[list[str]] | None) -> Iterator
             noted = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             outcomes += [Outcome(**json.loads(line)) for line in noted]
             outcomes += _not_noted(cells or [], outcomes)
-            print(summary(outcomes, given))
+            print(summary(outcomes, given, cells is None))
 
 
 def _not_noted(cells: Sequence[list[str]], outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
@@ -145,12 +145,13 @@ def _not_noted(cells: Sequence[list[str]], outcomes: Sequence[Outcome]) -> Itera
         yield Outcome(words=words, name=config.cell, folder=str(folder), state=state, reason=reason)
 
 
-def summary(outcomes: Sequence[Outcome], given: Sequence[str]) -> str:
+def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool = False) -> str:
     """Return how a sweep ended: failures by cause, the command that retries them, accuracies.
 
     Args:
         outcomes: Of its cells.
         given: The words of its command.
+        is_search: Whether the cells are trials, of which validation chooses one.
     """
     counts = {"done": 0, "skipped": 0, "failed": 0, "unfinished": 0}
     causes: dict[str, list[str]] = {}
@@ -169,7 +170,7 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str]) -> str:
         # A command for every few cells would hide the rest: finished cells are skipped anyway.
         chosen = commands if len(commands) <= MOST_COMMANDS else [list(given)]
         lines += [f"again just these: {shlex.join(['lra', 'train', *each])}" for each in chosen]
-    tables = [table for table in _tables(outcomes) if table]
+    tables = [*_tables(outcomes), *(_best(outcomes) if is_search else [])]
     folders = [outcome.folder for outcome in outcomes if outcome.state != "failed"]
     if tables:
         lines += [*tables, f"Files: {_shared(folders)}"]
@@ -191,6 +192,19 @@ def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
         lines = [f"\nTest accuracy in percent, scale {scale}, protocol {protocol}:\n"]
         lines += [markdown(accuracy_table(grid)), "", *grid.departure_lines()]
         yield "\n".join(lines).rstrip() + "\n"
+
+
+def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield which trial validation chooses, and its command."""
+    scored = []
+    for outcome in outcomes:
+        if outcome.state in ("done", "skipped"):
+            accuracy = read_record(Path(outcome.folder) / RECORD).best_accuracy or 0.0
+            scored.append((accuracy, outcome))
+    if scored:
+        accuracy, best = max(scored, key=lambda each: each[0])
+        [words] = merged([best.words])
+        yield f"best by validation, {100 * accuracy:.1f} %: {shlex.join(['lra', 'train', *words])}"
 
 
 def _shared(folders: Sequence[str]) -> str:

@@ -189,8 +189,8 @@ def _literal(word: str, groups: Groups) -> str:
 def complete(words: Iterable[str], groups: Groups) -> list[str]:
     """Return words that Hydra reads as they are meant.
 
-    An experiment becomes its words, `debug=true` that of its group, a glob its matches; folders,
-    and what is no grammar, are quoted. Words that are complete stay as they are.
+    An experiment becomes its words, `debug=true` the file of its group, a glob its matches; a
+    folder, and what is no grammar, is quoted. Words that are complete stay as they are.
 
     Raises:
         ConfigError: A word is none, or there is no such experiment.
@@ -207,10 +207,8 @@ def complete(words: Iterable[str], groups: Groups) -> list[str]:
     for word in listed:
         key, value = key_of(word), word.partition("=")[2].strip()
         if key == "debug" and value.lower() in ("true", "false", "1", "0"):
-            on = value.lower() in ("true", "1")
-            ready.append("debug='true'" if on else "debug=null")
-            if on and "scale" not in keys:
-                ready.append("scale=mini")
+            if value.lower() in ("true", "1"):
+                ready += ["debug='true'", *["scale=mini"] * ("scale" not in keys)]
             continue
         override = read(word := _literal(word, groups), groups)
         if override.is_choice_sweep() and value.startswith("glob("):

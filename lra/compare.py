@@ -1,0 +1,172 @@
+"""Compare two methods over their seeds: the difference, its interval, and what that says.
+
+    lra compare attention=softmax,mra task=listops,text seed=0,1,2,3,4 scale=mini
+    lra compare attention=fourier variant=default,norm=ortho scale=mini
+
+From records alone. Cells of one task and seed, trained on the same data, are a pair; the interval
+is Student's of the differences. One pair has no spread: its interval is that of two shares of a
+test set. Two methods are compared, the first two that the words name or that there are.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from lra.config import ConfigError, command, groups
+from lra.markdown import markdown
+from lra.record import Method, Record, read_records
+from lra.report.selection import Selection, selections
+from lra.terminal import run
+from lra.variant import DEFAULT
+
+# Student's t at 97.5 % by degrees of freedom, the last for any more: 0.975 quantiles as in
+# NIST/SEMATECH's handbook of statistical methods, 1.3.6.7.2.
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+NORMAL = 1.960
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracies of two methods on a task, seed by seed.
+
+    Args:
+        task: Task.
+        first: The first method's records, by seed.
+        second: The second's, of the same seeds.
+    """
+
+    task: str
+    first: tuple[Record, ...]
+    second: tuple[Record, ...]
+
+    @property
+    def differences(self) -> list[float]:
+        """The first's accuracy less the second's, in percent, a seed each."""
+        pairs = zip(self.first, self.second, strict=True)
+        return [100 * ((a.test_accuracy or 0) - (b.test_accuracy or 0)) for a, b in pairs]
+
+    @property
+    def mean(self) -> float:
+        """Their mean, in percent."""
+        return statistics.mean(self.differences)
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95 % interval, in percent."""
+        count = len(self.differences)
+        if count == 1:
+            return 100 * NORMAL * math.sqrt(_variance(self.first[0]) + _variance(self.second[0]))
+        factor = STUDENT[count - 2] if count - 2 < len(STUDENT) else NORMAL
+        return factor * statistics.stdev(self.differences) / math.sqrt(count)
+
+    @property
+    def words(self) -> str:
+        """What it says, in words."""
+        one, other = self.first[0].method, self.second[0].method
+        if abs(self.mean) <= self.half_width:
+            return f"no difference is shown between {one} and {other}"
+        better, worse = (one, other) if self.mean > 0 else (other, one)
+        return f"{better} is better than {worse}"
+
+
+def _variance(record: Record) -> float:
+    """Return the variance of a share of so many test examples."""
+    share, total = record.test_accuracy or 0, record.test_total or 1
+    return share * (1 - share) / total
+
+
+def comparisons(records: Iterable[Record], one: Method, other: Method) -> Iterator[Comparison]:
+    """Yield the comparison of two methods on every task that both have equal seeds and data of.
+
+    Args:
+        records: Of one scale and protocol.
+        one: The first method.
+        other: The second.
+    """
+    results: dict[tuple[str, int, str], dict[Method, Record]] = {}
+    for record in records:
+        if record.status == "ok" and record.method in (one, other):
+            key = (record.task, record.seed, record.data_fingerprint)
+            results.setdefault(key, {})[record.method] = record
+    pairs = {key: each for key, each in sorted(results.items()) if len(each) == 2}
+    for task in dict.fromkeys(key[0] for key in pairs):
+        both = [each for key, each in pairs.items() if key[0] == task]
+        first, second = (tuple(each[method] for each in both) for method in (one, other))
+        yield Comparison(task, first, second)
+
+
+def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method]:
+    """Return the two methods that words ask for: the first two, in the order of the words.
+
+    Raises:
+        ConfigError: There are not two.
+    """
+    there = list(dict.fromkeys(record.method for record in records))
+    order = list(asked.attentions)
+    variants = [str(each) for each in asked.values.get("variant", [])]
+
+    def place(method: Method) -> tuple[int, int, bool]:
+        name, variant = method
+        known = order.index(name) if name in order else len(order)
+        asked_for = variants.index(variant) if variant in variants else len(variants)
+        return known, asked_for, variant != DEFAULT
+
+    # Of one backend its variants are compared; of several, one of each goes first.
+    ranked = sorted(there, key=place)
+    for one, other in combinations(ranked, 2):
+        if len(order) < 2 or one.attention != other.attention:
+            return one, other
+    names = ", ".join(map(str, there)) or "none"
+    raise ConfigError(f"two methods with results are needed; those words find {names}")
+
+
+def page(records: Sequence[Record], one: Method, other: Method) -> str:
+    """Return the table of two methods, and below it what it says in words."""
+    found = list(comparisons(records, one, other))
+    table = [["task", "seeds", str(one), str(other), "difference", "95 % interval"]]
+    for each in found:
+        low, high = each.mean - each.half_width, each.mean + each.half_width
+        numbers = [
+            f"{100 * statistics.mean(record.test_accuracy or 0 for record in side):.1f}"
+            for side in (each.first, each.second)
+        ]
+        interval = f"{low:+.1f} to {high:+.1f}"
+        table.append([each.task, f"{len(each.first)}", *numbers, f"{each.mean:+.1f}", interval])
+    lines = [f"{each.task}: {each.words}." for each in found]
+    if any(len(each.first) == 1 for each in found):
+        lines.append(
+            "Of one seed the interval knows the test set's size alone, not what another seed gives."
+        )
+    if not found:
+        return f"{one} and {other} have no task with equal seeds and data."
+    return "\n".join([markdown(table), "", *lines])
+
+
+def main() -> None:
+    """Print the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="lra compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    args = parser.parse_intermixed_args()
+    try:
+        for asked in selections(command(args.words), groups(args.words)):
+            folder = asked.runs_dir / asked.scale / asked.protocol
+            records = [record for record in read_records(folder) if asked.has(record)]
+            records = [record for record in records if record.status == "ok"]
+            print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
+            print(page(records, *methods(records, asked)))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run(main)

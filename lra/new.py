@@ -1,0 +1,98 @@
+"""Write a backend of your own to begin with, and its test.
+
+    lra new attention my_file:Mine
+
+Two files in the current folder, `my_file.py` with a backend that runs and `test_my_file.py` that
+holds it to the contract. What is there is never overwritten.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lra.config import is_path
+from lra.terminal import run
+
+BACKEND = '''"""{name}: what it does, and where it is from."""
+
+from torch import Tensor, nn
+
+from models.heads import AttentionShape
+
+
+class {name}(nn.Module):
+    """Give every position the mean of the real ones, to begin with."""
+
+    pad_invariant = True  # more padding changes nothing
+    memory_growth = 1  # memory grows with the length, not its square
+
+    def __init__(self, shape: AttentionShape, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.value = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        real = x.new_ones(x.shape[:2], dtype=bool) if mask is None else mask  # (B, N)
+        # Whatever is under the mask, be it NaN, goes nowhere.
+        value = self.value(x.masked_fill(~real[..., None], 0)).masked_fill(~real[..., None], 0)
+        mean = value.sum(1, keepdim=True) / real.sum(1)[:, None, None].clamp(min=1)
+        return self.scale * mean.expand_as(x)
+'''
+TEST = '''"""{name} keeps the contract of every backend; `lra check {path}` says it line by line."""
+
+import subprocess
+import sys
+
+
+def test_{module}_keeps_the_contract() -> None:
+    command = [sys.executable, "-m", "lra.check", "{path}", "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+'''
+
+
+def write(path: str, folder: Path) -> list[Path]:
+    """Write a backend and its test.
+
+    Args:
+        path: Module and class, such as `my_file:Mine`.
+        folder: Where to.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: The path is none, or a file is there.
+    """
+    module, _, name = path.partition(":")
+    if not is_path(path) or "." in module:
+        raise ValueError(f"{path}: must be module:Class, such as my_file:Mine")
+    texts = {folder / f"{module}.py": BACKEND, folder / f"test_{module}.py": TEST}
+    for file in texts:
+        if file.exists():
+            raise ValueError(f"{file} is there already; nothing is written")
+    for file, text in texts.items():
+        filled = text.replace("{name}", name).replace("{path}", path).replace("{module}", module)
+        file.write_text(filled, encoding="utf-8")
+    return list(texts)
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="lra new", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("kind", choices=("attention",), help="what is written")
+    parser.add_argument("path", help="module:Class, such as my_file:Mine")
+    args = parser.parse_args()
+    try:
+        files = write(args.path, Path())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print(f"Written: {', '.join(map(str, files))}. Next:")
+    print(f"  lra check {args.path}")
+    print(f"  lra train scale=mini attention=softmax,{args.path}")
+
+
+if __name__ == "__main__":
+    run(main)

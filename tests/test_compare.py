@@ -1,0 +1,74 @@
+"""Two methods compared over seeds, against intervals worked out by hand."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import OK, scored, store
+
+from lra import compare
+from lra.compare import comparisons, page
+from lra.record import Method
+
+FIRST, SECOND = Method("softmax"), Method("mra")
+
+
+def pairs(*correct: tuple[int, int]) -> list[compare.Record]:
+    """Return records of both methods, a pair of numbers of 2,000 right a seed."""
+    return [
+        scored(replace(OK, attention=method.attention, seed=seed), count)
+        for seed, counts in enumerate(correct)
+        for method, count in zip((FIRST, SECOND), counts, strict=True)
+    ]
+
+
+def test_the_interval_of_several_seeds_is_students_of_their_differences() -> None:
+    # Differences of 1, 2 and 3 percent: mean 2, standard deviation 1, t of 2 degrees 4.303.
+    [found] = comparisons(pairs((820, 800), (840, 800), (860, 800)), FIRST, SECOND)
+    assert found.differences == pytest.approx([1, 2, 3])
+    assert (found.mean, found.half_width) == pytest.approx((2, 4.303 / 3**0.5))
+    assert found.words == "no difference is shown between softmax and mra"
+    [sure] = comparisons(pairs((820, 800), (821, 800), (819, 800)), SECOND, FIRST)
+    assert sure.mean == pytest.approx(-1) and sure.words == "softmax is better than mra"
+
+
+def test_one_seed_has_the_interval_of_two_shares() -> None:
+    [found] = comparisons(pairs((900, 800)), FIRST, SECOND)
+    width = 100 * 1.96 * (0.45 * 0.55 / 2000 + 0.4 * 0.6 / 2000) ** 0.5
+    assert (found.mean, found.half_width) == pytest.approx((5, width))
+    text = page(pairs((900, 800)), FIRST, SECOND)
+    assert "softmax is better than mra" in text and "Of one seed the interval" in text
+
+
+def test_only_cells_of_one_seed_and_the_same_data_are_pairs() -> None:
+    records = pairs((900, 800), (900, 800))
+    records[1] = replace(records[1], data_fingerprint="cd" * 32)
+    [found] = comparisons(records, FIRST, SECOND)
+    assert [record.seed for record in found.first] == [1]
+    assert "no task with equal seeds and data" in page(records[:2], FIRST, SECOND)
+
+
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["compare", f"runs_dir={folder}", "scale=mini", *words])
+    try:
+        compare.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_the_words_choose_the_two_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(OK, attention="mra", variant="deep")
+    store(tmp_path, *pairs((900, 800)), scored(other, 1000))
+    status, out, _ = run(tmp_path, monkeypatch, capsys, "attention=mra,softmax")
+    assert status == 0 and "| 40.0 | 45.0    | -5.0 " in out
+    status, out, _ = run(tmp_path, monkeypatch, capsys, "attention=mra", "variant=deep,default")
+    assert status == 0 and "| 50.0       | 40.0 | +10.0 " in out
+    status, _, err = run(tmp_path, monkeypatch, capsys, "attention=linear")
+    assert status == 2 and "two methods with results are needed; those words find none" in err
