@@ -86,9 +86,12 @@ def _file(command: Command) -> Path:
 
 def main() -> None:
     """Run the command that the command line names; without one, list them."""
+    # Quiet ends and spellings are the same for every command.
+    from lra.terminal import run
+
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(listing())
+        run(lambda: print(listing()))
         return
     name = words[0]
     if name not in COMMANDS:
@@ -102,15 +105,13 @@ def main() -> None:
     if not own_help and {"-h", "--help"} & set(words):
         from lra.usage import usage
 
-        print(usage(_file(COMMANDS[name])))
+        run(lambda: print(usage(_file(COMMANDS[name]))))
         return
     # Modules of the current folder are found, as by python -m.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     sys.argv = [f"lra {name}", *words[1:]]
     module = importlib.import_module(COMMANDS[name].module)
-    from lra.terminal import run
-
     run(module.main)
 
 
