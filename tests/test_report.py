@@ -103,9 +103,9 @@ def test_accuracy_is_the_mean_over_seeds_with_deviation_and_number() -> None:
     records = [scored(replace(OK, seed=seed), n) for seed, n in enumerate([800, 840, 880])]
     table = accuracy_table(build_grid(records))
     assert table == [
-        ["attention", "listops", "average"],
-        ["softmax", "42.0 ± 2.0 (n=3)", "42.0"],
-        ["(majority class)", "18.0", "-"],
+        ["attention", "listops", "average", "above chance"],
+        ["softmax", "42.0 ± 2.0 (n=3)", "42.0", "29.3"],
+        ["(majority class)", "18.0", "-", "-"],
     ]
 
 
@@ -113,10 +113,10 @@ def test_missing_failed_and_chance_cells_show_as_such() -> None:
     chance = scored(replace(OK, task="image"), 370)
     grid = build_grid([OK, FAILED, chance], ["text"], ["mra"])
     rows = {row[0]: row[1:] for row in accuracy_table(grid)}
-    assert rows["attention"] == ["listops", "text", "image", "average"]
-    assert rows["softmax"] == ["40.0 (n=1)", "missing", "18.5 (n=1) at chance", "-"]
-    assert rows["fourier"] == ["failed", "missing", "missing", "-"]
-    assert rows["mra"] == ["missing", "missing", "missing", "-"]
+    assert rows["attention"] == ["listops", "text", "image", "average", "above chance"]
+    assert rows["softmax"] == ["40.0 (n=1)", "missing", "18.5 (n=1) at chance", "-", "-"]
+    assert rows["fourier"] == ["failed", "missing", "missing", "-", "-"]
+    assert rows["mra"] == ["missing", "missing", "missing", "-", "-"]
 
 
 @pytest.mark.parametrize(("correct", "at_chance"), [(300, True), (394, True), (395, False)])
@@ -252,7 +252,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         write_report(runs, tmp_path / name, "mini", "nystromformer")
         files = sorted((tmp_path / name / "mini" / "nystromformer").iterdir())
         contents.append([file.read_bytes() for file in files])
-    assert len(contents[0]) == 5 and contents[0] == contents[1]
+    assert len(contents[0]) == 7 and contents[0] == contents[1]
 
 
 def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
@@ -410,11 +410,12 @@ def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None
             "text [published cdcdcdcd]",
             "text [stand-in efefefef]",
             "average",
+            "above chance",
         ],
-        ["softmax", "40.0 (n=1)", "85.0 (n=1)", "other data", "-"],
-        ["fourier", "40.0 (n=1)", "other data", "70.0 (n=1)", "-"],
+        ["softmax", "40.0 (n=1)", "85.0 (n=1)", "other data", "-", "-"],
+        ["fourier", "40.0 (n=1)", "other data", "70.0 (n=1)", "-", "-"],
         # Each has its own.
-        ["(majority class)", "18.0", "50.0", "60.0", "-"],
+        ["(majority class)", "18.0", "50.0", "60.0", "-", "-"],
     ]
     for record in records:
         store(tmp_path / "runs", record)
@@ -429,7 +430,7 @@ def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None
 def test_equal_data_from_equal_sources_share_a_column_and_an_average() -> None:
     records = [OK, replace(OK, seed=1, data_description="generated elsewhere"), REAL]
     table = accuracy_table(build_grid(records))
-    assert table[0] == ["attention", "listops", "text", "average"]
+    assert table[0] == ["attention", "listops", "text", "average", "above chance"]
     assert table[1][1].startswith("40.0 ± 0.0 (n=2)") and table[1][3] == "62.5"
 
 
@@ -440,14 +441,14 @@ def test_what_people_name_is_only_text_in_markdown_csv_and_figures(tmp_path: Pat
         out = tmp_path / str(index)
         out.mkdir()
         draw(grid, out / "figure.svg", f"of {name}")
-        write_accuracy_csv(out / "accuracy.csv", grid, [])
+        write_accuracy_csv(out / "accuracy.csv", grid, [], {})
         with open(out / "accuracy.csv", newline="") as file:
             _, line = csv.reader(file)
         assert line[3].removeprefix("'") == name and line[3][0] not in "=+-@"
-        page = accuracy_page(grid, "mini", "nystromformer", [])
+        page = accuracy_page(grid, "mini", "nystromformer", [], {})
         assert "\x1b" not in page and "<b>" not in page
         rows = [text for text in page.splitlines() if text.startswith("| softmax")]
-        assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 4
+        assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5
 
 
 def test_stand_in_data_show_in_both_tables() -> None:

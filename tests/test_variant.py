@@ -16,7 +16,8 @@ from tiny_cell import TINY
 from lra import variant
 from lra.config import ConfigError, departures, load, place
 from lra.record import RECORD, read_record, write_record
-from lra.report.pages import concerns, write_report
+from lra.report.deviations import concerns
+from lra.report.pages import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -56,11 +56,19 @@ class Entry:
     @property
     def at_chance(self) -> bool:
         """Whether the accuracy cannot be told from guessing the most frequent label."""
-        correct = sum(record.test_correct or 0 for record in self.finished)
-        total = sum(record.test_total or 0 for record in self.finished)
-        rate = self.majority_rate / 100
-        error: float = (rate * (1 - rate) / total) ** 0.5
-        return correct / total <= rate + CHANCE_ERRORS * error
+        return not beats_chance(self.finished)
+
+    @property
+    def num_above_chance(self) -> int:
+        """Number of seeds that beat chance; Pathfinder is learnt or is not, seed by seed."""
+        return sum(beats_chance([record]) for record in self.finished)
+
+    @property
+    def above_chance(self) -> float | None:
+        """Mean of `(accuracy - chance) / (1 - chance)` in percent: 0 is guessing, 100 all right."""
+        if self.mean is None or self.majority_rate == 100:
+            return None
+        return 100 * (self.mean - self.majority_rate) / (100 - self.majority_rate)
 
     @property
     def departures(self) -> list[str]:
@@ -84,13 +92,27 @@ class Entry:
         if self.mean is None:
             return "failed"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.1f}"
-        failed = len(self.records) - len(self.finished)
+        failed, above = len(self.records) - len(self.finished), self.num_above_chance
+        learnt = f", {above} above chance" if 0 < above < len(self.finished) else ""
         return (
-            f"{self.mean:.1f}{deviation} (n={len(self.finished)})"
+            f"{self.mean:.1f}{deviation} (n={len(self.finished)}{learnt})"
             + (" at chance" if self.at_chance else "")
             + (f", {failed} failed" if failed else "")
             + (f", {self.missing} missing" if self.missing else "")
         )
+
+
+def beats_chance(records: Sequence[Record]) -> bool:
+    """Tell whether results, together, are above the majority rate by enough standard errors.
+
+    Args:
+        records: At least one, finished, of the same data.
+    """
+    correct = sum(record.test_correct or 0 for record in records)
+    total = sum(record.test_total or 0 for record in records)
+    rate = records[0].test_majority_rate or 0.0
+    error: float = (rate * (1 - rate) / total) ** 0.5
+    return correct / total > rate + CHANCE_ERRORS * error
 
 
 @dataclass(frozen=True)

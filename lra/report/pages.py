@@ -1,21 +1,25 @@
 """The pages of a report: the tables with what a reader must know of their numbers."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lra.config import ConfigError, departures, groups
+from lra.config import ConfigError, departures
 from lra.markdown import Table, escaped, markdown
 from lra.record import Record, read_records
 from lra.report import figure
-from lra.report.grid import CHANCE_ERRORS, TASK_ORDER, Grid, build_grid, task_of
+from lra.report.deviations import deviation_lines
+from lra.report.grid import CHANCE_ERRORS, Grid, build_grid, task_of
+from lra.report.latex import latex
+from lra.report.lengths import by_length, length_table, write_length_csv
+from lra.report.published import beside
 from lra.report.selection import Selection
+from lra.report.standing import AS_BEST, BEST, EXPLAINED, standings, stored
 from lra.report.tables import (
     MARK,
     MOST_SPREAD,
+    Standings,
     accuracy_table,
     published_table,
     throughput_table,
@@ -82,23 +86,41 @@ def _sources(grid: Grid) -> str:
     return " and ".join(sorted({record.data_source for record in grid.records})) or "no"
 
 
-def accuracy_page(grid: Grid, scale: str, protocol: str, published: Table) -> str:
+def accuracy_page(
+    grid: Grid, scale: str, protocol: str, published: Table, standings: Standings
+) -> str:
     """Return the accuracy table with its notes as Markdown."""
     parts = [
         f"# Accuracy, scale {scale}, protocol {protocol} ({_sources(grid)} data)",
         "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds).",
-        markdown(accuracy_table(grid)),
+        markdown(accuracy_table(grid, standings)),
         _stars(grid),
-        f"`at chance`: not above the majority class by more than {CHANCE_ERRORS} standard errors.",
+        f"`at chance`: not above the majority class by more than {CHANCE_ERRORS} standard errors;"
+        " where only some seeds are above it, their number stands beside n. `above chance` averages"
+        " (accuracy - chance) / (1 - chance); an incomplete row has no average.",
+        *([EXPLAINED] if standings else []),
+        *length_parts(grid),
     ]
     if scale != "paper":
         parts.append(f"These are {scale} data: figures compare only within this table.")
     parts.append("\n".join(f"* {escaped(line)}" for line in notes(grid) + settings_notes(grid)))
-    if deviations := _deviations(grid):
+    if deviations := deviation_lines(grid):
         parts.append("Deviations from the published code:\n" + "\n".join(deviations))
     if published:
         parts += [f"## Published figures, protocol {protocol}", markdown(published)]
+        if compared := beside(grid, protocol):
+            parts += ["## Ours beside published figures, in percent", markdown(compared)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def length_parts(grid: Grid) -> list[str]:
+    """Return accuracy by length as Markdown, a title and a table a task; none without records."""
+    parts = []
+    for each in by_length(grid):
+        parts.append(f"## {escaped(grid.label(each.task))}: accuracy by length, in percent")
+        parts.append("Bins of equal numbers of test examples, by tokens of the longest sequence.")
+        parts.append(markdown(length_table(grid, each)))
+    return parts
 
 
 def _stars(grid: Grid) -> str:
@@ -106,38 +128,7 @@ def _stars(grid: Grid) -> str:
     return "\n".join(f"* {escaped(line)}" for line in grid.departure_lines())
 
 
-def _deviations(grid: Grid) -> list[str]:
-    lines = {line for r in grid.records for line in r.deviations if concerns(line, r)}
-    return [f"* {escaped(line)}" for line in sorted(lines)]
-
-
-# How deviations call tasks, at their start.
-_TASKS = {name.lower().replace("-", "") for name in TASK_ORDER}
-
-
-def concerns(deviation: str, record: Record) -> bool:
-    """Tell whether a deviation is of a record's task and backend.
-
-    One that begins with the name of a task is of it and of every other task that it names, one that
-    begins with a backend's is of that; any other is of all.
-    """
-    words = [re.sub(r"'s$|[^a-z0-9_]", "", word.lower()) for word in deviation.split()]
-    subject = words[0] if words else ""
-    if subject in _TASKS:
-        return record.task not in _TASKS or record.task in words
-    if subject in groups().options("attention"):
-        return subject in _backends(record.config.get("attention")) | {record.attention}
-    return True
-
-
-def _backends(attention: Any) -> set[str]:
-    """Return the names of a backend and of those inside it."""
-    if not isinstance(attention, dict):
-        return set()
-    return {str(attention.get("name"))} | _backends(attention.get("inner"))
-
-
-def screen(grid: Grid, scale: str, protocol: str, published: Table) -> str:
+def screen(grid: Grid, scale: str, protocol: str, published: Table, standings: Standings) -> str:
     """Return what a terminal shows of a report: its tables, and below each what must be known."""
     failed = [line for line in notes(grid) if line.startswith("Failed")]
     parts = [
@@ -146,7 +137,7 @@ def screen(grid: Grid, scale: str, protocol: str, published: Table) -> str:
         *([f"Published accuracy, protocol {protocol}:", markdown(published)] if published else []),
         f"Test accuracy in percent, scale {scale}, protocol {protocol} ({_sources(grid)} data),"
         " mean over seeds ± standard deviation:",
-        markdown(accuracy_table(grid)),
+        markdown(accuracy_table(grid, standings)),
         "\n".join([*grid.departure_lines(), *failed]),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -171,6 +162,37 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
         )
         + "\n"
     )
+
+
+# How LaTeX shows what is best, and what cannot be told from it.
+_COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
+
+
+def latex_tables(grid: Grid, scale: str, protocol: str, standings: Standings) -> dict[str, str]:
+    """Return the tables of both pages as LaTeX, by the names of their files."""
+    where = f"scale {scale}, protocol {protocol}, {_sources(grid)} data"
+    commands = {
+        (1 + grid.methods.index(method), 1 + grid.tasks.index(task)): _COMMANDS[standing.place]
+        for (task, method), standing in standings.items()
+        if standing.place in _COMMANDS
+    }
+    accuracy = f"Test accuracy in percent, mean over n seeds ± standard deviation; {where}."
+    if commands:
+        accuracy += " Bold: best; underlined: not told from it."
+    speed = f"Training speed, the median over windows of updates; {where}."
+    tables = {
+        "accuracy": latex(accuracy_table(grid), accuracy, commands),
+        "throughput": latex(throughput_table(grid), speed, {}),
+    }
+    lengths = [
+        latex(length_table(grid, each), f"{grid.label(each.task)} by tokens; {where}.", {})
+        for each in by_length(grid)
+    ]
+    if lengths:
+        tables["accuracy_by_length"] = "\n".join(lengths)
+    if scale == "paper" and (compared := beside(grid, protocol)):
+        tables["published"] = latex(compared, f"Beside published figures; {where}.", {})
+    return tables
 
 
 def _with_departures(record: Record) -> Record:
@@ -225,18 +247,26 @@ def write_report(
         if scale == "paper"
         else []
     )
+    ranks = standings(grid, stored(runs_dir / scale / protocol))
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
-        "accuracy": accuracy_page(grid, scale, protocol, published),
+        "accuracy": accuracy_page(grid, scale, protocol, published, ranks),
         "throughput": throughput_page(grid, scale, protocol),
     }
     for name, page in pages.items():
         (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    write_accuracy_csv(folder / "accuracy.csv", grid, published)
+    write_accuracy_csv(folder / "accuracy.csv", grid, published, ranks)
     write_throughput_csv(folder / "throughput.csv", grid)
+    write_length_csv(folder / "accuracy_by_length.csv", grid)
+    texts = latex_tables(grid, scale, protocol, ranks)
+    for name in ("accuracy", "throughput", "accuracy_by_length", "published"):
+        # One of earlier records would stand beside what it is not of.
+        (folder / f"{name}.tex").unlink(missing_ok=True)
+        if name in texts:
+            (folder / f"{name}.tex").write_text(texts[name], encoding="utf-8")
     figure.draw(grid, folder / "accuracy_vs_speed.svg", f"scale {scale}, protocol {protocol}")
     if full:
         return "\n".join(pages.values()) + f"\nWritten to {folder}"
     files = f"With data, machines, settings and deviations: {folder / 'accuracy.md'} and beside it"
-    return f"{screen(grid, scale, protocol, published)}\n\n{files}"
+    return f"{screen(grid, scale, protocol, published, ranks)}\n\n{files}"

@@ -2,18 +2,21 @@
 
 import csv
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lra.markdown import Table
-from lra.paths import PUBLISHED
 from lra.record import Method
 from lra.report.grid import BASELINE, Entry, Grid
+from lra.report.published import figures
+from lra.report.standing import MARKS, Standing
 
 Value = str | int | float | None
 # A speed whose quartiles are further apart than this share of it is marked.
 MOST_SPREAD, MARK = 0.2, "(!)"
+AVERAGES = ("average", "above chance")
+Standings = Mapping[tuple[str, Method], Standing]
 
 
 @dataclass(frozen=True)
@@ -98,23 +101,41 @@ THROUGHPUT = (
 )
 
 
-def accuracy_table(grid: Grid) -> Table:
-    """Return methods by tasks, in percent, and their average over the tasks shown."""
-    table = [["attention", *map(grid.label, grid.tasks), "average"]]
+def accuracy_table(grid: Grid, standings: Standings | None = None) -> Table:
+    """Return methods by tasks, in percent, and their averages over the tasks shown.
+
+    Args:
+        grid: The entries.
+        standings: What is best and what cannot be told from it, which is marked; nothing is where
+            it is None.
+    """
+    table = [["attention", *map(grid.label, grid.tasks), *AVERAGES]]
     for method in grid.methods:
-        entries = [grid.entry(task, method) for task in grid.tasks]
-        means = [entry.mean for entry in entries if entry is not None and entry.mean is not None]
-        whole = len(means) == len(grid.tasks) and not grid.split
-        average = f"{statistics.mean(means):.1f}" if whole else "-"
-        texts = [
-            grid.absence(task, method) if entry is None else entry.accuracy_text
-            for task, entry in zip(grid.tasks, entries, strict=True)
-        ]
-        table.append([grid.name(method), *texts, average])
+        texts = []
+        for task in grid.tasks:
+            entry, standing = grid.entry(task, method), (standings or {}).get((task, method))
+            text = grid.absence(task, method) if entry is None else entry.accuracy_text
+            texts.append(text + (MARKS[standing.place] if standing else ""))
+        table.append([grid.name(method), *texts, *_averages(grid, method)])
     rates = map(grid.majority_rate, grid.tasks)
     majority = ["-" if rate is None else f"{rate:.1f}" for rate in rates]
-    table.append(["(majority class)", *majority, "-"])
+    table.append(["(majority class)", *majority, *["-"] * len(AVERAGES)])
     return table
+
+
+def _averages(grid: Grid, method: Method) -> list[str]:
+    """Return the averages of a row, which an incomplete one has not."""
+    entries = [grid.entry(task, method) for task in grid.tasks]
+    columns = (
+        [None if entry is None else entry.mean for entry in entries],
+        [None if entry is None else entry.above_chance for entry in entries],
+    )
+    texts = []
+    for values in columns:
+        numbers = [value for value in values if value is not None]
+        whole = len(numbers) == len(grid.tasks) and not grid.split
+        texts.append(f"{statistics.mean(numbers):.1f}" if numbers and whole else "-")
+    return texts
 
 
 def _entries(grid: Grid) -> list[tuple[str, Method, Entry | None]]:
@@ -136,25 +157,19 @@ def throughput_table(grid: Grid) -> Table:
 
 def published_table(protocol: str, tasks: Sequence[str]) -> Table:
     """Return the published accuracies of a protocol with their sources; empty if there are none."""
-    with open(PUBLISHED, newline="") as file:
-        rows = [
-            row
-            for row in csv.DictReader(file)
-            if row["protocol"] == protocol
-            and row["metric"] == "accuracy_pct"
-            and row["task"] in tasks
-        ]
-    figures: dict[tuple[str, str], dict[str, str]] = {}
+    rows = [row for row in figures() if row["protocol"] == protocol and row["task"] in tasks]
+    values_of: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        figures.setdefault((row["method"], row["source"]), {})[row["task"]] = row["value"]
+        values_of.setdefault((row["method"], row["source"]), {})[row["task"]] = row["value"]
     body = [
         [method, *(values.get(task, "-") for task in tasks), source]
-        for (method, source), values in figures.items()
+        for (method, source), values in values_of.items()
     ]
     return [["method", *tasks, "source"], *body] if body else []
 
 
-def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a header and rows, in which no text is a formula of a spreadsheet."""
     with open(file, "w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
@@ -167,37 +182,47 @@ def _harmless(value: object) -> object:
     return f"'{value}" if risky else value
 
 
-def write_accuracy_csv(file: Path, grid: Grid, published: Table) -> None:
+_ACCURACY = (
+    *("kind", "task", "attention", "variant", "mean_percent", "deviation_percent", "seeds"),
+    *("majority_percent", "status", "source", "departures", "seeds_above_chance"),
+    *("above_chance_percent", "standing", "test"),
+)
+
+
+def write_accuracy_csv(file: Path, grid: Grid, published: Table, standings: Standings) -> None:
     """Write one line per entry, then one per published figure."""
-    rows: list[list[object]] = []
+    rows: list[dict[str, object]] = []
     for task, method, entry in _entries(grid):
-        key = ["measured", task, *method]
-        if entry is None or entry.mean is None:
-            rows.append(
-                [
-                    *key,
-                    "",
-                    "",
-                    0,
-                    "",
-                    grid.absence(task, method) if entry is None else "failed",
-                    "",
-                    "",
-                ]
-            )
-            continue
-        status = "at chance" if entry.at_chance else "ok"
-        deviation = "" if entry.deviation is None else round(entry.deviation, 4)
-        counted = [len(entry.finished), round(entry.majority_rate, 4), status]
-        source = entry.finished[0].data_source
-        told = "; ".join(entry.departures)
-        rows.append([*key, round(entry.mean, 4), deviation, *counted, source, told])
+        row = {"kind": "measured", "task": task, **method._asdict()}
+        rows.append(row | _accuracy_values(grid, task, method, entry, standings))
     for name, *values, source in published[1:]:
         for task, value in zip(published[0][1:-1], values, strict=True):
             if value != "-":
-                rows.append(["published", task, name, "", value, "", "", "", "", source, ""])
-    header = "kind task attention variant mean_percent deviation_percent seeds majority_percent"
-    _write_csv(file, [*header.split(), "status", "source", "departures"], rows)
+                figure = {"task": task, "attention": name, "mean_percent": value}
+                rows.append({"kind": "published", "source": source, **figure})
+    write_csv(file, _ACCURACY, [[row.get(key, "") for key in _ACCURACY] for row in rows])
+
+
+def _accuracy_values(
+    grid: Grid, task: str, method: Method, entry: Entry | None, standings: Standings
+) -> dict[str, object]:
+    """Return what CSV holds of an entry, by the keys of its header."""
+    if entry is None or entry.mean is None:
+        return {"seeds": 0, "status": grid.absence(task, method) if entry is None else "failed"}
+    above, standing = entry.above_chance, standings.get((task, method))
+    return {
+        "mean_percent": round(entry.mean, 4),
+        "deviation_percent": "" if entry.deviation is None else round(entry.deviation, 4),
+        "seeds": len(entry.finished),
+        "majority_percent": round(entry.majority_rate, 4),
+        "status": "at chance" if entry.at_chance else "ok",
+        "source": entry.finished[0].data_source,
+        "departures": "; ".join(entry.departures),
+        "seeds_above_chance": entry.num_above_chance,
+        "above_chance_percent": "" if above is None else round(above, 4),
+        "standing": standing.place if standing else "",
+        "test": standing.test if standing else "",
+    }
 
 
 def write_throughput_csv(file: Path, grid: Grid) -> None:
@@ -223,4 +248,4 @@ def write_throughput_csv(file: Path, grid: Grid) -> None:
         rows.append([task, *method, *cells, *ends])
     keys = [column.key for column in THROUGHPUT]
     ends = ["status", "source", "departures"]
-    _write_csv(file, ["task", "attention", "variant", *keys, *ends], rows)
+    write_csv(file, ["task", "attention", "variant", *keys, *ends], rows)

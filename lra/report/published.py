@@ -1,0 +1,77 @@
+"""Published figures beside ours: the same protocol, task and method, with difference and source."""
+
+import csv
+import functools
+
+from lra.markdown import Table
+from lra.paths import PUBLISHED
+from lra.record import Method
+from lra.report.grid import Grid, task_of
+
+# Backends as papers call them. A variant has no published figure of its own.
+NAMES = {
+    "softmax": ("Transformer",),
+    "fourier": ("FNet",),
+    "linear": ("Linear Transformer",),
+    "performer": ("Performer",),
+    "linformer": ("Linformer",),
+    "longformer": ("Longformer",),
+    "bigbird": ("BigBird",),
+    "nystromformer": ("Nystromformer",),
+    "reformer": ("Reformer",),
+    "mega": ("MEGA",),
+    "lru": ("LRU",),
+    "s5": ("S5",),
+    "s4d": ("S4D",),
+}
+# Whose protocol it is, as the column `family` calls them. All others have run it again.
+AUTHORS = {
+    "lra": "LRA-original",
+    "nystromformer": "mlpen",
+    "wavspa": "WavSpA",
+    "mega": "Mega/Luna fairseq",
+    "lru": "LRU paper",
+}
+HEADER = ("task", "attention", "ours", "published", "difference", "run by", "source")
+
+
+@functools.cache
+def figures() -> tuple[dict[str, str], ...]:
+    """Return the published accuracies, one dict of strings a line of `results/published.csv`."""
+    with open(PUBLISHED, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return tuple(row for row in rows if row["metric"] == "accuracy_pct")
+
+
+def run_by(row: dict[str, str]) -> str:
+    """Return who ran what was published: the authors of its protocol, or others again."""
+    own = AUTHORS.get(row["protocol"])
+    if "re-run" in row["method"] or (own is not None and row["family"] != own):
+        return "re-run by others"
+    return "authors of the protocol" if own else "its source"
+
+
+def beside(grid: Grid, protocol: str) -> Table:
+    """Return ours and what was published, a row each; empty where nothing was published.
+
+    A row that departs from its recipe has nothing beside it, nor has one of stand-in data.
+    """
+    rows = []
+    for column in grid.tasks:
+        for method, entry in grid.of(column).items():
+            compares = method == Method(method.attention) and not entry.departures
+            if entry.mean is None or not compares or _is_made_up(entry.finished[0].data_source):
+                continue
+            for row in figures():
+                name = row["method"].partition(" (re-run")[0]
+                same = (row["protocol"], row["task"]) == (protocol, task_of(column))
+                if not same or name not in NAMES.get(method.attention, ()):
+                    continue
+                there = float(row["value"])
+                numbers = [f"{entry.mean:.2f}", f"{there:.2f}", f"{entry.mean - there:+.2f}"]
+                rows.append([column, str(method), *numbers, run_by(row), row["source"]])
+    return [[*HEADER], *rows] if rows else []
+
+
+def _is_made_up(source: str) -> bool:
+    return source not in ("published", "generated")

@@ -1,0 +1,306 @@
+"""What the tables of a report claim: what is best, what is told from it, by length, in LaTeX."""
+
+import csv
+import itertools
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import FAILED, OK, scored, store
+
+from lra.predictions import Predictions, write_predictions
+from lra.record import Method, Record
+from lra.report.grid import build_grid
+from lra.report.latex import latex, literal
+from lra.report.lengths import by_length, length_table
+from lra.report.pages import latex_tables, write_report
+from lra.report.published import beside, figures, run_by
+from lra.report.significance import difference_interval, mcnemar, paired_t, wilson
+from lra.report.standing import AS_BEST, BEST, WORSE, standings
+from lra.report.tables import accuracy_table
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        # One degree of freedom is Cauchy's distribution, two have p = 1 - t / sqrt(2 + t * t).
+        ([1.0, 3.0], 1 - 2 / math.pi * math.atan(2.0)),
+        ([1.0, 2.0, 3.0], 1 - math.sqrt(12) / math.sqrt(14)),
+        # Student's own: sleep of ten patients under two drugs, t = 4.0621, p = 0.00283.
+        ([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4], 0.002833),
+    ],
+)
+def test_the_paired_test_gives_the_p_of_its_tables(differences: list[float], p: float) -> None:
+    assert paired_t(differences) == pytest.approx(p, rel=1e-3)
+    assert paired_t([-each for each in differences]) == pytest.approx(p, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (6, 2.447), (9, 2.262), (30, 2.042)],
+)
+def test_the_paired_test_has_the_critical_values_of_every_table(freedom: int, t: float) -> None:
+    n = freedom + 1
+    spread = np.arange(n) - freedom / 2.0
+    differences = t * spread.std(ddof=1) / math.sqrt(n) + spread
+    assert paired_t(differences.tolist()) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_equal_differences_tell_all_or_nothing() -> None:
+    assert paired_t([0.0, 0.0, 0.0]) == 1 and paired_t([0.5, 0.5]) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"), [(0, 0, 1), (5, 5, 1), (1, 5, 14 / 64), (10, 0, 2 / 1024)]
+)
+def test_mcnemar_is_a_binomial_at_one_half(first: int, second: int, p: float) -> None:
+    assert mcnemar(first, second) == pytest.approx(p) == mcnemar(second, first)
+
+
+def test_mcnemar_bears_thousands_of_examples() -> None:
+    # Of 6,000 at one half, 100 off the middle is 2.582 standard deviations, with correction 2.569.
+    assert mcnemar(3100, 2900) == pytest.approx(
+        math.erfc(199 / math.sqrt(6000) / math.sqrt(2)), 1e-2
+    )
+
+
+def test_intervals_are_those_of_their_papers() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998) 857 and 873: examples 81/263 and 56/70 - 48/80.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert difference_interval((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1 and wilson(0, 10)[1] < 0.3
+
+
+def seeds(attention: str, *correct: int, task: str = "listops") -> list[Record]:
+    cells = (replace(OK, task=task, attention=attention, seed=k) for k in range(len(correct)))
+    return [scored(cell, n) for cell, n in zip(cells, correct, strict=True)]
+
+
+def test_best_and_what_is_not_told_from_it_are_marked_by_a_test_paired_over_seeds() -> None:
+    records = [
+        *seeds("softmax", 800, 900, 1000),
+        # Always a little better: seeds differ more than methods, and pairs show it.
+        *seeds("mra", 812, 910, 1008),
+        *seeds("linear", 700, 1000, 1000),
+    ]
+    ranks = standings(build_grid(records))
+    places = {method.attention: rank.place for (_, method), rank in ranks.items()}
+    assert places == {"mra": BEST, "softmax": WORSE, "linear": AS_BEST}
+    assert ranks["listops", Method("softmax")].test == "paired t over 3 seeds, p = 0.013"
+    rows = {row[0]: row[1] for row in accuracy_table(build_grid(records), ranks)}
+    assert rows["mra"] == "45.5 ± 4.9 (n=3) best"
+    assert rows["linear"] == "45.0 ± 8.7 (n=3) ≈ best" and rows["softmax"] == "45.0 ± 5.0 (n=3)"
+
+
+def test_one_seed_is_compared_example_by_example_where_predictions_are_stored() -> None:
+    a, b = seeds("softmax", 800)[0], seeds("mra", 830)[0]
+    labels = np.zeros(2000, dtype=int)
+    close = {"softmax": np.arange(2000) >= 800, "mra": np.arange(2000) >= 830}
+    far = {"softmax": np.arange(2000) >= 800, "mra": np.arange(2000) < 2000 - 830}
+
+    def place(wrong: dict[str, np.ndarray]) -> tuple[str, str]:
+        answers = {name: Predictions(each.astype(int), labels) for name, each in wrong.items()}
+        found = standings(build_grid([a, b]), lambda record: answers[record.attention])
+        return found["listops", a.method].place, found["listops", a.method].test
+
+    assert place(close) == (WORSE, "McNemar, seed 0, p = 1.9e-09")
+    assert place(far)[0] == AS_BEST and place(far)[1].startswith("McNemar, seed 0, p = 0.")
+    without = standings(build_grid([a, b]))["listops", a.method]
+    assert (without.place, without.test) == (AS_BEST, "difference -1.5 to 4.5 points")
+    assert standings(build_grid([a, scored(b, 1000)]))["listops", a.method].place == WORSE
+
+
+def test_predictions_of_other_labels_are_not_compared() -> None:
+    a, b = seeds("softmax", 800)[0], seeds("mra", 830)[0]
+
+    def answers(record: Record) -> Predictions:
+        labels = np.full(2000, int(record.attention == "mra"))
+        return Predictions(np.zeros(2000, dtype=int), labels)
+
+    found = standings(build_grid([a, b]), answers)["listops", a.method]
+    assert found.test.startswith("difference")
+
+
+def test_nothing_is_best_alone_or_at_chance() -> None:
+    assert standings(build_grid(seeds("softmax", 800))) == {}
+    assert standings(build_grid(seeds("softmax", 370) + seeds("mra", 360))) == {}
+
+
+def test_the_number_of_seeds_above_chance_shows_where_only_some_are() -> None:
+    grid = build_grid(seeds("softmax", 360, 350, 1800, task="pathfinder"))
+    [entry] = grid.entries.values()
+    assert entry.accuracy_text == "41.8 ± 41.7 (n=3, 1 above chance)"
+    assert entry.num_above_chance == 1
+
+
+def test_an_average_above_chance_is_beside_the_plain_one_and_only_of_whole_rows() -> None:
+    image = replace(OK, task="image", test_majority_rate=0.1)
+    grid = build_grid([*seeds("softmax", 800), image, *seeds("mra", 900)])
+    rows = {row[0]: row[1:] for row in accuracy_table(grid)}
+    above = ((0.4 - 0.18) / 0.82 + (0.4 - 0.1) / 0.9) / 2
+    assert rows["softmax"][-2:] == ["40.0", f"{100 * above:.1f}"]
+    assert rows["mra"][-2:] == ["-", "-"]
+
+
+MANY = [
+    *seeds("softmax", 800, 900, 1000),
+    *seeds("mra", 812, 910, 1008),
+    *seeds("linear", 370, 360),
+    *seeds("softmax", 500, task="image"),
+    *seeds("mra", 560, task="image"),
+    FAILED,
+    replace(FAILED, attention="mra", seed=7),
+]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(MANY))
+def test_the_order_of_records_changes_nothing(records: list[Record]) -> None:
+    def whole(given: list[Record]) -> tuple[object, ...]:
+        grid = build_grid(given)
+        ranks = standings(grid)
+        return accuracy_table(grid, ranks), latex_tables(grid, "mini", "p", ranks)
+
+    assert whole(records) == whole(MANY)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sets(st.sampled_from(range(len(MANY)))))
+def test_a_failed_cell_never_becomes_a_number_and_removing_a_seed_changes_n(
+    failing: set[int],
+) -> None:
+    broken = [
+        replace(FAILED, task=r.task, attention=r.attention, seed=r.seed) if k in failing else r
+        for k, r in enumerate(MANY)
+    ]
+    left = [record for k, record in enumerate(MANY) if k not in failing]
+    for (task, method), entry in build_grid(broken).entries.items():
+        same = build_grid(left).entry(task, method)
+        if same is None or same.mean is None:
+            assert entry.accuracy_text == "failed"
+            continue
+        assert entry.accuracies == same.accuracies
+        assert f"(n={len(same.finished)}" in entry.accuracy_text
+
+
+def test_published_figures_stand_beside_ours_with_difference_source_and_who_ran_them() -> None:
+    records = seeds("softmax", 760) + seeds("mra", 780) + seeds("reformer", 400)
+    table = beside(build_grid(records), "nystromformer")
+    rows = {(row[1], row[5]): row[2:5] for row in table[1:]}
+    assert rows["softmax", "authors of the protocol"] == ["38.00", "37.10", "+0.90"]
+    assert rows["softmax", "re-run by others"] == ["38.00", "38.37", "-0.37"]
+    assert rows["reformer", "authors of the protocol"] == ["20.00", "19.05", "+0.95"]
+    assert not any(row[1] == "mra" for row in table)
+    assert beside(build_grid(records), "wavspa") != table
+
+
+def test_nothing_is_published_of_a_variant_of_stand_in_data_or_of_what_departs() -> None:
+    other = [{"variant": "wide"}, {"data_source": "stand-in"}, {"departures": "train.steps=3"}]
+    for change in other:
+        assert beside(build_grid([replace(OK, **change)]), "nystromformer") == []
+    assert {run_by(row) for row in figures()} >= {"re-run by others", "authors of the protocol"}
+
+
+BINS = [
+    {"least": 9, "most": 99, "correct": 600, "total": 1000},
+    {"least": 100, "most": 100, "correct": 200, "total": 1000},
+]
+
+
+def test_accuracy_by_length_is_pooled_over_seeds_and_other_bins_stand_apart() -> None:
+    records = [replace(each, test_by_length=BINS) for each in seeds("softmax", 800, 800)]
+    other = [BINS[0] | {"least": 8}, BINS[1]]
+    records.append(replace(OK, attention="mra", test_by_length=other))
+    grid = build_grid([*records, replace(OK, attention="linear")])
+    tables = [length_table(grid, each) for each in by_length(grid)]
+    assert [
+        ["attention", "9–99", "100", "n"],
+        ["softmax", "60.0", "20.0", "2"],
+        ["(examples)", "1,000", "1,000", ""],
+    ] in tables
+    assert len(tables) == 2 and sum("mra" in row for table in tables for row in table) == 1
+
+
+def test_what_a_user_named_is_literal_in_every_format(tmp_path: Path) -> None:
+    name = r"a_b%$&#{}~^\<i>|=1"
+    records = [
+        replace(OK, variant=name, test_by_length=BINS),
+        replace(OK, variant="=cmd()", attention="mra", test_by_length=BINS),
+    ]
+    runs = store(tmp_path, replace(records[1], scale="mini"))
+    grid = build_grid(records)
+    text = latex_tables(grid, "mini", "p", {})["accuracy"]
+    expected = (
+        r"softmax (a\_b\%\$\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+        r"\textless{}i\textgreater{}|=1)"
+    )
+    assert expected in text
+    write_report(runs, tmp_path / "out", "mini", "nystromformer")
+    with open(tmp_path / "out/mini/nystromformer/accuracy_by_length.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["variant"] == "'=cmd()" and rows[0]["percent"] == "60.0"
+
+
+def test_every_special_character_of_latex_is_set_as_itself() -> None:
+    for pair in itertools.product("&%$#_{}~^\\", repeat=2):
+        text = literal("".join(pair))
+        bare = text.replace("\\textbackslash{}", "").replace("\\textasciitilde{}", "")
+        bare = bare.replace("\\textasciicircum{}", "")
+        assert all(part == "" or part[0] in "&%$#_{}" for part in bare.split("\\")[1:])
+        assert bare.split("\\")[0] == ""
+    assert literal("a\nb") == r"a\textbackslash{}nb"
+
+
+GOLDEN = r"""\begin{table}
+\centering
+\begin{tabular}{lrrr}
+\toprule
+attention & listops & average & above chance \\
+\midrule
+softmax & 45.0 $\pm$ 5.0 (n=3) & 45.0 & 32.9 \\
+mra & \textbf{45.5 $\pm$ 4.9 (n=3)} & 45.5 & 33.5 \\
+(majority class) & 18.0 & - & - \\
+\bottomrule
+\end{tabular}
+\caption{Test accuracy in percent, mean over n seeds $\pm$ standard deviation; scale mini, protocol p, generated data. Bold: best; underlined: not told from it.}
+\end{table}
+"""  # noqa: E501
+
+
+def test_the_accuracy_table_is_ready_to_paste_into_latex() -> None:
+    records = seeds("softmax", 800, 900, 1000) + seeds("mra", 812, 910, 1008)
+    random.Random(0).shuffle(records)
+    grid = build_grid(records)
+    assert latex_tables(grid, "mini", "p", standings(grid))["accuracy"] == GOLDEN
+    assert latex([["a"], ["b"]], "c", {}).count("rule") == 3
+
+
+def test_a_report_compares_stored_predictions_and_writes_every_format(tmp_path: Path) -> None:
+    bins = [BINS[0] | {"correct": 630}, BINS[1]]
+    a = replace(OK, test_by_length=BINS)
+    b = replace(scored(replace(OK, attention="mra"), 830), test_by_length=bins)
+    runs = store(tmp_path, a, b)
+    labels = np.zeros(2000, dtype=int)
+    for record, right in ((a, 800), (b, 830)):
+        folder = next(runs.glob(f"**/{record.attention}/**/result.json")).parent
+        write_predictions(folder, Predictions((np.arange(2000) >= right).astype(int), labels))
+    page = write_report(runs, tmp_path / "out", "mini", "nystromformer")
+    assert "41.5 (n=1) best" in page and "## listops: accuracy by length" in page
+    folder = tmp_path / "out/mini/nystromformer"
+    with open(folder / "accuracy.csv", newline="") as file:
+        rows = {row["attention"]: row for row in csv.DictReader(file)}
+    assert rows["mra"]["standing"] == "best"
+    assert rows["softmax"]["standing"] == "worse than best"
+    assert rows["softmax"]["test"] == "McNemar, seed 0, p = 1.9e-09"
+    names = {file.name for file in folder.iterdir() if file.suffix in (".csv", ".tex", ".md")}
+    assert names == {
+        "accuracy.md", "accuracy.csv", "accuracy.tex",
+        "throughput.md", "throughput.csv", "throughput.tex",
+        "accuracy_by_length.csv", "accuracy_by_length.tex",
+    }  # fmt: skip
+    assert r"\textbf{41.5 (n=1)}" in (folder / "accuracy.tex").read_text()
