@@ -1,13 +1,13 @@
-"""Tables and a figure from records: a pure function of the files under the runs folder.
+"""Tables and pictures from records: a pure function of the files under the runs folder.
 
     lra report scale=mini
     lra report task=listops attention=softmax,mra seed=0,1,2
 
 Words filter: a key that a record has keeps the records that have one of its values, and what was
-asked for and is not there shows as missing. Writes accuracy and throughput as Markdown and CSV,
-and a figure of both, to `results/<scale>/<protocol>/`, and prints the tables. Measured and
-published figures are never mixed: published ones stand below, with their source, and only at the
-paper scale.
+asked for and is not there shows as missing. Writes accuracy, throughput and accuracy by length as
+Markdown, CSV and LaTeX, and pictures of them as SVG and PNG, to `results/<scale>/<protocol>/`, and
+prints the tables. Measured and published figures are never mixed: published ones stand below,
+beside ours with the difference and with their source, and only at the paper scale.
 """
 
 import argparse

@@ -1,67 +1,128 @@
-"""The figure of a report: accuracy against training speed, one panel per task."""
+"""What all pictures of a report share: looks of methods, layout, legend and files."""
 
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lra.record import Method
 from lra.report.grid import Grid
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
-MARKERS = "os^DvP*X"
+# Told apart by the colour-blind (Paul Tol's bright scheme), and in grey by their markers.
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
+MARKERS = "os^DvPX<>*phd8H"
+# Inches and points: panels are readable at the width of a column.
+PANEL, MOST_COLUMNS, FONT = (3.4, 3.0), 3, 8
+# Characters of a line of text per inch of width, and inches of a line of the legend.
+PER_INCH, LINE = 15, 0.19
+LEGEND_LINE = 36
 
 
-def draw(grid: Grid, file: Path, title: str) -> None:
-    """Draw accuracy against speed.
+def look(grid: Grid, method: Method) -> dict[str, Any]:
+    """Return colour and marker of a method, the same in every picture of a grid."""
+    index = grid.methods.index(method)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
-    Speed is the ratio to softmax where every entry of a task has one, else updates per second. The
-    dashed line is the majority class; error bars are standard deviations over seeds.
+
+def panels(count: int, grid: Grid, methods: Iterable[Method]) -> tuple[Figure, list[Axes]]:
+    """Return a figure and as many panels, at least one, in rows of a few, with names below them.
 
     Args:
-        grid: What is drawn.
-        file: SVG (or PNG, by its suffix) to write.
-        title: What is written above the panels.
+        count: Number of panels.
+        grid: The methods are its.
+        methods: What is drawn in any of them; the figure grows by what their names take.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    tasks = [task for task in grid.tasks if grid.of(task)]
-    size = (3.0 * max(len(tasks), 1) + 1.6, 3.4)
-    figure, axes = pyplot.subplots(1, max(len(tasks), 1), figsize=size, squeeze=False)
-    handles = {}
-    for axis, task in zip(axes[0], tasks, strict=False):
-        ratios = {method: grid.speed_ratio(task, method) for method in grid.of(task)}
-        relative = all(ratio is not None for ratio in ratios.values())
-        for method, entry in grid.of(task).items():
-            index = grid.methods.index(method)
-            speed = ratios[method] if relative else entry.median("steps_per_second")
-            handles[method] = axis.errorbar(
-                speed,
-                entry.mean,
-                yerr=entry.deviation,
-                fmt=MARKERS[index % len(MARKERS)],
-                color=COLOURS[index % len(COLOURS)],
-                markersize=8,
-                capsize=3,
-            )
-        axis.axhline(grid.majority_rate(task), color="grey", linestyle="--", lw=1)
-        axis.set_title(_literal(grid.label(task)))
-        axis.set_xlabel("training speed, x softmax" if relative else "training steps/s")
-        axis.margins(0.25)
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 0), min(high, 104))
+    count = max(1, count)
+    columns = min(count, MOST_COLUMNS)
+    rows, width = -(-count // columns), max(PANEL[0] * columns, 4.5)
+    found = [method for method in grid.methods if method in set(methods)]
+    names = [_filled(grid.name(method)) for method in found]
+    longest = max((len(line) for name in names for line in name.splitlines()), default=0)
+    # A marker takes the room of some characters.
+    beside = max(1, min(len(found), int(width * PER_INCH) // (longest + 6)))
+    lines = sum(sorted((name.count("\n") + 1 for name in names), reverse=True)[::beside])
+    height = PANEL[1] * rows + 0.6 + LINE * lines
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
+        axis.tick_params(labelsize=FONT - 1)
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel("test accuracy, %")
-    names = [_literal(grid.name(method)) for method in handles]
-    figure.legend(handles.values(), names, loc="center right", frameon=False)
-    figure.suptitle(_literal(f"{title} (dashed: majority class)"), fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1 - 1.5 / size[0], 1))
-    # No date in the file: the same records give the same bytes.
-    matplotlib.rcParams["svg.hashsalt"] = "lra"
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
-    pyplot.close(figure)
+    handles = [Line2D([], [], linestyle="none", markersize=6, **look(grid, m)) for m in found]
+    if found:
+        figure.legend(
+            handles,
+            names,
+            loc="outside lower center",
+            ncols=beside,
+            frameon=False,
+            fontsize=FONT - 1,
+        )
+    return figure, axes[:count]
 
 
-def _literal(text: str) -> str:
+def _filled(name: str) -> str:
+    """Return a name in lines of a few words, as a legend has room for."""
+    return "\n".join(map(literal, textwrap.wrap(name, LEGEND_LINE)))
+
+
+def describe(figure: Figure, title: str, caption: str) -> None:
+    """Write a title, and below it the caption, above the panels."""
+    width = int(figure.get_figwidth() * PER_INCH)
+    lines = [*textwrap.wrap(literal(title), width), *textwrap.wrap(literal(caption), width)]
+    figure.suptitle("\n".join(lines), fontsize=FONT)
+
+
+def seeds(grid: Grid) -> str:
+    """Return how many seeds entries have, in words."""
+    counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
+    if not counts:
+        return "no result"
+    return "n = " + "–".join(str(each) for each in sorted({min(counts), max(counts)}))
+
+
+def save(figure: Figure | None, file: Path) -> None:
+    """Write a figure as SVG and as PNG; the same records give the same bytes.
+
+    Args:
+        figure: The figure; where it is None, one of earlier records is removed.
+        file: Their name, without suffix.
+    """
+    if figure is None:
+        for suffix in (".svg", ".png"):
+            file.with_suffix(suffix).unlink(missing_ok=True)
+        return
+    with matplotlib.rc_context({"svg.hashsalt": "lra"}):
+        # No date and no version in the files.
+        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.savefig(file.with_suffix(".png"), dpi=160, metadata={"Software": None})
+
+
+def literal(text: str) -> str:
     """Return a text that matplotlib does not read as mathematics, and can draw."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return line.replace("$", r"\$")
+
+
+def shortened(text: str, most: int = 22) -> str:
+    """Return the start of a long name; the legend has the whole."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other is at least as good as in both coordinates, sorted.
+
+    Args:
+        points: Pairs of which more is better.
+    """
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]

@@ -8,13 +8,16 @@ from pathlib import Path
 from lra.config import ConfigError, departures
 from lra.markdown import Table, escaped, markdown
 from lra.record import Record, read_records
-from lra.report import figure
 from lra.report.deviations import deviation_lines
+from lra.report.figure import save
 from lra.report.grid import CHANCE_ERRORS, Grid, build_grid, task_of
+from lra.report.heat_map import heat_map
 from lra.report.latex import latex
+from lra.report.length_figure import accuracy_against_length
 from lra.report.lengths import by_length, length_table, write_length_csv
 from lra.report.published import beside
 from lra.report.selection import Selection
+from lra.report.speed_figure import accuracy_against_speed
 from lra.report.standing import AS_BEST, BEST, EXPLAINED, standings, stored
 from lra.report.tables import (
     MARK,
@@ -247,7 +250,8 @@ def write_report(
         if scale == "paper"
         else []
     )
-    ranks = standings(grid, stored(runs_dir / scale / protocol))
+    answers = stored(runs_dir / scale / protocol)
+    ranks = standings(grid, answers)
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
@@ -265,7 +269,10 @@ def write_report(
         (folder / f"{name}.tex").unlink(missing_ok=True)
         if name in texts:
             (folder / f"{name}.tex").write_text(texts[name], encoding="utf-8")
-    figure.draw(grid, folder / "accuracy_vs_speed.svg", f"scale {scale}, protocol {protocol}")
+    title = f"scale {scale}, protocol {protocol}, {_sources(grid)} data"
+    save(accuracy_against_speed(grid, title), folder / "accuracy_vs_speed")
+    save(accuracy_against_length(grid, title), folder / "accuracy_by_length")
+    save(heat_map(grid, title, answers), folder / "difference_to_softmax")
     if full:
         return "\n".join(pages.values()) + f"\nWritten to {folder}"
     files = f"With data, machines, settings and deviations: {folder / 'accuracy.md'} and beside it"

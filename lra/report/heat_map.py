@@ -1,0 +1,74 @@
+"""Task by backend: by how many points each differs from softmax."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lra.record import Method
+from lra.report.figure import FONT, describe, literal, seeds
+from lra.report.grid import BASELINE, Grid
+from lra.report.standing import AS_BEST, Answers, against
+
+
+def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> Figure | None:
+    """Draw the differences to softmax; None where nothing can be compared.
+
+    Args:
+        grid: What is drawn.
+        title: What is written above the map.
+        answers: Gives the test predictions of a record, for the tests of the differences.
+    """
+    base = Method(BASELINE)
+    tasks = [task for task in grid.tasks if base in grid.of(task)]
+    methods = [m for m in grid.methods if m != base and any(m in grid.of(task) for task in tasks)]
+    if not methods:
+        return None
+    values, texts = _differences(grid, tasks, methods, answers)
+    figure = Figure(
+        figsize=(1.1 * len(tasks) + 2.8, 0.27 * len(methods) + 1.7), layout="constrained"
+    )
+    axis = figure.subplots()
+    # Two hues that the colour-blind tell apart; numbers say the same in grey.
+    most = max(float(np.nanmax(np.abs(values))), 0.1) if not np.isnan(values).all() else 0.1
+    image = axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+    for (row, column), text in texts.items():
+        red, green, blue, _ = image.cmap(image.norm(np.nan_to_num(values[row, column])))
+        # As bright as people see it.
+        colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+        axis.text(column, row, text, ha="center", va="center", fontsize=FONT - 1, color=colour)
+    labels = [literal(_folded(grid.name(method))) for method in methods]
+    axis.set_yticks(range(len(methods)), labels, fontsize=FONT - 1)
+    names = [literal(grid.label(task)) for task in tasks]
+    axis.set_xticks(range(len(tasks)), names, rotation=25, ha="right", fontsize=FONT - 1)
+    bar = figure.colorbar(image, ax=axis)
+    bar.set_label("points above softmax", fontsize=FONT - 1)
+    bar.ax.tick_params(labelsize=FONT - 1)
+    caption = f"{seeds(grid)}; test accuracy less that of softmax; in brackets: not told from it"
+    describe(figure, title, caption)
+    return figure
+
+
+def _differences(
+    grid: Grid, tasks: Sequence[str], methods: Sequence[Method], answers: Answers
+) -> tuple[NDArray[np.float64], dict[tuple[int, int], str]]:
+    """Return points above softmax, methods by tasks, NaN where there is no result, and as text."""
+    values = np.full((len(methods), len(tasks)), np.nan)
+    texts: dict[tuple[int, int], str] = {}
+    for row, method in enumerate(methods):
+        for column, task in enumerate(tasks):
+            entry, baseline = grid.of(task).get(method), grid.of(task)[Method(BASELINE)]
+            if entry is None or entry.mean is None or baseline.mean is None:
+                texts[row, column] = "failed" if grid.entry(task, method) else "missing"
+                continue
+            difference = values[row, column] = entry.mean - baseline.mean
+            text = f"{difference:+.1f}"
+            alike = against(baseline, entry, answers).place == AS_BEST
+            texts[row, column] = f"({text})" if alike else text
+    return values, texts
+
+
+def _folded(name: str, most: int = 32) -> str:
+    """Return a name of which the middle is left out where it is long: both ends tell most."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

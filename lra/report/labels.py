@@ -1,0 +1,100 @@
+"""Names at the points of a panel, beside one another and beside the markers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
+
+from lra.report.figure import FONT
+
+# Tried around a point: distances from its marker's rim in points, and directions.
+DISTANCES, DIRECTIONS = (3, 9, 16, 24, 34, 46), 16
+
+
+def place_labels(
+    axis: Axes,
+    points: Sequence[tuple[float, float]],
+    areas: Sequence[float],
+    names: Sequence[str],
+    lines: Sequence[Sequence[tuple[float, float]]],
+) -> None:
+    """Write a name at every point where it covers least, with a thin line where it is far.
+
+    The layout must be final: it is asked for sizes.
+
+    Args:
+        axis: Panel with the points drawn.
+        points: Coordinates in data.
+        areas: Of the markers, in square points.
+        names: As matplotlib reads them.
+        lines: Corners of lines that are not to be covered either, in data.
+    """
+    canvas: Any = FigureCanvasAgg(axis.figure.figure)
+    renderer, unit = canvas.get_renderer(), axis.figure.figure.dpi / 72
+    centres = [tuple(axis.transData.transform(point)) for point in points]
+    # Diamonds and triangles reach further than their area tells.
+    radii = [unit * 1.2 * math.sqrt(area) / 2 for area in areas]
+    markers = [
+        Bbox.from_extents(x - r, y - r, x + r, y + r)
+        for (x, y), r in zip(centres, radii, strict=True)
+    ]
+    for line in lines:
+        markers += _beads([axis.transData.transform(point) for point in line], 4 * unit)
+    inside, taken = axis.get_window_extent(renderer), list[Bbox]()
+    for index in sorted(range(len(points)), key=lambda k: centres[k]):
+        (x, y), radius = centres[index], radii[index]
+        label = axis.annotate(
+            names[index],
+            points[index],
+            (0, 0),
+            textcoords="offset points",
+            fontsize=FONT - 1.5,
+            ha="center",
+            va="center",
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 0},
+            zorder=5,
+        )
+        label.set_in_layout(False)
+        size = label.get_window_extent(renderer)
+        best = None
+        for distance in DISTANCES:
+            for direction in range(DIRECTIONS):
+                angle = 2 * math.pi * direction / DIRECTIONS
+                reach = radius + unit * distance
+                # The rim of the text, not its middle, is as far away.
+                dx = math.cos(angle) * (reach + size.width / 2)
+                dy = math.sin(angle) * (reach + size.height / 2)
+                box = Bbox.from_bounds(
+                    x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height
+                )
+                hidden = sum(_overlap(box, other) for other in taken + markers)
+                outside = size.width * size.height - _overlap(box, inside)
+                cost = (20 * (hidden + outside) + unit * distance, direction)
+                if best is None or cost < best[0]:
+                    best = (cost, (dx, dy), box, distance)
+        assert best is not None
+        _, (dx, dy), box, distance = best
+        label.set_position((dx / unit, dy / unit))
+        if distance == DISTANCES[0] and label.arrow_patch is not None:
+            label.arrow_patch.set_visible(False)
+        taken.append(box)
+
+
+def _beads(corners: Sequence[Any], size: float) -> list[Bbox]:
+    """Return boxes of a size along a line."""
+    beads = []
+    for start, end in zip(corners, corners[1:], strict=False):
+        count = max(1, int(math.dist(start, end) / size))
+        for k in range(count):
+            x, y = start + (end - start) * k / count
+            beads.append(Bbox.from_bounds(x - size / 2, y - size / 2, size, size))
+    return beads
+
+
+def _overlap(first: Bbox, second: Bbox) -> float:
+    width = min(first.x1, second.x1) - max(first.x0, second.x0)
+    height = min(first.y1, second.y1) - max(first.y0, second.y0)
+    return float(max(0.0, width) * max(0.0, height))

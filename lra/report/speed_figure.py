@@ -1,0 +1,78 @@
+"""Accuracy against speed with memory as area, the picture of the Long Range Arena's paper."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lra.record import Method
+from lra.report.figure import describe, literal, look, panels, pareto, seeds
+from lra.report.figure import shortened as short
+from lra.report.grid import Grid
+from lra.report.labels import place_labels
+
+# Square points of the smallest and the largest marker.
+LEAST, MOST = 25.0, 260.0
+
+
+def accuracy_against_speed(grid: Grid, title: str) -> Figure:
+    """Draw accuracy against training speed, a panel a task.
+
+    Speed is the ratio to softmax where every entry of a task has one, else updates per second. The
+    dashed line is the majority class; error bars are standard deviations over seeds.
+
+    Args:
+        grid: What is drawn.
+        title: What is written above the panels.
+    """
+    tasks = [task for task in grid.tasks if grid.of(task)]
+    figure, axes = panels(len(tasks), grid, [m for task in tasks for m in grid.of(task)])
+    shown = {task: _points(grid, task, axis) for task, axis in zip(tasks, axes, strict=False)}
+    for axis in axes[:: min(3, len(axes))]:
+        axis.set_ylabel("test accuracy, %", fontsize=8)
+    caption = (
+        f"{seeds(grid)}; area: peak memory, the largest is the most of its panel; thin line:"
+        " Pareto front; bars: standard deviation; dashed: majority class"
+    )
+    describe(figure, title, caption)
+    figure.draw_without_rendering()
+    for (task, points), axis in zip(shown.items(), axes, strict=False):
+        names = [literal(short(grid.name(method, task))) for method in points]
+        place = [(x, y) for x, y, _ in points.values()]
+        areas = [area for _, _, area in points.values()]
+        lines = [pareto(place)]
+        if (majority := grid.majority_rate(task)) is not None:
+            lines.append([(end, majority) for end in axis.get_xlim()])
+        place_labels(axis, place, areas, names, lines)
+    return figure
+
+
+def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, float, float]]:
+    """Draw a panel; return speed, accuracy and marker area of each method in it."""
+    entries = grid.of(task)
+    ratios = {method: grid.speed_ratio(task, method) for method in entries}
+    relative = all(ratio is not None for ratio in ratios.values())
+    most = max(entry.median("peak_memory_bytes") for entry in entries.values()) or 1
+    points = {}
+    for method, entry in entries.items():
+        speed = ratios[method] if relative else entry.median("steps_per_second")
+        area = LEAST + (MOST - LEAST) * entry.median("peak_memory_bytes") / most
+        points[method] = (speed or 0.0, entry.mean or 0.0, area)
+    # Large ones below, so that no marker is hidden.
+    for method in sorted(points, key=lambda each: -points[each][2]):
+        x, y, area = points[method]
+        style = look(grid, method)
+        if (deviation := entries[method].deviation) is not None:
+            axis.errorbar(x, y, deviation, color=style["color"], lw=0.8, capsize=2, zorder=2)
+        face = (style["color"], 0.45)
+        axis.scatter(
+            x, y, area, marker=style["marker"], color=face, edgecolor=style["color"], zorder=3
+        )
+    front = pareto([(x, y) for x, y, _ in points.values()])
+    axis.plot(*zip(*front, strict=True), color="0.35", lw=0.8, zorder=1)
+    if (majority := grid.majority_rate(task)) is not None:
+        axis.axhline(majority, color="grey", linestyle="--", lw=1, zorder=1)
+    axis.set_title(literal(grid.label(task)), fontsize=9)
+    axis.set_xlabel("training speed, x softmax" if relative else "training steps/s", fontsize=8)
+    axis.margins(0.22)
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 0), min(high, 104))
+    return points

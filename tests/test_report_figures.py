@@ -1,0 +1,157 @@
+"""Pictures of a report: what they show, and that nothing in them covers anything else."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.text
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from PIL import Image
+from test_report import FAILED, OK, scored
+from test_report_tables import BINS, seeds
+
+from lra.report.figure import COLOURS, MARKERS, look, pareto, save
+from lra.report.grid import Grid, build_grid
+from lra.report.heat_map import heat_map
+from lra.report.length_figure import accuracy_against_length
+from lra.report.speed_figure import accuracy_against_speed
+
+FOUR = ("softmax", "fourier", "linear", "mra")
+THIRTEEN = (
+    *FOUR, "bigbird", "linformer", "longformer", "nystromformer", "performer", "reformer",
+    "s4d", "s5", "wavspa",
+)  # fmt: skip
+
+
+def grid_of(names: tuple[str, ...], variant: str = "default") -> Grid:
+    records = []
+    for k, name in enumerate(names):
+        for seed in range(3):
+            cell = replace(
+                OK,
+                attention=name,
+                seed=seed,
+                variant=variant if k == len(names) - 1 else "default",
+                steps_per_second=10.0 + 7 * k % 13,
+                peak_memory_bytes=2**28 * (1 + k % 5),
+                test_by_length=BINS,
+            )
+            records.append(scored(cell, 800 + 61 * (k * 5 % 13) + 10 * seed))
+    return build_grid(records)
+
+
+def labels(axis: Axes) -> list[matplotlib.text.Annotation]:
+    return [each for each in axis.texts if isinstance(each, matplotlib.text.Annotation)]
+
+
+def extents(figure: Figure, texts: list[matplotlib.text.Annotation]) -> list[Bbox]:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    # Of the text, without its line.
+    return [matplotlib.text.Text.get_window_extent(text, renderer) for text in texts]
+
+
+@pytest.mark.parametrize("names", [FOUR, THIRTEEN], ids=len)
+def test_a_name_stands_at_every_point_and_covers_no_other_and_no_marker(
+    names: tuple[str, ...],
+) -> None:
+    figure = accuracy_against_speed(grid_of(names), "a title")
+    [axis] = figure.axes
+    texts = labels(axis)
+    assert sorted(text.get_text() for text in texts) == sorted(names)
+    boxes, panel = extents(figure, texts), axis.get_window_extent()
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+    markers = [
+        axis.transData.transform(each.get_offsets()[0])
+        for each in axis.collections
+        if len(each.get_offsets()) == 1
+    ]
+    assert len(markers) >= len(names)
+    for box in boxes:
+        assert panel.x0 <= box.x0 and box.x1 <= panel.x1
+        assert not any(box.contains(*marker) for marker in markers)
+
+
+@pytest.mark.parametrize("length", [5, 240])
+def test_the_legend_lies_below_the_panels_whatever_the_length_of_names(length: int) -> None:
+    grid = grid_of(THIRTEEN, "v" * length)
+    for figure in (accuracy_against_speed(grid, "t"), accuracy_against_length(grid, "t")):
+        assert figure is not None
+        figure.draw_without_rendering()
+        [legend] = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+        for axis in figure.axes:
+            panel = axis.get_tightbbox()
+            assert panel is not None and box.y1 <= panel.y0 + 1
+            # Names take room of their own, not of the panels.
+            assert axis.get_window_extent().height > 0.6 * 3 * figure.dpi
+        names = "".join(text.get_text().replace("\n", "") for text in legend.get_texts())
+        assert "v" * length in names
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    points = [(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 8.0), (0.5, 9.0), (4.0, 1.0), (3.5, 1.0)]
+    assert pareto(points) == [(1.0, 9.0), (3.0, 8.0), (4.0, 1.0)]
+    assert pareto([(1.0, 1.0)]) == [(1.0, 1.0)]
+
+
+def test_no_two_of_a_hundred_methods_look_alike() -> None:
+    grid = build_grid([replace(OK, attention=f"a{k}") for k in range(100)])
+    looks = {tuple(look(grid, method).values()) for method in grid.methods}
+    assert len(looks) == 100 and len(set(MARKERS)) == len(MARKERS) and len(set(COLOURS)) == 8
+
+
+def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
+    records = [
+        *seeds("softmax", 800, 900, 1000),
+        *seeds("mra", 812, 910, 1008),
+        *seeds("linear", 700, 1000, 1000),
+        *seeds("softmax", 500, task="image"),
+        *seeds("mra", 900, task="image"),
+        FAILED,
+    ]
+    figure = heat_map(
+        build_grid([*records, replace(FAILED, attention="linear", task="image")]), "t"
+    )
+    assert figure is not None
+    axis = figure.axes[0]
+    rows = [text.get_text() for text in axis.get_yticklabels()]
+    columns = [text.get_text() for text in axis.get_xticklabels()]
+    cells = {
+        (rows[round(y)], columns[round(x)]): text.get_text()
+        for text in axis.texts
+        for x, y in [text.get_position()]
+    }
+    assert columns == ["listops", "image"] and "fourier" not in rows
+    assert cells == {
+        ("mra", "listops"): "+0.5",
+        ("linear", "listops"): "(+0.0)",
+        ("mra", "image"): "+20.0",
+        ("linear", "image"): "failed",
+    }
+    title = figure.get_suptitle()
+    assert "n = 1–3" in title and "in brackets: not told from it" in title
+
+
+def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
+    tmp_path: Path,
+) -> None:
+    grid = build_grid([OK])
+    assert heat_map(grid, "t") is None and accuracy_against_length(grid, "t") is None
+    assert heat_map(build_grid([replace(OK, attention="mra")]), "t") is None
+    save(accuracy_against_speed(grid, "t"), tmp_path / "picture")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size[0] > 600
+    assert {file.name for file in tmp_path.iterdir()} == {"picture.svg", "picture.png"}
+    save(None, tmp_path / "picture")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_without_results_has_a_picture_that_says_so() -> None:
+    figure = accuracy_against_speed(build_grid([FAILED]), "t")
+    assert "no result" in figure.get_suptitle()
