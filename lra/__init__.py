@@ -12,6 +12,7 @@ What these need, torch among it, is imported when they are first used.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from lra import networks
@@ -25,6 +26,10 @@ __all__ = ["dataset", "load", "model", "records", "train"]
 __version__ = "0.1.0"
 
 networks.claim()
+# Read when torch is imported, which must not be before. Threads that wait for each other at the end
+# of an operation sleep: where a neighbour has one of the processor's cores, spinning makes two
+# threads ten times as slow as one. No number depends on it; what is set already holds.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str) -> Any:

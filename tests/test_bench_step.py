@@ -1,5 +1,6 @@
 """The bench of steps: its parts add up, its floor counts what it says, its old form is the old."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,15 @@ def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lra.bench", "step", "--attentions", "softmx"]
     ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 1 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_for_each_other_sleep_unless_they_were_told_otherwise(
+    before: str | None, after: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
+    code = "import sys, lra, os; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    words = [sys.executable, "-c", code]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert ran.stdout.split() == [after, "False"]

@@ -307,8 +307,7 @@ def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> lis
     whole = duration(makespan([cell.seconds for cell in cells], jobs))
     words = f"LAUNCHER=joblib ARGS='hydra.launcher.n_jobs={jobs} threads={each}'"
     return [
-        f"With {jobs} cells at a time ({words}): {whole} at best, as they share caches and memory;"
-        " several threads for one cell gain less than that."
+        f"With {jobs} cells at a time ({words}): {whole} at best, as they share caches and memory."
     ]
 
 
