@@ -65,7 +65,8 @@ COMMANDS = {
 _TAIL = """
 WORDS are key=value, as of Hydra, and mean the same to every command:
   task=listops,text attention=softmax,my_file:Mine seed=range(0,3) scale=mini train.steps=100
-`lra COMMAND --help` has more; `lra train --help` lists every key."""
+`lra COMMAND --help` has more; `lra train --help` lists every key. A shell completes words after
+eval "$(lra completion bash)"; `lra completion` says where to put that."""
 
 
 def listing() -> str:

@@ -416,6 +416,16 @@ def place(*overrides: str) -> tuple[Config, Path]:
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
     """
+    composed, folder = composed_cell(*overrides)
+    return resolve(composed), folder
+
+
+def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
+    """Return what Hydra composes of a cell, its values unchecked, and its run folder.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
     words = command(overrides)
     try:
         with _hydra():
@@ -428,7 +438,7 @@ def place(*overrides: str) -> tuple[Config, Path]:
         raise ConfigError(_in_a_line(error)) from error
     with open_dict(composed):
         del composed["hydra"]
-    return resolve(composed), folder
+    return composed, folder
 
 
 @contextmanager
@@ -555,6 +565,9 @@ def _derived_variant(_root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("derived_variant", _derived_variant, replace=True)
 
+# Plugins of Hydra's, and the extra of the project that has them.
+_PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/([^']+)'")
+_EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
 _NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
 
 
@@ -570,6 +583,11 @@ def _in_a_line(error: Exception) -> str:
             f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'};"
             f" {task} is in protocol={','.join(others) or 'none'}"
         )
+    if found := _PLUGIN.search(text):
+        kind, name = found.groups()
+        extra = _EXTRAS.get(name.partition("_")[0])
+        brings = f": pip install -e '.[{extra}]' brings it" if extra else ""
+        return f"hydra/{kind}={name} is not installed{brings}"
     first = text.strip().splitlines()[0].removeprefix("In 'train': ")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     return first if not cause or cause in first else f"{first}: {cause}"

@@ -130,7 +130,8 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
         chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
         plain = {key: value_of(text) for key, text in chosen.items()}
         asked = {key: value for key, value in plain.items() if "." in key and key[0] not in "+~"}
-        if any(mark in text for text in chosen.values() for mark in "$:"):
+        departs = "variant" not in plain and (asked or "debug" in plain)
+        if departs or any(mark in text for text in chosen.values() for mark in "$:"):
             # A name that follows from other values: composed, which takes a while each.
             yield place(*cell)[1], asked
             continue

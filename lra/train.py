@@ -21,10 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lra import help, launch, sweep
-from lra.config import Config, ConfigError, command, groups, register, resolve
+from lra.config import Config, ConfigError, command, composed_cell, groups, register, resolve
 from lra.paths import CONFIGS
 from lra.terminal import run
-from lra.words import SEARCH_PATH, expand, is_sweep, key_of
+from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of
 
 if TYPE_CHECKING:
     from lra.record import Record
@@ -105,6 +105,24 @@ def _folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def _check_composes(cells: list[list[str]], there: Groups) -> None:
+    """Refuse cells that Hydra would refuse, in a line, and folders that are files.
+
+    Raises:
+        ConfigError: A cell cannot be composed, or a file is where its folder would be.
+    """
+    # What is chosen of a group decides what is composed.
+    different = {
+        tuple(w for w in cell if there.has(key_of(w)) or key_of(w).startswith("hydra/")): cell
+        for cell in cells
+    }
+    for cell in different.values():
+        folder = composed_cell(*cell)[1].absolute()
+        above = next(each for each in (folder, *folder.parents) if each.exists())
+        if not above.is_dir():
+            raise ConfigError(f"runs_dir: {above} is a file, should be a folder")
+
+
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return Hydra's flags and the words among arguments; --config-dir becomes a word."""
     flags, words, left = [], [], list(arguments)
@@ -140,6 +158,12 @@ def main() -> None:
     # What a task of one's own says of its data is asked for while a cell is composed.
     import lra.custom  # noqa: F401
 
+    try:
+        single = [word for word in words if not is_sweep([word], there)]
+        _check_composes(cells or [single], there)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     if is_search or in_sweep:
         flags = [*(flag for flag in flags if flag not in ("-m", "--multirun")), "--multirun"]
     sys.argv[1:] = [*flags, *words]

@@ -446,7 +446,8 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_extra(
 ) -> None:
     words = [*tiny(tmp_path), "hydra/launcher=submitit_nowhere"]
     status, out, _ = command(monkeypatch, capsys, *words)
-    assert status == 1 and "submitit is not installed: pip install -e '.[slurm]' brings it" in out
+    told = "hydra/launcher=submitit_nowhere is not installed: pip install -e '.[slurm]' brings it"
+    assert status == 1 and told in out
 
 
 def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) -> None:

@@ -207,3 +207,21 @@ def test_a_file_that_is_in_a_folders_place_is_a_line(tmp_path: Path) -> None:
     told = lra(tmp_path, *REPORT)
     assert told.returncode == 2 and "Traceback" not in told.stderr
     assert told.stderr.count("\n") == 1 and "results" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=image,pathx", "protocol=wavspa"], "protocol=wavspa has no recipe for task=pathx"),
+        (["runs_dir=taken"], "taken is a file, should be a folder"),
+        (["hydra/launcher=submitit_nowhere"], "not installed: pip install -e '.[slurm]' brings it"),
+        (["+train.lr=3", "--multirun"], "ours is train.learning_rate"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_in_a_line(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
+    (tmp_path / "taken").touch()
+    refused = lra(tmp_path, "train", "attention=softmax,fourier", *words)
+    assert refused.returncode == 2 and told in refused.stderr
+    assert "Traceback" not in refused.stderr and not refused.stdout

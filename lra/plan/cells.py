@@ -168,7 +168,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
     try:
         config, folder = place(*words)
     except ConfigError as error:
-        return replace(cell, state="refused", detail=_refusal(str(error)))
+        return replace(cell, state="refused", detail=str(error).splitlines()[0])
     method = Method(config.attention.name, config.variant)
     cell = replace(cell, method=method, seed=config.seed, config=config, folder=folder)
     try:
@@ -196,18 +196,6 @@ def assess(words: Sequence[str]) -> PlannedCell:
     if reason := _failure(folder):
         return replace(cell, state="failed before", detail=reason)
     return replace(cell, state="continues") if cell.step else cell
-
-
-# What Hydra lacks, and the extra of the project that has it.
-_EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
-
-
-def _refusal(message: str) -> str:
-    """Return why a cell cannot be composed, with the extra that a plugin is missing from."""
-    for plugin, extra in _EXTRAS.items():
-        if "hydra/" in message and plugin in message:
-            return f"{plugin} is not installed: pip install -e '.[{extra}]' brings it"
-    return message.splitlines()[0]
 
 
 def _data(config: Config) -> Data:
