@@ -171,6 +171,11 @@ class Record:
         return (self.steps_per_second_high - self.steps_per_second_low) / self.steps_per_second
 
     @property
+    def place(self) -> tuple[str, str, str, str]:
+        """Its run folder, below the folder of its scale and protocol."""
+        return self.task, self.attention, self.variant, f"seed{self.seed}"
+
+    @property
     def method(self) -> Method:
         """Backend and variant."""
         return Method(self.attention, self.variant)
@@ -289,11 +294,10 @@ def read_records(folder: Path) -> Iterator[Record]:
         except RecordError as error:
             log.warning("left out: %s", error)
             continue
-        own = (record.task, record.attention, record.variant, f"seed{record.seed}")
-        if file.parent.parts[-4:] == own:
+        if file.parent.parts[-4:] == record.place:
             yield record
         else:
-            log.warning("left out: %s is the record of %s", file, "/".join(own))
+            log.warning("left out: %s is the record of %s", file, "/".join(record.place))
 
 
 def records(folder: Path | str | None = None) -> "pandas.DataFrame":

@@ -14,6 +14,8 @@ from PIL import Image
 from test_report import FAILED, OK, scored
 from test_report_tables import BINS, seeds
 
+from lra.events import Events
+from lra.report.curve_figure import learning_curves, logged
 from lra.report.figure import COLOURS, MARKERS, look, pareto, save
 from lra.report.grid import Grid, build_grid
 from lra.report.heat_map import heat_map
@@ -150,6 +152,31 @@ def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
     assert {file.name for file in tmp_path.iterdir()} == {"picture.svg", "picture.png"}
     save(None, tmp_path / "picture")
     assert not list(tmp_path.iterdir())
+
+
+def test_curves_are_read_from_events_and_seeds_are_a_band(tmp_path: Path) -> None:
+    grid = build_grid(seeds("softmax", 800, 900) + seeds("mra", 850))
+    heights = {0: [0.2, 0.3, 0.4], 1: [0.4, 0.5]}
+    for seed, values in heights.items():
+        folder = tmp_path.joinpath("listops", "softmax", "default", f"seed{seed}")
+        # A run that was interrupted after its second validation and began again before it.
+        with Events(folder, 1) as events:
+            for step, value in ((10, values[0]), (20, 0.99)):
+                events.add("validation/accuracy", value, step)
+        with Events(folder, 11) as events:
+            for k, value in enumerate(values[1:]):
+                events.add("validation/accuracy", value, 20 + 10 * k)
+    figure = learning_curves(grid, "t", logged(tmp_path))
+    assert figure is not None
+    [axis] = figure.axes
+    [line] = axis.get_lines()
+    assert line.get_xdata().tolist() == [10, 20]
+    assert line.get_ydata().tolist() == pytest.approx([30, 40], abs=1e-4)
+    [band] = axis.collections
+    corners = band.get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((20, 50), abs=1e-4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
+    assert learning_curves(grid, "t", logged(tmp_path / "elsewhere")) is None
 
 
 def test_a_report_without_results_has_a_picture_that_says_so() -> None:

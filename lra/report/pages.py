@@ -8,6 +8,7 @@ from pathlib import Path
 from lra.config import ConfigError, departures
 from lra.markdown import Table, escaped, markdown
 from lra.record import Record, read_records
+from lra.report.curve_figure import learning_curves, logged
 from lra.report.deviations import deviation_lines
 from lra.report.figure import save
 from lra.report.grid import CHANCE_ERRORS, Grid, build_grid, task_of
@@ -272,6 +273,8 @@ def write_report(
     title = f"scale {scale}, protocol {protocol}, {_sources(grid)} data"
     save(accuracy_against_speed(grid, title), folder / "accuracy_vs_speed")
     save(accuracy_against_length(grid, title), folder / "accuracy_by_length")
+    curves = logged(runs_dir / scale / protocol)
+    save(learning_curves(grid, title, curves), folder / "learning_curves")
     save(heat_map(grid, title, answers), folder / "difference_to_softmax")
     if full:
         return "\n".join(pages.values()) + f"\nWritten to {folder}"

@@ -43,8 +43,8 @@ def stored(folder: Path) -> Answers:
     """
 
     def answers(record: Record) -> Predictions | None:
-        parts = (record.task, record.attention, record.variant, f"seed{record.seed}")
-        return read_predictions(folder.joinpath(*parts), record.test_correct, record.test_total)
+        there = folder.joinpath(*record.place)
+        return read_predictions(there, record.test_correct, record.test_total)
 
     return answers
 

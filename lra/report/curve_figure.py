@@ -1,0 +1,84 @@
+"""Learning curves: accuracy on validation over updates, seeds as a band."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lra.record import Method, Record
+from lra.report.figure import describe, literal, look, panels, seeds
+from lra.report.grid import Entry, Grid
+
+Curve = Mapping[int, float]
+Curves = Callable[[Record], Curve]
+
+log = logging.getLogger(__name__)
+
+SCALAR = "validation/accuracy"
+
+
+def logged(folder: Path) -> Curves:
+    """Return what reads the validations of a record from its TensorBoard events.
+
+    Args:
+        folder: Run folders of a scale and protocol.
+
+    Returns:
+        A function that gives percent right by update; empty where there are no events.
+    """
+
+    def curve(record: Record) -> Curve:
+        there = folder.joinpath(*record.place)
+        if not any(there.glob("events.out.tfevents.*")):
+            return {}
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        # All points, of which it would keep a sample else.
+        events = EventAccumulator(str(there), size_guidance={"scalars": 0})
+        try:
+            events.Reload()
+            return {each.step: 100 * each.value for each in events.Scalars(SCALAR)}
+        except (KeyError, OSError) as error:
+            log.warning("left out: %s: no curve of %s (%s)", there, SCALAR, error)
+            return {}
+
+    return curve
+
+
+def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
+    """Draw accuracy on validation over updates, a panel a task; None where there are no curves.
+
+    Args:
+        grid: What is drawn.
+        title: What is written above the panels.
+        curves: Gives the validations of a record.
+    """
+    found: dict[str, dict[Method, dict[int, list[float]]]] = {}
+    for task in grid.tasks:
+        for method, entry in grid.of(task).items():
+            if points := _over_seeds(entry, curves):
+                found.setdefault(task, {})[method] = points
+    if not found:
+        return None
+    figure, axes = panels(len(found), grid, [m for rows in found.values() for m in rows])
+    for axis, (task, rows) in zip(axes, found.items(), strict=True):
+        for method, points in rows.items():
+            means = [sum(values) / len(values) for values in points.values()]
+            style = look(grid, method)
+            every = max(1, len(points) // 8)
+            axis.plot([*points], means, lw=1, markersize=4, markevery=every, **style)
+            low, high = ([pick(each) for each in points.values()] for pick in (min, max))
+            axis.fill_between([*points], low, high, color=style["color"], alpha=0.15, lw=0)
+        axis.set_title(literal(grid.label(task)), fontsize=9)
+        axis.set_xlabel("updates", fontsize=8)
+    axes[0].set_ylabel("validation accuracy, %", fontsize=8)
+    describe(figure, title, f"{seeds(grid)}; line: mean; band: lowest to highest seed")
+    return figure
+
+
+def _over_seeds(entry: Entry, curves: Curves) -> dict[int, list[float]]:
+    """Return percent right of each seed by update, at those that all seeds have."""
+    found = [curve for record in entry.finished if (curve := curves(record))]
+    common = set.intersection(*map(set, found)) if found else set()
+    return {step: [curve[step] for curve in found] for step in sorted(common)}
