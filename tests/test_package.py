@@ -123,6 +123,21 @@ def test_the_folder_that_a_clone_named_lra_lies_in_does_not_hide_it(tmp_path: Pa
     assert done.stdout.strip() == lra.__version__, done.stderr
 
 
+def test_the_command_is_found_in_a_folder_with_an_lra_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "here" / "lra").mkdir(parents=True)
+    (tmp_path / "here" / "lra" / "__init__.py").write_text("raise SystemExit('not ours')")
+    # What pip makes of the entry in pyproject.toml.
+    module, _, function = PROJECT["scripts"]["lra"].partition(":")
+    script = tmp_path / "lra.script"
+    script.write_text(f"from {module} import {function}\n{function}()\n")
+    command = [sys.executable, str(script), "show", "task=listops", "scale=mini"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("listops/softmax seed0"), done.stderr
+
+
 def test_importing_lra_brings_neither_torch_nor_hydra(tmp_path: Path) -> None:
     code = "import lra, sys; print(lra.__version__, *{'torch', 'hydra', 'pandas'} & {*sys.modules})"
     assert python(code, tmp_path).stdout.strip() == lra.__version__
