@@ -39,7 +39,8 @@ def my_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commands(file: Path) -> list[str]:
     """Return the lines of a page's indented blocks that call `lra`."""
-    return re.findall(r"^    (lra [^\n]+)", file.read_text(), re.MULTILINE)
+    text = re.sub(r" *\\\n *", " ", file.read_text())
+    return re.findall(r"^    (lra [^\n]+)", text, re.MULTILINE)
 
 
 def test_readme_is_at_most_150_lines() -> None:
