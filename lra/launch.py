@@ -11,6 +11,7 @@ from types import FrameType
 import psutil
 
 from lra.config import Config, ConfigError
+from lra.signals import SIGNALS
 from lra.words import key_of
 
 # The package of a launcher, and the extra of the project that brings it.
@@ -18,7 +19,6 @@ EXTRAS = {"joblib": "sweep", "submitit": "slurm", "slurm": "slurm"}
 PACKAGES = {"sweep": "hydra_joblib_launcher", "slurm": "hydra_submitit_launcher"}
 # Seconds that workers have to make their update and save.
 PATIENCE = 120.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 def launcher(words: Iterable[str]) -> str:
@@ -70,7 +70,7 @@ def workers_ended() -> Iterator[None]:
     """Hand a signal on to the workers of a sweep, which save, and end after them."""
 
     def hand_on(number: int, _: FrameType | None) -> None:
-        for each in _SIGNALS:
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         workers = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
         for worker in workers:
@@ -83,7 +83,7 @@ def workers_ended() -> Iterator[None]:
         # The pool would wait for answers that no worker gives any more.
         os._exit(128 + number)
 
-    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    before = {each: signal.getsignal(each) for each in SIGNALS}
     for each, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(each, hand_on)

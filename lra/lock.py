@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from lra.config import ConfigError
@@ -71,12 +72,9 @@ class Note:
 
 def _exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
+        return bool(psutil.pid_exists(pid))
+    except OverflowError:
+        return True
 
 
 def read_note(file: Path) -> Note | None:
