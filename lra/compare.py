@@ -4,8 +4,9 @@
     lra compare attention=fourier variant=default,norm=ortho scale=mini
 
 From records alone. Cells of one task and seed, trained on the same data, are a pair; the interval
-is Student's of the differences. One pair has no spread: its interval is that of two shares of a
-test set. Two methods are compared, the first two that the words name or that there are.
+is Student's of the differences. One pair has no spread: its interval is that of a difference on one
+test set, by the examples that only one of both has right where predictions are stored, else as of
+two shares. Two methods are compared, the first two that the words name or that there are.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from lra.config import ConfigError, command, groups
 from lra.markdown import markdown
 from lra.record import Method, Record, read_records
 from lra.report.selection import Selection, selections
+from lra.report.significance import mcnemar
+from lra.report.standing import Answers, discordant, stored
 from lra.terminal import run
 from lra.variant import DEFAULT
 
@@ -41,11 +44,14 @@ class Comparison:
         task: Task.
         first: The first method's records, by seed.
         second: The second's, of the same seeds.
+        alone: Test examples that only the first has right, and only the second, where there is one
+            seed and both predictions are stored.
     """
 
     task: str
     first: tuple[Record, ...]
     second: tuple[Record, ...]
+    alone: tuple[int, int] | None = None
 
     @property
     def differences(self) -> list[float]:
@@ -62,6 +68,11 @@ class Comparison:
     def half_width(self) -> float:
         """Half the width of the 95 % interval, in percent."""
         count = len(self.differences)
+        if self.alone is not None:
+            # Of a difference of shares of the same examples (Agresti, equation 11.1).
+            one, other = self.alone
+            spread = math.sqrt(one + other - (one - other) ** 2 / (self.first[0].test_total or 1))
+            return 100 * NORMAL * spread / (self.first[0].test_total or 1)
         if count == 1:
             return 100 * NORMAL * math.sqrt(_variance(self.first[0]) + _variance(self.second[0]))
         factor = STUDENT[count - 2] if count - 2 < len(STUDENT) else NORMAL
@@ -83,13 +94,19 @@ def _variance(record: Record) -> float:
     return share * (1 - share) / total
 
 
-def comparisons(records: Iterable[Record], one: Method, other: Method) -> Iterator[Comparison]:
+def comparisons(
+    records: Iterable[Record],
+    one: Method,
+    other: Method,
+    answers: Answers = lambda record: None,
+) -> Iterator[Comparison]:
     """Yield the comparison of two methods on every task that both have equal seeds and data of.
 
     Args:
         records: Of one scale and protocol.
         one: The first method.
         other: The second.
+        answers: Gives the test predictions of a record, None where there are none.
     """
     results: dict[tuple[str, int, str], dict[Method, Record]] = {}
     for record in records:
@@ -100,7 +117,8 @@ def comparisons(records: Iterable[Record], one: Method, other: Method) -> Iterat
     for task in dict.fromkeys(key[0] for key in pairs):
         both = [each for key, each in pairs.items() if key[0] == task]
         first, second = (tuple(each[method] for each in both) for method in (one, other))
-        yield Comparison(task, first, second)
+        alone = discordant(first[0], second[0], answers) if len(both) == 1 else None
+        yield Comparison(task, first, second, alone)
 
 
 def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method]:
@@ -128,9 +146,14 @@ def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method
     raise ConfigError(f"two methods with results are needed; those words find {names}")
 
 
-def page(records: Sequence[Record], one: Method, other: Method) -> str:
+def page(
+    records: Sequence[Record],
+    one: Method,
+    other: Method,
+    answers: Answers = lambda record: None,
+) -> str:
     """Return the table of two methods, and below it what it says in words."""
-    found = list(comparisons(records, one, other))
+    found = list(comparisons(records, one, other, answers))
     table = [["task", "seeds", str(one), str(other), "difference", "95 % interval"]]
     for each in found:
         low, high = each.mean - each.half_width, each.mean + each.half_width
@@ -141,6 +164,13 @@ def page(records: Sequence[Record], one: Method, other: Method) -> str:
         interval = f"{low:+.1f} to {high:+.1f}"
         table.append([each.task, f"{len(each.first)}", *numbers, f"{each.mean:+.1f}", interval])
     lines = [f"{each.task}: {each.words}." for each in found]
+    for each in found:
+        if each.alone is not None:
+            a, b = each.alone
+            lines.append(
+                f"{each.task}: only {one} is right on {a} test examples, only {other} on {b};"
+                f" McNemar's exact p = {mcnemar(a, b):.2g}."
+            )
     if any(len(each.first) == 1 for each in found):
         lines.append(
             "Of one seed the interval knows the test set's size alone, not what another seed gives."
@@ -162,7 +192,7 @@ def main() -> None:
             records = [record for record in read_records(folder) if asked.has(record)]
             records = [record for record in records if record.status == "ok"]
             print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
-            print(page(records, *methods(records, asked)))
+            print(page(records, *methods(records, asked), stored(folder)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

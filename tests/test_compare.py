@@ -4,11 +4,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_report import OK, scored, store
 
 from lra import compare
 from lra.compare import comparisons, page
+from lra.predictions import Predictions
 from lra.record import Method
 
 FIRST, SECOND = Method("softmax"), Method("mra")
@@ -72,3 +74,26 @@ def test_the_words_choose_the_two_methods(
     assert status == 0 and "| 50.0       | 40.0 | +10.0 " in out
     status, _, err = run(tmp_path, monkeypatch, capsys, "attention=linear")
     assert status == 2 and "two methods with results are needed; those words find none" in err
+
+
+def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> None:
+    records = pairs((800, 830))
+    labels = np.zeros(2000, dtype=int)
+    # Only the first is right on 10 examples, only the second on 40.
+    first, second = np.zeros(2000, dtype=bool), np.zeros(2000, dtype=bool)
+    first[:800], second[10:840] = True, True
+    right = dict(zip(dict.fromkeys(r.attention for r in records), (first, second), strict=True))
+
+    def answers(record: compare.Record) -> Predictions:
+        return Predictions((~right[record.attention]).astype(int), labels)
+
+    one, other = (record.method for record in records)
+    [found] = comparisons(records, one, other, answers)
+    assert found.alone == (10, 40)
+    # sqrt(50 - 30 ** 2 / 2000) / 2000 is the standard error, 0.352 %.
+    assert found.half_width == pytest.approx(0.6898, abs=1e-3)
+    [without] = comparisons(records, one, other)
+    assert without.alone is None and without.half_width > 3
+    text = page(records, one, other, answers)
+    assert f"only {one} is right on 10 test examples, only {other} on 40" in text
+    assert "McNemar's exact p = 2.4e-05" in text and f"{other} is better than {one}" in text

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lra.predictions import Predictions, read_predictions
 from lra.record import Method, Record
 from lra.report.grid import Entry, Grid
@@ -82,13 +84,24 @@ def against(best: Entry, other: Entry, answers: Answers = lambda record: None) -
         p = paired_t([(a or 0.0) - (b or 0.0) for a, b in pairs])
         return _told(p < LEVEL, f"paired t over {len(common)} seeds, p = {p:.2g}")
     if common:
-        a, b = answers(first[common[0]]), answers(second[common[0]])
-        if a is not None and b is not None and (a.labels == b.labels).all():
-            p = mcnemar(int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum()))
+        alone = discordant(first[common[0]], second[common[0]], answers)
+        if alone is not None:
+            p = mcnemar(*alone)
             return _told(p < LEVEL, f"McNemar, seed {common[0]}, p = {p:.2g}")
     low, high = difference_interval(_counts(best), _counts(other))
     interval = f"difference {100 * low:.1f} to {100 * high:.1f} points"
     return _told(not low <= 0 <= high, interval)
+
+
+def discordant(first: Record, second: Record, answers: Answers) -> tuple[int, int] | None:
+    """Return how many test examples only the first has right, and how many only the second.
+
+    None where predictions are missing, or not of the same examples.
+    """
+    a, b = answers(first), answers(second)
+    if a is None or b is None or not np.array_equal(a.labels, b.labels):
+        return None
+    return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
 
 
 def _told(apart: bool, test: str) -> Standing:
