@@ -101,7 +101,14 @@ class Batches:
         [batch] = self.divided(step, batch_size, seed, WHOLE)
         return batch
 
-    def divided(self, step: int, batch_size: int, seed: int, division: Division) -> list[Batch]:
+    def divided(
+        self,
+        step: int,
+        batch_size: int,
+        seed: int,
+        division: Division,
+        share: tuple[int, int] = (0, 1),
+    ) -> list[Batch]:
         """Return the batch of a training step in micro-batches, the longest examples first.
 
         Args:
@@ -109,18 +116,24 @@ class Batches:
             batch_size: Examples of the whole batch.
             seed: Of the order of examples.
             division: What is computed at once.
+            share: Which part of the batch, from 0, of how many of about equal lengths.
         """
-        indices = self._draw(step, batch_size, seed)
+        indices, (part, parts) = self._draw(step, batch_size, seed), share
         if division.is_whole:
-            return [self.gather(indices)]
-        indices = indices[np.argsort(-self._lengths[indices].max(1), kind="stable")]
+            whole = batch_size if parts > 1 else None
+            return [self.gather(indices[part::parts], whole=whole)]
+        indices = indices[np.argsort(-self._lengths[indices].max(1), kind="stable")][part::parts]
         widths = [self._width(indices[row : row + 1], division) for row in range(len(indices))]
         batches = []
-        for part in division.divide(widths, self._per_example):
-            rows = division.rows(widths[part.start], self._per_example)
+        for rows_of in division.divide(widths, self._per_example):
+            rows = division.rows(widths[rows_of.start], self._per_example)
             fill = min(rows, batch_size) if division.shapes else 0
-            batches.append(self.gather(indices[part], division, fill, batch_size))
+            batches.append(self.gather(indices[rows_of], division, fill, batch_size))
         return batches
+
+    def num_tokens(self, step: int, batch_size: int, seed: int) -> int:
+        """Return the tokens of the sequences of a whole batch."""
+        return int(self._lengths[self._draw(step, batch_size, seed)].sum())
 
     def _draw(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
         start = step * batch_size

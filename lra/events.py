@@ -15,11 +15,14 @@ class Events:
     Args:
         folder: Run folder.
         purge_step: First step of what follows; later ones of an interrupted run are dropped.
+        written: Whether anything is written at all.
     """
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
+    def __init__(self, folder: Path, purge_step: int, written: bool = True) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        if not written:
+            return
         try:
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         except OSError as error:

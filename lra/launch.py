@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -77,11 +78,11 @@ def workers_ended() -> Iterator[None]:
             # One that has ended meanwhile needs none.
             if worker.is_running():
                 worker.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(workers, timeout=PATIENCE)
-        for worker in left:
-            worker.kill()
-        # The pool would wait for answers that no worker gives any more.
-        os._exit(128 + number)
+        sys.stdout.flush()
+        # The pool would kill all of them as soon as the first one has saved and ended. It goes with
+        # the program; the process stays, and only waits.
+        code, numbers = str(128 + number), [str(worker.pid) for worker in workers]
+        os.execv(sys.executable, [sys.executable, "-m", "lra.launch", code, *numbers])
 
     before = {each: signal.getsignal(each) for each in SIGNALS}
     for each, handler in before.items():
@@ -100,3 +101,16 @@ def _is_worker(process: psutil.Process) -> bool:
         return "resource_tracker" not in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def wait_for(pids: Iterable[int]) -> None:
+    """Wait for processes to end, and end those that take too long."""
+    there = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, left = psutil.wait_procs(there, timeout=PATIENCE)
+    for process in left:
+        process.kill()
+
+
+if __name__ == "__main__":
+    wait_for(map(int, sys.argv[2:]))
+    sys.exit(int(sys.argv[1]))

@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lra import checkpoint
@@ -37,6 +35,8 @@ from lra.events import Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
 from lra.predictions import Predictions
+from lra.processes import ALONE, Processes
+from lra.seeds import derive
 from lra.signals import Stop
 from lra.speed import WINDOW, Speed
 from models.shared_kernel import kernels_shared
@@ -189,16 +189,26 @@ def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=scaled)
 
 
-def count_correct(model: nn.Module, batches: Batches, train: TrainConfig) -> int:
+def count_correct(
+    model: nn.Module, batches: Batches, train: TrainConfig, processes: Processes = ALONE
+) -> int:
     """Return how many examples of the whole split the model classifies rightly; see `predict`."""
-    return predict(model, batches, train).num_correct
+    return predict(model, batches, train, processes).num_correct
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Batches, train: TrainConfig) -> Predictions:
+def predict(
+    model: nn.Module, batches: Batches, train: TrainConfig, processes: Processes = ALONE
+) -> Predictions:
     """Return the model's answer to every example of a split, in the split's order.
 
     A batch that does not fit the memory is computed in halves.
+
+    Args:
+        model: The network.
+        batches: The split.
+        train: Batch size and precision.
+        processes: Those that share the work; all return the same.
 
     Raises:
         NotFiniteError: An answer is infinite or no number.
@@ -207,17 +217,16 @@ def predict(model: nn.Module, batches: Batches, train: TrainConfig) -> Predictio
     was_training = model.training
     model.eval()
     not_finite = torch.zeros((), dtype=torch.int64, device=device)
-    # Examples by their numbers, and answers to them, which stay on the device until all are there.
-    numbers: list[NDArray[np.int64]] = []
-    answers: list[Tensor] = []
+    # They stay on the device until all are there.
+    predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
     division = division_for(train.micro_batch, model, device)
-    groups = batches.groups(train.eval_batch_size, division)[::-1]
+    groups = batches.groups(train.eval_batch_size, division)
+    groups = groups[processes.rank :: processes.size][::-1]
     while groups:
         group = groups.pop()
         try:
             answer, wrong = _answer(model, batches.gather(group), train.precision)
-            numbers.append(group)
-            answers.append(answer)
+            predicted[torch.from_numpy(group.copy()).to(device)] = answer
             not_finite += wrong
             continue
         except (RuntimeError, MemoryError) as error:
@@ -226,12 +235,10 @@ def predict(model: nn.Module, batches: Batches, train: TrainConfig) -> Predictio
             log.warning("out of memory with %d examples in evaluation: in halves", len(group))
         groups += [group[len(group) // 2 :], group[: len(group) // 2]]
     model.train(was_training)
-    if not_finite.item():
+    if processes.total(not_finite).item():
         # The largest of numbers that are none is the first, which is right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
-    predicted = np.empty(len(batches), dtype=np.int64)
-    predicted[np.concatenate(numbers)] = torch.cat(answers).cpu().numpy()
-    return Predictions(predicted, batches.labels)
+    return Predictions(processes.total(predicted).cpu().numpy(), batches.labels)
 
 
 def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
@@ -254,6 +261,7 @@ class Run:
         identity: What the cell is known by; a checkpoint of another one is refused.
         label: The cell's name, for the bar and the log.
         stop: Tells when the run is asked to stop.
+        processes: Those that train it together; the first one writes.
     """
 
     def __init__(
@@ -267,12 +275,15 @@ class Run:
         identity: Identity,
         label: str,
         stop: Stop | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
-        self.stop = stop or Stop()
+        self.stop, self.processes = stop or Stop(), processes
+        # Asked of any process, after the same update of all.
+        self._stops = False
         # Versions of the code that trained before this one, where the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
@@ -297,7 +308,7 @@ class Run:
         """
         self._resume()
         train, progress = self.train_config, self.progress
-        writer = Events(self.folder, progress.step + 1)
+        writer = Events(self.folder, progress.step + 1, self.processes.writes)
         bar = progress_bar(
             total=train.steps,
             initial=progress.step,
@@ -311,7 +322,7 @@ class Run:
 
             def interrupted() -> bool:
                 overdue = time.perf_counter() - saved >= train.checkpoint_seconds
-                return overdue or self.stop.requested
+                return overdue or self._stops
 
             while progress.step < train.steps:
                 self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
@@ -321,12 +332,14 @@ class Run:
                 if interrupted():
                     self._save()
                     saved = time.perf_counter()
-                if self.stop.requested:
+                if self._stops:
+                    self._stops = False
                     self.stop.answer(f"stopped at step {progress.step}; start again to continue")
             # The test that follows may be long too.
             self._save()
         self.model.load_state_dict(self.best_model)
-        checkpoint.save(self.folder / BEST, {"model": self.best_model})
+        if self.processes.writes:
+            checkpoint.save(self.folder / BEST, {"model": self.best_model})
         return progress
 
     def _next_log(self) -> int:
@@ -391,8 +404,11 @@ class Run:
         started = time.perf_counter()
         self.optimiser.zero_grad()
         loss = self._accumulate(parts)
+        self._stops = self.processes.add_up(
+            self.model.parameters(), loss, self._stops or self.stop.requested
+        )
         apply(self.optimiser, train, self.scaler)
-        progress.tokens += sum(part.num_tokens for part in parts)
+        progress.tokens += self._num_tokens(parts)
         if train.compile:
             progress.compiled_shapes = max(progress.compiled_shapes, len(self.shapes))
         if not is_first:
@@ -403,7 +419,15 @@ class Run:
     def _parts(self) -> list[Batch]:
         """Return the micro-batches of the next update."""
         step, size = self.progress.step, self.train_config.batch_size
-        return self.batches["train"].divided(step, size, self.seed, self.division)
+        share = (self.processes.rank, self.processes.size)
+        return self.batches["train"].divided(step, size, self.seed, self.division, share)
+
+    def _num_tokens(self, parts: list[Batch]) -> int:
+        """Return the tokens of the whole batch, of which `parts` are the share of this process."""
+        if self.processes.size == 1:
+            return sum(part.num_tokens for part in parts)
+        step, size = self.progress.step, self.train_config.batch_size
+        return self.batches["train"].num_tokens(step, size, self.seed)
 
     def _accumulate(self, parts: list[Batch]) -> Tensor:
         """Compute the gradients of a batch, in halves of its micro-batches where memory ends."""
@@ -481,7 +505,7 @@ class Run:
         train, progress, batches = self.train_config, self.progress, self.batches["validation"]
         self._check_parameters()
         try:
-            correct = count_correct(self.model, batches, train)
+            correct = count_correct(self.model, batches, train, self.processes)
         except NotFiniteError as error:
             raise self._not_finite(f"{error}, at step {progress.step}") from error
         accuracy = correct / len(batches)
@@ -509,6 +533,9 @@ class Run:
     def _save(self) -> None:
         # What is not finite now stays so: the last good checkpoint is worth more.
         self._check_parameters()
+        self._saved_step = self.progress.step
+        if not self.processes.writes:
+            return
         state = {
             "identity": self.identity.hash,
             "config": self.identity.config,
@@ -526,9 +553,18 @@ class Run:
             "best_model": self.best_model,
         }
         checkpoint.save(self.folder / CHECKPOINT, state, self.folder / PREVIOUS)
-        self._saved_step = self.progress.step
 
     def _resume(self) -> None:
+        # All read what the first one found, and go on before it writes.
+        self.processes.wait()
+        self._load()
+        self.processes.wait()
+        if not self.processes.writes:
+            # The generators that are saved are the first one's.
+            stream = ("dropout", self.processes.rank, self.progress.step)
+            torch.manual_seed(derive(self.seed, *stream))
+
+    def _load(self) -> None:
         state = checkpoint.load_last(self.folder, self.device)
         if state is None:
             return

@@ -101,7 +101,8 @@ class Record:
         device: `cpu`, `cuda` or `mps`.
         dtype: Precision.
         compiled: Whether the model ran through `torch.compile`.
-        threads: CPU threads.
+        threads: CPU threads, of each process.
+        processes: Processes that shared every batch when the run ended.
         torch: Version of torch.
         python: Version of Python.
         commit: Git commit of the suite that ended the run; empty where it is unknown.
@@ -160,6 +161,7 @@ class Record:
     commit: str
     dirty: bool
     earlier_code: str = ""
+    processes: int = 1
     departures: str = UNKNOWN
     schema: int = SCHEMA
 

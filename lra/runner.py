@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,14 @@ from lra.config import (
     resolve_precision,
     told_departures,
 )
-from lra.division import is_out_of_memory
+from lra.division import is_out_of_memory, needs_whole_batch
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held
 from lra.loop import NotFiniteError, Run, predict
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
 from lra.predictions import PREDICTIONS, Predictions, by_length, write_predictions
+from lra.processes import Processes, joined, own_device
 from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
 from lra.signals import Stop, listening
@@ -66,7 +69,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     code_version()
     task = build_task(config)
     build_attention(config.attention)
-    device = resolve_device(config.device)
+    device = resolve_device(own_device(config.device))
     values = decided(config, task, device, folder)
     if not config.force and finished(folder, values):
         there = read_record(folder / RECORD).attention_source
@@ -113,11 +116,13 @@ class Work:
         holder: Says in the run folder how far it is.
         stop: Tells when it is asked to stop.
         label: Its name, for bar and log.
+        processes: Those that train it together.
     """
 
     holder: Holder
     stop: Stop
     label: str
+    processes: Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,20 +152,34 @@ def _train_alone(
     folder: Path,
     label: str,
 ) -> Record:
-    """Train while no other process may, signals are heard, and settings of torch are kept."""
-    # Two processes in one folder would overwrite each other's checkpoints.
-    lock = held(folder / LOCK, folder / NOTE, "runs_dir", "trains this cell")
-    with lock as holder, listening() as stop, settings_restored():
+    """Train while no other cell's process may, signals are heard, and settings are kept."""
+    with (
+        joined(device, config.train.batch_size) as processes,
+        _lock(folder, processes) as holder,
+        listening() as stop,
+        settings_restored(),
+    ):
         torch.set_num_threads(values["threads"])
         seed_others(config.seed)
-        set_aside(folder)
         try:
-            work = Work(holder, stop, label)
+            work = Work(holder, stop, label, processes)
             record = _train(config, task, device, values, folder, work)
         except BackendError as error:
             raise ConfigError(f"attention {config.attention.name}: {error}") from error
         holder.ended = f"{record.status}: {record.reason}" if record.reason else record.status
     return record
+
+
+@contextmanager
+def _lock(folder: Path, processes: Processes) -> Iterator[Holder]:
+    """Hold a run folder for the processes of a cell, and make it ready for them."""
+    if not processes.writes:
+        yield Holder(folder / NOTE, "runs_dir")
+        return
+    # Two processes in one folder would overwrite each other's checkpoints.
+    with held(folder / LOCK, folder / NOTE, "runs_dir", "trains this cell") as holder:
+        set_aside(folder)
+        yield holder
 
 
 def _train(
@@ -175,7 +194,11 @@ def _train(
     # Before the data, which may take long to build, so that a refused option is told at once.
     model = build_model(config)
     dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
-    if config.force:
+    if work.processes.size > 1 and needs_whole_batch(model):
+        raise ConfigError(
+            "torchrun: this model takes statistics over the batch, which has to be in one process"
+        )
+    if config.force and work.processes.writes:
         checkpoint.remove(folder)
         (folder / RECORD).unlink(missing_ok=True)
     # Of an earlier end of this cell, which is not the one that the record will tell of.
@@ -193,6 +216,7 @@ def _train(
         identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
         work.label,
         work.stop,
+        work.processes,
     )
     work.holder.progress = lambda: (run.progress.step, config.train.steps)
     log.info(
@@ -215,6 +239,13 @@ def _train(
         reason = f"the data in {dataset.folder} were overwritten while this run read them"
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
     record = _record(config, values, dataset, run, outcome, setup)
+    if work.processes.writes:
+        _write(folder, record, outcome)
+    work.processes.wait()
+    return record
+
+
+def _write(folder: Path, record: Record, outcome: Outcome) -> None:
     if outcome.test is not None:
         # Before the record, by which a cell is finished.
         write_predictions(folder, outcome.test)
@@ -222,7 +253,6 @@ def _train(
     if record.status == "ok":
         # Of no use any more, and as large as the last one.
         (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
-    return record
 
 
 def _fit_and_test(run: Run, test: Batches) -> Outcome:
@@ -230,7 +260,7 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
     try:
         run.fit()
         started = time.perf_counter()
-        predictions = predict(run.model, test, run.train_config)
+        predictions = predict(run.model, test, run.train_config, run.processes)
     except (ConfigError, BackendError, OSError):
         # Nothing that the cell would do again: a folder, a disk, another cell's checkpoint.
         raise
@@ -304,6 +334,7 @@ def _record(
         dtype=resolve_precision(config.train.precision, run.device.type),
         compiled=config.train.compile,
         threads=values["threads"],
+        processes=run.processes.size,
         torch=torch.__version__,
         commit=commit,
         dirty=dirty,

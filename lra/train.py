@@ -164,6 +164,9 @@ def main() -> None:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    if (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print("torchrun trains one cell, and these words are of several", file=sys.stderr)
+        sys.exit(2)
     if is_search or in_sweep:
         flags = [*(flag for flag in flags if flag not in ("-m", "--multirun")), "--multirun"]
     sys.argv[1:] = [*flags, *words]

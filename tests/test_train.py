@@ -179,7 +179,7 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
 
     sizes = []
 
-    def counting(model: object, batches: Batches, train: object) -> Predictions:
+    def counting(model: object, batches: Batches, *_: object) -> Predictions:
         sizes.append(len(batches))
         answers = np.zeros(len(batches), dtype=np.int64)
         return Predictions(answers, (np.arange(len(batches)) >= len(sizes)).astype(np.int64))

@@ -253,6 +253,7 @@ def _measured_on(record: Record) -> tuple[object, ...]:
         record.dtype,
         record.compiled,
         record.threads,
+        record.processes,
         record.torch,
         record.commit,
         record.dirty,

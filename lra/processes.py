@@ -1,0 +1,137 @@
+"""One cell over several processes, as `torchrun --nproc_per_node=2 -m lra.train ...` starts them.
+
+Every process holds the whole model and computes a share of each batch. Gradients are added up over
+the processes before the update, so that it is the one of the whole batch, to rounding, and all
+processes keep the same parameters. The first one alone writes.
+
+Not by `DistributedDataParallel`: that averages the means of equal shares as the backward goes,
+where here a share has micro-batches of its own number and length, and a parameter that no example
+of a share uses keeps no gradient.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lra.config import ConfigError
+
+# How long one process waits for the others, which may be building data or saving.
+PATIENCE = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train a cell together.
+
+    Args:
+        rank: Number of this one; 0 writes.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes checkpoints, records and curves."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Return the sum of counts over the processes."""
+        if self.size > 1:
+            dist.all_reduce(counts)
+        return counts
+
+    def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor, stop: bool) -> bool:
+        """Replace gradients and loss by their sums over the processes.
+
+        Args:
+            parameters: Of the model, in the same order everywhere.
+            loss: A scalar, which is changed.
+            stop: Whether this process is asked to stop.
+
+        Returns:
+            Whether any process is asked to stop.
+        """
+        if self.size == 1:
+            return stop
+        trained = [each for each in parameters if each.requires_grad]
+        there = loss.new_tensor([each.grad is not None for each in trained] + [stop])
+        # One message for all of them, as each costs a round of its own.
+        flat = torch.cat(
+            [
+                loss.reshape(1).float(),
+                there.float(),
+                *(
+                    (torch.zeros_like(each) if each.grad is None else each.grad).flatten()
+                    for each in trained
+                ),
+            ]
+        )
+        dist.all_reduce(flat)
+        loss.copy_(flat[0])
+        used = flat[1 : 2 + len(trained)].tolist()
+        start = 2 + len(trained)
+        for each, count in zip(trained, used, strict=False):
+            # What no process has used keeps no gradient, and no weight decay.
+            if count:
+                each.grad = flat[start : start + each.numel()].view_as(each).clone()
+            start += each.numel()
+        return bool(used[-1])
+
+
+ALONE = Processes()
+
+
+def asked_for() -> int:
+    """Return how many processes torchrun has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(name: str) -> str:
+    """Return the device of this process: of several GPUs its own."""
+    if asked_for() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return name
+
+
+@contextmanager
+def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
+    """Join the processes that torchrun has started; without it there is one.
+
+    Args:
+        device: Where this one computes.
+        batch_size: Examples of a batch, at least one a process.
+
+    Raises:
+        ConfigError: There are more processes than examples in a batch.
+    """
+    if (size := asked_for()) == 1:
+        yield ALONE
+        return
+    if batch_size < size:
+        raise ConfigError(f"train.batch_size={batch_size}: must be at least {size}, the processes")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    before = logging.root.manager.disable
+    if dist.get_rank():
+        # What all do alike is told once.
+        logging.disable(logging.INFO)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        logging.disable(before)
+        dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""One cell over two processes, as torchrun starts them: the same update, and the same files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cell import TINY, configure
+
+from lra.checkpoint import load, load_best, load_last
+from lra.config import ConfigError
+from lra.loop import Run
+from lra.processes import ALONE, joined
+from lra.record import NOTE, RECORD, read_record
+from lra.runner import run_cell
+from lra.signals import StoppedError
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+# Without dropout, whose masks are each process's own; an odd batch, so that shares differ.
+WORDS = ["attention=softmax", "model.dropout=0.0", "model.attention_dropout=0.0"]
+WORDS += ["train.batch_size=5", "train.steps=40", "train.validate_every=10", "train.clip_norm=0.5"]
+
+
+def torchrun(folder: Path, *words: str, processes: int = 2) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command += ["--standalone", "-m", "lra.train", *TINY, *WORDS, *words]
+    command += [f"cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run_folder(folder: Path) -> Path:
+    return folder / "runs" / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run_folder(folder).mkdir(parents=True)
+    run_cell(configure(folder, *WORDS), run_folder(folder))
+    return run_folder(folder)
+
+
+def assert_alike(ours: Path, theirs: Path) -> None:
+    states = [load(folder / "checkpoint.pt", CPU) for folder in (ours, theirs)]
+    for name, value in states[0]["model"].items():
+        torch.testing.assert_close(value, states[1]["model"][name], rtol=1e-3, atol=1e-4)
+    records = [read_record(folder / RECORD) for folder in (ours, theirs)]
+    for key in ("steps", "test_total", "config_hash", "data_fingerprint"):
+        assert getattr(records[0], key) == getattr(records[1], key), key
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one_and_the_first_one_writes(
+    tmp_path: Path, alone: Path
+) -> None:
+    output = torchrun(tmp_path)
+    folder = run_folder(tmp_path)
+    assert_alike(alone, folder)
+    record = read_record(folder / RECORD)
+    assert (record.processes, read_record(alone / RECORD).processes) == (2, 1)
+    # Each validated the half of the split, and all of it counts.
+    assert record.test_total == 24 and output.count("step 40/40: validation") == 1
+    progress = [load(each / "checkpoint.pt", CPU)["progress"] for each in (alone, folder)]
+    assert progress[0]["tokens"] == progress[1]["tokens"]
+    assert len(list(folder.glob("events*"))) == 1 and (folder / NOTE).exists()
+    assert load_best(folder, CPU).keys() == load_best(alone, CPU).keys()
+    # And finished is finished, for both.
+    assert "is finished" in torchrun(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, save = run_folder(tmp_path), Run._save
+    folder.mkdir(parents=True)
+
+    def stop(run: Run) -> None:
+        save(run)
+        if run.progress.step == 17:
+            raise StoppedError("enough")
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Run, "_save", stop)
+        run_cell(configure(tmp_path, *WORDS, "train.checkpoint_seconds=0"), folder)
+    assert (load_last(folder, CPU) or {})["progress"]["step"] == 17
+    assert "continues at step 17" in torchrun(tmp_path)
+    assert_alike(alone, folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_under_torchrun_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="torchrun trains one cell"):
+        torchrun(tmp_path, "seed=0,1")
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    with joined(CPU, 1) as processes:
+        assert processes == ALONE and processes.writes
+        assert ALONE.add_up([], torch.zeros(()), stop=True) is True
+
+
+def test_more_processes_than_examples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="train.batch_size=3: must be at least 4"), joined(CPU, 3):
+        pass
