@@ -203,7 +203,26 @@ def test_nothing_is_published_of_a_variant_of_stand_in_data_or_of_what_departs()
     other = [{"variant": "wide"}, {"data_source": "stand-in"}, {"departures": "train.steps=3"}]
     for change in other:
         assert beside(build_grid([replace(OK, **change)]), "nystromformer") == []
-    assert {run_by(row) for row in figures()} >= {"re-run by others", "authors of the protocol"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "method", "found"),
+    [
+        ("lra", "Transformer", {"authors of the protocol"}),
+        ("lra", "Transformer (theirs)", {"re-run by others"}),
+        ("lra", "FNet", {"others"}),
+        ("nystromformer", "Skyformer", {"others"}),
+        ("nystromformer", "Reformer", {"authors of the protocol", "re-run by others"}),
+        ("wavspa", "Transformer", {"copied by its source"}),
+        ("wavspa", "WavSpA-Ada Transformer", {"authors of the protocol"}),
+        ("mega", "Transformer (re-run)", {"re-run by others"}),
+        ("lru", "LRU", {"authors of the protocol", "copied by its source"}),
+        ("s5", "S5", {"copied by its source"}),
+    ],
+)
+def test_who_ran_a_published_figure_is_told(protocol: str, method: str, found: set[str]) -> None:
+    rows = [row for row in figures() if (row["protocol"], row["method"]) == (protocol, method)]
+    assert {run_by(row) for row in rows} == found
 
 
 BINS = [

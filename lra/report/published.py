@@ -23,8 +23,9 @@ NAMES = {
     "lru": ("LRU",),
     "s5": ("S5",),
     "s4d": ("S4D",),
+    "wavspa": ("WavSpA-Ada Transformer",),
 }
-# Whose protocol it is, as the column `family` calls them. All others have run it again.
+# Whose protocol it is, as the column `family` calls them.
 AUTHORS = {
     "lra": "LRA-original",
     "nystromformer": "mlpen",
@@ -32,6 +33,8 @@ AUTHORS = {
     "mega": "Mega/Luna fairseq",
     "lru": "LRU paper",
 }
+# Who trained the methods of others again under a protocol, and the method of their own.
+RERUN = {"Skyformer": "Skyformer", "FNet-paper (LRA JAX code)": "FNet"}
 HEADER = ("task", "attention", "ours", "published", "difference", "run by", "source")
 
 
@@ -44,11 +47,12 @@ def figures() -> tuple[dict[str, str], ...]:
 
 
 def run_by(row: dict[str, str]) -> str:
-    """Return who ran what was published: the authors of its protocol, or others again."""
-    own = AUTHORS.get(row["protocol"])
-    if "re-run" in row["method"] or (own is not None and row["family"] != own):
+    """Return who ran what was published, in words, by the notes of `results/published.csv`."""
+    if "second-hand" in row["note"] or "copied from earlier papers" in row["note"]:
+        return "copied by its source"
+    if "(re-run" in row["method"] or RERUN.get(row["family"], row["method"]) != row["method"]:
         return "re-run by others"
-    return "authors of the protocol" if own else "its source"
+    return "authors of the protocol" if AUTHORS.get(row["protocol"]) == row["family"] else "others"
 
 
 def beside(grid: Grid, protocol: str) -> Table:
@@ -63,7 +67,7 @@ def beside(grid: Grid, protocol: str) -> Table:
             if entry.mean is None or not compares or _is_made_up(entry.finished[0].data_source):
                 continue
             for row in figures():
-                name = row["method"].partition(" (re-run")[0]
+                name = row["method"].partition(" (re-run")[0].removesuffix(" (theirs)")
                 same = (row["protocol"], row["task"]) == (protocol, task_of(column))
                 if not same or name not in NAMES.get(method.attention, ()):
                     continue
