@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib.text
 import pytest
@@ -177,6 +178,20 @@ def test_curves_are_read_from_events_and_seeds_are_a_band(tmp_path: Path) -> Non
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((20, 50), abs=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
     assert learning_curves(grid, "t", logged(tmp_path / "elsewhere")) is None
+
+
+@pytest.mark.parametrize("name", ["<b>&--", "$a_{b$", "]]>", "--><script>x</script>", "a\x1b[31m"])
+def test_a_picture_with_any_name_is_whole_xml_without_what_the_name_would_do(
+    tmp_path: Path, name: str
+) -> None:
+    grid = build_grid(
+        [replace(OK, test_by_length=BINS), replace(OK, variant=name), replace(OK, attention=name)]
+    )
+    for index, figure in enumerate((accuracy_against_speed(grid, name), heat_map(grid, name))):
+        file = tmp_path / f"{index}.svg"
+        save(figure, file)
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
+        assert "path" in tags and not tags & {"script", "b"}
 
 
 def test_a_report_without_results_has_a_picture_that_says_so() -> None:
