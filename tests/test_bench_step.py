@@ -66,6 +66,12 @@ def test_a_floor_counts_products_and_nothing_else() -> None:
     assert products.seconds(1, CPU) > 0
 
 
+def test_a_floor_makes_tensors_again_whose_elements_share_their_memory() -> None:
+    with Products() as products:
+        torch.bmm(torch.randn(1, 4, 5).expand(3, 4, 5), torch.randn(3, 5, 2))
+    assert sum(products.calls.values()) == 1 and products.seconds(1, CPU) > 0
+
+
 def test_the_old_form_is_the_whole_batch_without_kernels() -> None:
     config = whole_batch(lra.config.load(*TINY, "model.attention_dropout=0.1"))
     assert config.train.micro_batch == 0

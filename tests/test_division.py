@@ -225,8 +225,8 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Cut sequences to what the tiny model has positions for."""
     gather = Batches.gather
 
-    def cut(self: Batches, *arguments: object) -> Batch:
-        batch = gather(self, *arguments)
+    def cut(self: Batches, *arguments: object, **named: object) -> Batch:
+        batch = gather(self, *arguments, **named)
         mask = None if batch.mask is None else batch.mask[:, :40]
         return replace(batch, tokens=batch.tokens[:, :40], mask=mask)
 

@@ -45,10 +45,12 @@ def _random(outline: Any) -> Any:
     if not _is_outline(outline):
         return outline
     _, shape, strides, dtype, device = outline
-    made = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    # Elements may share memory, as an expanded tensor's do, and then cannot be written singly.
+    size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    storage = torch.zeros(size if all(shape) else 0, dtype=dtype, device=device)
     if dtype.is_floating_point or dtype.is_complex:
-        return made.normal_()
-    return made.zero_()
+        storage.normal_()
+    return storage.as_strided(shape, strides)
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub
