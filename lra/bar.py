@@ -5,6 +5,15 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+# What a terminal of 80 columns must show comes first, the loss among it; the rest may be cut.
+FORMAT = "{desc} {percentage:3.0f}%{postfix} {bar} {n_fmt}/{total_fmt} {remaining} left, {rate_fmt}"
+LONGEST = 36
+
+
+def shortened(label: str) -> str:
+    """Return the name of what a bar is of, cut where the bar would have no room beside it."""
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 4]} ..."
+
 
 def progress_bar(*arguments: Any, **options: Any) -> Any:
     """Return a bar of tqdm's, with its arguments and options.

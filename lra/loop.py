@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lra import checkpoint
-from lra.bar import progress_bar
+from lra.bar import FORMAT, progress_bar, shortened
 from lra.batches import Batch, Batches
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
 from lra.config import TrainConfig, resolve_precision
@@ -312,9 +312,10 @@ class Run:
         bar = progress_bar(
             total=train.steps,
             initial=progress.step,
-            desc=self.label,
+            desc=shortened(self.label),
             unit="step",
             dynamic_ncols=True,
+            bar_format=FORMAT,
         )
         saved = started = time.perf_counter()
         before = progress.seconds

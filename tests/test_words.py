@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
+from lra import bar
 from lra.config import ConfigError, command, groups, load, place
 from lra.report.selection import selections
 from lra.words import Groups, complete, expand, grouped, merged
@@ -225,3 +227,19 @@ def test_a_sweep_that_cannot_be_is_refused_in_a_line(
     refused = lra(tmp_path, "train", "attention=softmax,fourier", *words)
     assert refused.returncode == 2 and told in refused.stderr
     assert "Traceback" not in refused.stderr and not refused.stdout
+
+
+@pytest.mark.parametrize("label", ["[3/20] listops/softmax seed0", "[12/20] " + "x" * 200])
+def test_a_bar_of_80_columns_shows_the_loss(label: str) -> None:
+    line = tqdm.format_meter(
+        600,
+        5000,
+        12.3,
+        ncols=80,
+        prefix=bar.shortened(label),
+        postfix="loss=1.2345, accuracy=0.4210",
+        bar_format=bar.FORMAT,
+        unit="step",
+    )
+    assert len(line) <= 80 and line.startswith(label[:8])
+    assert "12%, loss=1.2345, accuracy=0.4210" in line
