@@ -44,7 +44,7 @@ COMMANDS = {
     "compare": Command(
         "lra.compare", "Compare two methods over their seeds", "attention=softmax,mra scale=mini"
     ),
-    "status": Command("lra.status", "Say where the cells of a grid stand", "scale=mini"),
+    "status": Command("lra.status", "Say how far the cells of a grid are", "scale=mini"),
     "bench": Command(
         "lra.bench.__main__",
         "Measure speed and memory",

@@ -53,7 +53,7 @@ class Division:
 
         Args:
             width: Padded length, in tokens.
-            sequences: Sequences an example.
+            sequences: Sequences per example.
         """
         each = {"examples": 1, "tokens": sequences * width, "squares": sequences * width**2}
         limits = [getattr(self, key) // size for key, size in each.items() if getattr(self, key)]
@@ -64,7 +64,7 @@ class Division:
 
         Args:
             widths: Padded lengths of the examples, in tokens.
-            sequences: Sequences an example.
+            sequences: Sequences per example.
         """
         parts, start = [], 0
         while start < len(widths):

@@ -77,12 +77,12 @@ class Record:
         skipped_updates: Those of them that float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
         seconds: Seconds in all, data and evaluation included.
-        steps_per_second: Updates a second, the median over windows of some updates; in records
+        steps_per_second: Updates per second, the median over windows of some updates; in records
             without `speed_windows`, updates over `train_seconds`.
         steps_per_second_low: Their first quartile.
         steps_per_second_high: Their third quartile.
         speed_windows: Number of these windows.
-        tokens_per_second: Real tokens a second, the median over the same windows.
+        tokens_per_second: Real tokens per second, the median over the same windows.
         first_call_seconds: Seconds of updates that set up or compiled something; in
             `train_seconds`, and in no window.
         micro_batch: What was computed at once, in words.

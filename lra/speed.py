@@ -17,7 +17,7 @@ class Speed:
     """Windows of updates, bounded in number, as a checkpoint holds them.
 
     Args:
-        windows: Updates a second and tokens a second of every window that is kept.
+        windows: Updates per second and tokens per second of every window that is kept.
         stride: Every so many windows one is kept: twice as many whenever the list is full.
         closed: Windows there were.
         open: Updates, tokens and seconds of the window that is not full yet.
@@ -54,17 +54,17 @@ class Speed:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Median updates a second; None before the second update."""
+        """Median updates per second; None before the second update."""
         return statistics.median(steps for steps, _ in self._known) if self._known else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Median real tokens a second."""
+        """Median real tokens per second."""
         return statistics.median(tokens for _, tokens in self._known) if self._known else None
 
     @property
     def quartiles(self) -> tuple[float, float] | None:
-        """First and third quartile of updates a second; None with fewer than two windows."""
+        """First and third quartile of updates per second; None with fewer than two windows."""
         if len(self.windows) < 2:
             return None
         steps = [steps for steps, _ in self.windows]

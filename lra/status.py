@@ -1,4 +1,4 @@
-"""Say where the cells of a grid stand: done, running since when, failed why, to do.
+"""Say how far the cells of a grid are: done, running since when, failed why, to do.
 
     lra status task=listops,text attention=softmax,mra seed=0,1 scale=mini
     lra status runs_dir=/shared/results/runs
@@ -36,7 +36,7 @@ CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "se
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a cell stands.
+    """How far a cell is.
 
     Args:
         folder: Its run folder; the last parts are task, attention, variant and seed.
@@ -58,7 +58,7 @@ class Status:
 
 
 def status(folder: Path, asked: dict[str, Any] | None = None) -> Status:
-    """Find out where a cell stands.
+    """Find out the state of a cell.
 
     Args:
         folder: Its run folder; it need not exist.
@@ -169,7 +169,7 @@ def page(cells: Sequence[Status]) -> str:
 
 
 def main() -> None:
-    """Print where the cells stand that the command line names."""
+    """Print how far the cells are that the command line names."""
     parser = argparse.ArgumentParser(prog="lra status", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="*", help="key=value as of lra train")

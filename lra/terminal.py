@@ -1,6 +1,6 @@
 """What every command owes a terminal: quiet ends of pipes, ASCII where it has no more.
 
-`run` stands around the `main` of a command, as in `python -m lra.report`.
+`run` wraps the `main` of a command, as in `python -m lra.report`.
 """
 
 import codecs
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from lra.threads import stray_threads_left
 
-# What stands in tables and messages beyond ASCII.
+# Characters of tables and messages beyond ASCII.
 _SPELLED = {"±": "+/-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<="}
 INTERRUPTED = 130
 

@@ -169,7 +169,7 @@ class Block(nn.Module):
             gelu = GELU[config.gelu]
             self.output = GatedOutput(config.dim, config.channel_mixing, gelu, dropout)
             return
-        # WavSpA's dropout stands before the MLP instead of after the attention.
+        # WavSpA's dropout is before the MLP instead of after the attention.
         output = kind(_either(config.output_dropout, config.dropout))
         self.output = output if config.mlp_norm else nn.Identity()
         self.mlp_norm = _norm(config, config.mlp_norm)

@@ -29,7 +29,7 @@ class LRU(nn.Module):
         r_max: Largest; moduli are uniform in area on the ring between.
         max_phase: Phases start uniform in [0, max_phase], in radians.
         bidirectional: Whether a position sees what follows it, as the paper has it for Pathfinder.
-        as_released: Let padding through, as the released code does. Then what stands under the
+        as_released: Let padding through, as the released code does. Then what is under the
             mask reaches real positions before it from behind: in both directions always, causally
             only where padding is not at the end.
 

@@ -53,7 +53,7 @@ class BatchNorm(nn.BatchNorm1d):
         epsilon: Added to the variance.
         momentum: Share of a batch in the running statistics that evaluation uses.
         padding: Take the statistics over padding too, as the released state-space models do; then
-            what stands under the mask changes real positions in training.
+            what is under the mask changes real positions in training.
     """
 
     def __init__(self, dim: int, epsilon: float, momentum: float = 0.1, padding: bool = False):

@@ -45,7 +45,7 @@ class S5(nn.Module):
         clip: Keep the real parts of Lambda at -1e-4 or below; without it nothing keeps the system
             stable.
         bidirectional: Whether a position sees what follows it.
-        as_released: Let padding through, as the released code does: what stands under the mask then
+        as_released: Let padding through, as the released code does: what is under the mask then
             reaches real positions.
 
     Raises:

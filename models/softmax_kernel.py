@@ -3,7 +3,7 @@
 `models/dropped_attention.py` calls it. Blocks of queries meet blocks of keys as in FlashAttention
 (Dao et al. 2022, arXiv 2205.14135): only one block's logits are kept, sums are corrected as the
 largest logit grows, and the backward computes weights again from the log-sum-exp. Whether a weight
-is kept is hashed from (seed, row, column) in either direction. Logits stand transposed, keys by
+is kept is hashed from (seed, row, column) in either direction. Logits are kept transposed, keys by
 queries, so that a vector holds queries: what a softmax needs along the keys is then plain
 arithmetic of vectors.
 

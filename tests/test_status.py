@@ -1,4 +1,4 @@
-"""Where the cells of a grid stand, from the files alone."""
+"""How far the cells of a grid are, from the files alone."""
 
 import json
 import os

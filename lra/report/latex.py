@@ -30,7 +30,7 @@ def latex(table: Table, caption: str, commands: Mapping[tuple[int, int], str]) -
 
     Args:
         table: Its first row is the header, its first column holds names.
-        caption: What stands below it.
+        caption: The text below it.
         commands: Commands such as `textbf` around a cell, by row and column from 0.
     """
 

@@ -38,7 +38,7 @@ class Lengths:
 def by_length(grid: Grid) -> list[Lengths]:
     """Return accuracy by length of every task whose records have it, methods as in the grid.
 
-    Records of other bins, such as those that read sequences to another length, stand apart.
+    Records of other bins, such as those that read sequences to another length, are kept apart.
     """
     found = []
     for task in grid.tasks:

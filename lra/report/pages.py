@@ -100,7 +100,7 @@ def accuracy_page(
         markdown(accuracy_table(grid, standings)),
         _stars(grid),
         f"`at chance`: not above the majority class by more than {CHANCE_ERRORS} standard errors;"
-        " where only some seeds are above it, their number stands beside n. `above chance` averages"
+        " where only some seeds are above it, their number is beside n. `above chance` averages"
         " (accuracy - chance) / (1 - chance); an incomplete row has no average.",
         *([EXPLAINED] if standings else []),
         *length_parts(grid),
@@ -266,7 +266,7 @@ def write_report(
     write_length_csv(folder / "accuracy_by_length.csv", grid)
     texts = latex_tables(grid, scale, protocol, ranks)
     for name in ("accuracy", "throughput", "accuracy_by_length", "published"):
-        # One of earlier records would stand beside what it is not of.
+        # One of earlier records would be beside what it is not of.
         (folder / f"{name}.tex").unlink(missing_ok=True)
         if name in texts:
             (folder / f"{name}.tex").write_text(texts[name], encoding="utf-8")

@@ -26,7 +26,7 @@ EXPLAINED = (
 
 @dataclass(frozen=True)
 class Standing:
-    """How an entry stands against the best of its task.
+    """How an entry compares with the best of its task.
 
     Args:
         place: `best`, `not told from best` or `worse than best`.
@@ -54,7 +54,7 @@ def stored(folder: Path) -> Answers:
 def standings(
     grid: Grid, answers: Answers = lambda record: None
 ) -> dict[tuple[str, Method], Standing]:
-    """Return how the entries stand, by task and method; none where nothing can be compared.
+    """Return how the entries compare, by task and method; none where nothing can be compared.
 
     Args:
         grid: The entries. Those of one column are of the same data.
@@ -75,7 +75,7 @@ def standings(
 
 
 def against(best: Entry, other: Entry, answers: Answers = lambda record: None) -> Standing:
-    """Return how an entry stands against the best, by the strongest test that there is."""
+    """Return how an entry compares with the best, by the strongest test that there is."""
     first = {record.seed: record for record in best.finished}
     second = {record.seed: record for record in other.finished}
     common = sorted(first.keys() & second.keys())
