@@ -75,7 +75,7 @@ def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Pat
     other = status(folder, {"train.steps": 7})
     assert (other.state, other.detail) == ("other", "train.steps=6 there, 7 asked for")
     values = json.loads((folder / RECORD).read_text())
-    empty = dict.fromkeys(("test_accuracy", "test_correct", "test_total"))
+    empty = dict.fromkeys(("test_accuracy", "test_correct", "test_total")) | {"test_by_length": []}
     (folder / RECORD).write_text(json.dumps(values | empty | {"status": "failed", "reason": "nan"}))
     assert (status(folder).state, status(folder).detail) == ("failed", "nan")
     text = re.sub(" +", " ", page([done, status(folder)]))
