@@ -224,7 +224,8 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     assert re.fullmatch(r"lra_user_pkg.mine:Scaled, sha256 [0-9a-f]{16}", source)
     assert record.config["attention"]["path"] == "lra_user_pkg.mine:Scaled"
     page = write_report(tmp_path / "runs", tmp_path / "out", "mini", "nystromformer")
-    assert "| lra_user_pkg.mine.Scaled |" in page
+    # A cell as small as this departs from its recipe.
+    assert "| lra_user_pkg.mine.Scaled [*] |" in page
     assert f"* Backend lra_user_pkg.mine.Scaled: {source}." in page
     named = write_report(
         tmp_path / "runs", tmp_path / "out", "mini", "nystromformer", attentions=["custom"]
