@@ -102,8 +102,12 @@ def main() -> None:
         hint = f"did you mean lra {close[0]}? " if close else ""
         print(f"lra {name}: there is no such command; {hint}`lra` lists them", file=sys.stderr)
         sys.exit(2)
-    own_help = name == "train" or words[:2] == ["bench", "step"]
-    if not own_help and {"-h", "--help"} & set(words):
+    if name == "train" and {"-h", "--help"} & set(words):
+        from lra.help import text
+
+        run(lambda: print(text()))
+        return
+    if words[:2] != ["bench", "step"] and {"-h", "--help"} & set(words):
         from lra.usage import usage
 
         run(lambda: print(usage(_file(COMMANDS[name]))))

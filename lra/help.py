@@ -1,6 +1,7 @@
-"""What `python -m lra.train --help` says: the groups a person chooses from, and every key.
+"""What `lra train --help` says: the groups a person chooses from, and every key.
 
-The meanings are those of the dataclasses' docstrings, so that there is one text for both.
+The meanings are those of the dataclasses' docstrings, so that there is one text for both. Hydra's
+own help reads every file of every group first, which takes seconds.
 """
 
 import inspect
@@ -8,26 +9,45 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib.util import find_spec
 from typing import Any, get_type_hints
 
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from lra.config import Config
 from lra.paths import CONFIGS
+from lra.words import Groups
 
 GROUPS = ("task", "attention", "protocol", "scale", "hydra/launcher")
+# Launchers by the package that brings them.
+LAUNCHERS = {
+    "hydra_plugins.hydra_joblib_launcher": ("joblib",),
+    "hydra_plugins.hydra_submitit_launcher": ("submitit_local", "submitit_slurm"),
+}
+USAGE = """\
+Train one cell of the Long Range Arena suite, or a sweep of them.
+Usage: lra train task=TASK attention=BACKEND [scale=mini] [key=value ...]
+       lra train task=A,B attention=C,my_file:MyAttention seed=0,1,2"""
 
 
-def register() -> None:
-    """Make both lists known to `configs/train.yaml`, as `${help_groups:}` and `${help_keys:}`."""
-    OmegaConf.register_new_resolver("help_groups", groups, replace=True)
-    OmegaConf.register_new_resolver("help_keys", keys, replace=True)
+def text() -> str:
+    """Return the whole help."""
+    return f"""{USAGE}
+
+== Groups: choose one of each by group=option ==
+{groups()}
+
+== Keys: change any by key=value; [default], where neither a task nor a protocol says more ==
+{keys()}
+
+== Every value of a cell, and the file that it comes from ==
+  lra show task=listops attention=mra scale=mini
+
+Hydra's flags work too: --cfg job prints a configuration, --hydra-help lists them."""
 
 
 def groups() -> str:
-    """Return a line for each group, with its options; needs an initialised Hydra."""
-    loader = GlobalHydra.instance().config_loader()
+    """Return a line for each group, with its options."""
     root = OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"))
     assert isinstance(root, dict)
     chosen: dict[str, str] = {"hydra/launcher": "basic"}
@@ -35,9 +55,20 @@ def groups() -> str:
         chosen |= {} if isinstance(entry, str) else entry
     lines = []
     for group in GROUPS:
-        others = [each for each in loader.get_group_options(group) if each != chosen[group]]
+        options = Groups((CONFIGS,)).options(group)
+        if group == "hydra/launcher":
+            there = [names for package, names in LAUNCHERS.items() if _is_there(package)]
+            options = sorted([*options, *(name for names in there for name in names)])
+        others = [each for each in options if each != chosen[group]]
         lines.append(_entry(group, ", ".join([f"{chosen[group]} (default)", *others])))
     return "\n".join(lines)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the folder of plugins
+        return False
 
 
 def keys() -> str:
@@ -73,6 +104,4 @@ def _default(field: "Field[Any]") -> str:
 
 def _entry(name: str, text: str) -> str:
     first = f"  {name:<24}  "
-    # Hydra substitutes what follows a dollar.
-    text = text.replace("$", "$$")
     return textwrap.fill(text, 100, initial_indent=first, subsequent_indent=" " * len(first))

@@ -35,11 +35,10 @@ log = logging.getLogger(__name__)
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
 _WITH_VALUE |= {"--experimental-rerun"}
 # Flags after which nothing is trained.
-_ONLY_SHOWN = {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"}
+_ONLY_SHOWN = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}
 _ONLY_SHOWN |= {"--shell-completion", "-sc"}
 
 register()
-help.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")  # type: ignore[untyped-decorator]  # Hydra has no types
@@ -142,6 +141,9 @@ def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
 def main() -> None:
     """Train what the command line names; several values of a word make a sweep."""
     flags, given = divide(sys.argv[1:])
+    if {"--help", "-h"} & set(flags):
+        print(help.text())
+        return
     try:
         words, there = command(given), groups(given)
         if _ONLY_SHOWN & set(flags):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from lra import help, show
@@ -202,10 +201,4 @@ def test_help_lists_what_a_person_chooses_and_every_key_with_its_meaning() -> No
         for name, meaning in help.meanings(kind).items():
             if name not in ("task", "protocol", "model", "train", "attention"):
                 assert meaning in flat, name
-    assert "python -m lra.show" in text
-
-
-def test_a_dollar_in_a_docstring_survives_the_help() -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        assert "$" not in help.groups()
-    assert help._entry("price", "in $") == "  price                     in $$"
+    assert "lra show" in text and "$" not in text
