@@ -26,16 +26,14 @@ class StoppedError(BaseException):
     Args:
         message: Where it stopped.
         number: The signal.
+        code: The exit code; without it 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP and 140
+            for SIGUSR2.
     """
 
-    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+    def __init__(self, message: str, number: int = signal.SIGTERM, code: int | None = None) -> None:
         super().__init__(message)
         self.number = number
-
-    @property
-    def code(self) -> int:
-        """The exit code: 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP, 140 for SIGUSR2."""
-        return 128 + self.number
+        self.code = 128 + number if code is None else code
 
 
 class Stop:
@@ -85,14 +83,23 @@ class Stop:
             message: Where the run stopped, for the error.
 
         Raises:
-            StoppedError: Nobody else listened.
+            StoppedError: Nobody else listened, or who did ends the process.
         """
-        number = self._received.pop()
-        handler = self._previous[signal.Signals(number)]
+        # Of several processes another one may have been asked.
+        number = self._received.pop() if self._received else int(signal.SIGTERM)
+        handler = self._previous.get(signal.Signals(number))
         self.restore()
+        told = f"{message} by {signal.Signals(number).name}"
         if not callable(handler) or handler is signal.default_int_handler:
-            raise StoppedError(f"{message} by {signal.Signals(number).name}", number)
-        handler(number, None)
+            raise StoppedError(told, number)
+        try:
+            handler(number, None)
+        except SystemExit as error:
+            # Not the exit of a user's own code, which would be a failure.
+            code = error.code if isinstance(error.code, int) else None
+            raise StoppedError(told, number, code) from error
+        except Exception as error:  # a job that submitit may not requeue once more
+            raise StoppedError(f"{told}: {error}", number) from error
         self._received.clear()
         self.listen()
 

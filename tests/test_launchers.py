@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from test_train import finish, start
 from tiny_cell import TINY, configure
 
 from lra import launch
+from lra.checkpoint import load_last
 from lra.config import ConfigError
 from lra.lock import read_note
 from lra.record import NOTE, read_records
@@ -191,32 +193,39 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 
 @pytest.mark.slow
-def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     submitit = pytest.importorskip("submitit")
-    # Where submitit asks Slurm to requeue a job, its local executor ends it with a code.
-    from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
-
-    from lra.runner import run_cell
-
-    options = ["train.steps=20000", "train.validate_every=1000", "train.checkpoint_seconds=1e6"]
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    options = ["train.steps=200000", "train.validate_every=200000"]
+    options += ["train.checkpoint_seconds=1e6"]
     (tmp_path / "run").mkdir()
     executor = submitit.LocalExecutor(tmp_path / "jobs")
     executor.update_parameters(timeout_min=5)
     job = executor.submit(Cell(), tmp_path, options)
-    deadline = time.monotonic() + 120
-    while read_note(tmp_path / "run" / NOTE) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(3)
-    job._interrupt()
-    while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    text = ""
-    while "continues at step" not in text and time.monotonic() < deadline:
-        time.sleep(0.2)
-        text = job.stderr() or ""
-    job.cancel()
-    assert "continues at step" in text, text
-    assert LOCAL_REQUEUE_RETURN_CODE and run_cell
+
+    def wait_until(there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not there():
+            assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
+            time.sleep(0.1)
+
+    try:
+        wait_until(lambda: "steps of 4" in str(job.stderr()))
+        time.sleep(1)
+        # As Slurm does it before it takes the machine away; the job is started again then.
+        note = read_note(tmp_path / "run" / NOTE)
+        assert note is not None
+        os.kill(note.pid, signal.SIGUSR2)
+        wait_until(lambda: "continues at step" in str(job.stderr()))
+    finally:
+        job.cancel()
+        job._process.wait(timeout=60)
+    log = str(job.stderr())
+    assert log.index("Calling checkpoint method") < log.index("continues at step")
+    state = load_last(tmp_path / "run", torch.device("cpu"))
+    assert state is not None and f"continues at step {state['progress']['step']}\n" in log
 
 
 class Cell:
@@ -227,10 +236,28 @@ class Cell:
 
         from lra.runner import run_cell
 
-        logging.basicConfig(level=logging.INFO)
-        run_cell(configure(folder, *options), folder / "run")
+        logging.basicConfig(level=logging.INFO, force=True)
+        try:
+            run_cell(configure(folder, *options), folder / "run")
+        except StoppedError as error:
+            sys.exit(error.code)
 
     def checkpoint(self, *arguments: object) -> object:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, *arguments)
+
+
+def test_a_launcher_that_ends_the_process_stops_the_run_with_its_own_code() -> None:
+    def requeue(number: int, frame: object) -> None:
+        sys.exit(7)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with listening() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            with pytest.raises(StoppedError, match="saved by SIGUSR2") as caught:
+                stop.answer("saved")
+        assert caught.value.code == 7
+    finally:
+        signal.signal(signal.SIGUSR2, before)
