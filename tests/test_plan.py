@@ -477,3 +477,13 @@ def test_a_plan_says_what_a_cell_per_core_takes() -> None:
     # With two threads each, four cores have room for two.
     wide = [replace(cell, values={"threads": 2}) for cell in cells]
     assert "With 2 cells" in page.at_once_lines(wide, "cpu", 4)[0]
+
+
+def test_a_plan_is_made_where_nothing_can_be_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    known = Measurements(tmp_path / "file" / "plan.json")
+    measured = cost.Cost(**dict.fromkeys(cost.Cost.__annotations__, 1))
+    known.put("a", measured)
+    assert known.get("a") == measured and "cannot be kept" in caplog.text

@@ -46,12 +46,18 @@ class Measurements:
     def put(self, key: str, measured: cost.Cost) -> None:
         """Keep a measurement."""
         self._costs[key] = measured
-        if self._kept:
+        if not self._kept:
+            return
+        try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_name(f"{NAME}.{os.getpid()}")
             stored = {each: asdict(values) for each, values in self._costs.items()}
             partial.write_text(json.dumps(stored, indent=1) + "\n")
             os.replace(partial, self._file)
+        except OSError as error:
+            # A plan is worth having where nothing can be written, too.
+            self._kept = False
+            logging.warning("%s cannot be kept: %s", self._file, error.strerror)
 
 
 def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET) -> PlannedCell:
