@@ -1,5 +1,6 @@
 """Threads of a user's own code that never end, and do not hold the process."""
 
+import concurrent.futures.thread
 import logging
 import os
 import sys
@@ -15,11 +16,11 @@ PATIENCE = 2.0
 
 @contextmanager
 def stray_threads_left() -> Iterator[None]:
-    """End the process after this context though threads of a user's own code are still running.
+    """End the process after this context though threads that began within are still running.
 
     Where there are none, nothing is done, and Python ends as it always does.
     """
-    code = 0
+    code, before = 0, set(threading.enumerate())
     try:
         yield
     except SystemExit as error:
@@ -29,7 +30,7 @@ def stray_threads_left() -> Iterator[None]:
         code = 1
         raise
     finally:
-        if stray := _stray():
+        if stray := _stray(before):
             log.warning("the thread %s is still running; ended without it", stray.name)
             logging.shutdown()
             sys.stdout.flush()
@@ -37,14 +38,18 @@ def stray_threads_left() -> Iterator[None]:
             os._exit(code)
 
 
-def _stray() -> threading.Thread | None:
-    """Return a thread that would hold the process, None where there is none."""
-    ours = {threading.main_thread(), threading.current_thread()}
+def _stray(before: set[threading.Thread]) -> threading.Thread | None:
+    """Return a thread, none of those `before`, that would hold the process; None without one."""
     for thread in threading.enumerate():
-        # joblib's threads end in a hook of Python's that runs later.
-        if thread in ours or thread.daemon or type(thread).__module__.startswith("joblib."):
+        if thread in before or thread.daemon or _ends_at_exit(thread):
             continue
         thread.join(PATIENCE)
         if thread.is_alive():
             return thread
     return None
+
+
+def _ends_at_exit(thread: threading.Thread) -> bool:
+    """Tell whether a hook of Python's that runs later ends a thread: of an executor, of joblib."""
+    of_executors = getattr(concurrent.futures.thread, "_threads_queues", {})
+    return thread in of_executors or type(thread).__module__.startswith("joblib.")

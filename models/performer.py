@@ -120,10 +120,16 @@ class Redraws(nn.Module):
         super().__init__()
         self.every, self.seed, self.calls = every, seed, 0
 
-    # Outside of the graph, which would be compiled anew for every number of calls.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def forward(self, directions: Tensor) -> Tensor:
         """Return the directions `(M, K)` of the next call, given those of the one before it."""
+        if torch.compiler.is_compiling():
+            # Outside of the graph, which would be compiled anew for every number of calls. Not as
+            # a decorator: that imports the compiler, a second for every process.
+            directions = torch.compiler.disable(self._next)(directions)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return directions
+        return self._next(directions)
+
+    def _next(self, directions: Tensor) -> Tensor:
         draw, step = divmod(self.calls, self.every)
         self.calls += 1
         if step or not draw:
