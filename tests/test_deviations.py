@@ -5,12 +5,14 @@ for every deviation. With all switches as ours are, it gives what our backend gi
 as published, it gives something else.
 """
 
+import math
 import os
 import re
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from tiny_cell import configure
 from torch import Tensor, nn
 
 from lra.build import build_model
-from lra.config import load
+from lra.config import TrainConfig, load
+from lra.optimiser import optimiser_for
 from lra.paths import CONFIGS
 from lra.runner import run_cell
 from lra.tasks import cifar10, image
@@ -30,6 +33,7 @@ from models.bigbird import BigBird
 from models.encoder import Encoder
 from models.feature_attention import feature_attention_reference
 from models.heads import AttentionShape
+from models.legs import legs_spectrum
 from models.linear import Linear
 from models.linformer import Linformer
 from models.longformer import Longformer
@@ -40,8 +44,24 @@ from models.sizes import ModelConfig
 from models.softmax import Softmax
 
 TESTS = Path(__file__).parent
-# By file, how the statements begin that a test here shows, and those that one elsewhere does.
+# By file, how the statements begin that a test here shows, and those that one elsewhere does, or
+# several together, in a line with spaces.
 SHOWN: dict[str, list[str]] = defaultdict(list)
+READ_ONCE = "test_an_epoch_holds_every_example_once test_once_yields_every_example_once"
+TENTH = "test_a_seeded_tenth_of_each_class_validates"
+BYTES = "test_both_texts_are_kept_byte_by_byte test_bytes_that_are_no_text_are_kept_as_they_are"
+# Real positions are those of the data.
+NO_END = "test_ids_are_shifted_and_padding_is_zero_under_the_mask"
+BRACKETS = "test_published_rows_lose_their_parentheses_and_keep"
+BY_SEED = "test_eight_tenths_train_and_which_hangs_on_the_seed_alone"
+# What the protocols of state-space layers share.
+EPOCH = {"each epoch is one permutation": f"{READ_ONCE} test_a_batch_depends_on_seed_and_step_only"}
+DATA = EPOCH | {
+    "Text and Retrieval are bytes": BYTES,
+    "Text selects on a tenth": TENTH,
+    "Pathfinder and Path-X are divided": BY_SEED,
+}
+WITHOUT_END = {"Text, Retrieval and ListOps have no end": f"{BYTES} {BRACKETS} {NO_END}"}
 ELSEWHERE: dict[str, dict[str, str]] = {
     "protocol/lra.yaml": {
         "the checkpoint that validation chose": "test_validation_chooses_and_test_is_only_asked",
@@ -88,7 +108,30 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "protocol/task_attention/wavspa/text_wavspa.yaml": {
         "the filters that the released lifting": "test_wavspa_has_the_published_parameters_in_its",
     },
+    "protocol/lru.yaml": DATA
+    | WITHOUT_END
+    | {"Image is grey": "test_grey_follows_the_weights test_pixels_are_grey_values_and_the_rest"},
+    "protocol/s4.yaml": DATA | WITHOUT_END,
+    "protocol/s4_small.yaml": EPOCH,
+    "protocol/s5.yaml": DATA | WITHOUT_END,
+    "protocol/mega.yaml": DATA
+    | {
+        "ListOps keeps its brackets": BRACKETS,
+        "a batch that the release accumulates": "test_statistics_over_the_batch_keep_it_whole",
+    },
+    "protocol/task/mega/listops.yaml": {"brackets are kept": BRACKETS},
 }
+for _protocol in ("lru", "mega", "s4", "s5"):
+    _folder = f"protocol/task/{_protocol}"
+    ELSEWHERE[f"{_folder}/text.yaml"] = {
+        "bytes instead of characters": BYTES,
+        "a tenth of train validates": TENTH,
+    }
+    ELSEWHERE[f"{_folder}/retrieval.yaml"] = {"bytes instead of characters": BYTES}
+    for _task in ("pathfinder", "pathx"):
+        ELSEWHERE[f"{_folder}/{_task}.yaml"] = {"the images are divided": BY_SEED}
+    if _protocol != "mega":
+        ELSEWHERE[f"{_folder}/listops.yaml"] = {"no end is appended": f"{BRACKETS} {NO_END}"}
 Test = Callable[..., None]
 
 
@@ -659,9 +702,19 @@ def test_padding_of_wavspa_enters_the_transform_as_zeros_not_as_the_bias_of_the_
 @shows("lra", "Image is divided")
 @shows("nystromformer", "Image is divided")
 @shows("wavspa", "Image is divided")
+@shows("lru", "Image is divided")
+@shows("mega", "Image is divided")
+@shows("s4", "Image is divided")
+@shows("s4_small", "Image is divided")
+@shows("s5", "Image is divided")
 @shows("task/lra/image", "the first 45,000 of the official batch files train")
 @shows("task/nystromformer/image", "the first 45,000 of the official batch files train")
 @shows("task/wavspa/image", "the first 45,000 of the official batch files train")
+@shows("task/lru/image", "the first 45,000 of the official batch files train")
+@shows("task/mega/image", "the first 45,000 of the official batch files train")
+@shows("task/s4/image", "the first 45,000 of the official batch files train")
+@shows("task/s4_small/image", "the first 45,000 of the official batch files train")
+@shows("task/s5/image", "the first 45,000 of the official batch files train")
 def test_images_train_and_validate_in_the_order_of_the_batch_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -716,10 +769,176 @@ def test_a_run_that_never_improves_takes_all_its_updates(tmp_path: Path) -> None
     assert record is not None and record.best_step == 5 and record.steps == 60
 
 
+# The protocols of state-space layers.
+
+
+def schedule_of(protocol: str, task: str) -> tuple[TrainConfig, Callable[[int], float]]:
+    """Return a recipe's training and the rate that it has after so many updates."""
+    train = load(f"protocol={protocol}", f"task={task}").train
+    factor = optimiser_for(nn.Linear(2, 2), train)[1].lr_lambdas[0]
+    return train, lambda step: train.learning_rate * factor(step)
+
+
+@shows("lru", "the rate starts and ends at 0")
+@shows("mega", "the rate starts at 0")
+@pytest.mark.parametrize("protocol", ["lru", "mega"])
+@pytest.mark.parametrize("task", ["listops", "pathx"])
+def test_the_rate_starts_at_0_and_not_a_little_above(protocol: str, task: str) -> None:
+    train, rate = schedule_of(protocol, task)
+    w, peak, last = train.warmup_steps, train.learning_rate, train.steps
+    steps = [0, 1, w // 2, w, (w + last) // 2, last - 1, last]
+
+    def form(start: float = 0.0, end: float = 0.0) -> list[float]:
+        rates = []
+        for step in steps:
+            p = (step - w) / (last - w)
+            down = (1 + math.cos(math.pi * p)) / 2 if protocol == "lru" else 1 - p
+            up = start + (peak - start) * (step / w) ** train.warmup_power
+            rates.append(up if step < w else end + (peak - end) * down)
+        return rates
+
+    ours = [rate(step) for step in steps]
+    close = {"rel": 1e-9, "abs": 1e-12}
+    assert ours == pytest.approx(form(), **close) and ours[0] == 0
+    assert ours != pytest.approx(form(start=1e-7), **close)
+    if protocol == "lru":
+        assert ours[-1] == 0 and ours != pytest.approx(form(end=1e-7), **close)
+
+
+@shows("s5", "half a cosine from the peak to 0")
+@pytest.mark.parametrize("task", ["listops", "retrieval", "image", "pathfinder", "pathx"])
+def test_the_cosine_of_s5_begins_at_its_peak_and_ends_with_the_training(task: str) -> None:
+    train, rate = schedule_of("s5", task)
+    w, last = train.warmup_steps, train.steps
+
+    def form(step: int, counted_from_0: bool = False) -> float:
+        # The release counts the warm-up as steps of the cosine too.
+        done = min(step, last - w) if counted_from_0 else step - w
+        return train.learning_rate * (1 + math.cos(math.pi * done / (last - w))) / 2
+
+    steps = [w, w + 1, (w + last) // 2, last - w, last - 1, last]
+    assert [rate(step) for step in steps] == pytest.approx([form(step) for step in steps])
+    assert rate(w) == train.learning_rate > form(w, counted_from_0=True)
+    assert rate(last - w) > 0 == form(last - w, counted_from_0=True)
+
+
+@shows("lru", "the paper tunes the base rate")
+def test_the_rates_of_lru_are_one_base_rate_times_the_published_factors() -> None:
+    factors = {"listops": 0.5, "text": 0.1, "retrieval": 0.5}
+    factors |= {"image": 0.25, "pathfinder": 0.25, "pathx": 0.25}
+    for task, factor in factors.items():
+        train = load("protocol=lru", f"task={task}").train
+        assert train.learning_rate == 0.004
+        assert train.kernel_learning_rate == pytest.approx(factor * 0.004)
+
+
+@shows("lru", "BatchNorm counts real positions, padding enters a layer as zeros and the mean")
+@shows("mega", "BatchNorm counts real positions")
+@shows("s4", "BatchNorm counts real positions")
+@shows("s5", "BatchNorm counts real positions", "padding enters a layer as zeros")
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        # Of two directions, since behind the past no padding is seen.
+        ("lru", ["task=text", "attention=lru", "attention.options.bidirectional=true"]),
+        ("s5", ["task=text", "attention=s5"]),
+        ("s4", ["task=text", "attention=s4d"]),
+        ("mega", ["task=image", "attention=mega"]),
+    ],
+)
+def test_padding_has_no_part_in_norms_layers_and_mean_in_training(
+    protocol: str, words: list[str]
+) -> None:
+    small = ["model.layers=2", "model.dim=32", "model.heads=1", "model.dropout=0.0"]
+    config = load(f"protocol={protocol}", *words, *small)
+    lengths = torch.tensor([[20], [11], [7]])
+    tokens = torch.randint(1, 256, (3, 40)).masked_fill(torch.arange(40) >= lengths, 0)
+    mask = torch.arange(40) < lengths
+
+    def spread(as_released: bool = False, **changes: Any) -> float:
+        """Return by how much the logits change with twice the length to pad to."""
+        torch.manual_seed(0)
+        model = build_model(replace(config, model=replace(config.model, **changes)))
+        model.double().train()
+        with torch.no_grad():
+            for block in model.encoder.blocks:
+                block.attention.as_released = as_released
+                # As learned; at 0 what a norm leaves under the mask is 0 too.
+                for parameter in block.attention_norm.parameters():
+                    parameter += 0.5
+            short, long = model(tokens[:, :20], mask[:, :20]), model(tokens, mask)
+        return float((short - long).abs().max())
+
+    assert spread() < 1e-9
+    for published in ({"norm_padding": True}, {"pooling": "mean_all"}):
+        assert spread(**published) > 1e-4, published
+    if protocol in ("lru", "s5"):
+        assert spread(as_released=True) > 1e-4
+
+
+@shows("s4", "the embedding of padding is a row of its own")
+def test_padding_of_s4_has_a_row_of_the_table_and_enters_a_layer_as_zeros() -> None:
+    model = build_model(load("protocol=s4", "task=text", "attention=s4d", "model.layers=1")).eval()
+    table = model.encoder.embedding.tokens.weight
+    # 256 bytes and padding.
+    assert len(table) == 257 and table[0].abs().max() > 0
+    assert torch.equal(model.encoder.embedding(torch.tensor([[0]]))[0, 0], table[0])
+    layer = model.encoder.blocks[0].attention
+    x, mask = torch.randn(2, 20, 256), torch.arange(20) < torch.tensor([[20], [16]])
+    as_zeros = layer(x.masked_fill(~mask[..., None], 0.0), None)
+    torch.testing.assert_close(layer(x, mask), as_zeros)
+    assert not torch.allclose(layer(x, None)[mask], as_zeros[mask])
+
+
+@shows("lru", "the table of symbols has no bias")
+@shows("s5", "the table of symbols has no bias")
+@pytest.mark.parametrize("protocol", ["lru", "s5"])
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval"])
+def test_a_symbol_is_its_row_of_the_table_and_no_bias_is_added(protocol: str, task: str) -> None:
+    words = [f"protocol={protocol}", f"task={task}", "model.layers=1"]
+    embedding = build_model(load(*words, f"attention={protocol}")).encoder.embedding
+    [(name, table)] = embedding.named_parameters()
+    assert name == "tokens.weight"
+    symbols = torch.arange(len(table))[None]
+    assert torch.equal(embedding(symbols)[0], table)
+
+
+@shows("s4", "the kernel is S4D's (diagonal)")
+def test_the_kernel_of_s4_is_diagonal_without_the_rank_one_of_the_released_files() -> None:
+    words = ["protocol=s4", "task=image", "attention=s4d", "model.layers=1", "model.dim=4"]
+    config = load(*words, "model.heads=1", "attention.options.states=16")
+    ours = build_model(config).encoder.blocks[0].attention.double()
+    assert ours.discretisation == "zoh"
+    _, vectors = legs_spectrum(16)
+    # In the eigenbasis of the normal part, with the conjugates.
+    p = torch.tensor(vectors).mH @ (torch.arange(16.0).double() + 0.5).sqrt().to(torch.complex128)
+    modes = torch.complex(-ours.decay.exp(), ours.frequency)[0]
+    b, c = (torch.view_as_complex(t) for t in (ours.b[0], ours.c[0]))
+    modes, b, p = (torch.cat([t, t.conj()]) for t in (modes, b, p))
+    c = torch.cat([c, c.conj()], 1)
+    steps = nn.functional.softplus(ours.step)
+
+    def form(rank_one: float = 0.0) -> Tensor:
+        a = torch.diag(modes) - rank_one * torch.outer(p, p.conj())
+        kernels = []
+        for h, step in enumerate(steps):
+            a_bar = torch.linalg.matrix_exp(step * a)
+            state = torch.linalg.solve(a, (a_bar - torch.eye(16)) @ b)
+            kernel = []
+            for _ in range(30):
+                kernel.append((c[h] @ state).real)
+                state = a_bar @ state
+            kernels.append(torch.stack(kernel))
+        return torch.stack(kernels)
+
+    check(ours.kernels(30)[0], form, {"rank_one": 1.0})
+
+
 def statements(file: str) -> list[str]:
     """Return what a file states as deviations of its own."""
     if file.count("/") == 1:
-        return list(load(f"protocol={Path(file).stem}").protocol.deviations)
+        # All protocols have a recipe for Image.
+        return list(load(f"protocol={Path(file).stem}", "task=image").protocol.deviations)
     (text,) = [text for word, text in parts(file) if word == "Deviations"]
     text = re.sub(r"\. The published plain figures.*", "", text).removesuffix(".")
     each = [statement.strip() for statement in text.split(";")]
@@ -742,5 +961,5 @@ def test_every_statement_of_a_deviation_is_shown(file: str) -> None:
 def test_what_is_shown_elsewhere_is_shown_there() -> None:
     written = "".join(file.read_text() for file in TESTS.glob("test_*.py"))
     for tests in ELSEWHERE.values():
-        for name in tests.values():
+        for name in " ".join(tests.values()).split():
             assert f"\ndef {name}" in written, name
