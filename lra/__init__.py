@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lra import networks
 
 if TYPE_CHECKING:
-    from lra.config import load
+    from lra.compose import load
     from lra.interface import dataset, model
     from lra.record import records
 
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
         # A module that can be called, so that it may be imported before or after.
         return importlib.import_module("lra.train")
     if name in __all__:
-        module = {"load": "lra.config", "records": "lra.record"}.get(name, "lra.interface")
+        module = {"load": "lra.compose", "records": "lra.record"}.get(name, "lra.interface")
         return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'lra' has no attribute {name!r}; it offers {', '.join(__all__)}")
 

@@ -9,7 +9,8 @@ import torch
 from lra import checkpoint
 from lra.build import Model, build_model
 from lra.checkpoint import BEST, DamagedError, Identity
-from lra.config import Config, ConfigError, comparable, config_hash, differences, recorded
+from lra.compose import recorded
+from lra.config import Config, ConfigError, comparable, config_hash, differences
 from lra.machine import resolve_threads
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.tasks import DataError, Task, cache

@@ -31,14 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra import custom, task_contract
 from lra.build import build_attention, find_backend
-from lra.config import (
-    DATA_DIR_VARIABLE,
-    AttentionConfig,
-    ConfigError,
-    backend_name,
-    command,
-    groups,
-)
+from lra.compose import command, groups
+from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name
 from lra.contract import (
     CHECKS,
     LENGTH,

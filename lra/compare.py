@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from lra.config import ConfigError, command, groups
+from lra.compose import command, groups
+from lra.config import ConfigError
 from lra.markdown import markdown
 from lra.record import Method, Record, read_records
 from lra.report.selection import Selection, selections

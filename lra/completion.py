@@ -10,7 +10,7 @@ import os
 import sys
 
 from lra.__main__ import COMMANDS
-from lra.config import groups, known_keys
+from lra.compose import groups, known_keys
 from lra.terminal import run
 
 SCRIPT = "complete -o nospace -o default -C 'lra completion --words' lra"

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lra.build import build_task
-from lra.config import Config, ConfigError, command, groups, load
+from lra.compose import command, groups, load
+from lra.config import Config, ConfigError
 from lra.markdown import markdown
 from lra.tasks import DataError, archive, cache
 from lra.terminal import run

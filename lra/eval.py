@@ -19,7 +19,8 @@ import torch
 
 from lra.build import batches_for, build_task
 from lra.cell import load_run
-from lra.config import ConfigError, command, groups, place
+from lra.compose import command, groups, place
+from lra.config import ConfigError
 from lra.loop import count_correct
 from lra.machine import resolve_device
 from lra.paths import cache_dir

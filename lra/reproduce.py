@@ -14,7 +14,8 @@ import subprocess
 import sys
 from types import FrameType
 
-from lra.config import ConfigError, command, groups
+from lra.compose import command, groups
+from lra.config import ConfigError
 from lra.terminal import run
 from lra.words import choices, key_of, with_defaults
 

@@ -21,13 +21,8 @@ from lra.build import (
     num_parameters,
 )
 from lra.cell import decided, finished, identity
-from lra.config import (
-    Config,
-    ConfigError,
-    config_hash,
-    resolve_precision,
-    told_departures,
-)
+from lra.compose import told_departures
+from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held

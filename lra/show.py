@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lra.build import build_attention, build_task, find_backend
-from lra.config import Config, ConfigError, command, place
+from lra.compose import command, place
+from lra.config import Config, ConfigError
 from lra.paths import CONFIGS, PACKAGES
 from lra.terminal import run
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lra.config import ConfigError, backend_name, command, groups, place
+from lra.compose import command, groups, place
+from lra.config import ConfigError, backend_name
 from lra.lock import read_note
 from lra.markdown import Table, markdown
 from lra.paths import CHECKPOINT, runs_dir

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lra.config import ConfigError, place
+from lra.compose import place
+from lra.config import ConfigError
 from lra.markdown import markdown
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.report.grid import build_grid

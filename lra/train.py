@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lra import help, launch, sweep
-from lra.config import Config, ConfigError, command, composed_cell, groups, register, resolve
+from lra.compose import command, composed_cell, groups, register, resolve
+from lra.config import Config, ConfigError
 from lra.paths import CONFIGS
 from lra.terminal import run
 from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of

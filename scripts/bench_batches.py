@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from lra.batches import Batch
 from lra.build import batches_for, build_model, build_task
-from lra.config import Config, ConfigError, load
+from lra.compose import load
+from lra.config import Config, ConfigError
 from lra.loop import autocast
 from lra.machine import interleaved, resolve_device
 from lra.markdown import markdown

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from lra.batches import Batches
 from lra.build import build_model
-from lra.config import Config, load
+from lra.compose import load
+from lra.config import Config
 from lra.machine import interleaved
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for

@@ -139,5 +139,5 @@ def test_every_script_can_be_imported_and_has_its_help(script: Path) -> None:
 
 
 def test_a_configuration_needs_no_torch() -> None:
-    code = "import sys, lra.config; lra.config.load(); sys.exit('torch' in sys.modules)"
+    code = "import sys, lra.compose; lra.compose.load(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -9,7 +9,8 @@ import torch
 
 from lra.build import build_attention, build_model
 from lra.check import attention_config
-from lra.config import ConfigError, load
+from lra.compose import load
+from lra.config import ConfigError
 from lra.contract import CHECKS, SMALL, Check, SkippedError, Subject, compiles, dropout, gpu
 from models import ATTENTION
 from models.softmax import Softmax

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_cell import TINY
 
-import lra.config
+import lra.compose
 from lra.bench import step
 from lra.bench.floor import Products
 from lra.bench.old import whole_batch, without_kernels
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def updates_of(folder: Path, *overrides: str) -> Updates:
-    config = lra.config.load(*TINY, *overrides)
+    config = lra.compose.load(*TINY, *overrides)
     return Updates(config, training_split(config)[0], CPU, Events(folder, 1))
 
 
@@ -73,14 +73,14 @@ def test_a_floor_makes_tensors_again_whose_elements_share_their_memory() -> None
 
 
 def test_the_old_form_is_the_whole_batch_without_kernels() -> None:
-    config = whole_batch(lra.config.load(*TINY, "model.attention_dropout=0.1"))
+    config = whole_batch(lra.compose.load(*TINY, "model.attention_dropout=0.1"))
     assert config.train.micro_batch == 0
     model = without_kernels(build_model(config))
     dropouts = [m for m in model.modules() if isinstance(m, Dropout)]
     softmax = [m for m in model.modules() if isinstance(m, Softmax)]
     assert dropouts and not any(m.compiled for m in dropouts)
     assert softmax and not any(m.fused for m in softmax)
-    still = build_model(lra.config.load(*TINY, "model.attention_dropout=0.0"))
+    still = build_model(lra.compose.load(*TINY, "model.attention_dropout=0.0"))
     assert all(m.fused for m in without_kernels(still).modules() if isinstance(m, Softmax))
 
 

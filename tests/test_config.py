@@ -10,7 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from lra.build import build_attention, build_model, build_task, num_parameters
-from lra.config import ConfigError, bind, comparable, config_hash, load, recorded
+from lra.compose import load, recorded
+from lra.config import ConfigError, bind, comparable, config_hash
 from lra.paths import CONFIGS
 from lra.tasks.registry import TASKS
 from models import ATTENTION

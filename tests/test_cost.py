@@ -10,7 +10,8 @@ import torch
 from lra import machine, memory
 from lra.batches import Batch
 from lra.build import batches_for, build_model, build_task
-from lra.config import Config, load
+from lra.compose import load
+from lra.config import Config
 from lra.plan import cost
 from lra.plan.cost import Climb, full_length, measure, part, stratified, take, through
 from lra.tasks import Split, cache

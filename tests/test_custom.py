@@ -13,6 +13,7 @@ import yaml
 from tiny_cell import TINY
 
 import lra.check
+import lra.compose
 import lra.config
 from lra import custom, provenance
 from lra.bench.lengths import BenchConfig, cell_config, measure
@@ -109,7 +110,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def configure(folder: Path, name: str, *overrides: str) -> Config:
     path = f"attention.path=lra_user_pkg.mine:{name}"
-    return lra.config.load(
+    return lra.compose.load(
         *QUICK, f"cache_dir={folder / 'cache'}", "attention=custom", path, *overrides
     )
 
@@ -175,13 +176,13 @@ def test_a_backend_that_does_not_say_what_padding_does_is_refused(
 
 
 def test_a_path_is_refused_where_the_backend_is_built_in() -> None:
-    config = lra.config.load("attention=softmax", "attention.path=a:B")
+    config = lra.compose.load("attention=softmax", "attention.path=a:B")
     with pytest.raises(ConfigError, match="path=a:B: softmax is built in .* attention=custom"):
         build_attention(config.attention)
 
 
 def test_custom_backends_nest_in_built_in_ones_and_around_them(mine: Path, tmp_path: Path) -> None:
-    inside = lra.config.load(
+    inside = lra.compose.load(
         "attention=wavspa",
         "attention@attention.inner=custom",
         "attention.inner.path=lra_user_pkg.mine:Scaled",
@@ -189,7 +190,7 @@ def test_custom_backends_nest_in_built_in_ones_and_around_them(mine: Path, tmp_p
     )
     bands = build_model(inside).encoder.blocks[0].attention.bands
     assert [band.scale for band in bands] == [3, 3]
-    wrong = lra.config.load(
+    wrong = lra.compose.load(
         "attention=wavspa",
         "attention@attention.inner=custom",
         "attention.inner.path=lra_user_pkg.mine:Scaled",
@@ -251,7 +252,7 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     words = ["task=listops", "attention=custom", "seed=0", *QUICK]
     words += [f"{key}_dir={tmp_path / key}" for key in ("cache", "runs")]
     words += ["attention.path=lra_user_pkg.mine:Scaled", "train.checkpoint_seconds=0"]
-    config, folder = lra.config.place(*words)
+    config, folder = lra.compose.place(*words)
     folder.mkdir(parents=True)
     run_cell(config, folder)
     # A checkpoint without a record is what a killed run leaves.
@@ -290,7 +291,7 @@ def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_pa
 
 def test_bench_takes_paths_beside_names(mine: Path) -> None:
     attentions = ["softmax", "lra_user_pkg.mine:Scaled"]
-    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu"))
         with pytest.raises(ConfigError, match="has no class Skaled"):
             measure(BenchConfig(["lra_user_pkg.mine:Skaled"], [32], device="cpu"))
@@ -302,7 +303,7 @@ def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
     own = "lra_user_pkg.mine:Scaled scale=3"
     attentions = ["linformer", "linformer rank=2 shared=false", own]
     bench = BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu")
-    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
         rows = measure(bench)
         assert cell_config(bench, own, 32).attention.options == {"scale": 3}
         for wrong, message in {
@@ -380,6 +381,6 @@ def test_the_example_of_the_guide_trains_through_torch_compile(guide_folder: Pat
 def test_bench_measures_every_built_in_backend_by_default() -> None:
     values = yaml.safe_load((lra.config.CONFIGS / "bench.yaml").read_text())
     assert values["attentions"] is None and values["lengths"] == [1024, 2048, 4096]
-    with lra.config.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(None, [32], batch_size=1, repeats=1, device="cpu"))
     assert [row["attention"] for row in rows] == list(ATTENTION)

@@ -9,7 +9,8 @@ import pytest
 import lra.check
 from lra import custom
 from lra.build import build_model, build_task, num_parameters
-from lra.config import ConfigError, comparable, load
+from lra.compose import load
+from lra.config import ConfigError, comparable
 from lra.contract import sentence
 from lra.plan.cells import assess
 from lra.preflight import find_data

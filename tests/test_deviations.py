@@ -24,7 +24,8 @@ from tiny_cell import configure
 from torch import Tensor, nn
 
 from lra.build import build_model
-from lra.config import TrainConfig, load
+from lra.compose import load
+from lra.config import TrainConfig
 from lra.optimiser import optimiser_for
 from lra.paths import CONFIGS
 from lra.runner import run_cell

@@ -10,7 +10,7 @@ import torch
 from tiny_cell import TINY, configure
 from torch import Tensor, nn
 
-import lra.config
+import lra.compose
 from lra import division
 from lra.batches import TRIM, Batch, Batches
 from lra.build import build_model
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_the_whole_batch(
 ) -> None:
     still = ("model.dropout=0.0", "model.attention_dropout=0.0", "task.truncate=96")
     sizes = ("model.max_length=96", f"model.pooling={pooling}", f"task.sequences={sequences}")
-    config = lra.config.load(*TINY, f"attention={attention}", *still, *sizes)
+    config = lra.compose.load(*TINY, f"attention={attention}", *still, *sizes)
     model = build_model(config).double()
     trim = model.encoder.pad_invariant
     batches = batches_of(split_of(LENGTHS, sequences), trim)
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_the_whole_batch(
 @pytest.mark.parametrize("attention", ["s4d", "ema", "mega"])
 def test_a_kernel_is_made_once_an_update_whatever_the_micro_batches(attention: str) -> None:
     still = ("model.max_length=96", "task.truncate=96", "model.layers=2")
-    model = build_model(lra.config.load(*TINY, f"attention={attention}", *still))
+    model = build_model(lra.compose.load(*TINY, f"attention={attention}", *still))
     made: list[int] = []
     for module in model.modules():
         if hasattr(module, "kernels"):
@@ -145,8 +145,8 @@ def test_few_shapes_are_computed_whatever_the_lengths() -> None:
 def test_evaluation_takes_tokens_and_counts_the_same() -> None:
     rng = np.random.default_rng(1)
     split = split_of(rng.integers(1, 97, 70).tolist())
-    model = build_model(lra.config.load(*TINY, "model.max_length=96", "task.truncate=96"))
-    train = lra.config.load(*TINY).train
+    model = build_model(lra.compose.load(*TINY, "model.max_length=96", "task.truncate=96"))
+    train = lra.compose.load(*TINY).train
     batches, budget = batches_of(split), Division(tokens=400)
     sizes = [len(group) for group in batches.groups(16, budget)]
     assert sum(sizes) == 70 and max(sizes) <= 12 and len(set(sizes)) > 2
@@ -163,7 +163,7 @@ def test_evaluation_takes_tokens_and_counts_the_same() -> None:
 def test_a_budget_on_the_cpu_is_the_same_on_every_machine_and_on_a_gpu_follows_its_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = build_model(lra.config.load(*TINY))
+    model = build_model(lra.compose.load(*TINY))
     cpu = division_for(None, model, CPU)
     assert (cpu.tokens, cpu.squares) == (division.CPU_TOKENS, division.CPU_SQUARES)
     budgets = []
@@ -294,4 +294,4 @@ def test_the_same_micro_batches_give_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_negative_micro_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.micro_batch=-1: must be at least 0"):
-        lra.config.load("train.micro_batch=-1")
+        lra.compose.load("train.micro_batch=-1")

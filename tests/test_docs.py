@@ -8,7 +8,7 @@ import pytest
 
 import lra.check
 from lra.__main__ import COMMANDS
-from lra.config import load
+from lra.compose import load
 from lra.paths import CONFIGS
 from lra.tasks.registry import TASKS
 from lra.words import Groups, complete, expand

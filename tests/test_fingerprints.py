@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import lra.config
+import lra.compose
 from lra.build import build_task
 from lra.tasks import cache
 
@@ -18,7 +18,7 @@ FINGERPRINTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("task", FINGERPRINTS)
 def test_generated_data_have_their_known_fingerprint(tmp_path: Path, task: str) -> None:
-    config = lra.config.load(f"task={task}")
+    config = lra.compose.load(f"task={task}")
     data = cache.load(task, build_task(config), tmp_path)
     assert data.source.kind == "generated"
     assert data.fingerprint == FINGERPRINTS[task]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_cell import TINY
 
-import lra.config
+import lra.compose
 from lra.build import build_attention, build_model
 from lra.check import attention_config
 from lra.flops import counter, training_flops
@@ -41,7 +41,7 @@ def test_an_fft_counts_five_operations_a_number_and_halving() -> None:
 
 
 def test_a_step_of_linear_attention_is_counted_to_the_operation() -> None:
-    config = lra.config.load(*TINY, "attention=linear", "model.layers=1")
+    config = lra.compose.load(*TINY, "attention=linear", "model.layers=1")
     model = build_model(config)
     batch, length, sizes = 3, 40, config.model
     inner = sizes.heads * sizes.head_dim
@@ -59,7 +59,7 @@ def test_a_step_of_linear_attention_is_counted_to_the_operation() -> None:
 def test_softmax_counts_the_square_of_the_length_and_fourier_does_not() -> None:
     def growth(name: str) -> float:
         words = (f"attention={name}", "model.max_length=512", "task.truncate=512")
-        model = build_model(lra.config.load(*TINY, *words))
+        model = build_model(lra.compose.load(*TINY, *words))
         return training_flops(model, (1, 512)) / training_flops(model, (1, 256))
 
     assert growth("softmax") > 2.5 and growth("fourier") < 2.2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_cell import TINY, configure
 
-import lra.config
+import lra.compose
 import lra.loop
 from lra.batches import Batches
 from lra.build import build_model
@@ -54,7 +54,7 @@ def one_update(config: Config, device: torch.device) -> torch.Tensor:
 @pytest.mark.parametrize("words", [(), ("train.clip_norm=1.0", "model.zero_is_padding=true")])
 def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tuple) -> None:
     # Tensors on the meta device have no contents: whatever asks for them raises.
-    config = lra.config.load(*TINY, f"attention={attention}", *words)
+    config = lra.compose.load(*TINY, f"attention={attention}", *words)
     loss = one_update(config, torch.device("meta"))
     assert loss.device.type == "meta" and loss.shape == ()
     with pytest.raises(RuntimeError):
@@ -106,7 +106,7 @@ def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -
         return adamw(*arguments, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", watch)
-    config = lra.config.load(*TINY)
+    config = lra.compose.load(*TINY)
     model = build_model(config)
     optimiser_for(model, config.train)
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
@@ -119,7 +119,7 @@ def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_no_update_on_a_gpu_synchronises(attention: str, precision: str) -> None:
     device = torch.device("cuda")
-    config = lra.config.load(*TINY, f"attention={attention}", f"train.precision={precision}")
+    config = lra.compose.load(*TINY, f"attention={attention}", f"train.precision={precision}")
     # What is set up once may wait.
     one_update(config, device)
     model = build_model(config).to(device)

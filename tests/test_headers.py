@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lra.config import load
+from lra.compose import load
 from lra.paths import CONFIGS
 
 ROOT = CONFIGS.parent

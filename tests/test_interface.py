@@ -12,6 +12,7 @@ from tiny_cell import TINY, configure
 from torch.utils.data import DataLoader
 
 import lra
+import lra.compose
 import lra.config
 from lra.bar import progress_bar
 from lra.build import batches_for, build_task
@@ -81,7 +82,7 @@ def test_a_hugging_face_data_set_holds_the_same_examples(tmp_path: Path, make) -
 
 def test_training_in_a_thread_leaves_the_record_where_the_command_line_does(tmp_path: Path) -> None:
     words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
-    config, folder = lra.config.place(*words)
+    config, folder = lra.compose.place(*words)
     assert config.folder == folder
     records = []
     thread = threading.Thread(target=lambda: records.append(lra.train(config)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import lra.config
+import lra.compose
 from lra.runner import run_cell
 
 
@@ -15,7 +15,7 @@ from lra.runner import run_cell
 def test_softmax_beats_the_majority_class_by_five_standard_errors(
     tmp_path: Path, task: str, seed: int
 ) -> None:
-    config = lra.config.load(
+    config = lra.compose.load(
         f"task={task}", "scale=mini", f"seed={seed}", f"cache_dir={tmp_path / 'cache'}"
     )
     record = run_cell(config, tmp_path)

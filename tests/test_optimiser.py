@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-import lra.config
+import lra.compose
 from lra.build import build_model
 from lra.config import TrainConfig
 from lra.optimiser import describe_groups, groups_for, optimiser_for, roles
 
-BASE = lra.config.load("task=listops").train
+BASE = lra.compose.load("task=listops").train
 
 
 def rates(train: TrainConfig, steps: int) -> list[tuple[float, float]]:
@@ -102,7 +102,7 @@ OWN_ROLES = {
 @pytest.mark.parametrize("attention", OWN_ROLES)
 def test_every_parameter_has_one_role(attention: str) -> None:
     words = ["scale=mini", f"attention={attention}", "model.norm=batch", "model.channel_mixing=glu"]
-    model = build_model(lra.config.load("task=listops", *words))
+    model = build_model(lra.compose.load("task=listops", *words))
     found = roles(model)
     assert set(found) == {name for name, _ in model.named_parameters()}
     for name, role in OWN_ROLES[attention].items():
@@ -115,7 +115,7 @@ def test_every_parameter_has_one_role(attention: str) -> None:
 
 
 def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model() -> None:
-    model = build_model(lra.config.load("task=listops", "scale=mini", "attention=s4d"))
+    model = build_model(lra.compose.load("task=listops", "scale=mini", "attention=s4d"))
     train = replace(
         BASE,
         schedule="half_cosine",
@@ -157,7 +157,7 @@ def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model()
 
 
 def test_where_all_parameters_are_alike_there_is_one_group_in_their_order() -> None:
-    model = build_model(lra.config.load("task=listops", "scale=mini", "attention=s4d"))
+    model = build_model(lra.compose.load("task=listops", "scale=mini", "attention=s4d"))
     [group] = groups_for(model, BASE)
     assert all(map(lambda a, b: a is b, group["params"], model.parameters()))
     line = describe_groups(optimiser_for(model, replace(BASE, weight_decay=0.1))[0])
@@ -169,7 +169,7 @@ def test_clipping_counts_the_gradients_of_all_groups() -> None:
     from lra.loop import scaler_for, update
 
     words = ["scale=mini", "attention=s4d", "train.clip_norm=0.001"]
-    config = lra.config.load("task=listops", *words)
+    config = lra.compose.load("task=listops", *words)
     train = replace(config.train, undecayed=["bias"])
     model = build_model(config)
     optimiser, _ = optimiser_for(model, train)

@@ -158,9 +158,9 @@ def test_folders_do_not_follow_the_current_one_unless_asked(
     assert paths.runs_dir() == str(ROOT / "results/runs")
     monkeypatch.setenv("LRA_CACHE_DIR", "here/cache")
     monkeypatch.setenv("LRA_RUNS_DIR", "here/runs")
-    config = lra.config.load("task=listops", "scale=mini")
+    config = lra.compose.load("task=listops", "scale=mini")
     assert (config.cache_dir, config.runs_dir) == ("here/cache", "here/runs")
-    config = lra.config.load("task=listops", "scale=mini", "runs_dir=elsewhere")
+    config = lra.compose.load("task=listops", "scale=mini", "runs_dir=elsewhere")
     assert config.runs_dir == "elsewhere"
 
 
@@ -299,7 +299,7 @@ def test_systems_without_what_only_linux_has_are_served_too(tmp_path: Path) -> N
 
 
 def test_apples_gpu_is_told_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = lra.config.load("device=mps")
+    config = lra.compose.load("device=mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(lra.config.ConfigError, match="device=mps: torch sees no GPU of Apple's"):
         resolve_device(config.device)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from lra.build import build_model
-from lra.config import load
+from lra.compose import load
 from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape
 from models.performer import (

@@ -14,7 +14,8 @@ import pytest
 import lra.config
 from lra import provenance
 from lra.checkpoint import CHECKPOINT
-from lra.config import ConfigError, place
+from lra.compose import place
+from lra.config import ConfigError
 from lra.loop import Run
 from lra.plan import cost, page, sweep
 from lra.plan.cells import Data, PlannedCell, assess

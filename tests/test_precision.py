@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_cell import TINY, configure
 
-import lra.config
+import lra.compose
 import lra.loop
 from lra.build import build_model
 from lra.cell import finished
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_float16_stays_near_float32_in_outputs_and_gradients(attention: str) -> None:
     still = ("model.dropout=0.0", "model.attention_dropout=0.0")
-    model = build_model(lra.config.load(*TINY, f"attention={attention}", *still))
+    model = build_model(lra.compose.load(*TINY, f"attention={attention}", *still))
     tokens = torch.randint(1, 16, (4, 40))
     mask = torch.arange(40) < torch.tensor([40, 31, 9, 1])[:, None]
     found = []
@@ -103,7 +103,7 @@ def test_float16_on_gpu_is_float32_on_the_cpu_and_the_record_says_so(tmp_path: P
 def test_the_committed_records_of_a_float32_run_still_count(
     variant: str, overrides: tuple[str, ...]
 ) -> None:
-    config = lra.config.load("task=listops", "attention=fourier", f"variant={variant}", *overrides)
+    config = lra.compose.load("task=listops", "attention=fourier", f"variant={variant}", *overrides)
     folder = ROOT / f"results/runs/paper/nystromformer/listops/fourier/{variant}/seed0"
     assert config.train.precision == "float16_on_gpu"
     assert finished(folder, comparable(config, device="cpu", threads=1, data=None))
@@ -111,7 +111,7 @@ def test_the_committed_records_of_a_float32_run_still_count(
 
 def test_the_mini_scale_is_float32_under_every_protocol() -> None:
     for protocol in ("nystromformer", "lra", "wavspa"):
-        config = lra.config.load("scale=mini", f"protocol={protocol}")
+        config = lra.compose.load("scale=mini", f"protocol={protocol}")
         assert config.train.precision == "float32"
 
 

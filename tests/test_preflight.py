@@ -15,7 +15,7 @@ import pytest
 import lra.data
 from lra import preflight
 from lra.build import build_task
-from lra.config import load
+from lra.compose import load
 from lra.tasks import DataError, Source, archive, cache, cifar10
 from lra.tasks.listops import FILES, ListOps
 from lra.tasks.registry import TASKS

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lra.batches import Batches
 from lra.build import batches_for, build_model, build_task, num_parameters
-from lra.config import Config, TrainConfig, load
+from lra.compose import load
+from lra.config import Config, TrainConfig
 from lra.optimiser import optimiser_for
 from lra.paths import CONFIGS
 from lra.tasks import Split

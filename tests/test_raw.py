@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as Picture
 from PIL import PngImagePlugin
 
-from lra.config import load
+from lra.compose import load
 from lra.tasks import DataError, Task, cache, cifar10, hub, pathfinder, raw, text
 from lra.tasks.image import Image
 from lra.tasks.listops import FILES, ListOps

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lra.config import load
+from lra.compose import load
 from lra.runner import run_cell
 from lra.tasks import DataError, Source, cache, retrieval
 from lra.tasks.retrieval import FILES, FOLDERS, Retrieval

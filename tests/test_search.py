@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_cell import TINY
 
-from lra.config import command, groups, known_keys, load
+from lra.compose import command, groups, known_keys, load
 from lra.paths import CONFIGS
 from lra.record import RECORD, read_record
 from lra.words import expand, key_of

@@ -11,7 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from lra import help, show
-from lra.config import AttentionConfig, Config, ProtocolConfig, TaskConfig, TrainConfig, load
+from lra.compose import load
+from lra.config import AttentionConfig, Config, ProtocolConfig, TaskConfig, TrainConfig
 from lra.paths import CONFIGS, ROOT
 from models.sizes import ModelConfig
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lra.build import build_model, num_parameters
-from lra.config import Config, load
+from lra.compose import load
+from lra.config import Config
 from lra.optimiser import optimiser_for, roles
 from lra.paths import CONFIGS, PUBLISHED, ROOT
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_cell import configure
 
-import lra.config
+import lra.compose
 from lra.checkpoint import CHECKPOINT
 from lra.record import NOTE, RECORD
 from lra.runner import run_cell
@@ -38,7 +38,7 @@ def test_a_grid_has_the_folders_that_a_sweep_gives_its_cells(tmp_path: Path) -> 
         strict=True,
     ):
         cell = [*words, f"attention={attention}", f"seed={seed}", "variant=short"]
-        assert folder == lra.config.place(*cell)[1]
+        assert folder == lra.compose.place(*cell)[1]
     # A name that follows from other values is composed.
     ((folder, _),) = grid([*words, "attention=softmax", "seed=3", "variant=s${train.steps}"])
     assert folder.parts[-2:] == ("s300", "seed3")

@@ -14,7 +14,8 @@ from test_report import OK, store
 from tiny_cell import TINY
 
 from lra import variant
-from lra.config import ConfigError, departures, load, place
+from lra.compose import departures, load, place
+from lra.config import ConfigError
 from lra.record import RECORD, read_record, write_record
 from lra.report.deviations import concerns
 from lra.report.pages import write_report

@@ -9,7 +9,8 @@ import pytest
 from tqdm import tqdm
 
 from lra import bar
-from lra.config import ConfigError, command, groups, load, place
+from lra.compose import command, groups, load, place
+from lra.config import ConfigError
 from lra.report.selection import selections
 from lra.words import Groups, complete, expand, grouped, merged
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import lra.config
+import lra.compose
 from lra.config import Config
 
 TINY = [
@@ -28,4 +28,4 @@ TINY = [
 
 
 def configure(folder: Path, *overrides: str) -> Config:
-    return lra.config.load(*TINY, f"cache_dir={folder / 'cache'}", *overrides)
+    return lra.compose.load(*TINY, f"cache_dir={folder / 'cache'}", *overrides)

@@ -25,7 +25,8 @@ from lra import memory
 from lra.batches import Batch
 from lra.bench.request import WORD
 from lra.build import BackendError, build_model, num_parameters
-from lra.config import Config, ConfigError, load, register
+from lra.compose import load, register
+from lra.config import Config, ConfigError
 from lra.flops import training_flops
 from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device

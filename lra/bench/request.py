@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from lra.config import ConfigError, command, groups
+from lra.compose import command, groups
+from lra.config import ConfigError
 from lra.words import choices, quoted, value_of
 
 # Words of the bench itself; see `lra.bench.lengths.BenchConfig`.

@@ -30,7 +30,8 @@ from lra.batches import Batch
 from lra.bench.floor import Products
 from lra.bench.old import whole_batch, without_kernels
 from lra.build import batches_for, build_model, build_task
-from lra.config import Config, ConfigError, load
+from lra.compose import load
+from lra.config import Config, ConfigError
 from lra.division import division_for
 from lra.events import Events
 from lra.loop import LOG_EVERY, accumulate, apply, scaler_for

@@ -11,7 +11,8 @@ from lra import checkpoint, custom
 from lra.build import build_task
 from lra.cell import decided, finished, identity
 from lra.checkpoint import CHECKPOINT
-from lra.config import Config, ConfigError, place
+from lra.compose import place
+from lra.config import Config, ConfigError
 from lra.loop import LOG_EVERY
 from lra.machine import resolve_device
 from lra.plan.cost import Cost

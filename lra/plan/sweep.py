@@ -12,7 +12,8 @@ import torch
 from lra import custom
 from lra.bar import progress_bar
 from lra.build import build_task
-from lra.config import ConfigError, command, config_hash, groups
+from lra.compose import command, groups
+from lra.config import ConfigError, config_hash
 from lra.machine import code_version, machine, resolve_device
 from lra.plan import cost
 from lra.plan.cells import PlannedCell, State, assess

@@ -15,7 +15,8 @@ import logging
 import sys
 from pathlib import Path
 
-from lra.config import ConfigError, command, groups
+from lra.compose import command, groups
+from lra.config import ConfigError
 from lra.paths import results_dir
 from lra.report.pages import write_report
 from lra.report.selection import selections

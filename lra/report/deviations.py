@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lra.config import groups
+from lra.compose import groups
 from lra.markdown import escaped
 from lra.record import Record
 from lra.report.grid import TASK_ORDER, Grid

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lra.config import ConfigError, departures
+from lra.compose import departures
+from lra.config import ConfigError
 from lra.markdown import Table, escaped, markdown
 from lra.record import Record, read_records
 from lra.report.curve_figure import learning_curves, logged

@@ -1,0 +1,385 @@
+"""From words to a configuration: what Hydra composes is checked, and told from its recipe.
+
+`resolve` turns what Hydra composed into a `Config`, or stops with a `ConfigError` that names the
+key, the value and what would be right.
+"""
+
+import copy
+import functools
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lra import variant
+from lra.config import (
+    AttentionConfig,
+    Config,
+    TaskConfig,
+    backend_name,
+    is_path,
+    resolve_precision,
+)
+from lra.paths import CONFIGS
+from lra.words import SEARCH_PATH, Groups, check_keys, complete, key_of, quoted, read
+from lra.words import ConfigError as ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def resolve(composed: DictConfig | ListConfig) -> Config:
+    """Check what Hydra composed.
+
+    Raises:
+        ConfigError: A value is missing, of the wrong type or out of range.
+    """
+    try:
+        _follow_steps(composed)
+        config = OmegaConf.to_object(composed)
+    except (OmegaConfBaseException, ValueError) as error:
+        # What a value that follows from others cannot be made of is told by itself.
+        cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
+        raise ConfigError(str(cause).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _follow_steps(composed: DictConfig | ListConfig) -> None:
+    """Let the warm-up follow in proportion where fewer updates were asked for than it takes.
+
+    A warm-up that was asked for stays, to be refused.
+    """
+    train = OmegaConf.select(composed, "train")
+    if train is None or train.schedule != "one_cycle" or not 2 < train.steps <= train.warmup_steps:
+        return
+    shown_variant = {**composed, "variant": variant.DEFAULT} if composed else {}
+    values = OmegaConf.to_container(OmegaConf.create(shown_variant), resolve=True)
+    assert isinstance(values, dict)
+    named = {str(key): value for key, value in values.items()}
+    recipe = _recipe_of(named, *_surroundings(None))["train"]
+    if train.warmup_steps != recipe["warmup_steps"] or train.steps == recipe["steps"]:
+        return
+    train.warmup_steps = max(2, round(recipe["warmup_steps"] * train.steps / recipe["steps"]))
+    log.info(
+        "train.warmup_steps=%d: follows train.steps=%d, as %d of %d in the recipe",
+        train.warmup_steps,
+        train.steps,
+        recipe["warmup_steps"],
+        recipe["steps"],
+    )
+
+
+def load(*overrides: str) -> Config:
+    """Compose a configuration outside `lra.train`, from the words of its command line.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
+    return place(*overrides)[0]
+
+
+def place(*overrides: str) -> tuple[Config, Path]:
+    """Return what `load` does, and the run folder that a sweep gives such a cell.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
+    composed, folder = composed_cell(*overrides)
+    return resolve(composed), folder
+
+
+def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
+    """Return what Hydra composes of a cell, its values unchecked, and its run folder.
+
+    Raises:
+        ConfigError: A word names no group, option or key, or has a wrong value.
+    """
+    words = command(overrides)
+    try:
+        with _hydra():
+            composed = compose("train", words, return_hydra_config=True)
+        sweep = composed.hydra.sweep
+        folder = Path(sweep.dir) / sweep.subdir
+        # A variant that follows from the recipe asks for what was chosen.
+        composed.variant = composed.variant
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_in_a_line(error)) from error
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed, folder
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Let Hydra compose from `configs`; a run of Hydra around this goes on as before."""
+    instance = GlobalHydra.instance()
+    around = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), job_name="train", version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = around
+
+
+# Words that leave a recipe as it is.
+_IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
+_IDENTITY |= {"data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
+
+
+def departures(
+    values: Mapping[str, Any], chosen: Mapping[str, str] | None = None, own: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return what departs from the recipe of a cell: values by key, the cell's and the recipe's.
+
+    Args:
+        values: Those of the cell, as `comparable` or `asdict` give them.
+        chosen: What was chosen of each group, where a file of the user's own has another name
+            than what it says.
+        own: Folders of the user's own configurations.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    recipe = _recipe_of(values, chosen, own)
+    # What a machine decides is the same for both.
+    device, train = values["device"], dict(values["train"])
+    for each in (train, recipe["train"]):
+        each["precision"] = resolve_precision(each["precision"], device)
+    return variant.departures({**values, "train": train}, recipe)
+
+
+def told_departures(config: Config) -> str:
+    """Return what departs from a cell's recipe in words; empty where nothing does."""
+    try:
+        return variant.told(departures(asdict(config), *_surroundings(None)))
+    except ConfigError:
+        return variant.UNKNOWN
+
+
+def _recipe_of(
+    values: Mapping[str, Any], chosen: Mapping[str, str] | None, own: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of a cell's recipe, with the same backend inside where one nests."""
+    names = {"scale": values["scale"]}
+    for group in ("task", "attention", "protocol"):
+        name, path = values[group]["name"], values[group].get("path")
+        known = name in groups().options(group) or not chosen
+        names[group] = path or (name if known else str(chosen and chosen[group]))
+    words = [f"{group}={name}" for group, name in names.items()]
+    words += [f"{SEARCH_PATH}=[{','.join(map(quoted, own))}]"] * bool(own)
+    recipe, inner = _recipe(*words), values["attention"].get("inner")
+    theirs = recipe["attention"]["inner"]
+    if inner and inner["name"] != (theirs or {}).get("name"):
+        start = "attention" if theirs else "+attention"
+        recipe = _recipe(*words, f"{start}@attention.inner={inner.get('path') or inner['name']}")
+        recipe["attention"]["inner"]["name"] = theirs["name"] if theirs else variant.ABSENT
+    return recipe
+
+
+def _surroundings(hydra: DictConfig | None) -> tuple[dict[str, str] | None, list[str]]:
+    """Return what Hydra says was chosen of each group, and the folders of the user's own."""
+    if hydra is None:
+        if not HydraConfig.initialized():
+            return None, []
+        hydra = HydraConfig.get()
+    if "runtime" not in hydra:
+        return None, []
+    sources = hydra.runtime.config_sources
+    own = [each.path for each in sources if each.provider.startswith("hydra.searchpath")]
+    return dict(hydra.runtime.choices), own
+
+
+def _recipe(*words: str) -> dict[str, Any]:
+    return copy.deepcopy(_composed_recipe(words))
+
+
+@functools.lru_cache(maxsize=256)
+def _composed_recipe(words: tuple[str, ...]) -> dict[str, Any]:
+    ready = command(words)
+    try:
+        with _hydra():
+            composed = compose("train", ready)
+        composed.variant = variant.DEFAULT
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_in_a_line(error)) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _derived_variant(_root_: DictConfig) -> str:
+    """Return the variant that a cell's departures from its recipe name."""
+    hydra = _root_.hydra if "hydra" in _root_ else None
+    if hydra is None and HydraConfig.initialized():
+        hydra = HydraConfig.get()
+    chosen, own = _surroundings(hydra)
+    if hydra is None or chosen is None:
+        return variant.DEFAULT
+    given = {word.partition("=")[0].lstrip("+~") for word in hydra.overrides.task}
+    if given <= _IDENTITY and not own and not chosen.get("debug"):
+        return variant.DEFAULT
+    keys = {each.name for each in fields(Config)} - {"variant"}
+    cell = OmegaConf.masked_copy(_root_, list(keys))
+    values = OmegaConf.to_container(cell, resolve=True)
+    assert isinstance(values, dict)
+    try:
+        named = {str(key): value for key, value in values.items()}
+        return variant.name(departures(named, chosen, own))
+    except ConfigError:
+        # A protocol of the user's own may have recipes for its own names alone.
+        return variant.DEFAULT
+
+
+OmegaConf.register_new_resolver("derived_variant", _derived_variant, replace=True)
+# Plugins of Hydra's, and the extra of the project that has them.
+_PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/([^']+)'")
+_EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
+_NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says is wrong, in a line."""
+    text = str(error)
+    if found := _NO_RECIPE.search(text):
+        protocol, task = found.groups()
+        recipes = CONFIGS / "protocol" / "task"
+        there = ", ".join(sorted(file.stem for file in (recipes / protocol).glob("*.yaml")))
+        others = sorted(file.parent.name for file in recipes.glob(f"*/{task}.yaml"))
+        return (
+            f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'};"
+            f" {task} is in protocol={','.join(others) or 'none'}"
+        )
+    if found := _PLUGIN.search(text):
+        kind, name = found.groups()
+        extra = _EXTRAS.get(name.partition("_")[0])
+        brings = f": pip install -e '.[{extra}]' brings it" if extra else ""
+        return f"hydra/{kind}={name} is not installed{brings}"
+    first = text.strip().splitlines()[0].removeprefix("In 'train': ")
+    cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
+    return first if not cause or cause in first else f"{first}: {cause}"
+
+
+def recorded(values: dict[str, Any]) -> Config:
+    """Return the configuration of a record, from what `comparable` kept of it.
+
+    Raises:
+        ConfigError: The record is of another version of the configuration.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    return resolve(merged)
+
+
+# At import, so that the processes of a parallel sweep have it too.
+OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
+
+
+def groups(words: Iterable[str] = ()) -> Groups:
+    """Return the groups of configuration files: those of `hydra.searchpath` before the suite's.
+
+    Raises:
+        ConfigError: A word is none.
+    """
+    own: list[Path] = []
+    for word in words:
+        if key_of(word) == SEARCH_PATH:
+            listed = read(word, Groups(())).value()
+            assert isinstance(listed, list), word
+            own += [Path(str(each).removeprefix("file://")) for each in listed]
+    return Groups((*own, CONFIGS))
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """Return the words of a command as Hydra reads them, and make the schemas known to it.
+
+    A user's own backend or task may be written where a name is: attention=my_file:Mine.
+
+    Raises:
+        ConfigError: A word is none, or names no key, group or option.
+    """
+    there = groups(words)
+    ready = complete(words, there)
+    check_keys(ready, known_keys(), there)
+    register()
+    for word in ready:
+        for path in _paths(word, there) if key_of(word) in ("task", "attention") else []:
+            _register_own(key_of(word), path, there)
+    return ready
+
+
+def known_keys() -> list[str]:
+    """Return every key of a cell; one that ends in a point holds keys of its own."""
+    return list(_keys(Config))
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Return every key of a dataclass; one that ends in a point holds keys of its own."""
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        key, inside = f"{prefix}{each.name}", types[each.name]
+        yield key
+        if is_dataclass(inside):
+            assert isinstance(inside, type)
+            yield from _keys(inside, f"{key}.")
+        elif each.name in ("options", "inner"):
+            yield f"{key}."
+
+
+def _paths(word: str, there: Groups) -> list[str]:
+    """Return those values of a word that are paths of a user's own backends.
+
+    Raises:
+        ConfigError: One has a colon and is no path.
+    """
+    override = read(word, there)
+    if override.is_delete() or override.is_interval_sweep():
+        return []
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    paths = [str(value) for value in values if isinstance(value, str) and ":" in value]
+    for path in paths:
+        if not is_path(path) and "$" not in path:
+            where = override.get_key_element()
+            raise ConfigError(f"{where}={path}: must be module:Class, such as my_file:MyAttention")
+    return [path for path in paths if is_path(path)]
+
+
+def _register_own(group: str, path: str, there: Groups) -> None:
+    """Make a user's own backend or task an option of its group, by its path."""
+    store = ConfigStore.instance().store
+    if group == "attention":
+        schema: dict[str, Any] = {"defaults": ["/attention_schema@_here_", "_self_"]}
+        store(group=group, name=path, node=schema | {"name": backend_name(path), "path": path})
+        return
+    store(group=group, name=path, node={"defaults": ["custom", "_self_"], "path": path})
+    # What protocols and scales have for it.
+    for folder in there.folders:
+        for file in folder.glob("*/task/*/custom.yaml"):
+            layer = str(file.parent.relative_to(folder))
+            node = {"defaults": [f"/{layer}/custom@_global_", "_self_"]}
+            store(group=layer, name=path, node=node, package="_global_")
+
+
+def register() -> None:
+    """Make the schemas known to Hydra under the names that `configs` start from."""
+    schema = OmegaConf.structured(Config)
+    for key, group in {"task": TaskConfig, "attention": AttentionConfig}.items():
+        schema[key] = OmegaConf.structured(group)
+        # Options are open, so that a wrong one reaches `bind`, which names the choices.
+        OmegaConf.set_struct(schema[key].options, False)
+    ConfigStore.instance().store(name="schema", node=schema)
+    # A user's own backend inside another one has options that no YAML lists.
+    ConfigStore.instance().store(name="attention_schema", node=schema.attention)
