@@ -21,7 +21,7 @@ from lra.build import batches_for, build_task
 from lra.cell import load_run
 from lra.compose import command, groups, place
 from lra.config import ConfigError
-from lra.loop import count_correct
+from lra.evaluation import count_correct
 from lra.machine import resolve_device
 from lra.paths import cache_dir
 from lra.tasks import DataError, cache

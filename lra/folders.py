@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lra.config import ConfigError
+from lra.words import ConfigError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = {

@@ -9,46 +9,40 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lra import checkpoint
 from lra.bar import FORMAT, progress_bar, shortened
 from lra.batches import Batch, Batches
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
-from lra.config import TrainConfig, resolve_precision
+from lra.config import TrainConfig
 from lra.division import (
-    COMPILED_SHAPES,
     Division,
     division_for,
     is_out_of_memory,
     needs_whole_batch,
 )
+from lra.evaluation import count_correct
 from lra.events import Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
-from lra.predictions import Predictions
+from lra.precision import NotFiniteError, scaler_for
 from lra.processes import ALONE, Processes
 from lra.seeds import derive
 from lra.signals import Stop
 from lra.speed import WINDOW, Speed
-from models.shared_kernel import kernels_shared
+from lra.update import accumulate, apply, compiled
 
 log = logging.getLogger(__name__)
 
 # Updates between lines of the log: to read the running loss waits for the device.
 LOG_EVERY = WINDOW
-
-
-class NotFiniteError(RuntimeError):
-    """The loss, a parameter or an answer became infinite or no number."""
 
 
 @dataclass
@@ -78,174 +72,6 @@ class Progress:
     def per_second(self, count: float) -> float:
         """Return a count per second of training; 0 before anything was trained."""
         return count / self.train_seconds if self.train_seconds else 0.0
-
-
-@contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in `precision`, as `TrainConfig` explains it: all but float32 by autocast."""
-    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    half = halves.get(resolve_precision(precision, device.type))
-    # Not even switched off where it is not wanted: the meta device has none.
-    with torch.autocast(device.type, half) if half else nullcontext():
-        yield
-
-
-def compiled(model: nn.Module) -> Callable[..., Tensor]:
-    """Return a model through `torch.compile`, a graph per shape of a micro-batch.
-
-    With sizes that are variables the second shape would compile everything anew, and slower.
-    """
-    # Where a graph breaks, every layer has graphs of its own, all counted at one place.
-    limit = COMPILED_SHAPES * max(1, sum(isinstance(m, nn.LayerNorm) for m in model.modules()))
-    dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
-    forward: Callable[..., Tensor] = torch.compile(model, dynamic=False)
-    return forward
-
-
-def accumulate(
-    forward: Callable[..., Tensor],
-    parts: Sequence[Batch],
-    precision: str,
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Add to the gradients those of a batch's mean loss, and return it, a scalar.
-
-    Args:
-        forward: The model, compiled or not.
-        parts: The micro-batches of the batch, or the batch itself.
-        precision: See `autocast`.
-        scaler: See `scaler_for`.
-    """
-    total = torch.zeros((), device=parts[0].tokens.device)
-    with _sharing(forward, parts):
-        for part in parts:
-            with autocast(part.tokens.device, precision):
-                logits = forward(part.tokens, part.mask)
-            # At least float32, but float64 stays what it is.
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            if part.weights is None:
-                loss = F.cross_entropy(logits, part.labels, reduction="sum")
-            else:
-                losses = F.cross_entropy(logits, part.labels, reduction="none")
-                loss = (losses * part.weights).sum()
-            loss = loss / (part.whole or len(part.labels))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += loss.detach()
-    return total
-
-
-def _sharing(
-    forward: Callable[..., Tensor], parts: Sequence[Batch]
-) -> AbstractContextManager[None]:
-    """Let state-space layers make one kernel for all micro-batches of an update.
-
-    Not in a compiled model, whose graphs make it within them.
-    """
-    # To ask torch._dynamo takes a second, which an import of it does.
-    compiled = hasattr(forward, "_orig_mod")
-    if len(parts) > 1 and isinstance(forward, nn.Module) and not compiled:
-        return kernels_shared(forward)
-    return nullcontext()
-
-
-def apply(
-    optimiser: torch.optim.Optimizer, train: TrainConfig, scaler: torch.amp.GradScaler
-) -> None:
-    """Move the parameters by their gradients, clipped where `train.clip_norm` asks for it."""
-    if train.clip_norm:
-        scaler.unscale_(optimiser)
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-    scaler.step(optimiser)
-    scaler.update()
-
-
-def update(
-    forward: Callable[..., Tensor],
-    optimiser: torch.optim.Optimizer,
-    parts: Sequence[Batch],
-    train: TrainConfig,
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Make one update from a batch and return its loss, a scalar.
-
-    Args:
-        forward: The model, compiled or not.
-        optimiser: Of the model's parameters.
-        parts: The micro-batches of the batch, or the batch itself.
-        train: Optimisation.
-        scaler: See `scaler_for`.
-    """
-    optimiser.zero_grad()
-    loss = accumulate(forward, parts, train.precision, scaler)
-    apply(optimiser, train, scaler)
-    return loss
-
-
-def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Return the loss scaling of a precision; for all but float16 it passes everything through."""
-    scaled = resolve_precision(precision, device.type) == "float16"
-    return torch.amp.GradScaler(device.type, enabled=scaled)
-
-
-def count_correct(
-    model: nn.Module, batches: Batches, train: TrainConfig, processes: Processes = ALONE
-) -> int:
-    """Return how many examples of the whole split the model classifies rightly; see `predict`."""
-    return predict(model, batches, train, processes).num_correct
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, batches: Batches, train: TrainConfig, processes: Processes = ALONE
-) -> Predictions:
-    """Return the model's answer to every example of a split, in the split's order.
-
-    A batch that does not fit the memory is computed in halves.
-
-    Args:
-        model: The network.
-        batches: The split.
-        train: Batch size and precision.
-        processes: Those that share the work; all return the same.
-
-    Raises:
-        NotFiniteError: An answer is infinite or no number.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    not_finite = torch.zeros((), dtype=torch.int64, device=device)
-    # They stay on the device until all are there.
-    predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
-    division = division_for(train.micro_batch, model, device)
-    groups = batches.groups(train.eval_batch_size, division)
-    groups = groups[processes.rank :: processes.size][::-1]
-    while groups:
-        group = groups.pop()
-        try:
-            answer, wrong = _answer(model, batches.gather(group), train.precision)
-            predicted[torch.from_numpy(group.copy()).to(device)] = answer
-            not_finite += wrong
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if len(group) == 1 or not is_out_of_memory(error):
-                raise
-            log.warning("out of memory with %d examples in evaluation: in halves", len(group))
-        groups += [group[len(group) // 2 :], group[: len(group) // 2]]
-    model.train(was_training)
-    if processes.total(not_finite).item():
-        # The largest of numbers that are none is the first, which is right by chance.
-        raise NotFiniteError("the model's answers in evaluation are not finite")
-    return Predictions(processes.total(predicted).cpu().numpy(), batches.labels)
-
-
-def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
-    """Return the classes answered, `(B,)`, and the number of logits that are not finite."""
-    with autocast(batch.tokens.device, precision):
-        logits = model(batch.tokens, batch.mask)
-    return logits.argmax(-1), (~logits.isfinite()).sum()
 
 
 class Run:

@@ -24,11 +24,13 @@ from lra.cell import decided, finished, identity
 from lra.compose import told_departures
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
+from lra.evaluation import predict
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held
-from lra.loop import NotFiniteError, Run, predict
+from lra.loop import Run
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
+from lra.precision import NotFiniteError
 from lra.predictions import PREDICTIONS, Predictions, by_length, write_predictions
 from lra.processes import Processes, joined, own_device
 from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record

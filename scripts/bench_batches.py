@@ -25,10 +25,10 @@ from lra.batches import Batch
 from lra.build import batches_for, build_model, build_task
 from lra.compose import load
 from lra.config import Config, ConfigError
-from lra.loop import autocast
 from lra.machine import interleaved, resolve_device
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
+from lra.precision import autocast
 from lra.tasks import Source, Split, Task, Writer, cache
 from lra.tasks.listops import ListOps
 from lra.tasks.registry import TASKS

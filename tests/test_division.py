@@ -18,10 +18,13 @@ from lra.cell import finished
 from lra.checkpoint import BEST, CHECKPOINT, Identity, load
 from lra.config import ConfigError, comparable
 from lra.division import WHOLE, Division, division_for, is_out_of_memory, needs_whole_batch
-from lra.loop import Run, accumulate, count_correct, scaler_for
+from lra.evaluation import count_correct
+from lra.loop import Run
+from lra.precision import scaler_for
 from lra.record import RECORD, read_record
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import Split
+from lra.update import accumulate
 from models import ATTENTION
 
 CPU = torch.device("cpu")

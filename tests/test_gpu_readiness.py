@@ -8,15 +8,16 @@ import torch
 from tiny_cell import TINY, configure
 
 import lra.compose
-import lra.loop
+import lra.update
 from lra.batches import Batches
 from lra.build import build_model
 from lra.config import Config
 from lra.division import Division, division_for
-from lra.loop import scaler_for, update
 from lra.optimiser import optimiser_for
+from lra.precision import scaler_for
 from lra.runner import run_cell
 from lra.tasks import Split
+from lra.update import update
 from models import ATTENTION
 
 
@@ -91,7 +92,7 @@ def test_a_compiled_model_has_room_for_every_shape_of_every_layer(tmp_path: Path
     before = torch._dynamo.config.recompile_limit
     try:
         torch._dynamo.config.recompile_limit = 1
-        lra.loop.compiled(build_model(configure(tmp_path, "model.layers=3")))
+        lra.update.compiled(build_model(configure(tmp_path, "model.layers=3")))
         assert torch._dynamo.config.recompile_limit >= 3 * 8
     finally:
         torch._dynamo.config.recompile_limit = before

@@ -166,7 +166,8 @@ def test_where_all_parameters_are_alike_there_is_one_group_in_their_order() -> N
 
 def test_clipping_counts_the_gradients_of_all_groups() -> None:
     from lra.batches import Batch
-    from lra.loop import scaler_for, update
+    from lra.precision import scaler_for
+    from lra.update import update
 
     words = ["scale=mini", "attention=s4d", "train.clip_norm=0.001"]
     config = lra.compose.load("task=listops", *words)

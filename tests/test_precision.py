@@ -13,8 +13,9 @@ from lra.build import build_model
 from lra.cell import finished
 from lra.checkpoint import CHECKPOINT, load
 from lra.config import comparable, config_hash
-from lra.loop import Run, autocast
+from lra.loop import Run
 from lra.optimiser import optimiser_for
+from lra.precision import autocast
 from lra.runner import run_cell
 from models import ATTENTION
 from models.encoder import Block
@@ -120,7 +121,7 @@ def small_scaler(monkeypatch: pytest.MonkeyPatch) -> float:
     """Let the scaler begin far too high and grow every fifth step, so that it skips some."""
     first = 2.0**27
     scaler = partial(torch.amp.GradScaler, init_scale=first, growth_interval=5)
-    monkeypatch.setattr(lra.loop.torch.amp, "GradScaler", scaler)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     return first
 
 
@@ -155,7 +156,7 @@ def test_gradients_are_clipped_after_the_scale_is_taken_off(
         norms.append(float(clip(parameters, most)))
         return torch.tensor(norms[-1])
 
-    monkeypatch.setattr(lra.loop.nn.utils, "clip_grad_norm_", watch)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watch)
     run_cell(configure(tmp_path, *FLOAT16, "train.clip_norm=0.5", "train.steps=12"), tmp_path)
     # The loss is about 2.3 and its gradient of that order; scaled it would be 65,536 times that.
     assert len(norms) == 12 and 0 < max(norms) < 100

@@ -17,7 +17,7 @@ from tiny_cell import configure
 from lra.batches import Batches
 from lra.build import build_model, build_task
 from lra.config import Config
-from lra.loop import count_correct, predict
+from lra.evaluation import count_correct, predict
 from lra.predictions import (
     PREDICTIONS,
     Predictions,

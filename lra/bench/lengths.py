@@ -28,12 +28,13 @@ from lra.build import BackendError, build_model, num_parameters
 from lra.compose import load, register
 from lra.config import Config, ConfigError
 from lra.flops import training_flops
-from lra.loop import scaler_for, update
 from lra.machine import code_version, interleaved, machine, resolve_device
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
 from lra.paths import CONFIGS, results_dir
+from lra.precision import scaler_for
 from lra.report.grid import BASELINE
+from lra.update import update
 from models import ATTENTION
 
 log = logging.getLogger(__name__)

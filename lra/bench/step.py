@@ -34,13 +34,15 @@ from lra.compose import load
 from lra.config import Config, ConfigError
 from lra.division import division_for
 from lra.events import Events
-from lra.loop import LOG_EVERY, accumulate, apply, scaler_for
+from lra.loop import LOG_EVERY
 from lra.machine import interleaved, machine, resolve_device, synchronise
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
 from lra.plan.cost import full_length
+from lra.precision import scaler_for
 from lra.tasks import DataError, Split, cache
 from lra.tasks.listops import ListOps
+from lra.update import accumulate, apply
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
 # Of these an update should be made, and of nothing else but a share of at most so much.

@@ -25,10 +25,12 @@ from lra.batches import TRIM, Batch, Batches
 from lra.build import Model, batches_for, build_model
 from lra.config import Config, TrainConfig
 from lra.division import Division, division_for
-from lra.loop import count_correct, scaler_for, update
+from lra.evaluation import count_correct
 from lra.machine import seconds_of
 from lra.optimiser import optimiser_for
+from lra.precision import scaler_for
 from lra.tasks import Split, Task
+from lra.update import update
 
 # Seconds that the measurement of a cell should stay within.
 BUDGET = 5.0

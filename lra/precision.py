@@ -1,0 +1,28 @@
+"""Mixed precision: autocast, and the loss scaling that float16 needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from lra.config import resolve_precision
+
+
+class NotFiniteError(RuntimeError):
+    """The loss, a parameter or an answer became infinite or no number."""
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in `precision`, as `TrainConfig` explains it: all but float32 by autocast."""
+    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    half = halves.get(resolve_precision(precision, device.type))
+    # Not even switched off where it is not wanted: the meta device has none.
+    with torch.autocast(device.type, half) if half else nullcontext():
+        yield
+
+
+def scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Return the loss scaling of a precision; for all but float16 it passes everything through."""
+    scaled = resolve_precision(precision, device.type) == "float16"
+    return torch.amp.GradScaler(device.type, enabled=scaled)
