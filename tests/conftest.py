@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import lra.config
+import lra.compose
 import lra.show
 from lra.paths import CONFIGS
 
@@ -42,6 +42,6 @@ def copied_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a copy of the configurations, which `load` and `lra.show` read in the test."""
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)
-    monkeypatch.setattr(lra.config, "CONFIGS", copy)
+    monkeypatch.setattr(lra.compose, "CONFIGS", copy)
     monkeypatch.setattr(lra.show, "CONFIGS", copy)
     return copy

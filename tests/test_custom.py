@@ -291,7 +291,7 @@ def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_pa
 
 def test_bench_takes_paths_beside_names(mine: Path) -> None:
     attentions = ["softmax", "lra_user_pkg.mine:Scaled"]
-    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu"))
         with pytest.raises(ConfigError, match="has no class Skaled"):
             measure(BenchConfig(["lra_user_pkg.mine:Skaled"], [32], device="cpu"))
@@ -303,7 +303,7 @@ def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
     own = "lra_user_pkg.mine:Scaled scale=3"
     attentions = ["linformer", "linformer rank=2 shared=false", own]
     bench = BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu")
-    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(bench)
         assert cell_config(bench, own, 32).attention.options == {"scale": 3}
         for wrong, message in {
@@ -379,8 +379,8 @@ def test_the_example_of_the_guide_trains_through_torch_compile(guide_folder: Pat
 
 
 def test_bench_measures_every_built_in_backend_by_default() -> None:
-    values = yaml.safe_load((lra.config.CONFIGS / "bench.yaml").read_text())
+    values = yaml.safe_load((lra.compose.CONFIGS / "bench.yaml").read_text())
     assert values["attentions"] is None and values["lengths"] == [1024, 2048, 4096]
-    with lra.compose.initialize_config_dir(str(lra.config.CONFIGS), version_base="1.3"):
+    with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(None, [32], batch_size=1, repeats=1, device="cpu"))
     assert [row["attention"] for row in rows] == list(ATTENTION)

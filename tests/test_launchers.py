@@ -166,6 +166,8 @@ def test_every_signal_saves_and_ends_with_its_code(
 def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    # Under nohup it is ignored.
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with listening() as stop, stop.deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -180,6 +182,7 @@ def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None
         assert signal.getsignal(signal.SIGUSR2) not in (signal.SIG_DFL, stop._receive)
     finally:
         signal.signal(signal.SIGUSR2, before)
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def test_what_is_ignored_stays_ignored() -> None:
