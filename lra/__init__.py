@@ -27,9 +27,11 @@ __version__ = "0.1.0"
 
 networks.claim()
 # Read when torch is imported, which must not be before. Threads that wait for each other at the end
-# of an operation sleep: where a neighbour has one of the processor's cores, spinning makes two
-# threads ten times as slow as one. No number depends on it; what is set already holds.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# of an operation spin for some microseconds and then sleep: where a neighbour has one of the
+# processor's cores, spinning on makes two threads ten times as slow as one, and to sleep at once
+# costs a quiet machine a quarter. No number depends on it; what is set already holds.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def __getattr__(name: str) -> Any:
