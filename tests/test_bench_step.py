@@ -123,13 +123,20 @@ def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
     assert ran.returncode == 1 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
-def test_threads_that_wait_for_each_other_sleep_unless_they_were_told_otherwise(
-    before: str | None, after: str
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_that_wait_soon_sleep_unless_they_were_told_otherwise(
+    before: dict[str, str], after: str
 ) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
-    code = "import sys, lra, os; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    told = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in told} | before
+    code = "import sys, lra, os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     words = [sys.executable, "-c", code]
     ran = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert ran.stdout.split() == [after, "False"]
