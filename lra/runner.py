@@ -45,6 +45,24 @@ class CellFailedError(RuntimeError):
     """A cell ended without a result; its record says why."""
 
 
+def told_finished(config: Config, folder: Path) -> str:
+    """Return that a cell is finished, in words, without writing anything; nothing where it is not.
+
+    Raises:
+        ConfigError: There is no such task or device, or the folder holds another configuration.
+    """
+    device = resolve_device(own_device(config.device))
+    if config.force or not finished(folder, decided(config, build_task(config), device, folder)):
+        return ""
+    return f"{config.cell} is finished{_hint_of_change(config, folder)}"
+
+
+def _hint_of_change(config: Config, folder: Path) -> str:
+    there = read_record(folder / RECORD).attention_source
+    hint = ", with an attention that has changed since; force=true trains it again"
+    return hint if there != custom.sources(config.attention) else ""
+
+
 def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     """Train a cell and write its record into `folder`.
 
@@ -69,10 +87,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     device = resolve_device(own_device(config.device))
     values = decided(config, task, device, folder)
     if not config.force and finished(folder, values):
-        there = read_record(folder / RECORD).attention_source
-        changed = there != custom.sources(config.attention)
-        hint = ", with an attention that has changed since; force=true trains it again"
-        log.info("%s%s is finished%s", place, config.cell, hint if changed else "")
+        log.info("%s%s is finished%s", place, config.cell, _hint_of_change(config, folder))
         return None
     record = _train_alone(config, task, device, values, folder, place + config.cell)
     if record.status == "failed":

@@ -123,6 +123,23 @@ def _check_composes(cells: list[list[str]], there: Groups) -> None:
             raise ConfigError(f"runs_dir: {above} is a file, should be a folder")
 
 
+def _finished_for_good(cells: list[list[str]]) -> list[str]:
+    """Return that all of the cells are finished, a line each, where nothing can be written.
+
+    Hydra makes folders before it asks whether there is anything to do.
+    """
+    told = []
+    for cell in cells:
+        composed, folder = composed_cell(*cell)
+        folder = folder.absolute()
+        if os.access(next(each for each in (folder, *folder.parents) if each.exists()), os.W_OK):
+            return []
+        from lra.runner import told_finished
+
+        told.append(told_finished(resolve(composed), folder))
+    return told if all(told) else []
+
+
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return Hydra's flags and the words among arguments; --config-dir becomes a word."""
     flags, words, left = [], [], list(arguments)
@@ -167,6 +184,14 @@ def main() -> None:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    try:
+        told = _finished_for_good(cells or [])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if told:
+        print("\n".join(told))
+        return
     if (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print("torchrun trains one cell, and these words are of several", file=sys.stderr)
         sys.exit(2)

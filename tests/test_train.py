@@ -17,9 +17,11 @@ from filelock import FileLock
 from tiny_cell import TINY, configure
 
 import lra.tasks.cache
+import lra.train
 from lra.batches import Batches
 from lra.build import build_attention
 from lra.checkpoint import BEST, CHECKPOINT, load
+from lra.compose import place
 from lra.config import ConfigError
 from lra.predictions import Predictions
 from lra.record import RECORD, Record, read_record
@@ -338,3 +340,21 @@ def test_a_sweep_goes_on_after_a_failed_cell_and_says_so_in_the_end(tmp_path: Pa
         ("softmax", "failed"),
         ("fourier", "failed"),
     }
+
+
+def test_finished_cells_are_told_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
+    config, folder = place(*words)
+    folder.mkdir(parents=True)
+    run_cell(config, folder)
+    before = sorted(tmp_path.rglob("*"))
+    # As on a disk that is mounted read-only, where root may not write either.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sys, "argv", ["lra train", *words])
+    lra.train.main()
+    assert "listops/softmax" in (told := capsys.readouterr().out) and "is finished" in told
+    monkeypatch.setattr(sys, "argv", ["lra train", *words, "seed=0,1"])
+    assert lra.train._finished_for_good([words, [*words, "seed=1"]]) == []
+    assert sorted(tmp_path.rglob("*")) == before
