@@ -68,9 +68,9 @@ def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
 def decided(config: Config, task: Task, device: torch.device, folder: Path) -> dict[str, Any]:
     """Return what a cell's hash covers: its configuration as this machine and its data decide it.
 
-    What is left to the machine, `threads=0` and `device=auto`, is what the cell was begun with: a
-    job that comes back on another machine continues there, and a finished cell is finished
-    wherever it is asked for.
+    What is left to the machine is what the cell was begun with: `threads=0` always, `device=auto`
+    for a finished cell, which is finished wherever it is asked for. An unfinished one continues
+    only on the kind of device that it began on.
 
     Args:
         config: The cell.
@@ -79,7 +79,7 @@ def decided(config: Config, task: Task, device: torch.device, folder: Path) -> d
         folder: Its run folder; it need not exist.
 
     Raises:
-        ConfigError: There are more threads than the machine bears.
+        ConfigError: There are far more threads than the machine has processors.
     """
     begun = _begun(folder)
     threads, device_type = config.threads, device.type
@@ -104,7 +104,7 @@ def _begun(folder: Path) -> dict[str, Any]:
     except DamagedError:
         return {}
     config = (state or {}).get("config", {})
-    return {key: config[key] for key in ("threads", "device") if key in config}
+    return {"threads": config["threads"]} if "threads" in config else {}
 
 
 def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str = "") -> Identity:

@@ -292,7 +292,7 @@ def groups(words: Iterable[str] = ()) -> Groups:
     """Return the groups of configuration files: those of `hydra.searchpath` before the suite's.
 
     Raises:
-        ConfigError: A word is none.
+        ConfigError: A word is not of the form key=value.
     """
     own: list[Path] = []
     for word in words:
@@ -309,7 +309,7 @@ def command(words: Sequence[str]) -> list[str]:
     A user's own backend or task may be written where a name is: attention=my_file:Mine.
 
     Raises:
-        ConfigError: A word is none, or names no key, group or option.
+        ConfigError: A word is not of the form key=value, or names no key, group or option.
     """
     there = groups(words)
     ready = complete(words, there)

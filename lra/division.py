@@ -132,5 +132,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error is that of a device, torch or numpy without memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # Of torch's allocator on the CPU, which has no class for it.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # Those of torch's allocator on the CPU and of CUDA's libraries have no class of their own.
+    said = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in said)

@@ -7,10 +7,7 @@ from torch import Tensor, nn
 
 from lra.batches import Batch, Batches
 from lra.config import TrainConfig
-from lra.division import (
-    division_for,
-    is_out_of_memory,
-)
+from lra.division import division_for, is_out_of_memory
 from lra.precision import NotFiniteError, autocast
 from lra.predictions import Predictions
 from lra.processes import ALONE, Processes
@@ -65,7 +62,7 @@ def predict(
         groups += [group[len(group) // 2 :], group[: len(group) // 2]]
     model.train(was_training)
     if processes.total(not_finite).item():
-        # The largest of numbers that are none is the first, which is right by chance.
+        # The largest of NaNs is class 0, which is sometimes right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
     return Predictions(processes.total(predicted).cpu().numpy(), batches.labels)
 

@@ -164,6 +164,10 @@ class Run:
                     self.stop.answer(f"stopped at step {progress.step}; start again to continue")
             # The test that follows may be long too.
             self._save()
+            # A signal may have come since the last update: in validation, or while this was saved.
+            asked = torch.tensor(int(self.stop.requested), device=self.device)
+            if self.processes.total(asked).item():
+                self.stop.answer(f"stopped at step {progress.step}; start again to continue")
         self.model.load_state_dict(self.best_model)
         if self.processes.writes:
             checkpoint.save(self.folder / BEST, {"model": self.best_model})

@@ -46,7 +46,7 @@ class CellFailedError(RuntimeError):
 
 
 def told_finished(config: Config, folder: Path) -> str:
-    """Return that a cell is finished, in words, without writing anything; nothing where it is not.
+    """Return a line that says a cell is finished, an empty string where it is not; write nothing.
 
     Raises:
         ConfigError: There is no such task or device, or the folder holds another configuration.
@@ -277,6 +277,9 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
         # Nothing that the cell would do again: a folder, a disk, another cell's checkpoint.
         raise
     except (Exception, SystemExit) as error:
+        if run.processes.size > 1 and not isinstance(error, NotFiniteError):
+            # The others wait for this process; torchrun ends them when it ends.
+            raise
         reason = " ".join(str(error).splitlines()[:1])
         if not (isinstance(error, NotFiniteError) or is_out_of_memory(error)):
             # Of a user's own code, or a defect of ours: this cell's end, and not the others'.

@@ -142,7 +142,7 @@ def _not_noted(cells: Sequence[list[str]], outcomes: Sequence[Outcome]) -> Itera
                 record = read_record(folder / RECORD)
                 state, reason = "done" if record.status == "ok" else "failed", record.reason
             except RecordError as error:
-                reason = str(error)
+                state, reason = "failed", str(error)
         yield Outcome(words=words, name=config.cell, folder=str(folder), state=state, reason=reason)
 
 
@@ -200,8 +200,11 @@ def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
     scored = []
     for outcome in outcomes:
         if outcome.state in ("done", "skipped"):
-            accuracy = read_record(Path(outcome.folder) / RECORD).best_accuracy or 0.0
-            scored.append((accuracy, outcome))
+            try:
+                record = read_record(Path(outcome.folder) / RECORD)
+            except RecordError:
+                continue
+            scored.append((record.best_accuracy or 0.0, outcome))
     if scored:
         accuracy, best = max(scored, key=lambda each: each[0])
         [words] = merged([best.words])

@@ -124,7 +124,9 @@ def _check_composes(cells: list[list[str]], there: Groups) -> None:
 
 
 def _finished_for_good(cells: list[list[str]]) -> list[str]:
-    """Return that all of the cells are finished, a line each, where nothing can be written.
+    """Return a line for each cell that says it is finished, where nothing can be written.
+
+    Nothing where one of them is not finished, or can be written to.
 
     Hydra makes folders before it asks whether there is anything to do.
     """
@@ -208,7 +210,7 @@ def main() -> None:
     parallel = launch.workers_ended() if name == "joblib" else nullcontext()
     with sweep.watched(given, cells) as outcomes, parallel:
         train()
-    sys.exit(any(outcome.state == "failed" for outcome in outcomes))
+    sys.exit(any(outcome.state in ("failed", "unfinished") for outcome in outcomes))
 
 
 class _Callable(ModuleType):

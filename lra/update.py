@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from lra.batches import Batch
 from lra.config import TrainConfig
-from lra.division import (
-    COMPILED_SHAPES,
-)
+from lra.division import COMPILED_SHAPES
 from lra.precision import autocast
 from models.shared_kernel import kernels_shared
 
@@ -68,9 +66,9 @@ def _sharing(
 
     Not in a compiled model, whose graphs make it within them.
     """
-    # To ask torch._dynamo takes a second, which an import of it does.
-    compiled = hasattr(forward, "_orig_mod")
-    if len(parts) > 1 and isinstance(forward, nn.Module) and not compiled:
+    # Asking torch._dynamo would import it, which takes a second.
+    is_compiled = hasattr(forward, "_orig_mod")
+    if len(parts) > 1 and isinstance(forward, nn.Module) and not is_compiled:
         return kernels_shared(forward)
     return nullcontext()
 

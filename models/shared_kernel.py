@@ -37,7 +37,8 @@ class SharedKernel(nn.Module):
 
     def share(self) -> None:
         """Keep the kernel from now on."""
-        self._sharing = True
+        # Nothing of an update that ended halfway, for want of memory.
+        self._made, self._sharing = [], True
 
     def release(self, backward: bool) -> None:
         """Forget the kernel; with `backward`, carry its gradient to the parameters first."""
