@@ -263,7 +263,7 @@ class Config:
             raise ValueError(f"threads={self.threads}: must be at least 0 (0 = torch's default)")
         if self.validation not in ("validation", "test"):
             raise ValueError(f"validation={self.validation}: must be one of validation, test")
-        if problem := _problem_of_folder(self.variant):
+        if problem := problem_of_folder(self.variant):
             raise ValueError(f"variant={shown(self.variant)}: {problem}")
         kind, _, index = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (
@@ -305,7 +305,7 @@ def expanded(folder: str) -> Path:
     return Path(os.path.expandvars(folder)).expanduser()
 
 
-def _problem_of_folder(name: str) -> str:
+def problem_of_folder(name: str) -> str:
     """Return why a name cannot be a folder's on every system; nothing where it can."""
     if len(name.encode()) > LONGEST_VARIANT:
         return f"must be a plain folder name of at most {LONGEST_VARIANT} bytes"

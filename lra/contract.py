@@ -88,9 +88,8 @@ Attend = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def sentence(check: Callable[..., None]) -> str:
-    """Return what a check says of what passes."""
-    assert check.__doc__ is not None
-    return check.__doc__.splitlines()[0].rstrip(".")
+    """Return what a check says of what passes; its name where Python leaves docstrings out."""
+    return (check.__doc__ or check.__name__.replace("_", " ")).splitlines()[0].rstrip(".")
 
 
 def shape_and_type(subject: Subject) -> None:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lra import help, launch, sweep
 from lra.compose import command, composed_cell, groups, register, resolve
-from lra.config import Config, ConfigError
+from lra.config import Config, ConfigError, problem_of_folder
 from lra.paths import CONFIGS
 from lra.terminal import run
-from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of
+from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of, shown
 
 if TYPE_CHECKING:
     from lra.record import Record
@@ -117,7 +117,15 @@ def _check_composes(cells: list[list[str]], there: Groups) -> None:
         for cell in cells
     }
     for cell in different.values():
-        folder = composed_cell(*cell)[1].absolute()
+        composed, folder = composed_cell(*cell)
+        if composed.runs_dir == "":
+            raise ConfigError("runs_dir=: must name a folder")
+        # Hydra makes the folder that they are part of before any of them is checked.
+        for key in ("scale", "protocol.name", "task.name", "attention.name", "variant"):
+            name = str(OmegaConf.select(composed, key))
+            if problem := problem_of_folder(name):
+                raise ConfigError(f"{key}={shown(name)}: {problem}")
+        folder = folder.absolute()
         above = next(each for each in (folder, *folder.parents) if each.exists())
         if not above.is_dir():
             raise ConfigError(f"runs_dir: {above} is a file, should be a folder")

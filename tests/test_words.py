@@ -244,3 +244,32 @@ def test_a_bar_of_80_columns_shows_the_loss(label: str) -> None:
     )
     assert len(line) <= 80 and line.startswith(label[:8])
     assert "12%, loss=1.2345, accuracy=0.4210" in line
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("runs_dir=", "runs_dir=: must name a folder"),
+        ("protocol.name=../../x", "protocol.name=../../x: must be a plain folder name, without /"),
+        ("variant=../..", "variant=../..: must be a plain folder name, without /"),
+    ],
+)
+def test_names_that_are_no_folders_are_refused_before_anything_is_made(
+    tmp_path: Path, word: str, told: str
+) -> None:
+    words = ["train", "scale=mini", "debug=true", f"cache_dir={tmp_path}/cache"]
+    words += [] if word == "runs_dir=" else [f"runs_dir={tmp_path}/runs"]
+    ended = lra(tmp_path, *words, word)
+    assert ended.returncode == 2 and told in ended.stderr + ended.stdout
+    assert not list(tmp_path.iterdir()) and not Path("/mini").exists()
+
+
+def test_the_checks_have_names_where_python_leaves_docstrings_out(tmp_path: Path) -> None:
+    code = "from lra.contract import CHECKS, sentence; print(*map(sentence, CHECKS), sep=chr(10))"
+    ended = subprocess.run(
+        [sys.executable, "-OO", "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0 and "plain form" in ended.stdout

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lra.compose import command, groups
 from lra.config import ConfigError
+from lra.folders import FolderError, writing
 from lra.paths import results_dir
 from lra.report.pages import write_report
 from lra.report.selection import selections
@@ -37,19 +38,24 @@ def main() -> None:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    for each in asked:
-        page = write_report(
-            each.runs_dir,
-            args.out_dir,
-            each.scale,
-            each.protocol,
-            each.tasks,
-            each.attentions,
-            each.seeds,
-            only=each,
-            full=args.full,
-        )
-        print(page)
+    try:
+        with writing("--out-dir", args.out_dir, "writing tables"):
+            for each in asked:
+                page = write_report(
+                    each.runs_dir,
+                    args.out_dir,
+                    each.scale,
+                    each.protocol,
+                    each.tasks,
+                    each.attentions,
+                    each.seeds,
+                    only=each,
+                    full=args.full,
+                )
+                print(page)
+    except FolderError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
