@@ -27,7 +27,7 @@ PREVIOUS, BEST = "checkpoint.previous.pt", "best.pt"
 CHECKSUM = "checksum"
 # What a run's checkpoint holds; the others came later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
-OPTIONAL = {"scaler", "config", "code", "speed", "division", "micro_batch"}
+OPTIONAL = {"scaler", "config", "code", "speed", "losses", "division", "micro_batch"}
 
 
 class DamagedError(ConfigError):

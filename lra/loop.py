@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lra import checkpoint
@@ -113,6 +115,8 @@ class Run:
         # Versions of the code that trained before this one, where the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
+        # Of every update; NaN for those that an earlier version made, which kept none.
+        self._losses = torch.full((train.steps,), torch.nan, dtype=torch.float32, device="cpu")
         self.progress, self.speed = Progress(), Speed()
         self.division = division_for(train.micro_batch, model, device, train.compile)
         # Shapes that were computed in this process: a new one may have to be set up.
@@ -184,12 +188,13 @@ class Run:
         train, progress = self.train_config, self.progress
         started, first, tokens = time.perf_counter(), progress.step, progress.tokens
         plain, first_seconds = 0, 0.0
-        total = torch.zeros((), device=self.device)
+        # They stay on the device until all are read at once, which waits for it.
+        losses: list[Tensor] = []
         self.model.train()
         while progress.step < until:
             before = progress.tokens
             loss, apart = self._update()
-            total += loss
+            losses.append(loss)
             progress.step += 1
             if progress.step < train.steps:
                 self._advance_schedule()
@@ -201,7 +206,8 @@ class Run:
             bar.update()
             if interrupted():
                 break
-        mean = float(total) / (progress.step - first)
+        self._losses[first : progress.step] = torch.stack(losses).float().cpu()
+        mean = float(self._losses[first : progress.step].mean())
         seconds = time.perf_counter() - started
         progress.train_seconds += seconds
         self.speed.first_seconds += first_seconds
@@ -312,6 +318,12 @@ class Run:
         return self.speed.tokens_per_second or self.progress.per_second(self.progress.tokens)
 
     @property
+    def losses(self) -> NDArray[np.float32]:
+        """Loss of every update so far, `(steps,)`; NaN where an earlier version kept none."""
+        losses: NDArray[np.float32] = self._losses[: self.progress.step].numpy()
+        return losses
+
+    @property
     def num_skipped(self) -> int:
         """Updates that loss scaling skipped, because a gradient was not finite."""
         made = [int(state["step"]) for state in self.optimiser.state.values()]
@@ -373,6 +385,7 @@ class Run:
             "code": [*self.earlier_code, self.identity.code],
             "progress": asdict(self.progress),
             "speed": asdict(self.speed),
+            "losses": self._losses[: self.progress.step].clone(),
             # Of the memory there was, too; what it leads to must not change in the middle of a run.
             "division": asdict(self.division),
             "micro_batch": self.train_config.micro_batch,
@@ -410,8 +423,10 @@ class Run:
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
         self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
-        # These three are absent from older checkpoints.
+        # These four are absent from older checkpoints.
         self.speed = Speed(**state.get("speed", {}))
+        if "losses" in state:
+            self._losses[: self.progress.step] = state["losses"].cpu()
         if state.get("micro_batch", ...) == self.train_config.micro_batch:
             self.division = Division(**state["division"])
         log.info("%s continues at step %d", self.label, self.progress.step)

@@ -74,6 +74,8 @@ class Record:
         best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
         best_step: Updates the chosen checkpoint had seen.
         steps: Updates in all.
+        loss_fingerprint: Of the loss at every update, which `trajectory.npz` holds; empty in
+            older records.
         skipped_updates: Those of them that float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
         seconds: Seconds in all, data and evaluation included.
@@ -130,6 +132,7 @@ class Record:
     best_accuracy: float | None = None
     best_step: int | None = None
     steps: int
+    loss_fingerprint: str = ""
     skipped_updates: int = 0
     train_seconds: float | None = None
     seconds: float

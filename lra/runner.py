@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lra import checkpoint, custom, memory
 from lra.batches import Batches
@@ -37,6 +39,7 @@ from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_asid
 from lra.seeds import derive
 from lra.signals import Stop, listening
 from lra.tasks import Task, cache
+from lra.trajectory import TRAJECTORY, fingerprint, write_trajectory
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +217,8 @@ def _train(
         checkpoint.remove(folder)
         (folder / RECORD).unlink(missing_ok=True)
     # Of an earlier end of this cell, which is not the one that the record will tell of.
-    (folder / PREDICTIONS).unlink(missing_ok=True)
+    for name in (PREDICTIONS, TRAJECTORY):
+        (folder / name).unlink(missing_ok=True)
     memory.reset(device)
     model.to(device)
     batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
@@ -252,15 +256,17 @@ def _train(
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
     record = _record(config, values, dataset, run, outcome, setup)
     if work.processes.writes:
-        _write(folder, record, outcome)
+        _write(folder, record, outcome, run.losses)
     work.processes.wait()
     return record
 
 
-def _write(folder: Path, record: Record, outcome: Outcome) -> None:
+def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.float32]) -> None:
+    # Both before the record, by which a cell is finished.
     if outcome.test is not None:
-        # Before the record, by which a cell is finished.
         write_predictions(folder, outcome.test)
+    if len(losses):
+        write_trajectory(folder, losses)
     write_record(folder, record)
     if record.status == "ok":
         # Of no use any more, and as large as the last one.
@@ -323,6 +329,7 @@ def _record(
         best_accuracy=progress.best_accuracy if validated else None,
         best_step=progress.best_step if validated else None,
         steps=progress.step,
+        loss_fingerprint=fingerprint(run.losses),
         skipped_updates=run.num_skipped,
         train_seconds=progress.train_seconds,
         seconds=progress.seconds + setup_seconds + outcome.seconds,

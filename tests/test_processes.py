@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_cell import TINY, configure
@@ -16,6 +17,7 @@ from lra.processes import ALONE, joined
 from lra.record import NOTE, RECORD, read_record
 from lra.runner import run_cell
 from lra.signals import StoppedError
+from lra.trajectory import read_trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -76,6 +78,11 @@ def test_two_processes_make_the_updates_of_one_and_the_first_one_writes(
     progress = [load(each / "checkpoint.pt", CPU)["progress"] for each in (alone, folder)]
     assert progress[0]["tokens"] == progress[1]["tokens"]
     assert len(list(folder.glob("events*"))) == 1 and (folder / NOTE).exists()
+    ours, theirs = (
+        read_trajectory(each, 40, read_record(each / RECORD).loss_fingerprint)
+        for each in (alone, folder)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert load_best(folder, CPU).keys() == load_best(alone, CPU).keys()
     # And finished is finished, for both.
     assert "is finished" in torchrun(tmp_path)

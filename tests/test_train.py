@@ -291,6 +291,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path)
         ours, theirs = states[0][key], states[1][key]
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), key
     assert states[0]["schedule"] == states[1]["schedule"]
+    assert len(states[0]["losses"]) == 200 and torch.equal(states[0]["losses"], states[1]["losses"])
     moments = [state["optimiser"]["state"] for state in states]
     assert all(
         torch.equal(moments[0][index][name], moments[1][index][name])

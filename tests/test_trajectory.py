@@ -1,0 +1,135 @@
+"""The loss at every update: what a run keeps, through stops and failures, and what damage does."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_cell import configure
+
+from lra import checkpoint
+from lra.checkpoint import CHECKPOINT, load
+from lra.loop import Run
+from lra.record import RECORD, read_record
+from lra.runner import CellFailedError, run_cell
+from lra.signals import StoppedError
+from lra.trajectory import (
+    TRAJECTORY,
+    TrajectoryError,
+    fingerprint,
+    read_trajectory,
+    write_trajectory,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(folder: Path, *overrides: str, name: str = "run") -> NDArray[np.float32]:
+    """Train a tiny cell and return the losses it leaves, checked against its record."""
+    (folder / name).mkdir(exist_ok=True)
+    run_cell(configure(folder, *overrides), folder / name)
+    record = read_record(folder / name / RECORD)
+    assert record.loss_fingerprint
+    return read_trajectory(folder / name, record.steps, record.loss_fingerprint)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> None:
+    """Train into `run` and end after the checkpoint of a step."""
+    save = Run._save
+
+    def stop(run: Run) -> None:
+        save(run)
+        if run.progress.step == step:
+            raise StoppedError("enough")
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Run, "_save", stop)
+        (folder / "run").mkdir()
+        run_cell(configure(folder, *overrides, "train.checkpoint_seconds=0"), folder / "run")
+
+
+def test_a_run_keeps_the_loss_of_every_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    update = Run._update
+
+    def watched(run: Run) -> tuple[torch.Tensor, float]:
+        loss, apart = update(run)
+        seen.append(float(loss))
+        return loss, apart
+
+    monkeypatch.setattr(Run, "_update", watched)
+    losses = train(tmp_path)
+    assert losses.dtype == np.float32 and losses.tolist() == seen and len(seen) == 60
+
+
+@pytest.mark.parametrize("micro_batch", ["null", "0", "3"])
+def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
+) -> None:
+    words = f"train.micro_batch={micro_batch}"
+    whole = train(tmp_path, words, name="whole")
+    # In the middle of what is read from the device at once.
+    stop_at(33, monkeypatch, tmp_path, words)
+    assert not (tmp_path / "run" / TRAJECTORY).exists()
+    continued = train(tmp_path, words)
+    assert np.isfinite(whole).all() and whole.tobytes() == continued.tobytes()
+
+
+def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path, name="whole")
+    stop_at(33, monkeypatch, tmp_path)
+    file = tmp_path / "run" / CHECKPOINT
+    state = load(file, torch.device("cpu"))
+    del state["losses"]
+    checkpoint.save(file, state)
+    continued = train(tmp_path)
+    assert np.isnan(continued[:33]).all() and continued[33:].tobytes() == whole[33:].tobytes()
+
+
+def test_a_run_that_fails_keeps_its_losses_up_to_the_one_it_failed_by(tmp_path: Path) -> None:
+    with pytest.raises(CellFailedError):
+        train(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
+    record = read_record(tmp_path / "run" / RECORD)
+    losses = read_trajectory(tmp_path / "run", record.steps, record.loss_fingerprint)
+    assert np.isfinite(losses[0]) and not np.isfinite(losses).all()
+
+
+def test_losses_are_read_as_they_were_written_and_small(tmp_path: Path) -> None:
+    losses = np.random.default_rng(0).random(10_000, dtype=np.float32)
+    write_trajectory(tmp_path, losses)
+    assert read_trajectory(tmp_path, 10_000, fingerprint(losses)).tobytes() == losses.tobytes()
+    # Records of before the fingerprint tell of none.
+    assert read_trajectory(tmp_path, 10_000, "").tobytes() == losses.tobytes()
+    assert [file.name for file in tmp_path.iterdir()] == [TRAJECTORY]
+    assert (tmp_path / TRAJECTORY).stat().st_size < 4.1 * 10_000
+
+
+def test_losses_that_are_missing_damaged_or_of_another_run_are_refused(tmp_path: Path) -> None:
+    losses = np.linspace(2, 1, 50, dtype=np.float32)
+    with pytest.raises(TrajectoryError, match="there is none; runs of earlier versions kept none"):
+        read_trajectory(tmp_path, 50, "")
+    write_trajectory(tmp_path, losses)
+    with pytest.raises(TrajectoryError, match=r"float32 of shape \(50,\), the record tells of 60"):
+        read_trajectory(tmp_path, 60, fingerprint(losses))
+    changed = losses.copy()
+    changed[7] = np.nextafter(changed[7], np.float32(0))
+    with pytest.raises(TrajectoryError, match="not the losses that the run had"):
+        read_trajectory(tmp_path, 50, fingerprint(changed))
+    whole = (tmp_path / TRAJECTORY).read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"text", whole[:80] + bytes(20) + whole[100:]):
+        (tmp_path / TRAJECTORY).write_bytes(damaged)
+        with pytest.raises(TrajectoryError, match="not readable as a trajectory"):
+            read_trajectory(tmp_path, 50, fingerprint(losses))
+
+
+def test_git_keeps_what_a_record_of_a_full_run_is_checked_by() -> None:
+    folder = "results/runs/paper/nystromformer/listops/mra/default/seed0"
+    for name, ignored in {RECORD: 1, TRAJECTORY: 1, "predictions.npz": 1, "best.pt": 0}.items():
+        command = ["git", "check-ignore", "--quiet", "--no-index", f"{folder}/{name}"]
+        assert subprocess.run(command, cwd=ROOT).returncode == ignored, name
