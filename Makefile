@@ -104,6 +104,6 @@ report: install ## Print and write the tables of the runs there are
 bench: install ## Measure speed and memory of the backends at several lengths
 	@$(LRA) bench $(value ARGS)
 
-clean: ## Remove the virtual environment, caches and mini results; data and paper runs stay
+clean: ## Remove the virtual environment, caches and mini results; data and other runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info results/mini results/runs/mini
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -222,7 +222,8 @@ class Config:
         protocol: Source of the recipe.
         model: Sizes.
         train: Optimisation.
-        scale: `paper` (as published) or `mini` (minutes on two CPU cores).
+        scale: `paper` (as published), `small` (the real tasks in an evening on two CPU cores) or
+            `mini` (minutes).
         seed: Seed of initialisation, data order and dropout; data have their own.
         variant: Names what departs from the recipe, so that it has its own folder; without it,
             what departs does, such as learning_rate=0.001,steps=3.

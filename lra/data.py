@@ -81,8 +81,11 @@ def main() -> None:
         configs = [load(*each) for each in cells_of(words)]
         folder = configs[0].raw_data_dir()
         if args.fetch:
-            if folder is None or any(config.scale != "paper" for config in configs):
-                raise ConfigError("--fetch needs data_dir=FOLDER (or LRA_DATA_DIR) and scale=paper")
+            if folder is None or any(config.scale == "mini" for config in configs):
+                raise ConfigError(
+                    "--fetch needs data_dir=FOLDER (or LRA_DATA_DIR), and scale=small or paper:"
+                    " scale=mini makes its own data"
+                )
             fetch(configs, folder)
     except (ConfigError, DataError) as error:
         sys.exit(str(error))

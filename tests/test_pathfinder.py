@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,23 +211,31 @@ def test_without_published_images_they_are_generated_and_divided_in_order(
     asked = []
 
     def generate_chunks(
-        num_images: int, size: int, contour_length: int, seed: int
+        num_images: int, size: int, contour_length: int, seed: int, *, distractors: bool
     ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
-        asked.append((num_images, size, contour_length, seed))
+        asked.append((num_images, size, contour_length, seed, distractors))
         for start in range(0, num_images, 7):
             indices = np.arange(start, min(start + 7, num_images))
             yield start, np.stack([pixels(i, size) for i in indices]), indices % 2
 
     monkeypatch.setattr(generator, "generate_chunks", generate_chunks)
-    task = Pathfinder(size=64, contour_length=9, num_images=25, data_seed=3)
+    task = Pathfinder(size=64, contour_length=9, distractors=False, num_images=25, data_seed=3)
     data = load(tmp_path, task)
-    assert asked == [(25, 64, 9, 3)] and data.source.kind == "generated"
+    assert asked == [(25, 64, 9, 3, False)] and data.source.kind == "generated"
     rows = [(index, index % 2) for index in range(25)]
     assert content(data) == {
         "train": rows[:20],
         "validation": rows[20:23],
         "test": rows[23:],
     }
+
+
+def test_published_images_are_only_taken_with_distractors(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert TASK.locate(tmp_path).kind == "published"
+    assert replace(TASK, distractors=False).locate(tmp_path).kind == "generated"
+    with pytest.raises(DataError, match=f"{NUM_IMAGES} published images, all with distractors"):
+        replace(TASK, distractors=False, source="published").locate(tmp_path)
 
 
 @pytest.mark.slow

@@ -32,16 +32,16 @@ def end(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(stopped.value.code or 0)
 
 
-@pytest.mark.parametrize("scale", ["paper", "mini"])
+@pytest.mark.parametrize("scale", ["paper", "small", "mini"])
 def test_it_plans_before_it_trains_and_reports_what_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, calls: Calls, scale: str
 ) -> None:
     assert end(monkeypatch, f"scale={scale}", "task=text,image", "seed=0, 1", "threads=1") == 0
     parts = ["plan", "train", "report"]
-    assert [call[0] for call in calls] == ["preflight"] * (scale == "paper") + parts
+    assert [call[0] for call in calls] == ["preflight"] * (scale != "mini") + parts
     for call in calls[-3:]:
         assert "threads=1" in call and "seed=0, 1" in call
-    trained = "task=text" if scale == "paper" else "task=text,image"
+    trained = "task=text" if scale != "mini" else "task=text,image"
     assert trained in calls[-3] and trained in calls[-2] and "--multirun" in calls[-2]
     # What was left out shows as missing.
     assert "task=text,image" in calls[-1]

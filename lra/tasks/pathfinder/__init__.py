@@ -50,6 +50,8 @@ class Pathfinder:
     Args:
         size: Height and width in pixels: 32 (Pathfinder), 64, 128 (Path-X) or 256.
         contour_length: Dashes of a path: 6 (easy), 9 (intermediate) or 14 (hard, as published).
+        distractors: Whether short paths lie in the way, as published; without them the data are
+            generated.
         num_images: Images in all, of which 80 % train, 10 % validate and 10 % test.
         data_seed: Seed of the generator, and of the division of published images.
         on_bad_row: `error`, or `skip` to leave unreadable images out and count them.
@@ -59,10 +61,11 @@ class Pathfinder:
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
-    younger: ClassVar[tuple[str, ...]] = ("source",)
+    younger: ClassVar[tuple[str, ...]] = ("source", "distractors")
 
     size: int = 32
     contour_length: int = 14
+    distractors: bool = True
     num_images: int = NUM_IMAGES
     data_seed: int = 0
     on_bad_row: OnBadRow = "error"
@@ -91,15 +94,16 @@ class Pathfinder:
                 nobody looks; or `source` demands what there is not.
         """
         place = ""
-        if self.source != "generated" and self.num_images == NUM_IMAGES:
+        published = self.num_images == NUM_IMAGES and self.distractors
+        if self.source != "generated" and published:
             raw.check_data_dir(data_dir)
             if data_dir is not None:
                 if (source := self._published(data_dir)) is not None:
                     return source
                 place = f"as no pathfinder{self.size} is in {', '.join(PLACES)} below {data_dir}"
         if self.source == "published":
-            reason = f"there are {NUM_IMAGES:,} published images"
-            if self.num_images == NUM_IMAGES:
+            reason = f"there are {NUM_IMAGES:,} published images, all with distractors"
+            if published:
                 reason = place or "data_dir (or LRA_DATA_DIR) is not set"
             raise DataError(f"task.options.source=published: {reason}")
         return Source("generated", f"generated with seed {self.data_seed}", place=place)
@@ -144,7 +148,11 @@ class Pathfinder:
         names = _divide(range(self.num_images))
         with progress_bar(desc="Pathfinder", total=len(names), unit="images") as bar:
             for start, images, labels in generator.generate_chunks(
-                self.num_images, self.size, self.contour_length, self.data_seed
+                self.num_images,
+                self.size,
+                self.contour_length,
+                self.data_seed,
+                distractors=self.distractors,
             ):
                 for index, (pixels, label) in enumerate(zip(images, labels, strict=True), start):
                     splits[names[index]].add(int(label), pixels.ravel())
