@@ -5,9 +5,10 @@
 
 Words filter: a key that a record has keeps the records that have one of its values, and what was
 asked for and is not there shows as missing. Writes accuracy, throughput and accuracy by length as
-Markdown, CSV and LaTeX, and pictures of them as SVG and PNG, to `results/<scale>/<protocol>/`, and
-prints the tables. Measured and published figures are never mixed: published ones come below,
-beside ours with the difference and with their source, and only at the paper scale.
+Markdown, CSV and LaTeX, pictures of them as SVG and PNG, and `index.html`, a page of it all, to
+`results/<scale>/<protocol>/`, and prints the tables. Measured and published figures are never
+mixed: published ones come below, beside ours with the difference and with their source, and only
+at the paper scale.
 """
 
 import argparse

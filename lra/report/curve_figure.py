@@ -1,5 +1,6 @@
 """Learning curves: accuracy on validation over updates, seeds as a band."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,23 +28,25 @@ def logged(folder: Path) -> Curves:
     Returns:
         A function that gives percent right by update; empty where there are no events.
     """
+    # Asked for by the picture and by the page.
+    read = functools.cache(_read)
+    return lambda record: read(folder.joinpath(*record.place))
 
-    def curve(record: Record) -> Curve:
-        there = folder.joinpath(*record.place)
-        if not any(there.glob("events.out.tfevents.*")):
-            return {}
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        # All points, of which it would keep a sample else.
-        events = EventAccumulator(str(there), size_guidance={"scalars": 0})
-        try:
-            events.Reload()
-            return {each.step: 100 * each.value for each in events.Scalars(SCALAR)}
-        except (KeyError, OSError) as error:
-            log.warning("left out: %s: no curve of %s (%s)", there, SCALAR, error)
-            return {}
+def _read(there: Path) -> Curve:
+    """Return the validations of a run folder, percent right by update."""
+    if not any(there.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return curve
+    # All points, of which it would keep a sample else.
+    events = EventAccumulator(str(there), size_guidance={"scalars": 0})
+    try:
+        events.Reload()
+        return {each.step: 100 * each.value for each in events.Scalars(SCALAR)}
+    except (KeyError, OSError) as error:
+        log.warning("left out: %s: no curve of %s (%s)", there, SCALAR, error)
+        return {}
 
 
 def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:

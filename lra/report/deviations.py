@@ -4,15 +4,13 @@ import re
 from typing import Any
 
 from lra.compose import groups
-from lra.markdown import escaped
 from lra.record import Record
 from lra.report.grid import TASK_ORDER, Grid
 
 
 def deviation_lines(grid: Grid) -> list[str]:
     """Return what records say they do otherwise than the published code, a line each."""
-    lines = {line for r in grid.records for line in r.deviations if concerns(line, r)}
-    return [f"* {escaped(line)}" for line in sorted(lines)]
+    return sorted({line for r in grid.records for line in r.deviations if concerns(line, r)})
 
 
 # How deviations call tasks, at their start.

@@ -1,0 +1,145 @@
+"""The page: every table and picture of a report in one file, each cell opening its records.
+
+It needs no network and works from disk: styles, scripts and pictures are inside. A policy in its
+head lets no other script run than its own, whatever a name that somebody gave looks like.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from lra.markdown import Table
+from lra.report.curve_figure import Curves
+from lra.report.deviations import deviation_lines
+from lra.report.grid import Grid
+from lra.report.notes import (
+    ACCURACY,
+    LENGTHS,
+    SPEED,
+    explanations,
+    heading,
+    notes,
+    settings_notes,
+)
+from lra.report.published import beside
+from lra.report.tables import Standings
+from lra.report.web import curve
+from lra.report.web.entries import details
+from lra.report.web.table import PageTable, accuracy, lengths, page_table, throughput
+
+_HERE = Path(__file__).parent
+# What pictures show, by the names of their files, in their order.
+PICTURES = {
+    "accuracy_vs_speed": "Accuracy against training speed, memory as area",
+    "accuracy_by_length": "Accuracy by length",
+    "learning_curves": "Learning curves",
+    "difference_to_softmax": "Difference to softmax",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is reported of a scale and protocol.
+
+    Args:
+        grid: The entries.
+        scale: Scale.
+        protocol: Protocol.
+        published: Published figures of the protocol; empty where there are none.
+        standings: What is best, and what cannot be told from it.
+        curves: Gives the validations of a record.
+    """
+
+    grid: Grid
+    scale: str
+    protocol: str
+    published: Table
+    standings: Standings
+    curves: Curves
+
+
+def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        report: What it shows.
+        pictures: SVG by names of `PICTURES`.
+    """
+    scripts = [Markup(_asset(name)) for name in ("sortable.js", "page.js")]
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = _code
+    grid = report.grid
+    return environment.get_template("page.html").render(
+        title=heading(grid, report.scale, report.protocol),
+        style=Markup(_asset("page.css")),
+        scripts=scripts,
+        policy=_policy(scripts),
+        tables=_tables(report),
+        departures=grid.departure_lines(),
+        published=_published(report),
+        pictures=[
+            (name, PICTURES[name], _inline(name, pictures[name]))
+            for name in PICTURES
+            if name in pictures
+        ],
+        entries=details(grid, report.standings, report.curves),
+        notes=notes(grid) + settings_notes(grid),
+        deviations=deviation_lines(grid),
+        curve=curve,
+    )
+
+
+def _tables(report: Report) -> list[PageTable]:
+    """Return the tables of what was measured."""
+    grid, ranks = report.grid, report.standings
+    said = [ACCURACY, *explanations(report.scale, bool(ranks))]
+    return [accuracy(grid, ranks, said), throughput(grid, [SPEED]), *lengths(grid, [LENGTHS])]
+
+
+def _published(report: Report) -> list[PageTable]:
+    """Return the tables of what was published; none where nothing was."""
+    if not report.published:
+        return []
+    figures = f"Published figures, protocol {report.protocol}"
+    tables = [page_table("figures", figures, report.published, [])]
+    if compared := beside(report.grid, report.protocol):
+        title = "Ours beside published figures, in percent"
+        tables.append(page_table("beside", title, compared, [], names=2))
+    return tables
+
+
+def _asset(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: list[Markup]) -> str:
+    """Return what the page may load and run: nothing but what is inside and ours."""
+    hashes = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
+    own = " ".join(f"'sha256-{each}'" for each in hashes)
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {own}"
+
+
+def _code(text: str) -> Markup:
+    """Return a text as HTML, what is between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _inline(name: str, svg: str) -> Markup:
+    """Return a picture as a part of the page, in which its names are no other picture's."""
+    svg = re.sub("<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-")
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-labelledby="{name}-caption" ', 1))

@@ -1,0 +1,146 @@
+"""Tables of the page: what a cell shows, what it is sorted by, and where it leads."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lra.markdown import Table
+from lra.record import Method
+from lra.report.grid import Grid
+from lra.report.lengths import by_length, length_table
+from lra.report.standing import AS_BEST, BEST
+from lra.report.tables import THROUGHPUT, Standings, accuracy_table, throughput_table
+
+_NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+")
+# Columns of whole texts, by which they are sorted.
+_TEXTS = ("run by", "source")
+_KINDS = {BEST: "best", AS_BEST: "as-best"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the page.
+
+    Args:
+        text: What is read.
+        sort: What it is sorted by; what is empty comes last, up and down.
+        link: The entry that it opens; empty where it opens none.
+        kind: `name`, `number`, `words`, `long`, or how it stands: `best` or `as-best`.
+    """
+
+    text: str
+    sort: str
+    link: str = ""
+    kind: str = "words"
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of the page.
+
+    Args:
+        name: Its name in the page.
+        title: Its title.
+        about: What is said of it, paragraphs of Markdown that has only code.
+        header: Titles of the columns.
+        body: Rows that are sorted and filtered.
+        foot: Rows that stay below them.
+    """
+
+    name: str
+    title: str
+    about: list[str]
+    header: list[str]
+    body: list[list[Cell]]
+    foot: list[list[Cell]]
+
+
+def entry_name(grid: Grid, task: str, method: Method) -> str:
+    """Return the name of an entry in the page; names that a user gave would be none there."""
+    return f"entry-{1 + grid.tasks.index(task)}-{1 + grid.methods.index(method)}"
+
+
+def page_table(
+    name: str,
+    title: str,
+    table: Table,
+    about: list[str],
+    names: int = 1,
+    foot: int = 0,
+    cells: Mapping[tuple[int, int], Cell] | None = None,
+) -> PageTable:
+    """Return a table that any format has as one of the page.
+
+    Args:
+        name: Its name in the page.
+        title: Its title.
+        table: Its first row is the header.
+        about: What is said of it.
+        names: How many of the first columns hold names, by which they are sorted.
+        foot: How many of the last rows stay below the others.
+        cells: Those that differ from what their text alone would give, by row and column from 0.
+    """
+
+    def cell(row: int, column: int, text: str) -> Cell:
+        if (row, column) in (cells or {}):
+            return (cells or {})[row, column]
+        if column < names:
+            return Cell(text, text.lower(), kind="name")
+        if table[0][column] in _TEXTS:
+            return Cell(text, text.lower(), kind="long" if len(text) > 30 else "words")
+        number = _NUMBER.match(text)
+        sort = number[0].replace(",", "").lstrip("+") if number else ""
+        return Cell(text, sort, kind="number" if number else "words")
+
+    rows = [[cell(i, k, text) for k, text in enumerate(row)] for i, row in enumerate(table)]
+    end = len(rows) - foot
+    return PageTable(name, title, about, table[0], rows[1:end], rows[end:])
+
+
+def accuracy(grid: Grid, standings: Standings, about: list[str]) -> PageTable:
+    """Return the table of accuracy, whose cells open their entries."""
+    table = accuracy_table(grid, standings)
+    cells = {}
+    for (task, method), entry in grid.entries.items():
+        place = 1 + grid.methods.index(method), 1 + grid.tasks.index(task)
+        standing = standings.get((task, method))
+        cells[place] = Cell(
+            table[place[0]][place[1]],
+            "" if entry.mean is None else f"{entry.mean:.6f}",
+            entry_name(grid, task, method),
+            _KINDS.get(standing.place, "number") if standing else "number",
+        )
+    return page_table("accuracy", "Accuracy", table, about, foot=1, cells=cells)
+
+
+def throughput(grid: Grid, about: list[str]) -> PageTable:
+    """Return the table of speed and memory; each name of a method opens its entry."""
+    table = throughput_table(grid)
+    cells = {}
+    both = [(task, method) for task in grid.tasks for method in grid.methods]
+    for row, (task, method) in enumerate(both, 1):
+        entry = grid.entry(task, method)
+        if entry is None:
+            continue
+        name = table[row][1]
+        cells[row, 1] = Cell(name, name.lower(), entry_name(grid, task, method), "name")
+        for place, column in enumerate(THROUGHPUT, 2):
+            if entry.finished:
+                value = column.value(grid, task, method, entry)
+                sort = "" if value is None else str(value)
+                cells[row, place] = Cell(table[row][place], sort, kind="number")
+    return page_table("speed", "Speed and memory", table, about, names=2, cells=cells)
+
+
+def lengths(grid: Grid, about: list[str]) -> list[PageTable]:
+    """Return accuracy by length, a table a task that has it."""
+    return [
+        page_table(
+            f"lengths-{number}",
+            f"{grid.label(each.task)}: accuracy by length, in percent",
+            length_table(grid, each),
+            about,
+            foot=1,
+        )
+        for number, each in enumerate(by_length(grid), 1)
+    ]
