@@ -28,6 +28,7 @@ CHECKSUM = "checksum"
 # What a run's checkpoint holds; the others came later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
 OPTIONAL = {"scaler", "config", "code", "speed", "losses", "division", "micro_batch"}
+OPTIONAL |= {"unvalidated"}
 
 
 class DamagedError(ConfigError):

@@ -46,7 +46,10 @@ def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
         if error.errno in _FULL:
             state = f"the disk is full ({_free(folder)}) while {doing}; free some space"
         elif error.errno in _REFUSED:
-            state = f"it {_REFUSED[error.errno]}, found while {doing}; make it writable"
+            # Of two names the second is that of the file that was to be made.
+            name = Path(str(error.filename2 or error.filename or "")).name
+            found = f" ({name})" if error.errno == errno.EISDIR and name else ""
+            state = f"it {_REFUSED[error.errno]}{found}, found while {doing}; make it writable"
         else:
             raise
         raise FolderError(

@@ -1,5 +1,7 @@
 """A cell leaves no trace in the process: the next one of a sweep finds it as the first one did."""
 
+import gc
+import logging
 import os
 import random
 import sys
@@ -18,8 +20,9 @@ def settings_restored() -> Iterator[None]:
     """Put back on leaving what code of a user may change for the whole process.
 
     That is torch's default type and device, threads, determinism, precision of matrix products,
-    gradient mode and generators, those of Python and numpy, the working folder, `sys.path` and
-    the filters of warnings.
+    gradient mode, numbers next to zero and generators, those of Python and numpy, what numpy does
+    at an overflow, the working folder, the environment, `sys.path`, the limit of recursion, the
+    collection of garbage, and what is logged and warned of.
     """
     dtype, device, threads = (
         torch.get_default_dtype(),
@@ -32,7 +35,10 @@ def settings_restored() -> Iterator[None]:
     anomalies = torch.is_anomaly_enabled()
     cudnn = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
     drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    folder, path = os.getcwd(), list(sys.path)
+    folder, path, environment = os.getcwd(), list(sys.path), dict(os.environ)
+    flushed, overflow = _flushes_to_zero(), np.geterr()
+    recursion, collects = sys.getrecursionlimit(), gc.isenabled()
+    logged_above = logging.root.manager.disable
     try:
         with warnings.catch_warnings():
             yield
@@ -50,8 +56,22 @@ def settings_restored() -> Iterator[None]:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         torch.set_rng_state(drawn[2])
+        torch.set_flush_denormal(flushed)
+        np.seterr(**overflow)
         os.chdir(folder)
         sys.path[:] = path
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        sys.setrecursionlimit(recursion)
+        (gc.enable if collects else gc.disable)()
+        logging.disable(logged_above)
+
+
+def _flushes_to_zero() -> bool:
+    """Tell whether this thread takes numbers next to zero for zero; torch does not say."""
+    smallest = torch.finfo(torch.float32).tiny
+    return bool(torch.full((), smallest, dtype=torch.float32, device="cpu") / 2 == 0)
 
 
 def seed_others(seed: int) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from filelock import FileLock, Timeout
 from lra.config import ConfigError
 from lra.folders import writing
 from lra.typecheck import fits
+from lra.words import shown
 
 log = logging.getLogger(__name__)
 
 # Seconds between two notes, and without one after which a process on another machine is taken to
 # be dead: clocks of a cluster may differ, and a network disk may be slow.
 BEAT, DEAD_AFTER = 15.0, 300.0
+# No note is of a time that has no date, in seconds since 1970: the year 10000.
+LATEST = 253_402_300_800.0
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -45,6 +48,7 @@ class Note:
         step: Updates made; 0 where it makes none.
         steps: Updates of the whole run.
         ended: How it ended; empty while it works, and where it was killed.
+        forced: The jobs that last began anew what is here, because they were told to.
     """
 
     host: str
@@ -54,6 +58,7 @@ class Note:
     step: int = 0
     steps: int = 0
     ended: str = ""
+    forced: list[str] = field(default_factory=list)
 
     @property
     def works(self) -> bool:
@@ -67,7 +72,7 @@ class Note:
     def __str__(self) -> str:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.since))
         step = f", at step {self.step} of {self.steps}" if self.steps else ""
-        return f"process {self.pid} on {self.host}, since {began}{step}"
+        return f"process {self.pid} on {shown(self.host)}, since {began}{step}"
 
 
 def _exists(pid: int) -> bool:
@@ -82,10 +87,12 @@ def read_note(file: Path) -> Note | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         note = Note(**values)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     hints: dict[str, Any] = {each: Note.__annotations__[each] for each in values}
-    return note if all(fits(values[each], kind) for each, kind in hints.items()) else None
+    if not all(fits(values[each], kind) for each, kind in hints.items()):
+        return None
+    return note if all(0 <= each < LATEST for each in (note.since, note.updated)) else None
 
 
 class Holder:
@@ -104,6 +111,9 @@ class Holder:
         self._thread = threading.Thread(target=self._beat, name="note", daemon=True)
         # How it ended; set by whoever holds the lock.
         self.ended = ""
+        # By which jobs what is here was begun anew, which a later process does not change.
+        before = read_note(file)
+        self.forced: list[str] = before.forced if before else []
         # Returns the updates made and those of the whole run.
         self.progress: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
@@ -132,7 +142,14 @@ class Holder:
 
     def _write(self) -> None:
         step, steps = self.progress()
-        note = replace(self._note, updated=time.time(), step=step, steps=steps, ended=self.ended)
+        note = replace(
+            self._note,
+            updated=time.time(),
+            step=step,
+            steps=steps,
+            ended=self.ended,
+            forced=self.forced,
+        )
         partial = self._file.with_name(f"{self._file.name}.partial")
         partial.write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
         os.replace(partial, self._file)

@@ -30,7 +30,7 @@ from lra.division import (
     is_out_of_memory,
     needs_whole_batch,
 )
-from lra.evaluation import count_correct
+from lra.evaluation import UnfinishedError, count_correct
 from lra.events import Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
@@ -90,6 +90,7 @@ class Run:
         label: The cell's name, for the bar and the log.
         stop: Tells when the run is asked to stop.
         processes: Those that train it together; the first one writes.
+        to_continue: What continues it once it has stopped, for messages.
     """
 
     def __init__(
@@ -104,14 +105,17 @@ class Run:
         label: str,
         stop: Stop | None = None,
         processes: Processes = ALONE,
+        to_continue: str = "start again to continue",
     ) -> None:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
-        self.stop, self.processes = stop or Stop(), processes
+        self.stop, self.processes, self._to_continue = stop or Stop(), processes, to_continue
         # Asked of any process, after the same update of all.
         self._stops = False
+        # Whether the validation that is due after the last update has yet to be made.
+        self._unvalidated = False
         # Versions of the code that trained before this one, where the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
@@ -137,7 +141,7 @@ class Run:
             StoppedError: A signal came; the checkpoint is written.
         """
         self._resume()
-        train, progress = self.train_config, self.progress
+        train, progress, to_continue = self.train_config, self.progress, self._to_continue
         writer = Events(self.folder, progress.step + 1, self.processes.writes)
         bar = progress_bar(
             total=train.steps,
@@ -155,9 +159,12 @@ class Run:
                 overdue = time.perf_counter() - saved >= train.checkpoint_seconds
                 return overdue or self._stops
 
-            while progress.step < train.steps:
-                self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
-                if progress.step % train.validate_every == 0 or progress.step == train.steps:
+            while progress.step < train.steps or self._unvalidated:
+                if not self._unvalidated:
+                    self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
+                    due = progress.step % train.validate_every == 0
+                    self._unvalidated = due or progress.step == train.steps
+                if self._unvalidated and not self._stops:
                     self._validate(writer, bar)
                 progress.seconds = before + time.perf_counter() - started
                 if interrupted():
@@ -165,13 +172,12 @@ class Run:
                     saved = time.perf_counter()
                 if self._stops:
                     self._stops = False
-                    self.stop.answer(f"stopped at step {progress.step}; start again to continue")
+                    self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
             # The test that follows may be long too.
             self._save()
-            # A signal may have come since the last update: in validation, or while this was saved.
-            asked = torch.tensor(int(self.stop.requested), device=self.device)
-            if self.processes.total(asked).item():
-                self.stop.answer(f"stopped at step {progress.step}; start again to continue")
+            # A signal may have come since it was last asked for: while this was saved.
+            if self.processes.any(self.stop.requested, self.device):
+                self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
         self.model.load_state_dict(self.best_model)
         if self.processes.writes:
             checkpoint.save(self.folder / BEST, {"model": self.best_model})
@@ -347,10 +353,19 @@ class Run:
     def _validate(self, writer: Events, bar: Any) -> None:
         train, progress, batches = self.train_config, self.progress, self.batches["validation"]
         self._check_parameters()
+        random = checkpoint.random_state(self.device)
         try:
-            correct = count_correct(self.model, batches, train, self.processes)
+            correct = count_correct(
+                self.model, batches, train, self.processes, lambda: self.stop.requested
+            )
         except NotFiniteError as error:
             raise self._not_finite(f"{error}, at step {progress.step}") from error
+        except UnfinishedError:
+            # It is made again from its beginning, with the draws of one that was not interrupted.
+            checkpoint.set_random_state(random, self.device)
+            self._stops = True
+            return
+        self._unvalidated = False
         accuracy = correct / len(batches)
         self._shown["accuracy"] = f"{accuracy:.4f}"
         bar.set_postfix(self._shown)
@@ -396,6 +411,8 @@ class Run:
             "random": checkpoint.random_state(self.device),
             "best_model": self.best_model,
         }
+        if self._unvalidated:
+            state["unvalidated"] = True
         checkpoint.save(self.folder / CHECKPOINT, state, self.folder / PREVIOUS)
 
     def _resume(self) -> None:
@@ -422,6 +439,8 @@ class Run:
         self.best_model = state["best_model"]
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
+        # There only where a signal came before or in a validation.
+        self._unvalidated = state.get("unvalidated", False)
         self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
         # These four are absent from older checkpoints.
         self.speed = Speed(**state.get("speed", {}))

@@ -54,6 +54,12 @@ class Processes:
             dist.all_reduce(counts)
         return counts
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Return whether a flag is set in any process; all of them have to ask."""
+        if self.size == 1:
+            return flag
+        return bool(self.total(torch.tensor(int(flag), device=device)).item())
+
     def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor, stop: bool) -> bool:
         """Replace gradients and loss by their sums over the processes.
 

@@ -19,6 +19,7 @@ from lra.folders import writing
 from lra.paths import runs_dir
 from lra.typecheck import describe, fits
 from lra.variant import UNKNOWN
+from lra.words import shown
 
 if TYPE_CHECKING:
     import pandas
@@ -225,7 +226,7 @@ def read_record(file: Path) -> Record:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
@@ -256,6 +257,9 @@ _SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")
 
 def impossible(record: Record) -> str:
     """Return what in a record cannot be, in words; nothing where all can."""
+    for group in ("task", "attention", "model", "train", "protocol"):
+        if not isinstance(found := record.config.get(group, {}), dict):
+            return f"config.{group}={shown(repr(found))} is impossible, should hold keys"
     for key, value in vars(record).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or key == "seed":
             continue

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lra import checkpoint, custom, memory
+from lra import checkpoint, custom, memory, requeue
 from lra.batches import Batches
 from lra.build import (
     BackendError,
@@ -27,8 +27,9 @@ from lra.compose import told_departures
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
 from lra.evaluation import predict
+from lra.folders import writing
 from lra.isolation import seed_others, settings_restored
-from lra.lock import Holder, held
+from lra.lock import Holder, held, read_note
 from lra.loop import Run
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
@@ -89,6 +90,10 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     build_attention(config.attention)
     device = resolve_device(own_device(config.device))
     values = decided(config, task, device, folder)
+    note = read_note(folder / NOTE)
+    if config.force and note is not None and requeue.is_back(note.forced):
+        log.info("%s%s was begun anew by this job, which is back", place, config.cell)
+        config = replace(config, force=False)
     if not config.force and finished(folder, values):
         log.info("%s%s is finished%s", place, config.cell, _hint_of_change(config, folder))
         return None
@@ -213,12 +218,15 @@ def _train(
         raise ConfigError(
             "torchrun: this model takes statistics over the batch, which has to be in one process"
         )
-    if config.force and work.processes.writes:
-        checkpoint.remove(folder)
-        (folder / RECORD).unlink(missing_ok=True)
-    # Of an earlier end of this cell, which is not the one that the record will tell of.
-    for name in (PREDICTIONS, TRAJECTORY):
-        (folder / name).unlink(missing_ok=True)
+    with writing("runs_dir", folder, "removing what an earlier run left"):
+        if config.force and work.processes.writes:
+            checkpoint.remove(folder)
+            (folder / RECORD).unlink(missing_ok=True)
+            # Not before nothing of the old run is left that could be taken for the new one.
+            work.holder.forced = requeue.jobs()
+        # Of an earlier end of this cell, which is not the one that the record will tell of.
+        for name in (PREDICTIONS, TRAJECTORY):
+            (folder / name).unlink(missing_ok=True)
     memory.reset(device)
     model.to(device)
     batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
@@ -233,6 +241,7 @@ def _train(
         work.label,
         work.stop,
         work.processes,
+        f"start again{' without force=true' if config.force else ''} to continue",
     )
     work.holder.progress = lambda: (run.progress.step, config.train.steps)
     log.info(
@@ -270,7 +279,8 @@ def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.fl
     write_record(folder, record)
     if record.status == "ok":
         # Of no use any more, and as large as the last one.
-        (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
+        with writing("runs_dir", folder, f"removing {checkpoint.PREVIOUS}"):
+            (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
 
 def _fit_and_test(run: Run, test: Batches) -> Outcome:

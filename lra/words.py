@@ -7,6 +7,7 @@ This file knows their grammar and the folders of configuration files, and neithe
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ class Groups:
 
     def has(self, group: str) -> bool:
         """Tell whether there is such a group."""
-        return any((folder / group).is_dir() for folder in self.folders)
+        # By os, which takes a word that is too long for a name to be none.
+        return any(os.path.isdir(folder / group) for folder in self.folders)
 
     def get_group_options(self, group_name: str, results_filter: object = None) -> list[str]:
         """Return the options that a glob chooses from; Hydra's parser calls it by this name."""
@@ -113,7 +115,7 @@ class Groups:
             ConfigError: There is none.
         """
         for folder in self.folders:
-            if (file := folder / group / f"{option}.yaml").is_file():
+            if os.path.isfile(file := folder / group / f"{option}.yaml"):
                 return file
         raise ConfigError(f"{group}={shown(option)}: {self.refusal(group, option)}")
 

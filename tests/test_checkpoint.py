@@ -18,8 +18,10 @@ from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, load, load_
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
 from lra.loop import Run
-from lra.record import RECORD, RecordError, impossible, read_record
+from lra.predictions import PREDICTIONS
+from lra.record import NOTE, RECORD, RecordError, impossible, read_record
 from lra.runner import CellFailedError, run_cell
+from lra.trajectory import TRAJECTORY
 
 CPU = torch.device("cpu")
 QUICK = ["train.steps=9", "train.warmup_steps=2", "train.validate_every=3"]
@@ -164,6 +166,25 @@ def test_a_folder_that_cannot_be_written_to_is_named(
         raise OSError(number, "refused")
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "name", [".lock", NOTE, CHECKPOINT, PREVIOUS, BEST, PREDICTIONS, TRAJECTORY, RECORD]
+)
+def test_a_folder_in_the_place_of_a_file_of_a_run_is_told_in_a_line(
+    tmp_path: Path, name: str, force: bool
+) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    words = [*QUICK, f"force={force}"]
+    if name == RECORD:
+        # Kept aside, as any other that is no record.
+        assert run(tmp_path, *words).status == "ok"
+        assert (tmp_path / "run" / "result.aside-1.json").is_dir()
+        return
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path, *words)
+    assert name in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_a_run_folder_that_vanishes_ends_the_run_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="runs_dir=.*gone: it is gone, found while writing"):
         checkpoint.save(tmp_path / "gone" / CHECKPOINT, STATE)
@@ -245,6 +266,8 @@ def test_a_record_with_a_key_that_this_version_lacks_is_another_configuration(
         ("steps_per_second", float("nan"), "steps_per_second=nan is impossible"),
         ("parameters", 10**22, "parameters=1.*0 is impossible"),
         ("best_step", 61, "best_step=61 is impossible of steps=9"),
+        ("config", {"train": 5}, "config.train=5 is impossible, should hold keys"),
+        ("config", {"task": ["x"]}, r"config.task=\['x'\] is impossible, should hold keys"),
     ],
 )
 def test_impossible_numbers_are_named(

@@ -1,6 +1,8 @@
 """Code of a user's own: what it is made of is named, and it cannot spoil other cells."""
 
+import gc
 import json
+import logging
 import os
 import random
 import socket
@@ -123,6 +125,9 @@ def test_every_setting_is_put_back(tmp_path: Path) -> None:
             *(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
             *(torch.is_grad_enabled(), torch.is_anomaly_enabled(), os.getcwd(), list(sys.path)),
             *(random.getstate(), numpy[1].tolist(), torch.get_rng_state().tolist()),
+            *(float(np.float32(1e-39) * np.float32(2)), np.geterr(), dict(os.environ)),
+            gc.isenabled(),
+            *(sys.getrecursionlimit(), logging.root.manager.disable),
         ]
 
     before = settings()
@@ -136,6 +141,13 @@ def test_every_setting_is_put_back(tmp_path: Path) -> None:
         torch.autograd.set_detect_anomaly(True)
         os.chdir(tmp_path)
         sys.path.append("x")
+        torch.set_flush_denormal(True)
+        np.seterr(all="raise")
+        os.environ.pop("PATH")
+        os.environ["LRA_TEST_LEFT"] = "x"
+        gc.disable()
+        sys.setrecursionlimit(5000)
+        logging.disable(logging.ERROR)
         random.random(), np.random.rand(), torch.manual_seed(5)
         assert all(now != then for now, then in zip(settings(), before, strict=True))
     assert settings() == before
@@ -207,7 +219,16 @@ def test_a_dead_process_does_not_work(tmp_path: Path) -> None:
     assert not Note(host="another", pid=1, since=now, updated=now - DEAD_AFTER - 1).works
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"host": 1}', '{"pid": "x", "host": "y"}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "[" * 100_000, '{"host": 1}', '{"pid": "x", "host": "y"}', "\x00"),
+        # No clock shows these times.
+        '{"host": "h", "pid": 1, "since": 1e300, "updated": 1}',
+        '{"host": "h", "pid": 1, "since": 1, "updated": NaN}',
+        '{"host": "h", "pid": 1, "since": -1e300, "updated": 1}',
+    ],
+)
 def test_a_damaged_note_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / NOTE).write_text(content)
     assert read_note(tmp_path / NOTE) is None

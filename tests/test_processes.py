@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
 # Without dropout, whose masks are each process's own; an odd batch, so that shares differ.
 WORDS = ["attention=softmax", "model.dropout=0.0", "model.attention_dropout=0.0"]
 WORDS += ["train.batch_size=5", "train.steps=40", "train.validate_every=10", "train.clip_norm=0.5"]
+# Each process has several batches of a validation.
+WORDS += ["train.eval_batch_size=2"]
 
 
 def torchrun(folder: Path, *words: str, processes: int = 2) -> str:
@@ -105,6 +107,33 @@ def test_a_run_goes_on_with_another_number_of_processes(
         run_cell(configure(tmp_path, *WORDS, "train.checkpoint_seconds=0"), folder)
     assert (load_last(folder, CPU) or {})["progress"]["step"] == 17
     assert "continues at step 17" in torchrun(tmp_path)
+    assert_alike(alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (2, 3)])
+def test_a_cell_that_torchrun_began_goes_on_with_more_processes_or_fewer(
+    tmp_path: Path, alone: Path, first: int, then: int
+) -> None:
+    words = [*WORDS, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={first}", str(ROOT / "tests" / "stopped_midway.py")]
+    done = subprocess.run(
+        [*command, *TINY, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    folder = run_folder(tmp_path)
+    state = load(folder / "checkpoint.pt", CPU)
+    # Each of them heard it at the same update, of the second validation's first batch.
+    assert state["progress"]["step"] == 20 and state["unvalidated"], done.stderr
+    assert "stopped at step 20; start again to continue by SIGTERM" in done.stderr
+    output = torchrun(tmp_path, processes=then)
+    assert "continues at step 20" in output
+    assert read_record(folder / RECORD).processes == then
     assert_alike(alone, folder)
 
 
