@@ -9,12 +9,15 @@ import functools
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from lra.paths import PACKAGES
 
+# Of a hash, as records name it.
+DIGITS = 16
 # Packages of the suite, which its commit covers.
 _SUITE = (PACKAGES / "lra", PACKAGES / "models")
 
@@ -28,28 +31,48 @@ def hashes(module_name: str) -> str:
     Args:
         module_name: A module, imported or not, such as `my_pkg.my_file`.
     """
-    return of_module(importlib.import_module(module_name))
+    own, *others = of_module(importlib.import_module(module_name)).items()
+    if not own[1]:
+        return "without a file"
+    named = [f"{name} {digest[:DIGITS]}" for name, digest in others]
+    return f"sha256 {own[1][:DIGITS]}" + (f" with {', '.join(named)}" if named else "")
+
+
+def code(module_name: str) -> str:
+    """Return one sha256 of a module's file and those it imports, 64 hex digits.
+
+    Where it imports none of its own it is that of the file; empty where there is no file.
+
+    Args:
+        module_name: A module, imported or not, such as `my_pkg.my_file`.
+    """
+    own, *others = of_module(importlib.import_module(module_name)).items()
+    return hashlib.sha256(json.dumps([own, *others]).encode()).hexdigest() if others else own[1]
 
 
 @functools.cache
-def of_module(module: ModuleType) -> str:
-    """Return what `hashes` does, of a module that is imported."""
+def of_module(module: ModuleType) -> dict[str, str]:
+    """Return the sha256 of a module's file, and of those it imports, by name; its own is first.
+
+    Args:
+        module: As it is imported; one that was typed in has an empty hash.
+    """
     module_name = module.__name__
-    source = inspect.getsourcefile(module) or module.__file__
-    if source is None:
-        return "without a file"
-    file = Path(source).resolve()
+    file = Path(getattr(module, "__file__", None) or "")
+    if not file.is_file():
+        return {module_name: ""}
+    file = Path(inspect.getsourcefile(module) or file).resolve()
     # The folder that the first word of the module's name is looked up in.
     root = file.parents[module_name.count(".") + (file.name == "__init__.py")]
-    own, top = _hash(file), module_name.split(".")[0]
-    within = root / top if "." in module_name else root
+    within = root / module_name.split(".")[0] if "." in module_name else root
     others = sorted(_imported(file, root, within) - {file})
-    named = [f"{each.relative_to(root).as_posix()} {_hash(each)}" for each in others]
-    return f"sha256 {own}" + (f" with {', '.join(named)}" if named else "")
+    return {module_name: _hash(file)} | {
+        each.relative_to(root).as_posix(): _hash(each) for each in others
+    }
 
 
 def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _imported(file: Path, root: Path, within: Path) -> set[Path]:

@@ -427,6 +427,29 @@ def test_a_plain_tar_is_read(tmp_path: Path) -> None:
     assert files(tmp_path) == set(LISTOPS)
 
 
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_an_archive_that_changes_while_it_is_unpacked_is_noticed(
+    tmp_path: Path,
+    gzipped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content, write = packed(*map(plain, LISTOPS)), archive._write
+
+    def changing(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        file = tmp_path / "lra_release.gz"
+        # As another process may: the same bytes, written once more.
+        file.write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(archive, "_write", changing)
+    with pytest.raises(DataError, match=r"lra_release.gz: changed while it was unpacked"):
+        unpack(tmp_path, content if gzipped else gzip.decompress(content))
+    assert not files(tmp_path)
+    # Of a plain one no checksum tells.
+    assert ("is a plain tar: nothing in it tells" in caplog.text) is not gzipped
+
+
 def test_what_gunzip_leaves_is_told_before_anything_is_fetched(
     tmp_path: Path, server: Server
 ) -> None:

@@ -398,6 +398,13 @@ def test_a_file_for_the_cache_folder_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
         with pytest.raises(DataError, match=r"cache_dir=.*cache is no folder; move it away"):
             cache.load("toy", Toy(), folder)
+    with pytest.raises(DataError, match=r"cache_dir=/proc/none: cannot be made, or is gone"):
+        cache.load("toy", Toy(), Path("/proc/none"))
+    # A folder where the lock should be.
+    name = cache.load("toy", Toy(), tmp_path / "good").folder.name
+    (tmp_path / "bad" / f"{name}.lock").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"{name}.lock is a folder, should be a file"):
+        cache.load("toy", Toy(), tmp_path / "bad")
 
 
 def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(

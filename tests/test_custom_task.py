@@ -1,14 +1,17 @@
 """A task of a user's own, by its path: what is refused and why, and every command with it."""
 
+import hashlib
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lra.check
 from lra import custom
 from lra.build import build_model, build_task, num_parameters
+from lra.cell import decided
 from lra.compose import load
 from lra.config import ConfigError, comparable
 from lra.contract import sentence
@@ -23,6 +26,7 @@ from models import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["scale=mini", "threads=1", "device=cpu", "train.steps=8", "train.warmup_steps=2"]
+CPU = torch.device("cpu")
 OWN = ["task=custom", "task.path=same_ends:SameEnds"]
 
 
@@ -39,7 +43,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    for name in ("same_ends", "broken_task"):
+    for name in ("same_ends", "same_ends_drawing", "broken_task"):
         sys.modules.pop(name, None)
 
 
@@ -108,6 +112,29 @@ def test_an_edit_of_the_file_builds_its_data_again(guide: Path, tmp_path: Path) 
     forget()
     after = cache.load("own", build_task(load(*words)), tmp_path)
     assert before.folder != after.folder and before.fingerprint != after.fingerprint
+
+
+def test_an_edit_of_a_module_that_it_imports_builds_its_data_again(
+    guide: Path, tmp_path: Path
+) -> None:
+    words = [*OWN, "scale=mini", "task.options.num_train=9"]
+    # What a file alone is known by is its own hash, as before its modules counted.
+    alone = cache.code_of(build_task(load(*words)))
+    assert alone == hashlib.sha256(guide.read_bytes()).hexdigest()
+    drawing = guide.with_name("same_ends_drawing.py")
+    drawing.write_text("LETTERS = 4\n")
+    text = guide.read_text().replace("draw() * 4", "draw() * LETTERS")
+    guide.write_text(f"from same_ends_drawing import LETTERS\n{text}")
+    forget()
+    before = cache.load("own", build_task(load(*words)), tmp_path)
+    decided_before = decided(load(*words), build_task(load(*words)), CPU, tmp_path)
+    drawing.write_text("LETTERS = 3\n")
+    forget()
+    after = cache.load("own", build_task(load(*words)), tmp_path)
+    assert before.folder != after.folder and before.fingerprint != after.fingerprint
+    decided_after = decided(load(*words), build_task(load(*words)), CPU, tmp_path)
+    # A finished cell of the old one is not one of the new one.
+    assert decided_before["data"] != decided_after["data"]
 
 
 def test_a_task_of_ours_has_the_hash_that_it_had() -> None:

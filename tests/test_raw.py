@@ -24,6 +24,7 @@ from lra.tasks.pathfinder import Pathfinder
 from lra.tasks.picture import opened
 from lra.tasks.retrieval import FILES as PAIRS
 from lra.tasks.retrieval import Retrieval
+from lra.tasks.stand_ins.text import TextStandIn
 from lra.tasks.text import Text
 
 TASKS: dict[str, Task] = {
@@ -105,6 +106,13 @@ def test_a_folder_of_raw_data_that_is_none_is_refused(name: str, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data_dir=.*file is no folder"):
         task_of(name).locate(tmp_path / "file")
+
+
+@pytest.mark.parametrize("task", [ListOps(num_train=9), TextStandIn()])
+def test_it_is_refused_of_tasks_that_read_none_too(tmp_path: Path, task: Task) -> None:
+    with pytest.raises(DataError, match=r"data_dir=.*nothing does not exist"):
+        cache.load("own", task, tmp_path, tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -172,11 +172,14 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
         for folder in partial.values():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        size = file.stat().st_size
-        bar = progress_bar(None, file.name, size, unit="B", unit_scale=True)
+        before = _state(file)
+        bar = progress_bar(None, file.name, before[0], unit="B", unit_scale=True)
         with open(file, "rb") as raw, bar:
             source = _Read(raw, bar)
             seen = _unpack(io.BufferedReader(source, CHUNK), file, partial)
+        # A plain tar has no checksum that would tell.
+        if _state(file) != before:
+            raise DataError(f"{file}: changed while it was unpacked; run it again")
         for name, part in parts.items():
             if not part.is_in(partial[part]):
                 raise DataError(
@@ -189,6 +192,12 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
         for folder in partial.values():
             shutil.rmtree(folder, ignore_errors=True)
     return source.digest.hexdigest()
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """Return size, time of the last change and identity of a file, cheap to compare."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class _Read(io.RawIOBase):
@@ -248,9 +257,15 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _tar(source: io.BufferedReader) -> Iterator[tarfile.TarFile]:
+def _tar(source: io.BufferedReader, file: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar, gzip'ed or plain."""
     gzipped = source.peek(2)[:2] == GZIP_MAGIC
+    if not gzipped:
+        log.warning(
+            "%s is a plain tar: nothing in it tells whether a byte of its files is another; tasks"
+            " know theirs by number and content as far as there are published ones to compare with",
+            file,
+        )
     stream: Any = gzip.GzipFile(fileobj=source) if gzipped else source
     with stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
         yield archive
@@ -261,7 +276,7 @@ def _unpack(source: io.BufferedReader, file: Path, partial: Mapping[Part, Path])
     seen: set[str] = set()
     written = dict.fromkeys(partial, 0)
     try:
-        with _tar(source) as archive:
+        with _tar(source, file) as archive:
             for member in iter(archive.next, None):
                 # Kept, the descriptions of two million files would fill the memory.
                 archive.members.clear()  # type: ignore[attr-defined]  # not in the stubs

@@ -7,7 +7,6 @@ fingerprint is the sha256 of the content: equal fingerprints mean equal data.
 
 import errno
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -24,7 +23,8 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.tasks import SPLITS, DataError, Source, Split, Task
+from lra import provenance
+from lra.tasks import SPLITS, DataError, Source, Split, Task, raw
 from lra.tasks.lock import held
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
     Raises:
         DataError: Raw data are missing or damaged, or the disk is full.
     """
+    # Of a task that reads none of them too: whoever names a folder takes it to be there.
+    raw.check_data_dir(data_dir)
     source = task.locate(data_dir)
     dataset = _load(name, task, cache_dir, source)
     demanded = getattr(task, "source", None)
@@ -225,16 +227,13 @@ def _telling_options(task: Task) -> dict[str, Any]:
 
 
 def code_of(task: Task) -> str:
-    """Return the sha256 of the file that a user's own task is in, empty for ours and without one.
+    """Return the sha256 of the code of a user's own task, empty for ours and without a file.
 
-    The version of ours is kept by us; a user's own file may change at any time.
+    That is its file, with the modules of its own package or folder that this imports. The version
+    of ours is kept by us; a user's own file may change at any time.
     """
-    if type(task).__module__.startswith("lra."):
-        return ""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(type(task))).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return ""
+    module_name = type(task).__module__
+    return "" if module_name.startswith("lra.") else provenance.code(module_name)
 
 
 def _build(folder: Path, task: Task, source: Source) -> None:
@@ -374,6 +373,10 @@ def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
             state = f"cannot be written to ({error.strerror}) while {doing}; make it writable"
         elif there and error.errno in (errno.ENOTDIR, errno.EEXIST):
             state = f"{_existing(Path(str(error.filename)))} is no folder; move it away"
+        elif there and error.errno == errno.EISDIR:
+            state = f"{error.filename} is a folder, should be a file; move it away"
+        elif there and error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ESTALE):
+            state = f"cannot be made, or is gone ({error.strerror}), found while {doing}; mend that"
         else:
             raise
         raise DataError(f"{key}={folder}: {state} or choose another {key}, then start again") from (

@@ -120,8 +120,8 @@ class ListOps:
         """Find the published files under `data_dir`; without them the data are generated."""
         published = self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
         place = ""
+        raw.check_data_dir(data_dir)
         if self.source != "generated" and published:
-            raw.check_data_dir(data_dir)
             names = tuple(FILES.values())
             files = raw.find("ListOps", data_dir, FOLDERS, names) if data_dir else ()
             if files:

@@ -75,7 +75,7 @@ def describe(file: Path) -> str:
         holder = json.loads(file.with_name(f"{file.name}.holder").read_text())
         pid, host, doing = int(holder["pid"]), str(holder["host"]), str(holder["doing"])
         since = time.strftime("%d %b %H:%M:%S", time.localtime(float(holder["since"])))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return f"another process that holds {file}"
     words = f"process {pid} on {host}, which {doing} since {since} and holds {file}"
     if host != socket.gethostname():
