@@ -140,3 +140,19 @@ def load_run(folder: Path) -> tuple[Config, Record, Model]:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{folder / BEST} is of another model: {reason}") from error
     return config, record, model
+
+
+def check_same_data(here: str, there: str) -> None:
+    """Refuse data that are not those of a run.
+
+    Args:
+        here: Their fingerprint.
+        there: That of its record.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if here != there:
+        raise ConfigError(
+            f"the data are not those of the run: sha256 {here[:16]} here, {there[:16]} there"
+        )

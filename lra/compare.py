@@ -26,6 +26,7 @@ from lra.report.significance import mcnemar
 from lra.report.standing import Answers, discordant, stored
 from lra.terminal import run
 from lra.variant import DEFAULT
+from lra.words import shown
 
 # Student's t at 97.5 % by degrees of freedom, the last for any more: 0.975 quantiles as in
 # NIST/SEMATECH's handbook of statistical methods, 1.3.6.7.2.
@@ -143,7 +144,7 @@ def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method
     for one, other in combinations(ranked, 2):
         if len(order) < 2 or one.attention != other.attention:
             return one, other
-    names = ", ".join(map(str, there)) or "none"
+    names = shown(", ".join(map(str, there))) or "none"
     raise ConfigError(f"two methods with results are needed; those words find {names}")
 
 
@@ -177,8 +178,8 @@ def page(
             "Of one seed the interval knows the test set's size alone, not what another seed gives."
         )
     if not found:
-        return f"{one} and {other} have no task with equal seeds and data."
-    return "\n".join([markdown(table), "", *lines])
+        return shown(f"{one} and {other} have no task with equal seeds and data.")
+    return "\n".join([markdown(table), "", *map(shown, lines)])
 
 
 def main() -> None:

@@ -9,8 +9,12 @@ def escaped(text: str) -> str:
     A bar would end a cell, a `<` begin HTML, and what cannot be printed may move a terminal's
     cursor.
     """
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return line.replace("|", "\\|").replace("<", "&lt;")
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, in which what cannot be printed is spelled by its code."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def markdown(table: Table) -> str:

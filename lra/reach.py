@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lra.build import Model, batches_for, build_model, build_task
-from lra.cell import load_run
+from lra.cell import check_same_data, load_run
 from lra.config import Config, ConfigError
+from lra.folders import writing
 from lra.machine import resolve_device
 from lra.markdown import Table, markdown
 from lra.paths import cache_dir
 from lra.seeds import derive
 from lra.tasks import DataError, cache
+from lra.terminal import run
 
 # Distances, in tokens, beyond which the influence is summed.
 BEYOND = (64, 256, 1024)
@@ -202,28 +204,79 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     pyplot.close(figure)
 
 
-def longest_inputs(config: Config, model: Model, examples: int) -> tuple[Tensor, Tensor | None]:
+def longest_inputs(
+    config: Config, model: Model, examples: int, fingerprint: str
+) -> tuple[Tensor, Tensor | None]:
     """Return the longest of a cell's test inputs, `(B, N)`, and their mask.
 
     Args:
         config: The cell.
         model: Its model, on the device where inputs are wanted.
         examples: Number of inputs; of a pair of sequences each counts.
+        fingerprint: Of the data that the model was trained on.
 
     Raises:
+        ConfigError: The data are others.
         DataError: Its data are missing.
     """
     task = build_task(config)
     data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+    check_same_data(data.fingerprint, fingerprint)
     *_, last = batches_for(config, task, model, data.splits["test"]).once(examples)
     tokens, mask = last.tokens.flatten(0, -2), last.mask
     mask = None if mask is None else mask.flatten(0, -2)[:examples]
     return tokens[:examples], mask
 
 
+def check_out(file: Path) -> None:
+    """Refuse a picture that could not be written, before anything is measured.
+
+    Raises:
+        ConfigError: It has no suffix of a picture, or no folder that is there.
+    """
+    if file.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--out {file}: must end in .png or .svg")
+    if not file.parent.is_dir() or file.is_dir():
+        what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"--out {file}: {what}; name a file in one that is there")
+
+
+def named(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
+    """Return what to call runs: their cells, with the folder too where that is not enough."""
+    cells = [config.cell for config in configs]
+    return [
+        cell if cells.count(cell) == 1 else f"{cell}, {folder}"
+        for cell, folder in zip(cells, folders, strict=True)
+    ]
+
+
+def profiles_of(args: argparse.Namespace) -> dict[str, Profile]:
+    """Measure the runs of a command line, each as trained and as initialised.
+
+    Raises:
+        ConfigError: A run has no result, there is no such device, or the data are others.
+        DataError: The data of a run are missing.
+        ValueError: A model looks nowhere.
+    """
+    device = resolve_device(args.device)
+    folders = list(dict.fromkeys(args.runs))
+    loaded = [load_run(folder) for folder in folders]
+    names = named(folders, [config for config, _, _ in loaded])
+    profiles: dict[str, Profile] = {}
+    for name, (config, record, trained) in zip(names, loaded, strict=True):
+        config = replace(config, data_dir=args.data_dir, cache_dir=args.cache_dir)
+        models = {name: trained, f"{name} at initialisation": build_model(config)}
+        for label, model in models.items():
+            model.to(device).eval()
+            inputs = longest_inputs(config, model, args.examples, record.data_fingerprint)
+            counts = (args.positions, args.projections, config.seed)
+            profiles[label] = measure(model, *inputs, *counts)
+    return profiles
+
+
 def main() -> None:
     """Measure the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m lra.reach", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lra reach", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, with result.json, best.pt")
     parser.add_argument("--examples", type=int, default=4, help="test inputs (%(default)s)")
@@ -237,26 +290,19 @@ def main() -> None:
     for name in ("examples", "positions", "projections"):
         if (value := getattr(args, name)) < 1:
             parser.error(f"--{name} {value}: must be at least 1")
-    profiles: dict[str, Profile] = {}
     try:
-        device = resolve_device(args.device)
-        for run in args.runs:
-            config, _, trained = load_run(run)
-            config = replace(config, data_dir=args.data_dir, cache_dir=args.cache_dir)
-            name = f"{config.task.name}/{config.attention.name} seed{config.seed}"
-            models = {name: trained, f"{name} at initialisation": build_model(config)}
-            for label, model in models.items():
-                model.to(device).eval()
-                inputs = longest_inputs(config, model, args.examples)
-                counts = (args.positions, args.projections, config.seed)
-                profiles[label] = measure(model, *inputs, *counts)
-    except (ValueError, DataError, ConfigError) as error:
-        sys.exit(f"{error}")
-    print(markdown(table(profiles)))
-    if args.out:
-        draw(profiles, args.out)
-        print(f"Drawn in {args.out}")
+        if args.out:
+            check_out(args.out)
+        profiles = profiles_of(args)
+        print(markdown(table(profiles)))
+        if args.out:
+            with writing("--out", args.out.parent, f"writing {args.out.name}"):
+                draw(profiles, args.out)
+            print(f"Drawn in {args.out}")
+    except (ValueError, DataError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -92,7 +92,8 @@ def status(folder: Path, asked: dict[str, Any] | None = None) -> Status:
 
 
 def _by_record(folder: Path, record: Record, since: float | None, asked: dict[str, Any]) -> Status:
-    steps = record.config.get("train", {}).get("steps", record.steps)
+    asked_for = record.config.get("train", {}).get("steps")
+    steps = asked_for if isinstance(asked_for, int) else record.steps
     state: State = "done" if record.status == "ok" else "failed"
     accuracy = 100 * (record.test_accuracy or 0)
     detail = f"test {accuracy:.1f} %" if state == "done" else record.reason
@@ -148,7 +149,9 @@ def table(cells: Iterable[Status]) -> Table:
     """Return a row for every cell."""
     rows = [["scale", "protocol", "task", "attention", "seed", "state", "step", "since", ""]]
     for cell in cells:
-        scale, protocol, task, attention, variant, seed = cell.folder.parts[-6:]
+        # Whoever copies a run folder may leave out those around it.
+        parts = ("-",) * 6 + cell.folder.parts
+        scale, protocol, task, attention, variant, seed = parts[-6:]
         method = attention if variant == "default" else f"{attention} ({variant})"
         step = f"{cell.step:,} of {cell.steps:,}" if cell.steps else "-"
         began = "-"

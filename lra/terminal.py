@@ -4,6 +4,7 @@
 """
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -46,7 +47,9 @@ def run(main: Callable[[], object]) -> None:
 def _run(main: Callable[[], object]) -> None:
     try:
         main()
-        sys.stdout.flush()
+        # There is none where it was closed before the start.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,7 +58,11 @@ def _run(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.filename is None:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            # What is left of the output would be complained of once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif error.filename is None:
             raise
-        print(f"{error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        place = error.filename or "what the output goes to"
+        print(f"{place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         sys.exit(2)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from lra import help, launch, sweep
 from lra.compose import command, composed_cell, groups, register, resolve
 from lra.config import Config, ConfigError, problem_of_folder
+from lra.folders import writing
 from lra.paths import CONFIGS
 from lra.terminal import run
 from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of, shown
@@ -105,18 +106,27 @@ def _folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def _check_composes(cells: list[list[str]], there: Groups) -> None:
+def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
     """Refuse cells that Hydra would refuse, in a line, and folders that are files.
+
+    Returns:
+        Their runs folders, which need not exist.
 
     Raises:
         ConfigError: A cell cannot be composed, or a file is where its folder would be.
     """
-    # What is chosen of a group decides what is composed.
-    different = {
-        tuple(w for w in cell if there.has(key_of(w)) or key_of(w).startswith("hydra/")): cell
-        for cell in cells
-    }
-    for cell in different.values():
+    # What is chosen of a group decides what is composed; any other word is checked once.
+    chosen: set[tuple[str, ...]] = set()
+    checked: set[str] = set()
+    different = []
+    for cell in cells:
+        of_groups = (w for w in cell if there.has(key_of(w)) or key_of(w).startswith("hydra/"))
+        if (choice := tuple(of_groups)) not in chosen or not checked.issuperset(cell):
+            different.append(cell)
+        chosen.add(choice)
+        checked.update(cell)
+    roots: dict[Path, None] = {}
+    for cell in different:
         composed, folder = composed_cell(*cell)
         if composed.runs_dir == "":
             raise ConfigError("runs_dir=: must name a folder")
@@ -125,10 +135,26 @@ def _check_composes(cells: list[list[str]], there: Groups) -> None:
             name = str(OmegaConf.select(composed, key))
             if problem := problem_of_folder(name):
                 raise ConfigError(f"{key}={shown(name)}: {problem}")
+        roots[Path(composed.runs_dir)] = None
         folder = folder.absolute()
-        above = next(each for each in (folder, *folder.parents) if each.exists())
+        try:
+            above = next(each for each in (folder, *folder.parents) if each.exists())
+        except OSError as error:
+            raise ConfigError(f"runs_dir={shown(composed.runs_dir)}: {error.strerror}") from error
         if not above.is_dir():
             raise ConfigError(f"runs_dir: {above} is a file, should be a folder")
+    return list(roots)
+
+
+def _make(roots: list[Path]) -> None:
+    """Make runs folders, which Hydra would do without a word of why it cannot.
+
+    Raises:
+        FolderError: One cannot be made.
+    """
+    for root in roots:
+        with writing("runs_dir", root, "making it"):
+            root.mkdir(parents=True, exist_ok=True)
 
 
 def _finished_for_good(cells: list[list[str]]) -> list[str]:
@@ -188,23 +214,21 @@ def main() -> None:
     # What a task of one's own says of its data is asked for while a cell is composed.
     import lra.custom  # noqa: F401
 
+    several = (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         single = [word for word in words if not is_sweep([word], there)]
-        _check_composes(cells or [single], there)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    try:
+        roots = _check_composes(cells or [single], there)
+        if several:
+            raise ConfigError("torchrun trains one cell, and these words are of several")
         told = _finished_for_good(cells or [])
+        if not told and not any("hydra.run.dir" in word for word in words):
+            _make(roots)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     if told:
         print("\n".join(told))
         return
-    if (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print("torchrun trains one cell, and these words are of several", file=sys.stderr)
-        sys.exit(2)
     if is_search or in_sweep:
         flags = [*(flag for flag in flags if flag not in ("-m", "--multirun")), "--multirun"]
     sys.argv[1:] = [*flags, *words]

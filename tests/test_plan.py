@@ -6,7 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -456,9 +456,13 @@ def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) ->
     Measurements(file).put("a", COST)
     assert Measurements(file).get("a") == COST and Measurements(file).get("b") is None
     assert Measurements(file, kept=False).get("a") is None
-    for text in ("{", "[]", json.dumps({"a": {"rows": 3}})):
+    wrong = json.dumps({"a": asdict(COST) | {"update_seconds": "fast"}})
+    for text in ("{", "[]", "[" * 100_000, json.dumps({"a": {"rows": 3}}), wrong):
         file.write_text(text)
         assert Measurements(file).get("a") is None
+    file.unlink()
+    file.mkdir()
+    assert Measurements(file).get("a") is None
 
 
 def test_cells_at_a_time_take_as_long_as_the_busiest_job() -> None:

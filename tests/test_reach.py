@@ -1,6 +1,8 @@
 """How far a model looks, against forms whose answer is known."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,17 +129,73 @@ def test_bins_double_and_lose_nothing() -> None:
     assert shares.sum() == pytest.approx(1) and shares[3] == pytest.approx(4 / N)
 
 
-def test_the_command_prints_and_draws_a_run_beside_its_initialisation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = configure(tmp_path, "attention=softmax")
-    run_cell(config, tmp_path)
-    picture = tmp_path / "reach.png"
-    words = [str(tmp_path), "--out", str(picture), "--cache-dir", config.cache_dir]
-    monkeypatch.setattr("sys.argv", ["reach", *words, "--examples", "2"])
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("one", "other"):
+        (folder / name).mkdir()
+        run_cell(configure(folder, "attention=softmax"), folder / name)
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, finished: Path, *words: object) -> None:
+    given = [*map(str, words), "--cache-dir", str(finished / "cache"), "--examples", "2"]
+    monkeypatch.setattr("sys.argv", ["reach", *given])
     reach.main()
+
+
+def test_the_command_prints_and_draws_a_run_beside_its_initialisation(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "reach.png"
+    command(monkeypatch, finished, finished / "one", "--out", picture)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(" | ")[1].strip() == "mean distance"
     assert lines[2].startswith("| listops/softmax seed0 ")
     assert lines[3].startswith("| listops/softmax seed0 at initialisation")
     assert picture.read_bytes()[1:4] == b"PNG"
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, finished, finished / "one", finished / "other", finished / "one")
+    lines = capsys.readouterr().out.splitlines()
+    for name, row in zip(("one", "other"), (2, 4), strict=True):
+        assert lines[row].startswith(f"| listops/softmax seed0, {finished / name} ")
+    assert len(lines) == 6
+
+
+def test_what_the_command_cannot_do_is_a_line(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*words: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            command(monkeypatch, finished, *words)
+        assert ended.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    one, measured = finished / "one", []
+    with monkeypatch.context() as patch:
+        # Before anything is measured, which may take minutes.
+        patch.setattr(reach, "measure", lambda *arguments: measured.append(arguments))
+        assert refused(one, "--out", tmp_path / "a.txt").endswith("must end in .png or .svg")
+        told = refused(one, "--out", tmp_path / "none" / "a.png")
+        assert f"there is no folder {tmp_path / 'none'}" in told
+        (tmp_path / "b.png").mkdir()
+        assert "is a folder" in refused(one, "--out", tmp_path / "b.png")
+        assert "result.json" in refused(tmp_path)
+    assert not measured
+    # The inputs of other data would answer another question.
+    text = (one / "result.json").read_text()
+    fingerprint = json.loads(text)["data_fingerprint"]
+    shutil.copytree(one, tmp_path / "copy")
+    (tmp_path / "copy" / "result.json").write_text(text.replace(fingerprint, "0" * 64))
+    assert "the data are not those of the run" in refused(tmp_path / "copy")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lra.machine import code_version
-from lra.markdown import markdown
+from lra.markdown import markdown, printable
 from lra.record import (
     RECORD,
     Record,
@@ -23,7 +23,7 @@ from lra.record import (
 )
 from lra.report.figure import save
 from lra.report.grid import build_grid
-from lra.report.pages import accuracy_page, write_report
+from lra.report.pages import accuracy_page, screen, write_report
 from lra.report.speed_figure import accuracy_against_speed
 from lra.report.tables import (
     accuracy_table,
@@ -338,12 +338,12 @@ def test_damaged_files_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store(tmp_path, OK)
-    for name, content in {"x": "{", "y": "[1]"}.items():
+    for name, content in {"x": "{", "y": "[1]", "z": "[" * 100_000}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / RECORD).write_text(content)
     with caplog.at_level(logging.WARNING):
         assert list(read_records(tmp_path)) == [OK]
-    assert caplog.text.count("left out:") == 2
+    assert caplog.text.count("left out:") == 3
     assert f"{tmp_path / 'x' / RECORD}: not readable as JSON" in caplog.text
 
 
@@ -445,11 +445,14 @@ def test_what_people_name_is_only_text_in_markdown_csv_and_figures(tmp_path: Pat
         write_accuracy_csv(out / "accuracy.csv", grid, [], {})
         with open(out / "accuracy.csv", newline="") as file:
             _, line = csv.reader(file)
-        assert line[3].removeprefix("'") == name and line[3][0] not in "=+-@"
+        assert line[3].removeprefix("'") == printable(name) and line[3][0] not in "=+-@"
         page = accuracy_page(grid, "mini", "nystromformer", [], {})
         assert "\x1b" not in page and "<b>" not in page
         rows = [text for text in page.splitlines() if text.startswith("| softmax")]
         assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5
+        failed = replace(OK, status="failed", reason=name, departures=name)
+        told = screen(build_grid([OK, replace(failed, seed=1)]), "mini", "nystromformer", [], {})
+        assert "\x1b" not in told and "two\n" not in told and "Failed: " in told
 
 
 def test_stand_in_data_show_in_both_tables() -> None:

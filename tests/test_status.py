@@ -72,6 +72,12 @@ def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Pat
     assert run_cell(configure(tmp_path, *quick), folder) is not None
     done = status(folder, {"train.steps": 6})
     assert (done.state, done.step, done.steps) == ("done", 6, 6) and done.detail.startswith("test ")
+    # Whatever else its configuration holds is told, too.
+    file = folder / RECORD
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"config": {"train": {"steps": "many"}}}))
+    assert "6 of 6" in page([status(folder), status(Path("seed0"))])
+    file.write_text(json.dumps(values))
     other = status(folder, {"train.steps": 7})
     assert (other.state, other.detail) == ("other", "train.steps=6 there, 7 asked for")
     values = json.loads((folder / RECORD).read_text())

@@ -252,6 +252,9 @@ def test_a_bar_of_80_columns_shows_the_loss(label: str) -> None:
         ("runs_dir=", "runs_dir=: must name a folder"),
         ("protocol.name=../../x", "protocol.name=../../x: must be a plain folder name, without /"),
         ("variant=../..", "variant=../..: must be a plain folder name, without /"),
+        # Not the first cell of the sweep alone.
+        ("variant=good,../..", "variant=../..: must be a plain folder name, without /"),
+        ("seed=0,../../x", "../../x"),
     ],
 )
 def test_names_that_are_no_folders_are_refused_before_anything_is_made(
@@ -262,6 +265,25 @@ def test_names_that_are_no_folders_are_refused_before_anything_is_made(
     ended = lra(tmp_path, *words, word)
     assert ended.returncode == 2 and told in ended.stderr + ended.stdout
     assert not list(tmp_path.iterdir()) and not Path("/mini").exists()
+
+
+def test_a_word_of_any_length_is_told_in_a_line() -> None:
+    with pytest.raises(ConfigError, match="^a{99}") as refused:
+        command([f"{'a' * 5000}=1"])
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
+    with pytest.raises(ConfigError, match="task=b{99}"):
+        command([f"task={'b' * 5000}"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"), [("/proc/none", "runs_dir=/proc/none: it"), ("n" * 300, "File name too l")]
+)
+def test_a_runs_folder_that_cannot_be_made_is_a_line(
+    tmp_path: Path, folder: str, told: str
+) -> None:
+    ended = lra(tmp_path, "train", "scale=mini", "debug=true", f"runs_dir={folder}")
+    assert ended.returncode == 2 and told in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_the_checks_have_names_where_python_leaves_docstrings_out(tmp_path: Path) -> None:

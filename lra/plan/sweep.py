@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 
@@ -17,9 +18,18 @@ from lra.config import ConfigError, config_hash
 from lra.machine import code_version, machine, resolve_device
 from lra.plan import cost
 from lra.plan.cells import PlannedCell, State, assess
+from lra.typecheck import fits
 from lra.words import expand
 
 NAME = "plan.json"
+
+
+def _cost(values: dict[str, Any]) -> cost.Cost:
+    """Return a measurement as it was kept; raise TypeError for anything else."""
+    for key, kind in get_type_hints(cost.Cost).items():
+        if key in values and not fits(values[key], kind):
+            raise TypeError(f"{key}={values[key]!r}")
+    return cost.Cost(**values)
 
 
 class Measurements:
@@ -36,8 +46,8 @@ class Measurements:
         if kept and file.exists():
             try:
                 stored = json.loads(file.read_text())
-                self._costs = {key: cost.Cost(**values) for key, values in stored.items()}
-            except (ValueError, TypeError, AttributeError):
+                self._costs = {key: _cost(values) for key, values in stored.items()}
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
                 logging.warning("%s holds no measurements; measuring again", file)
 
     def get(self, key: str) -> cost.Cost | None:

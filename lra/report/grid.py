@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lra.markdown import printable
 from lra.record import Method, Record
 from lra.variant import UNKNOWN
 
@@ -172,7 +173,7 @@ class Grid:
     def departure_lines(self) -> list[str]:
         """Return what the stars mean, a line for each entry that departs."""
         return [
-            f"{STAR} {task}/{method} departs from its recipe: {text}."
+            printable(f"{STAR} {task}/{method} departs from its recipe: {text}.")
             for (task, method), entry in sorted(self.entries.items())
             for text in entry.departures
         ]

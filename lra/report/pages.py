@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lra.compose import departures
 from lra.config import ConfigError
-from lra.markdown import Table, escaped, markdown
+from lra.markdown import Table, escaped, markdown, printable
 from lra.record import Record, read_records
 from lra.report.curve_figure import learning_curves, logged
 from lra.report.deviations import deviation_lines
@@ -93,7 +93,7 @@ def screen(grid: Grid, scale: str, protocol: str, published: Table, standings: S
         f"Test accuracy in percent, scale {scale}, protocol {protocol} ({sources(grid)} data),"
         " mean over seeds ± standard deviation:",
         markdown(accuracy_table(grid, standings)),
-        "\n".join([*grid.departure_lines(), *failed]),
+        "\n".join(map(printable, [*grid.departure_lines(), *failed])),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lra.markdown import Table
+from lra.markdown import Table, printable
 from lra.record import Method
 from lra.report.grid import BASELINE, Entry, Grid
 from lra.report.published import figures
@@ -177,9 +177,11 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def _harmless(value: object) -> object:
-    """Return a cell that a spreadsheet does not take for a formula."""
-    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky else value
+    """Return a cell of one line that a spreadsheet does not take for a formula."""
+    if not isinstance(value, str):
+        return value
+    risky = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{printable(value)}" if risky else printable(value)
 
 
 _ACCURACY = (
