@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from lra.paths import PACKAGES
-
 # Of a hash, as records name it.
 DIGITS = 16
 # Packages of the suite, which its commit covers.
-_SUITE = (PACKAGES / "lra", PACKAGES / "models")
+_SUITE = tuple(Path(__file__).resolve().parents[1] / name for name in ("lra", "models"))
 
 
 def hashes(module_name: str) -> str:
