@@ -1,7 +1,12 @@
 """Answers to every example of a split: their order, how they are kept, and accuracy by length."""
 
+import io
 import json
 import logging
+import random
+import struct
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +34,7 @@ from lra.predictions import (
 from lra.record import RECORD, RecordError, read_record, write_record
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import Split, cache
+from lra.trajectory import TRAJECTORY, TrajectoryError, read_trajectory, write_trajectory
 
 
 def train(folder: Path, *overrides: str) -> Config:
@@ -124,6 +130,45 @@ def test_predictions_that_are_damaged_or_of_another_record_are_named_and_left_ou
             (tmp_path / PREDICTIONS).write_bytes(damaged)
             assert read_predictions(tmp_path, 1, 2) is None
     assert caplog.text.count("left out:") == 6
+
+
+def npz_of(header: str) -> bytes:
+    """Return arrays of one header, with a little content each."""
+    text = header.encode().ljust(117) + b"\n"
+    content, array = io.BytesIO(), b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in ("predicted", "labels", "loss"):
+            archive.writestr(f"{name}.npy", array + bytes(80))
+    return content.getvalue()
+
+
+def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    write_predictions(tmp_path, Predictions(np.arange(10), np.arange(10)))
+    write_trajectory(tmp_path, np.linspace(2, 1, 10, dtype=np.float32))
+    rng = random.Random(0)
+    for file in (tmp_path / PREDICTIONS, tmp_path / TRAJECTORY):
+        whole = file.read_bytes()
+        damaged = [bytearray(whole) for _ in range(400)]
+        for each in damaged:
+            each[rng.randrange(len(each))] ^= 1 << rng.randrange(8)
+        # A compression and a version that nothing reads, a password, and headers of all kinds.
+        for at, value in ((8, 99), (4, 255), (6, 1)):
+            damaged.append(bytearray(whole))
+            place = whole.rindex(b"PK\x01\x02")
+            damaged[-1][place + at + 2] = value
+        shape = "{'descr': '<i8', 'fortran_order': False, 'shape': %s}"
+        damaged += [npz_of(text) for text in (shape % "(10000000000000,)", "{", shape % "(-1,)")]
+        for each in damaged:
+            file.write_bytes(each)
+            if file.name == PREDICTIONS:
+                found = read_predictions(tmp_path, 10, 10)
+                assert found is None or found.num_correct == 10
+            else:
+                with suppress(TrajectoryError):
+                    assert len(read_trajectory(tmp_path, 10, "")) == 10
 
 
 def test_bins_of_length_hold_equal_numbers_and_say_their_edges() -> None:

@@ -1,6 +1,7 @@
 """Pictures of a report: what they show, and that nothing in them covers anything else."""
 
 import itertools
+import struct
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -197,3 +198,20 @@ def test_a_picture_with_any_name_is_whole_xml_without_what_the_name_would_do(
 def test_a_report_without_results_has_a_picture_that_says_so() -> None:
     figure = accuracy_against_speed(build_grid([FAILED]), "t")
     assert "no result" in figure.get_suptitle()
+
+
+def framed(content: bytes, size: int | None = None) -> bytes:
+    """Return a record of an event file, whose checksums are right."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    length = struct.pack("<Q", len(content) if size is None else size)
+    parts = (length, struct.pack("<I", masked_crc32c(length)), content)
+    return b"".join(parts) + struct.pack("<I", masked_crc32c(content))
+
+
+@pytest.mark.parametrize("content", [framed(b"\xff" * 4), framed(b"x", 2**62), b"", b"\xff" * 99])
+def test_a_damaged_event_file_leaves_a_curve_out(tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path.joinpath(*OK.place)
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1.host").write_bytes(content)
+    assert logged(tmp_path)(OK) == {}

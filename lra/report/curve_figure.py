@@ -44,7 +44,7 @@ def _read(there: Path) -> Curve:
     try:
         events.Reload()
         return {each.step: 100 * each.value for each in events.Scalars(SCALAR)}
-    except (KeyError, OSError) as error:
+    except Exception as error:  # whatever a damaged file makes of its format
         log.warning("left out: %s: no curve of %s (%s)", there, SCALAR, error)
         return {}
 
