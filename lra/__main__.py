@@ -37,6 +37,9 @@ COMMANDS = {
         "task=listops attention=softmax,mra",
     ),
     "eval": Command("lra.eval", "Test a finished run again", "task=listops scale=mini"),
+    "verify": Command(
+        "lra.verify", "Train a record's first updates again", "task=listops scale=mini"
+    ),
     "plan": Command(
         "lra.plan.__main__", "Say what a grid will take", "task=listops,text scale=mini"
     ),

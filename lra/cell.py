@@ -1,6 +1,7 @@
 """What a cell is known by, whether it is finished, and a finished one read again."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from lra import checkpoint
 from lra.build import Model, build_model
 from lra.checkpoint import BEST, DamagedError, Identity
-from lra.compose import recorded
+from lra.compose import command, groups, place, recorded
 from lra.config import Config, ConfigError, comparable, config_hash, differences
 from lra.machine import resolve_threads
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.tasks import DataError, Task, cache
+from lra.words import expand
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,19 @@ def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str =
     own = {"sources": sources} if sources else {}
     known = config_hash({"config": values, "data": fingerprint, **own})
     return Identity(known, values, code)
+
+
+def run_folders(words: Sequence[str]) -> Iterator[Path]:
+    """Yield the run folders that words name, or are; the file of a record stands for its folder.
+
+    Raises:
+        ConfigError: A word is none, and no folder.
+    """
+    there = [word for word in words if Path(word).is_dir() or Path(word).name == RECORD]
+    yield from (Path(word) if Path(word).is_dir() else Path(word).parent for word in there)
+    if ready := command([word for word in words if word not in there]):
+        for each in expand(ready, groups(ready)):
+            yield place(*each)[1]
 
 
 def load_run(folder: Path) -> tuple[Config, Record, Model]:

@@ -6,6 +6,7 @@ once follows from a budget: of tokens, which activations grow with, and of squar
 materialised attention does. On a CPU the budget is what its caches hold, on a GPU its memory.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,10 @@ GPU_SHARE = 0.4
 TENSORS, SQUARE_BYTES = 4, 64
 # Shapes that `torch.compile` may see.
 COMPILED_SHAPES = 8
+
+
+# Its limits in words.
+_NAMES = {"examples": "examples", "tokens": "tokens", "squares": "squares of lengths"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +87,24 @@ class Division:
         limits = {key: getattr(self, key) // 2 for key in ("tokens", "squares")}
         return replace(self, examples=-(-most // 2), **limits)
 
+    @classmethod
+    def said(cls, words: str) -> "Division":
+        """Return the division that `str` tells of in these words.
+
+        Raises:
+            ValueError: It tells of none so.
+        """
+        limits = {key: rf"([\d,]+) {name}(?:,|$)" for key, name in _NAMES.items()}
+        found = {k: re.search(limit, words) for k, limit in limits.items()}
+        found["shapes"] = re.search(r"in (\d+) shapes$", words)
+        numbers = {k: int(m.group(1).replace(",", "")) for k, m in found.items() if m}
+        if str(division := cls(**numbers)) != words:
+            raise ValueError(f"micro_batch={words!r}: no division of a batch")
+        return division
+
     def __str__(self) -> str:
         """Say it in words, as records do."""
-        names = {"examples": "examples", "tokens": "tokens", "squares": "squares of lengths"}
-        limits = [f"{getattr(self, k):,} {name}" for k, name in names.items() if getattr(self, k)]
+        limits = [f"{getattr(self, k):,} {name}" for k, name in _NAMES.items() if getattr(self, k)]
         shapes = f", in {self.shapes} shapes" if self.shapes else ""
         return (f"at most {', '.join(limits)}" if limits else "whole") + shapes
 

@@ -11,22 +11,19 @@ prints the accuracy beside the recorded one; the exit code is 1 where they diffe
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lra.build import batches_for, build_task
-from lra.cell import load_run
-from lra.compose import command, groups, place
+from lra.cell import load_run, run_folders
 from lra.config import ConfigError
 from lra.evaluation import count_correct
 from lra.machine import resolve_device
 from lra.paths import cache_dir
 from lra.tasks import DataError, cache
 from lra.terminal import run
-from lra.words import expand
 
 
 def main() -> None:
@@ -39,24 +36,12 @@ def main() -> None:
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_intermixed_args()
     try:
-        there = list(folders(args.words))
+        there = list(run_folders(args.words))
         equal = [test(each, args.device, args.data_dir, args.cache_dir) for each in there]
     except (ValueError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     sys.exit(not all(equal))
-
-
-def folders(words: Sequence[str]) -> Iterator[Path]:
-    """Yield the run folders that words name, or are.
-
-    Raises:
-        ConfigError: A word is none, and no folder.
-    """
-    yield from (Path(word) for word in words if Path(word).is_dir())
-    if ready := command([word for word in words if not Path(word).is_dir()]):
-        for each in expand(ready, groups(ready)):
-            yield place(*each)[1]
 
 
 def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str) -> bool:

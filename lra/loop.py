@@ -183,6 +183,39 @@ class Run:
             checkpoint.save(self.folder / BEST, {"model": self.best_model})
         return progress
 
+    def first_losses(self, updates: int) -> NDArray[np.float32]:
+        """Make the first updates of the run, write nothing, and return the loss of each.
+
+        Validates where the run does, as a backend may draw random numbers there too.
+
+        Args:
+            updates: How many, at most those of the run.
+
+        Returns:
+            `(updates,)`; fewer where one was not finite, which is the last then.
+
+        Raises:
+            NotFiniteError: An answer in validation is not finite.
+        """
+        progress, until = self.progress, min(updates, self.train_config.steps)
+        bar = progress_bar(
+            total=until,
+            desc=shortened(self.label),
+            unit="step",
+            dynamic_ncols=True,
+            bar_format=FORMAT,
+        )
+        with bar, Events(self.folder, 1, written=False) as writer:
+            while progress.step < until:
+                try:
+                    loss = self._updates(min(until, self._next_log()), lambda: False, bar)
+                except NotFiniteError:
+                    break
+                self._log(writer, bar, loss)
+                if progress.step < until and progress.step % self.train_config.validate_every == 0:
+                    self._validate(writer, bar)
+        return self.losses
+
     def _next_log(self) -> int:
         """Return the next step at which something is logged or validated."""
         step, train = self.progress.step, self.train_config

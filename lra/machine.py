@@ -80,7 +80,16 @@ def code_version(root: Path = ROOT) -> tuple[str, bool]:
 
 def code_name() -> str:
     """Return the version of the code in words: its commit, and whether it differs from it."""
-    commit, dirty = code_version()
+    return named(*code_version())
+
+
+def named(commit: str, dirty: bool) -> str:
+    """Return a version of the code in words.
+
+    Args:
+        commit: Git commit; empty where it is unknown.
+        dirty: Whether the code differs from it.
+    """
     return (commit or "unknown") + (" with local changes" if dirty else "")
 
 

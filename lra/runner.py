@@ -16,6 +16,7 @@ from lra import checkpoint, custom, memory, requeue
 from lra.batches import Batches
 from lra.build import (
     BackendError,
+    Model,
     batches_for,
     build_attention,
     build_model,
@@ -228,21 +229,7 @@ def _train(
         for name in (PREDICTIONS, TRAJECTORY):
             (folder / name).unlink(missing_ok=True)
     memory.reset(device)
-    model.to(device)
-    batches = {name: batches_for(config, task, model, s) for name, s in dataset.splits.items()}
-    run = Run(
-        model,
-        config.train,
-        {"train": batches["train"], "validation": batches[config.validation]},
-        device,
-        folder,
-        config.seed,
-        identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
-        work.label,
-        work.stop,
-        work.processes,
-        f"start again{' without force=true' if config.force else ''} to continue",
-    )
+    run = run_of(config, task, model, dataset, device, values, folder, work)
     work.holder.progress = lambda: (run.progress.step, config.train.steps)
     log.info(
         "%s: %d parameters, %d steps of %d (at once: %s) on %s in %s, %s data %s",
@@ -258,8 +245,7 @@ def _train(
     )
     log.info("%s: %s", work.label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
-    torch.manual_seed(derive(config.seed, "dropout"))
-    outcome = _fit_and_test(run, batches["test"])
+    outcome = _fit_and_test(run, batches_for(config, task, model, dataset.splits["test"]))
     if outcome.status == "ok" and cache.changed(dataset):
         reason = f"the data in {dataset.folder} were overwritten while this run read them"
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
@@ -268,6 +254,47 @@ def _train(
         _write(folder, record, outcome, run.losses)
     work.processes.wait()
     return record
+
+
+def run_of(
+    config: Config,
+    task: Task,
+    model: Model,
+    dataset: cache.Dataset,
+    device: torch.device,
+    values: dict[str, Any],
+    folder: Path,
+    work: Work,
+) -> Run:
+    """Return a cell ready for its first update: the model on its device, dropout seeded.
+
+    Args:
+        config: The cell.
+        task: Its task.
+        model: Its network, as drawn from the seed.
+        dataset: Its data.
+        device: Where it is trained.
+        values: The configuration, as `decided`.
+        folder: Run folder.
+        work: What it shares with whoever looks on.
+    """
+    model.to(device)
+    splits = {"train": "train", "validation": config.validation}
+    run = Run(
+        model,
+        config.train,
+        {k: batches_for(config, task, model, dataset.splits[name]) for k, name in splits.items()},
+        device,
+        folder,
+        config.seed,
+        identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
+        work.label,
+        work.stop,
+        work.processes,
+        f"start again{' without force=true' if config.force else ''} to continue",
+    )
+    torch.manual_seed(derive(config.seed, "dropout"))
+    return run
 
 
 def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.float32]) -> None:

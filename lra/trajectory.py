@@ -77,3 +77,35 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
             f" of {expected[:16]}"
         )
     return losses
+
+
+def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how far losses are from the stored ones, `(updates,)`.
+
+    Args:
+        stored: `(updates,)`; what an earlier version did not keep is NaN before the first number,
+            and 0 apart from whatever is there.
+        losses: `(updates,)`, made again; not finite where a number is stored is infinitely far.
+    """
+    both = np.stack([stored, losses]).astype(np.float64)
+    same = (both[0] == both[1]) | np.isnan(both).all(0)
+    unknown = np.isnan(stored) & (np.cumsum(np.isfinite(stored)) == 0)
+    with np.errstate(invalid="ignore"):
+        distance = np.nan_to_num(np.abs(both[0] - both[1]), nan=np.inf)
+    return np.where(same | unknown, 0.0, distance)
+
+
+# Of a loss, in float32: at the first update, and grown to it at the last of 200; of other
+# precisions, whose rounding is coarser. See docs/verify.md for how they were measured.
+FIRST, GROWN, COARSE = 1e-5, 1e-2, 1e-1
+
+
+def allowed(updates: int, dtype: str) -> NDArray[np.float64]:
+    """Return how far rounding may move the loss of each update, `(updates,)`.
+
+    Args:
+        updates: How many, from the first.
+        dtype: Precision of the run.
+    """
+    grown = np.minimum(1.0, np.arange(updates) / 200)
+    return np.full(updates, COARSE) if dtype != "float32" else FIRST + (GROWN - FIRST) * grown

@@ -70,6 +70,7 @@ def test_one_module_brings_tasks_and_models_together() -> None:
 ENTRIES = (
     "train",
     "eval",
+    "verify",
     "check",
     "bench.__main__",
     "preflight",

@@ -298,3 +298,22 @@ def test_the_same_micro_batches_give_the_same_bits(tmp_path: Path) -> None:
 def test_a_negative_micro_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.micro_batch=-1: must be at least 0"):
         lra.compose.load("train.micro_batch=-1")
+
+
+@pytest.mark.parametrize(
+    "division",
+    [
+        WHOLE,
+        Division(examples=3),
+        Division(tokens=4096, squares=2**22, shapes=8),
+        Division(examples=1200, tokens=2048, squares=2**21),
+    ],
+)
+def test_a_division_is_read_from_what_a_record_says_of_it(division: Division) -> None:
+    assert Division.said(str(division)) == division
+
+
+@pytest.mark.parametrize("words", ["", "at most 3 sheep", "whole, at most 3 examples"])
+def test_words_that_no_division_says_are_refused(words: str) -> None:
+    with pytest.raises(ValueError, match="no division of a batch"):
+        Division.said(words)

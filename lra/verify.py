@@ -1,0 +1,254 @@
+"""Train the first updates of a record's cell again, and compare their losses with the stored ones.
+
+    lra verify results/runs/mini/nystromformer/listops/softmax/default/seed0
+    lra verify task=listops attention=softmax scale=mini --updates 50
+
+A run is named by its words, its folder, or its result.json; several words name several runs. Needs
+`result.json`, `trajectory.npz` beside it, and the data; nothing is written into the run folder.
+
+The losses of a run's first updates belong to its configuration and its data: another learning rate,
+seed or order of examples gives others. On the same processor, with the same threads, torch and code
+they must be equal to the bit; elsewhere as near as rounding leaves them, see docs/verify.md. The
+exit code is 0 where they agree, 1 where they do not, 2 where they cannot be compared.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lra import custom
+from lra.build import build_model, build_task
+from lra.cell import run_folders
+from lra.compose import recorded
+from lra.config import Config, ConfigError, config_hash
+from lra.division import Division
+from lra.isolation import seed_others, settings_restored
+from lra.lock import Holder
+from lra.machine import code_name, machine, named, resolve_device, resolve_threads
+from lra.paths import cache_dir
+from lra.processes import ALONE
+from lra.record import NOTE, RECORD, Record, read_record
+from lra.runner import Work, run_of
+from lra.signals import Stop
+from lra.tasks import DataError, cache
+from lra.terminal import run
+from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
+
+
+def main() -> None:
+    """Verify the runs that the command line names."""
+    parser = argparse.ArgumentParser(prog="lra verify", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="+", help="key=value as of lra train, or run folders")
+    parser.add_argument("--updates", type=int, default=200, help="updates made again (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; else the run's")
+    parser.add_argument("--rounding", action="store_true", help="let rounding differ even here")
+    parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
+    parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
+    args = parser.parse_intermixed_args()
+    for name, least in (("updates", 1), ("threads", 0)):
+        if (value := getattr(args, name)) < least:
+            parser.error(f"--{name} {value}: must be at least {least}")
+    try:
+        folders = list(run_folders(args.words))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    codes = [0]
+    for folder in folders:
+        try:
+            verdict = verify(folder, args.updates, args.threads, args.data_dir, args.cache_dir)
+            print(verdict)
+            codes.append(not (verdict.agrees or (args.rounding and verdict.beyond is None)))
+        except (ValueError, DataError) as error:
+            print(error, file=sys.stderr)
+            codes.append(2)
+    sys.exit(max(codes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a run's first losses, made again, compare with the stored ones.
+
+    Args:
+        cell: Name of the cell.
+        steps: Updates of the whole run.
+        stored: Losses that the run kept, `(updates,)`; NaN before what it kept.
+        losses: Losses made here, `(updates,)`; NaN after one that was not finite.
+        dtype: Precision.
+        otherwise: What is not as it was when the run was made, in words.
+    """
+
+    cell: str
+    steps: int
+    stored: NDArray[np.float32]
+    losses: NDArray[np.float32]
+    dtype: str
+    otherwise: list[str]
+
+    @property
+    def to_the_bit(self) -> bool:
+        """Whether all losses are equal."""
+        return not apart(self.stored, self.losses).any()
+
+    @property
+    def beyond(self) -> int | None:
+        """First update, from 1, that is further apart than rounding allows; None without one."""
+        far = apart(self.stored, self.losses) > allowed(len(self.stored), self.dtype)
+        return int(far.argmax()) + 1 if far.any() else None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the record may belong to its configuration, code and data."""
+        return self.to_the_bit or (self.beyond is None and bool(self.otherwise))
+
+    def __str__(self) -> str:
+        """Say it in words, a line and what else is to be known."""
+        updates, there = len(self.stored), "; ".join(self.otherwise)
+        what = f"{self.cell}: the losses of the first {updates:,} of {self.steps:,} updates"
+        if self.to_the_bit:
+            return f"{what} are equal to the bit"
+        distance, most = apart(self.stored, self.losses), allowed(updates, self.dtype)
+        if self.beyond is None:
+            at = int((distance / most).argmax())
+            line = (
+                f"{what} are within rounding: at update {at + 1} {distance[at]:.1e} apart,"
+                f" where {most[at]:.1e} is allowed"
+            )
+            if there:
+                return f"{line}\n  not to the bit: {there}"
+            return (
+                f"{line}\n  NOT TO THE BIT, though processor, threads, torch and code have the"
+                " names that they had; if it is another processor of that name, --rounding accepts"
+                " it"
+            )
+        at = self.beyond - 1
+        line = (
+            f"{self.cell}: DIFFERS at update {at + 1} of {updates:,}: loss {self.stored[at]:.6f}"
+            f" there, {self.losses[at]:.6f} here, {distance[at]:.1e} apart, where {most[at]:.1e} is"
+            " allowed\n  the record does not belong to its configuration, code and data"
+        )
+        return f"{line}\n  other here: {there}" if there else line
+
+
+def verify(
+    folder: Path, updates: int, threads: int, data_dir: str | None, cache_dir: str
+) -> Verdict:
+    """Make a run's first updates again, and compare their losses with the stored ones.
+
+    Args:
+        folder: With `result.json` and `trajectory.npz`.
+        updates: How many, at most those of the run.
+        threads: CPU threads; 0 takes those of the run.
+        data_dir: Folder of raw data; None takes LRA_DATA_DIR.
+        cache_dir: Folder of built data sets.
+
+    Raises:
+        ConfigError: The record cannot be verified here; the message says why.
+        RecordError: There is no record, or a damaged one.
+        TrajectoryError: It has no trajectory, or another's.
+        DataError: The data are missing or damaged.
+    """
+    record = read_record(folder / RECORD)
+    config = _config(folder, record)
+    stored = read_trajectory(folder, record.steps, record.loss_fingerprint)[:updates]
+    if not np.isfinite(stored).any():
+        raise ConfigError(
+            f"{folder / TRAJECTORY}: no loss of the first {len(stored)} updates is known; an"
+            " earlier version made them"
+        )
+    threads = resolve_threads(threads or record.threads)
+    config = replace(config, data_dir=data_dir, cache_dir=cache_dir, threads=threads)
+    losses = np.full_like(stored, np.nan)
+    made = _made_again(config, record, len(stored))
+    losses[: len(made)] = made
+    return Verdict(
+        cell=config.cell,
+        steps=record.steps,
+        stored=stored,
+        losses=losses,
+        dtype=record.dtype,
+        otherwise=_otherwise(record, threads),
+    )
+
+
+def _otherwise(record: Record, threads: int) -> list[str]:
+    """Return what here is not what the run was made by, in words, and can round otherwise."""
+    # Those that began it, where others continued it.
+    code = record.earlier_code.split(", ")[0] or named(record.commit, record.dirty)
+    device = resolve_device(record.device)
+    pairs = {
+        "processor": (record.machine, machine(device)),
+        "threads": (str(record.threads), str(threads)),
+        "torch": (record.torch, torch.__version__),
+        "code": (code, code_name()),
+    }
+    told = [
+        f"{key} {there} there, {here} here" for key, (there, here) in pairs.items() if there != here
+    ]
+    if "local changes" in code and code == code_name():
+        told.append(f"code {code}, which may be others")
+    if record.device != "cpu":
+        told.append(f"a {record.device} device adds up in an order of its own")
+    return told
+
+
+def _config(folder: Path, record: Record) -> Config:
+    """Return the configuration of a record that can be trained again here.
+
+    Raises:
+        ConfigError: It was changed after the run, is of another version, or cannot be trained here.
+    """
+    if config_hash(record.config) != record.config_hash:
+        raise ConfigError(
+            f"{folder / RECORD}: its configuration was changed: it has the hash"
+            f" {config_hash(record.config)}, the record tells of {record.config_hash}"
+        )
+    if record.processes > 1:
+        raise ConfigError(
+            f"{folder}: {record.processes} processes trained this cell, each with dropout of its"
+            " own; only a run of one process can be verified"
+        )
+    try:
+        config = recorded({key: v for key, v in record.config.items() if key != "data"})
+    except ConfigError as error:
+        raise ConfigError(f"{folder / RECORD}: of another version of the suite: {error}") from error
+    if custom.sources(config.attention) != record.attention_source:
+        raise ConfigError(f"{folder}: {config.attention.name} has changed since this run")
+    return config
+
+
+def _made_again(config: Config, record: Record, updates: int) -> NDArray[np.float32]:
+    """Return the losses of a cell's first updates, trained here; fewer where one is not finite.
+
+    Raises:
+        ConfigError: The data are others, or there is no device of the run's kind.
+        DataError: The data are missing or damaged.
+    """
+    task, device = build_task(config), resolve_device(config.device)
+    with tempfile.TemporaryDirectory(prefix="lra-verify-") as temporary, settings_restored():
+        folder = Path(temporary)
+        torch.set_num_threads(config.threads)
+        seed_others(config.seed)
+        model = build_model(config)
+        data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+        if data.fingerprint != record.data_fingerprint:
+            raise ConfigError(
+                f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
+                f" {record.data_fingerprint[:16]} there"
+            )
+        work = Work(Holder(folder / NOTE, "runs_dir"), Stop(), config.cell, ALONE)
+        again = run_of(config, task, model, data, device, record.config, folder, work)
+        # A batch that is divided otherwise would have other dropout.
+        again.division = Division.said(record.micro_batch)
+        return again.first_losses(updates)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,237 @@
+"""A record's first updates made again: an honest one agrees, and what was tampered with is told."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tiny_cell import configure
+
+from lra.batches import Batches
+from lra.config import ConfigError, config_hash
+from lra.predictions import PREDICTIONS
+from lra.record import RECORD, read_record
+from lra.runner import CellFailedError, run_cell
+from lra.tasks import DataError
+from lra.tasks.listops import ListOps
+from lra.trajectory import TRAJECTORY, fingerprint, read_trajectory, write_trajectory
+from lra.verify import Verdict, main, verify
+
+# Micro-batches, and validations among the updates.
+WORDS = ["train.micro_batch=3", "train.validate_every=25"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what a repository keeps of a run, and built data beside it."""
+    top = tmp_path_factory.mktemp("verify")
+    (top / "whole").mkdir()
+    run_cell(configure(top, *WORDS), top / "whole")
+    (top / "kept").mkdir()
+    for name in (RECORD, TRAJECTORY, PREDICTIONS):
+        shutil.copy(top / "whole" / name, top / "kept" / name)
+    return top / "kept"
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy that a test may tamper with."""
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained.parent / "cache", tmp_path / "cache")
+    return tmp_path / "run"
+
+
+def verified(folder: Path, updates: int = 200) -> Verdict:
+    return verify(folder, updates, 0, None, str(folder.parent / "cache"))
+
+
+def tamper(folder: Path, key: str, value: Any) -> None:
+    """Change a value of the recorded configuration, and its hash with it."""
+    values = json.loads((folder / RECORD).read_text())
+    *groups, last = key.split(".")
+    place = values["config"]
+    for group in groups:
+        place = place[group]
+    assert place[last] != value
+    place[last] = value
+    values["config_hash"] = config_hash(values["config"])
+    (folder / RECORD).write_text(json.dumps(values))
+
+
+def rewrite(folder: Path, losses: NDArray[np.float32] | None = None, **values: Any) -> None:
+    """Change losses, with their fingerprint, and keys of the record."""
+    there = json.loads((folder / RECORD).read_text())
+    if losses is not None:
+        write_trajectory(folder, losses)
+        values["loss_fingerprint"] = fingerprint(losses)
+    assert values.keys() <= there.keys()
+    (folder / RECORD).write_text(json.dumps(there | values))
+
+
+def losses_of(folder: Path) -> NDArray[np.float32]:
+    return read_trajectory(folder, 60, "").copy()
+
+
+def test_an_honest_record_agrees_to_the_bit_and_its_folder_is_not_touched(trained: Path) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in trained.iterdir()}
+    verdict = verified(trained)
+    assert verdict.agrees and verdict.to_the_bit and len(verdict.losses) == 60
+    assert str(verdict) == (
+        "listops/softmax seed0: the losses of the first 60 of 60 updates are equal to the bit"
+    )
+    assert before == {file.name: file.stat().st_mtime_ns for file in trained.iterdir()}
+
+
+def test_a_few_updates_follow_the_schedule_of_the_whole_run(trained: Path) -> None:
+    verdict = verified(trained, updates=7)
+    assert verdict.to_the_bit and "first 7 of 60 updates" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "latest"),
+    [("train.learning_rate", 1.1e-4, 20), ("seed", 1, 1), ("train.warmup_steps", 9, 20)],
+)
+def test_a_record_of_another_configuration_is_told_even_where_rounding_differs(
+    folder: Path, key: str, value: Any, latest: int
+) -> None:
+    tamper(folder, key, value)
+    rewrite(folder, torch="1.0")
+    verdict = verified(folder)
+    assert not verdict.agrees and verdict.beyond is not None and verdict.beyond <= latest
+    assert "DIFFERS at update" in str(verdict) and "torch 1.0 there" in str(verdict)
+
+
+def test_another_order_of_the_data_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Batches._permutation
+    monkeypatch.setattr(Batches, "_permutation", lambda *given: drawn(*given)[::-1])
+    assert verified(folder).beyond == 1
+
+
+def test_a_careless_change_of_the_configuration_is_told_before_anything_is_trained(
+    folder: Path,
+) -> None:
+    values = json.loads((folder / RECORD).read_text())
+    values["config"]["train"]["learning_rate"] *= 2
+    (folder / RECORD).write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="its configuration was changed: it has the hash"):
+        verified(folder)
+
+
+def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Path) -> None:
+    losses = losses_of(folder)
+    losses[40] = np.nextafter(losses[40], np.float32(9))
+    rewrite(folder, losses)
+    # A tree with local changes may be any.
+    rewrite(folder, dirty=False, commit="")
+    import lra.verify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lra.verify, "code_name", lambda: "unknown")
+        verdict = verified(folder)
+    assert not verdict.agrees and verdict.beyond is None and "NOT TO THE BIT" in str(verdict)
+    rewrite(folder, machine="abacus")
+    verdict = verified(folder)
+    assert verdict.agrees and not verdict.to_the_bit
+    assert re.search(
+        r"within rounding: at update 41 \d.*\n  not to the bit: .*abacus there", str(verdict)
+    )
+    losses[40] += 0.5
+    rewrite(folder, losses)
+    verdict = verified(folder)
+    assert not verdict.agrees and verdict.beyond == 41
+
+
+def test_losses_that_an_earlier_version_did_not_keep_are_left_out(folder: Path) -> None:
+    losses = losses_of(folder)
+    losses[:20] = np.nan
+    rewrite(folder, losses)
+    assert verified(folder).to_the_bit
+    with pytest.raises(ConfigError, match="no loss of the first 20 updates is known"):
+        verified(folder, updates=20)
+    # Only at the beginning may they be missing.
+    losses[30] = np.nan
+    rewrite(folder, losses)
+    assert verified(folder).beyond == 31
+
+
+def test_a_run_that_failed_is_verified_up_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    config = configure(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
+    with pytest.raises(CellFailedError):
+        run_cell(config, tmp_path / "run")
+    verdict = verified(tmp_path / "run")
+    assert verdict.to_the_bit and not np.isfinite(verdict.losses).all()
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["lra verify", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache-dir", folder.parent / "cache", "--updates", "5"]
+    assert run_main(monkeypatch, folder / RECORD, *cache) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    losses = losses_of(folder)
+    losses[3] += 0.5
+    rewrite(folder, losses)
+    assert run_main(monkeypatch, folder, *cache) == 1
+    assert "DIFFERS at update 4 of 5" in capsys.readouterr().out
+    assert run_main(monkeypatch, folder.parent / "nothing=here", *cache) == 2
+    assert run_main(monkeypatch, folder, "--updates", "0") == 2
+    assert "--updates 0: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data_fingerprint": "ab" * 32}, "the data are not those of the run: sha256 .* abababab"),
+        ({"schema": 2}, "schema 2, should be 1"),
+        ({"loss_fingerprint": "ab" * 32}, "not the losses that the run had"),
+        ({"processes": 2}, "2 processes trained this cell, each with dropout of its own"),
+        ({"attention_source": "mine.py"}, "softmax has changed since this run"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_and_the_next_run_is_verified(
+    folder: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    values: dict[str, Any],
+    message: str,
+) -> None:
+    (folder / RECORD).write_text(json.dumps(json.loads((folder / RECORD).read_text()) | values))
+    code = run_main(monkeypatch, folder, trained, "--cache-dir", folder.parent / "cache")
+    printed = capsys.readouterr()
+    assert code == 2 and re.search(message, printed.err) and "equal to the bit" in printed.out
+
+
+def test_a_missing_trajectory_and_missing_data_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object) -> None:
+        raise DataError("no data: get them")
+
+    monkeypatch.setattr(ListOps, "locate", missing)
+    assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "elsewhere") == 2
+    assert "no data: get them" in capsys.readouterr().err
+    (folder / TRAJECTORY).unlink()
+    assert run_main(monkeypatch, folder) == 2
+    assert f"{TRAJECTORY}: there is none" in capsys.readouterr().err
+
+
+def test_a_configuration_of_another_version_is_told(folder: Path) -> None:
+    values = read_record(folder / RECORD).config
+    values["train"]["momentum"] = 0.9
+    rewrite(folder, config=values, config_hash=config_hash(values))
+    with pytest.raises(ConfigError, match="of another version of the suite: Key 'momentum'"):
+        verified(folder)
