@@ -16,7 +16,7 @@ from lra.tasks.stand_ins.text import TextStandIn
 
 # A change of a generator changes every number made with it: raise its version then.
 FINGERPRINTS = {
-    "text": "ac21cc81ca0fa4f142a4640b507d7713903faf10bd3fc3dffb409651ee0afc24",
+    "text": "0811ee5119ec2988251c447642b070db55a4ba631f23d9bb35ec0e3c586652b8",
     "retrieval": "653caf56666f31c7216166619d9ca4891f7f3d5a8526abd69f782604a353db32",
     "pathfinder": "5ca07fecc0701289ccab113a7ed85c31e6942659b8f608da3dcfd0a2faf085c5",
 }
@@ -25,6 +25,8 @@ TASKS: dict[str, StandIn] = {
     "retrieval": RetrievalStandIn(num_train=4_000),
     "pathfinder": PathfinderStandIn(num_train=4_000),
 }
+# What a logistic regression on counts may score.
+MOST_BY_COUNTS = {"text": 0.78, "retrieval": 1.01}
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +94,23 @@ def chance_limit(split: Split) -> float:
 def test_the_first_50_bytes_tell_nothing(name: str, data: dict[str, cache.Dataset]) -> None:
     assert baseline(name, data[name], slice(50)) < chance_limit(data[name].splits["test"])
     # The same baseline learns where it sees everything, so that it is one.
-    assert baseline(name, data[name], slice(None)) > 0.6
+    assert 0.6 < baseline(name, data[name], slice(None)) < MOST_BY_COUNTS[name]
 
 
-def test_what_follows_the_turn_decides_against_what_precedes_it(
+def test_what_leads_after_the_turn_decides_whatever_led_before_it(
     data: dict[str, cache.Dataset],
 ) -> None:
     split = data["text"].splits["test"]
     disagree = 0
     for text, label in zip(sequences(split), split.labels, strict=True):
-        before, after = text.split(b" yet ")
-        opinions = [(set(part) & set(b"xz"), set(part) & set(b"fv")) for part in (before, after)]
-        assert [bool(opinions[1][kind]) for kind in (0, 1)] == [label == 0, label == 1]
-        assert bool(opinions[0][0]) != bool(opinions[0][1])
-        disagree += bool(opinions[0][label]) is False
+        leads = []
+        for side in text.split(b" yet "):
+            # A word of opinion has two such consonants, any other word none.
+            praise, blame = (sum(map(side.count, letters)) / 2 for letters in (b"fv", b"xz"))
+            assert {praise, blame} in ({1, 2}, {2, 3})
+            leads.append(praise > blame)
+        assert leads[1] == label
+        disagree += leads[0] != label
     assert disagree / len(split) == pytest.approx(0.5, abs=0.05)
 
 
@@ -117,7 +122,7 @@ def test_counting_opinions_over_the_whole_review_is_not_enough(
     for text in sequences(split):
         praise, blame = (sum(map(text.count, letters)) for letters in ((b"f", b"v"), (b"x", b"z")))
         guesses.append(praise > blame)
-    assert 0.6 < (np.array(guesses) == split.labels).mean() < 0.85
+    assert 0.7 < (np.array(guesses) == split.labels).mean() < 0.8
 
 
 def test_documents_of_one_topic_share_their_rare_consonant(
