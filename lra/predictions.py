@@ -18,7 +18,7 @@ from lra.folders import writing
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.npz"
-# Bins of accuracy by length.
+# Bins of accuracy by length, or by another property.
 BINS = 8
 
 
@@ -29,10 +29,12 @@ class Predictions:
     Args:
         predicted: `(B,)` integer classes.
         labels: `(B,)` integer classes.
+        groups: `(B,)` integers, what the task groups examples by; None where it does not.
     """
 
     predicted: NDArray[np.integer]
     labels: NDArray[np.integer]
+    groups: NDArray[np.integer] | None = None
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -54,13 +56,12 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
     """
     largest = max(int(predictions.predicted.max()), int(predictions.labels.max()))
     kind = np.min_scalar_type(largest)
+    arrays = {name: getattr(predictions, name).astype(kind) for name in ("predicted", "labels")}
+    if (groups := predictions.groups) is not None:
+        arrays["groups"] = groups.astype(np.min_scalar_type(int(groups.max())))
     partial = folder / f"{PREDICTIONS}.partial"
     with writing("runs_dir", folder, f"writing {PREDICTIONS}"), open(partial, "wb") as file:
-        np.savez_compressed(
-            file,
-            predicted=predictions.predicted.astype(kind),
-            labels=predictions.labels.astype(kind),
-        )
+        np.savez_compressed(file, allow_pickle=False, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / PREDICTIONS)
@@ -79,11 +80,13 @@ def read_predictions(folder: Path, correct: int | None, total: int | None) -> Pr
         return None
     try:
         with open(file, "rb") as source, np.load(source, allow_pickle=False) as arrays:
-            found = Predictions(arrays["predicted"], arrays["labels"])
+            groups = arrays.get("groups")
+            found = Predictions(arrays["predicted"], arrays["labels"], groups)
     except Exception as error:  # zip and header are parsed by modules with errors of their own
         log.warning("left out: %s: not readable as predictions (%s)", file, error)
         return None
-    shapes = {found.predicted.shape, found.labels.shape}
+    arrays_there = (found.predicted, found.labels, found.predicted if groups is None else groups)
+    shapes = {each.shape for each in arrays_there}
     if shapes != {(total,)} or found.num_correct != correct:
         log.warning("left out: %s: not %s right answers of %s", file, correct, total)
         return None
@@ -111,13 +114,13 @@ def by_group(
 def by_length(
     lengths: NDArray[np.integer], right: NDArray[np.bool_], bins: int = BINS
 ) -> list[dict[str, int]]:
-    """Return accuracy in bins of length that hold equal numbers of examples.
+    """Return accuracy in bins of a property, such as length, that hold equal numbers of examples.
 
     Examples of equal length stay together, so that bins are equal as far as lengths allow, and
     fewer where these are few.
 
     Args:
-        lengths: `(B,)` tokens of each example.
+        lengths: `(B,)` tokens of each example, or another property.
         right: `(B,)`, whether its answer is right.
         bins: Number of bins.
 
@@ -126,14 +129,36 @@ def by_length(
         its right answers as `correct` and its examples as `total`; none where all are as long.
     """
     ordered = np.sort(lengths)
-    ends = -(-len(ordered) * np.arange(1, bins + 1) // bins) - 1
-    bounds = np.unique(ordered[ends])
     if ordered[0] == ordered[-1]:
         return []
-    places = np.searchsorted(bounds, lengths)
+    ends = -(-len(ordered) * np.arange(1, bins + 1) // bins) - 1
+    return _in_bins(lengths, right, np.unique(ordered[ends]))
+
+
+def by_value(
+    values: NDArray[np.integer], right: NDArray[np.bool_], bins: int = BINS
+) -> list[dict[str, int]]:
+    """Return accuracy by value where there are few, else as `by_length` does.
+
+    Args:
+        values: `(B,)` integers, a property of each example.
+        right: `(B,)`, whether its answer is right.
+        bins: Number of values that are few.
+    """
+    few = np.unique(values)
+    if len(few) > bins:
+        return by_length(values, right, bins)
+    return _in_bins(values, right, few)
+
+
+def _in_bins(
+    values: NDArray[np.integer], right: NDArray[np.bool_], most: NDArray[np.integer]
+) -> list[dict[str, int]]:
+    """Return accuracy in the bins that end with `most`, rising; see `by_length`."""
+    places = np.searchsorted(most, values)
     found = []
     for place, part in by_group(places, right):
-        there = lengths[places == place]
+        there = values[places == place]
         edges = {"least": int(there.min()), "most": int(there.max())}
         found.append(edges | {"correct": int(part.sum()), "total": len(part)})
     return found

@@ -71,6 +71,8 @@ class Record:
         test_majority_rate: Share of the test set's most frequent label.
         test_by_length: Bins of the test set by length, short first, where lengths vary: `least` and
             `most` tokens of an example's longest sequence as read, `correct` and `total`.
+        test_by_group: The same by what the task groups its examples by; empty where it does not.
+        group: What that is, such as `distance, in tokens`; empty where there is none.
         selected_on: What chose the checkpoint: `validation` or `test`.
         best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
         best_step: Updates the chosen checkpoint had seen.
@@ -129,6 +131,8 @@ class Record:
     test_total: int | None = None
     test_majority_rate: float | None = None
     test_by_length: list[dict[str, int]] = field(default_factory=list)
+    test_by_group: list[dict[str, int]] = field(default_factory=list)
+    group: str = ""
     selected_on: str
     best_accuracy: float | None = None
     best_step: int | None = None
@@ -234,7 +238,7 @@ def read_record(file: Path) -> Record:
     hints = get_type_hints(Record)
     # A record may be older than a key that has a default.
     defaults = {f.name: f.default for f in fields(Record) if f.default not in (MISSING, None)}
-    values = defaults | {"test_by_length": []} | values
+    values = defaults | {"test_by_length": [], "test_by_group": []} | values
     if wrong := sorted(set(values) ^ set(hints)):
         state = "missing" if wrong[0] in hints else "unknown"
         raise RecordError(f"{file}: key {wrong[0]!r} is {state}")
@@ -273,25 +277,31 @@ def impossible(record: Record) -> str:
             return f"test_correct={correct} is impossible of test_total={total}"
         if accuracy is not None and not math.isclose(accuracy, correct / total, abs_tol=1e-6):
             return f"test_accuracy={accuracy} is impossible for {correct} of {total}"
-    if record.test_by_length and (reason := _impossible_bins(record)):
-        return reason
+    for bins in ("test_by_length", "test_by_group"):
+        if getattr(record, bins) and (reason := _impossible_bins(record, bins)):
+            return reason
     if record.best_step is not None and record.best_step > record.steps:
         return f"best_step={record.best_step} is impossible of steps={record.steps}"
     return ""
 
 
-def _impossible_bins(record: Record) -> str:
-    """Return what in a record's accuracy by length cannot be; nothing where all can."""
-    keys = {"least", "most", "correct", "total"}
-    for each in record.test_by_length:
+def _impossible_bins(record: Record, name: str) -> str:
+    """Return what in a record's accuracy by bins cannot be; nothing where all can.
+
+    Args:
+        record: The record.
+        name: Key that holds the bins.
+    """
+    keys, bins = {"least", "most", "correct", "total"}, getattr(record, name)
+    for each in bins:
         values = [each.get(key) for key in sorted(keys)]
         if each.keys() != keys or not all(type(v) is int and v >= 0 for v in values):
-            return f"test_by_length={each} is impossible, should have {', '.join(sorted(keys))}"
+            return f"{name}={each} is impossible, should have {', '.join(sorted(keys))}"
         if each["correct"] > each["total"] or each["least"] > each["most"]:
-            return f"test_by_length={each} is impossible"
+            return f"{name}={each} is impossible"
     for key, whole in (("correct", record.test_correct), ("total", record.test_total)):
-        if (found := sum(each[key] for each in record.test_by_length)) != whole:
-            return f"test_by_length with {key}={found} in all is impossible of test_{key}={whole}"
+        if (found := sum(each[key] for each in bins)) != whole:
+            return f"{name} with {key}={found} in all is impossible of test_{key}={whole}"
     return ""
 
 

@@ -35,12 +35,12 @@ from lra.loop import Run
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
 from lra.precision import NotFiniteError
-from lra.predictions import PREDICTIONS, Predictions, by_length, write_predictions
+from lra.predictions import PREDICTIONS, Predictions, by_length, by_value, write_predictions
 from lra.processes import Processes, joined, own_device
 from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record
 from lra.seeds import derive
 from lra.signals import Stop, listening
-from lra.tasks import Task, cache
+from lra.tasks import Groups, Task, cache, groups_of
 from lra.trajectory import TRAJECTORY, fingerprint, write_trajectory
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ class Outcome:
         reason: Why it failed.
         test: Answers to the test set; None where nothing was tested.
         by_length: Right ones by length, as `Record.test_by_length`.
+        by_group: The same by group, as `Record.test_by_group`.
+        group: What examples are grouped by.
         seconds: Seconds of the test.
     """
 
@@ -162,6 +164,8 @@ class Outcome:
     reason: str = ""
     test: Predictions | None = None
     by_length: list[dict[str, int]] = field(default_factory=list)
+    by_group: list[dict[str, int]] = field(default_factory=list)
+    group: str = ""
     seconds: float = 0.0
 
 
@@ -245,7 +249,8 @@ def _train(
     )
     log.info("%s: %s", work.label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
-    outcome = _fit_and_test(run, batches_for(config, task, model, dataset.splits["test"]))
+    groups = groups_of(task, dataset.splits["test"])
+    outcome = _fit_and_test(run, batches_for(config, task, model, dataset.splits["test"]), groups)
     if outcome.status == "ok" and cache.changed(dataset):
         reason = f"the data in {dataset.folder} were overwritten while this run read them"
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
@@ -310,8 +315,14 @@ def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.fl
             (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
 
-def _fit_and_test(run: Run, test: Batches) -> Outcome:
-    """Train, then test the chosen parameters once; what the model raises ends both."""
+def _fit_and_test(run: Run, test: Batches, groups: Groups | None) -> Outcome:
+    """Train, then test the chosen parameters once; what the model raises ends both.
+
+    Args:
+        run: What is trained.
+        test: The test set.
+        groups: What its examples are grouped by.
+    """
     try:
         run.fit()
         started = time.perf_counter()
@@ -329,9 +340,21 @@ def _fit_and_test(run: Run, test: Batches) -> Outcome:
             log.exception("%s", run.label)
             reason = f"{type(error).__name__}: {reason}"
         return Outcome(status="failed", reason=reason)
-    bins = by_length(test.lengths, predictions.right)
-    seconds = time.perf_counter() - started
-    return Outcome(status="ok", test=predictions, by_length=bins, seconds=seconds)
+    right = predictions.right
+    outcome = Outcome(
+        status="ok",
+        test=predictions,
+        by_length=by_length(test.lengths, right),
+        seconds=time.perf_counter() - started,
+    )
+    if groups is None:
+        return outcome
+    return replace(
+        outcome,
+        test=replace(predictions, groups=groups.values),
+        by_group=by_value(groups.values, right),
+        group=groups.name,
+    )
 
 
 def _record(
@@ -362,6 +385,8 @@ def _record(
         test_total=None if correct is None else len(test),
         test_majority_rate=test.majority_rate,
         test_by_length=outcome.by_length,
+        test_by_group=outcome.by_group,
+        group=outcome.group,
         selected_on=config.validation,
         best_accuracy=progress.best_accuracy if validated else None,
         best_step=progress.best_step if validated else None,

@@ -19,7 +19,7 @@ from typing import Any
 from lra.config import ConfigError, bind
 from lra.contract import BrokenError, SkippedError
 from lra.custom import check_facts, load_task
-from lra.tasks import Split, Task, cache
+from lra.tasks import DataError, Split, Task, cache, groups_of
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,15 @@ def sequences_as_stated(subject: TaskSubject) -> None:
             raise BrokenError(f"{name} has {number}, should be {stated} each")
 
 
+def groups_as_stated(subject: TaskSubject) -> None:
+    """Groups, where a task has some, are a whole number an example, at least 0."""
+    for split in subject.splits.values():
+        try:
+            groups_of(subject.task, split)
+        except DataError as error:
+            raise BrokenError(str(error)) from error
+
+
 TASK_CHECKS: tuple[TaskCheck, ...] = (
     sizes_as_stated,
     sequences_as_stated,
@@ -148,5 +157,6 @@ TASK_CHECKS: tuple[TaskCheck, ...] = (
     labels_in_range,
     symbols_in_range,
     padding_is_apart,
+    groups_as_stated,
     deterministic,
 )

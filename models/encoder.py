@@ -217,6 +217,12 @@ def _norm(config: ModelConfig, wanted: bool = True) -> Norm:
     )
 
 
+def _last(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the state at the last real token, at the first where there is none: `(B, D)`."""
+    place = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
+
+
 class Encoder(nn.Module):
     """Embed, run the blocks, and pool to one vector per sequence."""
 
@@ -273,6 +279,8 @@ class Encoder(nn.Module):
             return x[:, 0]
         if self.pooling == "mean_all":
             return x.mean(1)
+        if self.pooling == "last":
+            return x[:, -1] if mask is None else _last(x, mask)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         if self.pooling == "mean_padded":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-POOLING = ("cls", "first", "mean", "mean_padded", "mean_all")
+POOLING = ("cls", "first", "mean", "mean_padded", "mean_all", "last")
 POSITIONS = ("learned", "sinusoidal", "none")
 INITIALISATIONS = ("torch", "flax", "lecun", "mega")
 NORMS = ("layer", "batch", "scale")
@@ -55,7 +55,8 @@ class ModelConfig:
         positions: `learned`, `sinusoidal` or `none`.
         pooling: `cls` (a learned token in front), `first` (the state at the first token), `mean`
             over real tokens, `mean_padded` (the sum over real tokens divided by
-            `max_length`), or `mean_all` (over every position, padding too).
+            `max_length`), `mean_all` (over every position, padding too), or `last` (the state at
+            the last real token).
         pair_features: What a pair of encodings is classified by: `concat` [a, b], or `nli`
             [a, b, a b, a - b].
         zero_is_padding: Batches mask tokens of id 0 wherever they are, as published code does

@@ -36,7 +36,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(mask, tokens, 0), mask
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded", "last"])
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_trimming_a_batch_changes_no_logit_with_a_pad_invariant_backend(
     pooling: str, positions: str
@@ -112,10 +112,10 @@ def test_flax_initialisation_has_its_spreads() -> None:
     assert model.head[0].bias.abs().max() == 0
 
 
-def test_first_and_mean_all_pool_what_their_names_say() -> None:
+def test_first_last_and_mean_all_pool_what_their_names_say() -> None:
     tokens, mask = batch()
     outputs = {}
-    for pooling in ("first", "mean_all"):
+    for pooling in ("first", "last", "mean_all"):
         torch.manual_seed(0)
         encoder = Encoder(replace(SMALL, pooling=pooling), Softmax).eval()
         seen = []
@@ -123,6 +123,13 @@ def test_first_and_mean_all_pool_what_their_names_say() -> None:
         outputs[pooling] = encoder(tokens, mask), seen[0]
     pooled, states = outputs["first"]
     assert torch.equal(pooled, states[:, 0])
+    pooled, states = outputs["last"]
+    assert torch.equal(pooled, states[torch.arange(3), mask.sum(1) - 1])
+    encoder = Encoder(replace(SMALL, pooling="last"), Softmax).eval()
+    whole = encoder(tokens[:, :4])
+    assert torch.equal(whole, encoder(tokens[:, :4], torch.ones(3, 4, dtype=torch.bool)))
+    # Without a real token it is a state all the same.
+    assert encoder(tokens, torch.zeros_like(mask)).isfinite().all()
     pooled, states = outputs["mean_all"]
     torch.testing.assert_close(pooled, states.sum(1) / 13)
     assert not Encoder(replace(SMALL, pooling="mean_all"), Softmax).pad_invariant

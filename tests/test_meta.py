@@ -73,7 +73,7 @@ def test_forward_and_backward_wait_for_no_contents(case, length, masked, trainin
         assert parameter.grad.device.type == "meta"
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded", "last"])
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_whole_training_step_waits_for_no_contents(name: str, pair: bool, pooling: str) -> None:

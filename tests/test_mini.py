@@ -11,7 +11,7 @@ from lra.runner import run_cell
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "image", "pathfinder"])
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "image", "pathfinder", "recall"])
 def test_softmax_beats_the_majority_class_by_five_standard_errors(
     tmp_path: Path, task: str, seed: int
 ) -> None:

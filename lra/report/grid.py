@@ -8,7 +8,7 @@ from lra.markdown import printable
 from lra.record import Method, Record
 from lra.variant import UNKNOWN
 
-TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "recall")
 BASELINE = "softmax"
 # Marks what departs from its recipe.
 STAR = "[*]"

@@ -1,4 +1,8 @@
-"""Accuracy by length: whether a method fails where sequences are long, which an average hides."""
+"""Accuracy by a property of examples, which an average hides: their length, or their group.
+
+Whether a method fails where sequences are long, or where what decides is far away: a task may give
+each example a group, such as a distance.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,89 +10,134 @@ from pathlib import Path
 from lra.markdown import Table
 from lra.record import Method, Record
 from lra.report.grid import Grid
+from lra.report.significance import wilson
 from lra.report.tables import write_csv
 
 Edges = tuple[tuple[int, int], ...]
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Accuracy by length on one task, of methods that were tested in the same bins.
+class Binned:
+    """Accuracy in bins of a property on one task, of methods that were tested in the same bins.
 
     Args:
         task: Column of the grid.
-        edges: Least and most tokens of each bin.
+        what: What is binned: `tokens`, or what the task says of its groups.
+        edges: Least and most of each bin, rising.
         totals: Examples of each bin.
-        shares: Percent right in each bin, over seeds.
+        correct: Right answers in each bin, over seeds.
         seeds: Number of seeds of each method.
     """
 
     task: str
+    what: str
     edges: Edges
     totals: tuple[int, ...]
-    shares: dict[Method, list[float]]
+    correct: dict[Method, list[int]]
     seeds: dict[Method, int]
 
     @property
     def names(self) -> list[str]:
-        """The bins in words, in tokens."""
+        """The bins in words."""
         return [f"{low}–{high}" if low < high else str(low) for low, high in self.edges]
 
+    @property
+    def shares(self) -> dict[Method, list[float]]:
+        """Percent right in each bin, over seeds."""
+        return {
+            method: [
+                100 * right / (total * self.seeds[method])
+                for right, total in zip(counts, self.totals, strict=True)
+            ]
+            for method, counts in self.correct.items()
+        }
 
-def by_length(grid: Grid) -> list[Lengths]:
+    def bands(self, method: Method) -> list[tuple[float, float]]:
+        """Return the binomial interval of each bin's accuracy, in percent; see `wilson`."""
+        found = []
+        for right, total in zip(self.correct[method], self.totals, strict=True):
+            low, high = wilson(right, total * self.seeds[method])
+            found.append((100 * low, 100 * high))
+        return found
+
+
+def by_length(grid: Grid) -> list[Binned]:
     """Return accuracy by length of every task whose records have it, methods as in the grid.
 
     Records of other bins, such as those that read sequences to another length, are kept apart.
     """
+    return _binned(grid, "test_by_length")
+
+
+def by_group(grid: Grid) -> list[Binned]:
+    """Return accuracy by what a task groups its examples by, as `by_length` does."""
+    return _binned(grid, "test_by_group")
+
+
+def _binned(grid: Grid, key: str) -> list[Binned]:
     found = []
     for task in grid.tasks:
-        bins: dict[tuple[Edges, tuple[int, ...]], dict[Method, list[Record]]] = {}
+        bins: dict[tuple[str, Edges, tuple[int, ...]], dict[Method, list[Record]]] = {}
         for method, entry in grid.of(task).items():
             for record in entry.finished:
-                if record.test_by_length:
-                    rows = bins.setdefault(_bins(record), {})
+                if getattr(record, key):
+                    rows = bins.setdefault(_bins(record, key), {})
                     rows.setdefault(method, []).append(record)
-        for (edges, totals), rows in sorted(bins.items(), key=lambda item: item[0]):
-            shares = {method: _shares(records) for method, records in rows.items()}
+        for (what, edges, totals), rows in sorted(bins.items(), key=lambda item: item[0]):
+            correct = {method: _correct(records, key) for method, records in rows.items()}
             seeds = {method: len(records) for method, records in rows.items()}
-            found.append(Lengths(task, edges, totals, shares, seeds))
+            found.append(Binned(task, what, edges, totals, correct, seeds))
     return found
 
 
-def length_table(grid: Grid, lengths: Lengths) -> Table:
+def length_table(grid: Grid, binned: Binned) -> Table:
     """Return methods by bins, in percent, with the examples of each bin below."""
-    table = [["attention", *lengths.names, "n"]]
-    for method, shares in lengths.shares.items():
-        name = grid.name(method, lengths.task)
-        table.append([name, *(f"{share:.1f}" for share in shares), str(lengths.seeds[method])])
-    table.append(["(examples)", *(f"{total:,}" for total in lengths.totals), ""])
+    table = [["attention", *binned.names, "n"]]
+    for method, shares in binned.shares.items():
+        name = grid.name(method, binned.task)
+        table.append([name, *(f"{share:.1f}" for share in shares), str(binned.seeds[method])])
+    table.append(["(examples)", *(f"{total:,}" for total in binned.totals), ""])
     return table
 
 
 def write_length_csv(file: Path, grid: Grid) -> None:
     """Write a line for each bin of each method; no file where no record has accuracy by length."""
-    rows: list[list[object]] = []
-    for each in by_length(grid):
-        for method, shares in each.shares.items():
-            for edge, share, total in zip(each.edges, shares, each.totals, strict=True):
-                ends = [round(share, 4), total, each.seeds[method]]
-                rows.append([each.task, *method, *edge, *ends])
+    header = "task attention variant least_tokens most_tokens percent examples seeds"
+    rows = [[each.task, *method, *ends] for each, method, ends in _lines(by_length(grid))]
+    _write(file, header, rows)
+
+
+def write_group_csv(file: Path, grid: Grid) -> None:
+    """Write a line for each bin of each method; no file where no record has accuracy by group."""
+    header = "task group attention variant least most percent examples seeds"
+    rows = [[each.task, each.what, *method, *ends] for each, method, ends in _lines(by_group(grid))]
+    _write(file, header, rows)
+
+
+def _lines(found: list[Binned]) -> list[tuple[Binned, Method, list[object]]]:
+    return [
+        (each, method, [*edge, round(share, 4), total, each.seeds[method]])
+        for each in found
+        for method, shares in each.shares.items()
+        for edge, share, total in zip(each.edges, shares, each.totals, strict=True)
+    ]
+
+
+def _write(file: Path, header: str, rows: list[list[object]]) -> None:
     file.unlink(missing_ok=True)
     if rows:
-        header = "task attention variant least_tokens most_tokens percent examples seeds"
         write_csv(file, header.split(), rows)
 
 
-def _bins(record: Record) -> tuple[Edges, tuple[int, ...]]:
-    bins = record.test_by_length
+def _bins(record: Record, key: str) -> tuple[str, Edges, tuple[int, ...]]:
+    bins = getattr(record, key)
     edges = tuple((each["least"], each["most"]) for each in bins)
-    return edges, tuple(each["total"] for each in bins)
+    what = TOKENS if key == "test_by_length" else record.group
+    return what, edges, tuple(each["total"] for each in bins)
 
 
-def _shares(records: list[Record]) -> list[float]:
-    """Return percent right in each bin; seeds are tested on the same examples."""
-    columns = zip(*(record.test_by_length for record in records), strict=True)
-    return [
-        100 * sum(each["correct"] for each in column) / sum(each["total"] for each in column)
-        for column in columns
-    ]
+def _correct(records: list[Record], key: str) -> list[int]:
+    """Return right answers in each bin; seeds are tested on the same examples."""
+    columns = zip(*(getattr(record, key) for record in records), strict=True)
+    return [sum(each["correct"] for each in column) for column in columns]

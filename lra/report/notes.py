@@ -1,6 +1,8 @@
 """What a reader must know of the numbers of a report, the same in every format."""
 
+from lra.report.effective_range import SHARE
 from lra.report.grid import CHANCE_ERRORS, Grid
+from lra.report.significance import LEVEL
 from lra.report.standing import EXPLAINED
 from lra.report.tables import MARK, MOST_SPREAD
 
@@ -17,6 +19,12 @@ SPEED = (
     " softmax is given only where both were measured on one machine, device,"
     " precision, number of threads, torch and commit. Memory on the CPU is the whole"
     " process at its peak, on a GPU the allocator's peak."
+)
+RANGES = (
+    "`effective range`: from a method's best bin towards greater values, the end of the last bin"
+    f" before the first whose accuracy is below {SHARE} of that best; in brackets the"
+    f" {1 - LEVEL:.0%} interval of a bootstrap over test examples, where their predictions are"
+    " stored. A method at chance has none."
 )
 LENGTHS = "Bins of equal numbers of test examples, by tokens of the longest sequence."
 

@@ -11,15 +11,18 @@ from lra.markdown import Table, escaped, markdown, printable
 from lra.record import Record, read_records
 from lra.report.curve_figure import learning_curves, logged
 from lra.report.deviations import deviation_lines
+from lra.report.effective_range import GroupTables, group_tables
 from lra.report.figure import save
 from lra.report.grid import Grid, build_grid, task_of
+from lra.report.group_figure import accuracy_against_group
 from lra.report.heat_map import heat_map
 from lra.report.latex import latex
 from lra.report.length_figure import accuracy_against_length
-from lra.report.lengths import by_length, length_table, write_length_csv
+from lra.report.lengths import by_length, length_table, write_group_csv, write_length_csv
 from lra.report.notes import (
     ACCURACY,
     LENGTHS,
+    RANGES,
     SPEED,
     explanations,
     heading,
@@ -46,7 +49,12 @@ log = logging.getLogger(__name__)
 
 
 def accuracy_page(
-    grid: Grid, scale: str, protocol: str, published: Table, standings: Standings
+    grid: Grid,
+    scale: str,
+    protocol: str,
+    published: Table,
+    standings: Standings,
+    groups: GroupTables = (),
 ) -> str:
     """Return the accuracy table with its notes as Markdown."""
     parts = [
@@ -56,6 +64,7 @@ def accuracy_page(
         _stars(grid),
         *explanations(scale, bool(standings)),
         *length_parts(grid),
+        *group_parts(grid, groups),
     ]
     parts.append("\n".join(f"* {escaped(line)}" for line in notes(grid) + settings_notes(grid)))
     if deviations := deviation_lines(grid):
@@ -75,6 +84,16 @@ def length_parts(grid: Grid) -> list[str]:
         parts.append(f"## {escaped(grid.label(each.task))}: accuracy by length, in percent")
         parts.append(LENGTHS)
         parts.append(markdown(length_table(grid, each)))
+    return parts
+
+
+def group_parts(grid: Grid, groups: GroupTables) -> list[str]:
+    """Return accuracy by what tasks group their examples by as Markdown; none without records."""
+    parts = []
+    for binned, table in groups:
+        task = escaped(grid.label(binned.task))
+        parts.append(f"## {task}: accuracy by {escaped(binned.what)}, in percent")
+        parts += [RANGES, markdown(table)]
     return parts
 
 
@@ -118,7 +137,13 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
 _COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
 
 
-def latex_tables(grid: Grid, scale: str, protocol: str, standings: Standings) -> dict[str, str]:
+def latex_tables(
+    grid: Grid,
+    scale: str,
+    protocol: str,
+    standings: Standings,
+    groups: GroupTables = (),
+) -> dict[str, str]:
     """Return the tables of both pages as LaTeX, by the names of their files."""
     where = f"scale {scale}, protocol {protocol}, {sources(grid)} data"
     commands = {
@@ -140,6 +165,11 @@ def latex_tables(grid: Grid, scale: str, protocol: str, standings: Standings) ->
     ]
     if lengths:
         tables["accuracy_by_length"] = "\n".join(lengths)
+    if groups:
+        tables["accuracy_by_group"] = "\n".join(
+            latex(table, f"{grid.label(binned.task)} by {binned.what}; {where}.", {})
+            for binned, table in groups
+        )
     if scale == "paper" and (compared := beside(grid, protocol)):
         tables["published"] = latex(compared, f"Beside published figures; {where}.", {})
     return tables
@@ -201,7 +231,8 @@ def write_report(
     ranks = standings(grid, answers)
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report(grid, scale, protocol, published, ranks, logged(runs_dir / scale / protocol))
+    curves, groups = logged(runs_dir / scale / protocol), group_tables(grid, answers)
+    report = Report(grid, scale, protocol, published, ranks, curves, groups)
     pages = _write_tables(folder, report)
     _write_pictures(folder, report, answers)
     drawn = [file for name in PICTURES if (file := folder / f"{name}.svg").exists()]
@@ -218,7 +249,7 @@ def _write_tables(folder: Path, report: Report) -> list[str]:
     grid, published, ranks = report.grid, report.published, report.standings
     where = (report.scale, report.protocol)
     pages = {
-        "accuracy": accuracy_page(grid, *where, published, ranks),
+        "accuracy": accuracy_page(grid, *where, published, ranks, report.groups),
         "throughput": throughput_page(grid, *where),
     }
     for name, page in pages.items():
@@ -226,8 +257,9 @@ def _write_tables(folder: Path, report: Report) -> list[str]:
     write_accuracy_csv(folder / "accuracy.csv", grid, published, ranks)
     write_throughput_csv(folder / "throughput.csv", grid)
     write_length_csv(folder / "accuracy_by_length.csv", grid)
-    texts = latex_tables(grid, *where, ranks)
-    for name in ("accuracy", "throughput", "accuracy_by_length", "published"):
+    write_group_csv(folder / "accuracy_by_group.csv", grid)
+    texts = latex_tables(grid, *where, ranks, report.groups)
+    for name in ("accuracy", "throughput", "accuracy_by_length", "accuracy_by_group", "published"):
         # One of earlier records would be beside what it is not of.
         (folder / f"{name}.tex").unlink(missing_ok=True)
         if name in texts:
@@ -241,5 +273,6 @@ def _write_pictures(folder: Path, report: Report, answers: Answers) -> None:
     title = heading(grid, report.scale, report.protocol)
     save(accuracy_against_speed(grid, title), folder / "accuracy_vs_speed")
     save(accuracy_against_length(grid, title), folder / "accuracy_by_length")
+    save(accuracy_against_group(grid, title), folder / "accuracy_by_group")
     save(learning_curves(grid, title, report.curves), folder / "learning_curves")
     save(heat_map(grid, title, answers), folder / "difference_to_softmax")

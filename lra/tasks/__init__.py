@@ -129,8 +129,46 @@ def bad_row(reason: str, split: Writer, on_bad_row: OnBadRow) -> None:
     split.skip(reason)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """What a task groups examples by, so that accuracy can be told by it.
+
+    Args:
+        name: What the values are, such as `distance, in tokens`.
+        values: `(num_examples,)`, at least 0.
+    """
+
+    name: str
+    values: NDArray[np.int64]
+
+
+def groups_of(task: Any, split: Split) -> Groups | None:
+    """Return what a task groups the examples of a split by; None where it does not.
+
+    Args:
+        task: One that may have a method `groups`, from a split to a number for each example, and
+            an attribute `group`, what these are.
+        split: Of its data.
+
+    Raises:
+        DataError: What the task returns is not a whole number an example, at least 0.
+    """
+    if not callable(find := getattr(task, "groups", None)):
+        return None
+    found = np.asarray(find(split))
+    if found.shape != (len(split),) or found.dtype.kind not in "iu" or found.min() < 0:
+        least = f", the least {found.min()}" if found.size and found.dtype.kind in "iuf" else ""
+        raise DataError(
+            f"{type(task).__name__}.groups returns {found.dtype} of shape {found.shape}{least};"
+            f" must be whole numbers of shape ({len(split)},), at least 0"
+        )
+    return Groups(str(getattr(task, "group", "group")), found.astype(np.int64))
+
+
 class Task(Protocol):
     """A task; implementations are frozen dataclasses whose fields are the options.
+
+    A task may also have `groups` and `group`, see `groups_of`.
 
     Attributes:
         version: Raised when the same options give other data than before.

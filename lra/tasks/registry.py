@@ -4,6 +4,7 @@ from lra.tasks import Task
 from lra.tasks.image import Image
 from lra.tasks.listops import ListOps
 from lra.tasks.pathfinder import Pathfinder
+from lra.tasks.recall import Recall
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.stand_ins.image import ImageStandIn
 from lra.tasks.stand_ins.pathfinder import PathfinderStandIn
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "image": Image,
     "pathfinder": Pathfinder,
     "pathx": Pathfinder,
+    "recall": Recall,
 }
 STAND_INS: dict[str, type[Task]] = {
     "text": TextStandIn,

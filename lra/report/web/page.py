@@ -17,10 +17,12 @@ from markupsafe import Markup, escape
 from lra.markdown import Table
 from lra.report.curve_figure import Curves
 from lra.report.deviations import deviation_lines
+from lra.report.effective_range import GroupTables
 from lra.report.grid import Grid
 from lra.report.notes import (
     ACCURACY,
     LENGTHS,
+    RANGES,
     SPEED,
     explanations,
     heading,
@@ -31,13 +33,14 @@ from lra.report.published import beside
 from lra.report.tables import Standings
 from lra.report.web import curve
 from lra.report.web.entries import details
-from lra.report.web.table import PageTable, accuracy, lengths, page_table, throughput
+from lra.report.web.table import PageTable, accuracy, by_groups, lengths, page_table, throughput
 
 _HERE = Path(__file__).parent
 # What pictures show, by the names of their files, in their order.
 PICTURES = {
     "accuracy_vs_speed": "Accuracy against training speed, memory as area",
     "accuracy_by_length": "Accuracy by length",
+    "accuracy_by_group": "Accuracy by group",
     "learning_curves": "Learning curves",
     "difference_to_softmax": "Difference to softmax",
 }
@@ -54,6 +57,7 @@ class Report:
         published: Published figures of the protocol; empty where there are none.
         standings: What is best, and what cannot be told from it.
         curves: Gives the validations of a record.
+        groups: Accuracy by what tasks group their examples by, with the tables of it.
     """
 
     grid: Grid
@@ -62,6 +66,7 @@ class Report:
     published: Table
     standings: Standings
     curves: Curves
+    groups: GroupTables = ()
 
 
 def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
@@ -105,7 +110,12 @@ def _tables(report: Report) -> list[PageTable]:
     """Return the tables of what was measured."""
     grid, ranks = report.grid, report.standings
     said = [ACCURACY, *explanations(report.scale, bool(ranks))]
-    return [accuracy(grid, ranks, said), throughput(grid, [SPEED]), *lengths(grid, [LENGTHS])]
+    return [
+        accuracy(grid, ranks, said),
+        throughput(grid, [SPEED]),
+        *lengths(grid, [LENGTHS]),
+        *by_groups(grid, report.groups, [RANGES]),
+    ]
 
 
 def _published(report: Report) -> list[PageTable]:

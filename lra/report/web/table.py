@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lra.markdown import Table
 from lra.record import Method
+from lra.report.effective_range import GroupTables
 from lra.report.grid import Grid
 from lra.report.lengths import by_length, length_table
 from lra.report.standing import AS_BEST, BEST
@@ -143,4 +144,18 @@ def lengths(grid: Grid, about: list[str]) -> list[PageTable]:
             foot=1,
         )
         for number, each in enumerate(by_length(grid), 1)
+    ]
+
+
+def by_groups(grid: Grid, groups: GroupTables, about: list[str]) -> list[PageTable]:
+    """Return accuracy by what tasks group their examples by, a table each."""
+    return [
+        page_table(
+            f"groups-{number}",
+            f"{grid.label(binned.task)}: accuracy by {binned.what}, in percent",
+            table,
+            about,
+            foot=1,
+        )
+        for number, (binned, table) in enumerate(groups, 1)
     ]
