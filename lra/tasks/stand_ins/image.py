@@ -27,6 +27,8 @@ CLASSES = (
     "cross",
 )
 LEVELS = 16
+# Width of the noise, as a share of a pattern's own range.
+NOISE = 0.55
 
 
 def _triangle(phase: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -67,9 +69,8 @@ def draw(kinds: NDArray[np.int64], numbers: NDArray[np.float64], side: int) -> N
     # Every pattern is drawn for every image and the one of its class kept.
     stack = np.stack([np.broadcast_to(p, (len(kinds), side, side)) for p in patterns])
     values = stack[kinds, np.arange(len(kinds))].reshape(len(kinds), -1)
-    # Noise as wide as 40 % of the pattern's own range.
     spread = values.max(1, keepdims=True) - values.min(1, keepdims=True)
-    values = values + 0.4 * spread * (numbers[:, 5:] - 0.5)
+    values = values + NOISE * spread * (numbers[:, 5:] - 0.5)
     ranks = values.argsort(1, kind="stable").argsort(1, kind="stable")
     levels: NDArray[np.int64] = ranks * LEVELS // (side * side)
     return (levels * (256 // LEVELS) + 128 // LEVELS).astype(np.uint8)
@@ -83,7 +84,8 @@ class ImageStandIn(StandIn):
         side: Height and width in pixels.
     """
 
-    content: ClassVar[str] = "procedural patterns"
+    version: ClassVar[int] = 2
+    content: ClassVar[str] = "procedural patterns under noise"
 
     side: int = 16
 
