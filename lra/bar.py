@@ -24,4 +24,7 @@ def progress_bar(*arguments: Any, **options: Any) -> Any:
     shell = None if ipython is None else ipython.get_ipython()
     # A kernel's output is no terminal, by which tqdm goes.
     disable = None if getattr(shell, "kernel", None) is None else False
+    # A service, or a program of windows alone, may have nothing to write to.
+    if sys.stderr is None:
+        disable = True
     return tqdm(*arguments, disable=disable, **options)

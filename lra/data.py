@@ -88,7 +88,8 @@ def main() -> None:
                 )
             fetch(configs, folder)
     except (ConfigError, DataError) as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
     for config in configs:
         name = config.task.name
         try:

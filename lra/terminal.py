@@ -37,6 +37,11 @@ def run(main: Callable[[], object]) -> None:
     A reader that went away, as `head` does, ends it quietly; Ctrl-C ends it with 130; a folder or
     file that cannot be read or written is a line with its name and status 2.
     """
+    # What was closed before the start is None, and much of what writes doesn't expect that.
+    sys.stdout, sys.stderr = (
+        each if each is not None else open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+        for each in (sys.stdout, sys.stderr)
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="spelled")
@@ -47,9 +52,7 @@ def run(main: Callable[[], object]) -> None:
 def _run(main: Callable[[], object]) -> None:
     try:
         main()
-        # There is none where it was closed before the start.
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         # Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

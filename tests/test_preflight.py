@@ -246,10 +246,11 @@ def test_only_tasks_that_lack_published_files_are_fetched(
 
 
 def test_no_scale_but_the_published_one_is_fetched_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(archive, "fetch", lambda *words: pytest.fail("fetched"))
     for words in (["scale=mini", f"data_dir={tmp_path}"], ["scale=paper"]):
         monkeypatch.setattr(sys, "argv", ["data", "--fetch", "task=listops", *words])
-        with pytest.raises(SystemExit, match="--fetch needs data_dir"):
+        with pytest.raises(SystemExit) as ended:
             lra.data.main()
+        assert ended.value.code == 2 and "--fetch needs data_dir" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The one grammar: what words mean, and what is said of those that mean nothing."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -265,6 +266,32 @@ def test_names_that_are_no_folders_are_refused_before_anything_is_made(
     ended = lra(tmp_path, *words, word)
     assert ended.returncode == 2 and told in ended.stderr + ended.stdout
     assert not list(tmp_path.iterdir()) and not Path("/mini").exists()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("> /dev/full", 2, "what the output goes to: no space left on device\n"),
+    ],
+)
+def test_where_nothing_can_be_printed_a_cell_is_trained_all_the_same(
+    tmp_path: Path, redirection: str, code: int, told: str
+) -> None:
+    if "full" in redirection:
+        command = "status runs_dir=."
+    else:
+        command = "train scale=mini debug=true attention=fourier runs_dir=r cache_dir=c threads=1"
+    ended = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m lra {command} {redirection}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (code, told)
+    assert bool(list(tmp_path.glob("r/**/result.json"))) == ("train" in command)
 
 
 def test_a_word_of_any_length_is_told_in_a_line() -> None:

@@ -223,7 +223,8 @@ def _unless_killed(chunks: Iterator[Examples]) -> Iterator[Examples]:
     except BrokenProcessPool as error:
         raise DataError(
             "a process that generated ListOps was killed, perhaps as memory ran out; start again,"
-            " with more memory or on fewer cores"
+            " with more memory or on fewer cores. (A script of your own that does this needs an"
+            " `if __name__ == '__main__':` around it, as Python's processes read it again.)"
         ) from error
 
 
