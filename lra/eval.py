@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from lra.build import batches_for, build_task
-from lra.cell import load_run, run_folders
-from lra.config import ConfigError
+from lra.cell import check_same_data, load_run, run_folders
 from lra.evaluation import count_correct
-from lra.machine import resolve_device
+from lra.machine import resolve_device, resolve_threads
 from lra.paths import cache_dir
 from lra.tasks import DataError, cache
 from lra.terminal import run
@@ -53,14 +52,10 @@ def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str)
     """
     config, record, model = load_run(folder)
     config = replace(config, device=device or record.device, data_dir=data_dir, cache_dir=cache_dir)
-    torch.set_num_threads(record.threads)
+    torch.set_num_threads(resolve_threads(record.threads))
     task = build_task(config)
     data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
-    if data.fingerprint != record.data_fingerprint:
-        raise ConfigError(
-            f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
-            f" {record.data_fingerprint[:16]} there"
-        )
+    check_same_data(data.fingerprint, record.data_fingerprint)
     model.to(resolve_device(config.device))
     batches = batches_for(config, task, model, data.splits["test"])
     correct, total = count_correct(model, batches, config.train), record.test_total or 0

@@ -36,12 +36,15 @@ def resolve_device(name: str) -> torch.device:
     """Return the device: `auto` is a GPU where there is one.
 
     Raises:
-        ConfigError: A GPU is asked for and there is none of that index.
+        ConfigError: There is no such device, or no GPU of that index.
     """
     # Never Apple's GPU unasked: it lacks float64 and complex operators that backends use.
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: must be auto, cpu, cuda, cuda:<index> or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
     if device.type == "mps" and not torch.backends.mps.is_available():

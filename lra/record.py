@@ -271,6 +271,8 @@ def impossible(record: Record) -> str:
         if not (math.isfinite(value) and 0 <= value <= most):
             bound = "a share, 0 to 1" if key in _SHARES else "a finite number, at least 0"
             return f"{key}={value} is impossible, should be {bound}"
+    if least := next((key for key in ("threads", "processes") if getattr(record, key) < 1), ""):
+        return f"{least}={getattr(record, least)} is impossible, should be at least 1"
     correct, total, accuracy = record.test_correct, record.test_total, record.test_accuracy
     if correct is not None and total is not None:
         if correct > total or not total:

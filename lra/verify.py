@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 
 from lra import custom
 from lra.build import build_model, build_task
-from lra.cell import run_folders
+from lra.cell import check_same_data, run_folders
 from lra.compose import recorded
 from lra.config import Config, ConfigError, config_hash
 from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
 from lra.machine import code_name, machine, named, resolve_device, resolve_threads
+from lra.markdown import printable
 from lra.paths import cache_dir
 from lra.processes import ALONE
 from lra.record import NOTE, RECORD, Record, read_record
@@ -190,7 +191,9 @@ def _otherwise(record: Record, threads: int) -> list[str]:
         "code": (code, code_name()),
     }
     told = [
-        f"{key} {there} there, {here} here" for key, (there, here) in pairs.items() if there != here
+        printable(f"{key} {there} there, {here} here")
+        for key, (there, here) in pairs.items()
+        if there != here
     ]
     if "local changes" in code and code == code_name():
         told.append(f"code {code}, which may be others")
@@ -238,11 +241,7 @@ def _made_again(config: Config, record: Record, updates: int) -> NDArray[np.floa
         seed_others(config.seed)
         model = build_model(config)
         data = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
-        if data.fingerprint != record.data_fingerprint:
-            raise ConfigError(
-                f"the data are not those of the run: sha256 {data.fingerprint[:16]} here,"
-                f" {record.data_fingerprint[:16]} there"
-            )
+        check_same_data(data.fingerprint, record.data_fingerprint)
         work = Work(Holder(folder / NOTE, "runs_dir"), Stop(), config.cell, ALONE)
         again = run_of(config, task, model, data, device, record.config, folder, work)
         # A batch that is divided otherwise would have other dropout.

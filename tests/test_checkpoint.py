@@ -266,6 +266,7 @@ def test_a_record_with_a_key_that_this_version_lacks_is_another_configuration(
         ("steps_per_second", float("nan"), "steps_per_second=nan is impossible"),
         ("parameters", 10**22, "parameters=1.*0 is impossible"),
         ("best_step", 61, "best_step=61 is impossible of steps=9"),
+        ("threads", 0, "threads=0 is impossible, should be at least 1"),
         ("config", {"train": 5}, "config.train=5 is impossible, should hold keys"),
         ("config", {"task": ["x"]}, r"config.task=\['x'\] is impossible, should hold keys"),
     ],

@@ -192,6 +192,7 @@ def test_what_the_command_cannot_do_is_a_line(
         (tmp_path / "b.png").mkdir()
         assert "is a folder" in refused(one, "--out", tmp_path / "b.png")
         assert "result.json" in refused(tmp_path)
+        assert "device=tpu: must be auto, cpu, cuda" in refused(one, "--device", "tpu")
     assert not measured
     # The inputs of other data would answer another question.
     text = (one / "result.json").read_text()
