@@ -141,13 +141,17 @@ def load_run(folder: Path) -> tuple[Config, Record, Model]:
 
     Raises:
         RecordError: The folder holds no record, or a damaged one.
-        ConfigError: The run failed, or `best.pt` is missing, damaged or of other code.
+        ConfigError: The run failed, is of another version, or `best.pt` is missing, damaged or of
+            other code.
     """
     record = read_record(folder / RECORD)
     if record.status != "ok":
         raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
-    config = recorded({key: v for key, v in record.config.items() if key != "data"})
-    model = build_model(config)
+    try:
+        config = recorded({key: v for key, v in record.config.items() if key != "data"})
+        model = build_model(config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / RECORD}: {error}") from error
     state = checkpoint.load_best(folder, torch.device("cpu"))
     try:
         model.load_state_dict(state)

@@ -121,9 +121,10 @@ def _command(config: Config, data_dir: Path | None) -> str:
 def _copy(hub: HubFile, data_dir: Path | None) -> str:
     raw = data_dir or Path("/where/raw/data/lie")
     folder = raw / hub.name.split("/")[1]
+    download = ["hf", "download", hub.name, "--repo-type", "dataset", "--revision", hub.revision]
     return (
-        f"hf download {hub.name} --repo-type dataset --revision {hub.revision} --local-dir {folder}"
-        f" on a machine with a connection; copy that folder to here, and DATA_DIR={raw}"
+        f"{shlex.join([*download, '--local-dir', str(folder)])} on a machine with a connection;"
+        f" copy that folder to here, and DATA_DIR={shlex.quote(str(raw))}"
     )
 
 

@@ -194,6 +194,12 @@ def test_what_the_command_cannot_do_is_a_line(
         assert "result.json" in refused(tmp_path)
         assert "device=tpu: must be auto, cpu, cuda" in refused(one, "--device", "tpu")
     assert not measured
+    # A record of another version is named by its file.
+    shutil.copytree(one, tmp_path / "later")
+    later = json.loads((one / "result.json").read_text())
+    later["config"]["model"]["later"] = 1
+    (tmp_path / "later" / "result.json").write_text(json.dumps(later))
+    assert refused(tmp_path / "later").startswith(f"{tmp_path / 'later' / 'result.json'}: Key ")
     # The inputs of other data would answer another question.
     text = (one / "result.json").read_text()
     fingerprint = json.loads(text)["data_fingerprint"]
