@@ -27,13 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lra.batches import Batch
-from lra.bench.floor import Products
+from lra.bench.floor import Products, products_a_second
 from lra.bench.old import whole_batch, without_kernels
 from lra.build import batches_for, build_model, build_task
 from lra.compose import load
 from lra.config import Config, ConfigError
 from lra.division import division_for
 from lra.events import Events
+from lra.flops import counter, training_flops
 from lra.loop import LOG_EVERY
 from lra.machine import interleaved, machine, resolve_device, synchronise
 from lra.markdown import markdown
@@ -160,7 +161,12 @@ class Updates:
 
 
 def shares(updates: Updates, repeats: int) -> tuple[dict[str, float], float]:
-    """Return the median seconds of every part of an update, and of its floor."""
+    """Return the median seconds of every part of an update, and of its floor.
+
+    Args:
+        updates: Of a cell.
+        repeats: Timed updates.
+    """
     # The first one sets up what is set up once.
     updates()
     found = []
@@ -168,10 +174,14 @@ def shares(updates: Updates, repeats: int) -> tuple[dict[str, float], float]:
         watch = Stopwatch(updates.device)
         updates.timed(watch)
         found.append(watch.seconds)
-    with Products() as products:
+    shapes = [part.tokens.shape for part in updates.parts()]
+    with Products() as products, counter() as counted:
         updates()
     medians = {part: statistics.median(each[part] for each in found) for part in PARTS}
-    return medians, products.seconds(repeats, updates.device)
+    floor = products.seconds(repeats, updates.device)
+    whole = sum(training_flops(updates.model, shape) for shape in shapes)
+    within_kernels = max(0, whole - counted.get_total_flops())
+    return medians, floor + within_kernels / products_a_second(updates.device)
 
 
 def share_row(seconds: dict[str, float], floor: float) -> list[str]:
