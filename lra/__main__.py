@@ -48,6 +48,7 @@ COMMANDS = {
         "lra.compare", "Compare two methods over their seeds", "attention=softmax,mra scale=mini"
     ),
     "status": Command("lra.status", "Say how far the cells of a grid are", "scale=mini"),
+    "board": Command("lra.board", "Open TensorBoard on the curves", "scale=mini"),
     "bench": Command(
         "lra.bench.__main__",
         "Measure speed and memory",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ def predict(
     """
     device = next(model.parameters()).device
     not_finite = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), device=device)
     # They stay on the device until all are there.
     predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
     groups = batches.groups(train.eval_batch_size, division_for(train.micro_batch, model, device))
@@ -73,37 +75,42 @@ def predict(
             if processes.any(stops(), device):
                 raise UnfinishedError("asked to stop in the middle of an evaluation")
             for group in groups[start + processes.rank :][:1]:
-                for part, answer, wrong in _in_parts(model, batches, group, train.precision):
+                for part, answer, losses, wrong in _in_parts(
+                    model, batches, group, train.precision
+                ):
                     predicted[torch.from_numpy(part.copy()).to(device)] = answer
+                    loss += losses
                     not_finite += wrong
     finally:
         model.train(was_training)
     if processes.total(not_finite).item():
         # The largest of NaNs is class 0, which is sometimes right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
-    return Predictions(processes.total(predicted).cpu().numpy(), batches.labels)
+    mean = float(processes.total(loss)) / len(batches)
+    return Predictions(processes.total(predicted).cpu().numpy(), batches.labels, loss=mean)
 
 
 def _in_parts(
     model: nn.Module, batches: Batches, group: NDArray[np.int64], precision: str
-) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
     """Yield examples and what `_answer` returns for them: all at once, or in parts that fit."""
     left = [group]
     while left:
         part = left.pop()
         try:
-            answer, wrong = _answer(model, batches.gather(part), precision)
+            answer, loss, wrong = _answer(model, batches.gather(part), precision)
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not is_out_of_memory(error):
                 raise
             log.warning("out of memory with %d examples in evaluation: in halves", len(part))
             left += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
-        yield part, answer, wrong
+        yield part, answer, loss, wrong
 
 
-def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
-    """Return the classes answered, `(B,)`, and the number of logits that are not finite."""
+def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the classes answered, `(B,)`, the summed loss, and how many logits are not finite."""
     with autocast(batch.tokens.device, precision):
         logits = model(batch.tokens, batch.mask)
-    return logits.argmax(-1), (~logits.isfinite()).sum()
+    loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+    return logits.argmax(-1), loss, (~logits.isfinite()).sum()

@@ -1,12 +1,26 @@
-"""Curves for TensorBoard; what cannot be written is warned of once and never ends a training."""
+"""Curves for TensorBoard; what cannot be written is warned of once and never ends a training.
+
+TensorBoard opens the first two groups of curves by their names, here `train` and `validation`, and
+leaves the others folded: of `weights` there is a curve for each of a model's tensors.
+"""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from tensorboard.plugins.hparams import summary_v2 as hparams
 from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
+
+# In the group of validation, as one of its own would be opened in the place of that.
+ACCURACY, LOSS = "validation/accuracy", "validation/loss"
+BEST_ACCURACY, TEST_ACCURACY = "validation/best_accuracy", "validation/test_accuracy"
+GRADIENT_NORM = "weights/gradient_norm"
+# What cells are compared by on the page of hyperparameters.
+METRICS = {TEST_ACCURACY: "test accuracy", BEST_ACCURACY: "validation accuracy"}
 
 
 class Events:
@@ -50,6 +64,24 @@ class Events:
                 self._writer.add_scalar(name, value, step)
             except OSError as error:
                 # Raised by the writing thread at some earlier point.
+                self._give_up(error)
+
+    def describe(self, values: Mapping[str, str]) -> None:
+        """Say what cell this is, for the page of hyperparameters.
+
+        Args:
+            values: Such as its task and seed.
+        """
+        columns = [hparams.HParam(name) for name in values]
+        metrics = [hparams.Metric(tag, display_name=name) for tag, name in METRICS.items()]
+        self._add(hparams.hparams_config_pb(columns, metrics))
+        self._add(hparams.hparams_pb(dict(values), trial_id=" ".join(values.values())))
+
+    def _add(self, summary: Any) -> None:
+        if self._writer is not None:
+            try:
+                self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            except OSError as error:
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:

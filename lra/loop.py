@@ -30,8 +30,8 @@ from lra.division import (
     is_out_of_memory,
     needs_whole_batch,
 )
-from lra.evaluation import UnfinishedError, count_correct
-from lra.events import Events
+from lra.evaluation import UnfinishedError, predict
+from lra.events import ACCURACY, GRADIENT_NORM, LOSS, Events
 from lra.machine import synchronise
 from lra.optimiser import optimiser_for
 from lra.precision import NotFiniteError, scaler_for
@@ -91,6 +91,7 @@ class Run:
         stop: Tells when the run is asked to stop.
         processes: Those that train it together; the first one writes.
         to_continue: What continues it once it has stopped, for messages.
+        about: What it is compared with other cells by, such as its task and seed.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class Run:
         stop: Stop | None = None,
         processes: Processes = ALONE,
         to_continue: str = "start again to continue",
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.train_config, self.batches, self.device = model, train, batches, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
         self.stop, self.processes, self._to_continue = stop or Stop(), processes, to_continue
+        self._about = about or {}
         # Asked of any process, after the same update of all.
         self._stops = False
         # Whether the validation that is due after the last update has yet to be made.
@@ -154,6 +157,8 @@ class Run:
         saved = started = time.perf_counter()
         before = progress.seconds
         with self.stop.deferred(), bar, writer:
+            if self._about:
+                writer.describe(self._about)
 
             def interrupted() -> bool:
                 overdue = time.perf_counter() - saved >= train.checkpoint_seconds
@@ -388,7 +393,7 @@ class Run:
         self._check_parameters()
         random = checkpoint.random_state(self.device)
         try:
-            correct = count_correct(
+            answers = predict(
                 self.model, batches, train, self.processes, lambda: self.stop.requested
             )
         except NotFiniteError as error:
@@ -399,17 +404,23 @@ class Run:
             self._stops = True
             return
         self._unvalidated = False
-        accuracy = correct / len(batches)
+        accuracy = answers.num_correct / len(batches)
         self._shown["accuracy"] = f"{accuracy:.4f}"
         bar.set_postfix(self._shown)
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = accuracy, progress.step
             self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
-        writer.add("validation/accuracy", accuracy, progress.step)
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None:
-                norm = float(parameter.grad.norm())
-                writer.add(f"gradient_norm/{name}", norm, progress.step)
+        norms = {
+            f"{GRADIENT_NORM}/{name}": parameter.grad.norm().float()
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        writer.add(ACCURACY, accuracy, progress.step)
+        writer.add(LOSS, answers.loss, progress.step)
+        # Read at once: each by itself would wait for the device.
+        values = torch.stack([*norms.values()]).tolist() if norms else []
+        for name, norm in zip(norms, values, strict=True):
+            writer.add(name, norm, progress.step)
         log.info(
             "%s step %d/%d: validation %.4f, best %.4f at %d, %.2f steps/s",
             self.label,

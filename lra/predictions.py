@@ -5,6 +5,7 @@ example by example. Axes: B examples of a split, in its order.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ class Predictions:
         predicted: `(B,)` integer classes.
         labels: `(B,)` integer classes.
         groups: `(B,)` integers, what the task groups examples by; None where it does not.
+        loss: Mean cross-entropy; NaN where it is not known, as of a file.
     """
 
     predicted: NDArray[np.integer]
     labels: NDArray[np.integer]
     groups: NDArray[np.integer] | None = None
+    loss: float = math.nan
 
     @property
     def right(self) -> NDArray[np.bool_]:

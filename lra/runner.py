@@ -28,6 +28,7 @@ from lra.compose import told_departures
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
 from lra.evaluation import predict
+from lra.events import BEST_ACCURACY, TEST_ACCURACY, Events
 from lra.folders import writing
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder, held, read_note
@@ -297,9 +298,22 @@ def run_of(
         work.stop,
         work.processes,
         f"start again{' without force=true' if config.force else ''} to continue",
+        _about(config),
     )
     torch.manual_seed(derive(config.seed, "dropout"))
     return run
+
+
+def _about(config: Config) -> dict[str, str]:
+    """Return what TensorBoard compares a cell with others by: as many as it shows unasked."""
+    is_paper = config.scale == "paper"
+    return {
+        "task": config.task.name,
+        "attention": config.attention.name,
+        "variant": config.variant,
+        "protocol": config.protocol.name + ("" if is_paper else f", {config.scale}"),
+        "seed": str(config.seed),
+    }
 
 
 def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.float32]) -> None:
@@ -308,6 +322,10 @@ def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.fl
         write_predictions(folder, outcome.test)
     if len(losses):
         write_trajectory(folder, losses)
+    if record.test_accuracy is not None:
+        with Events(folder, record.steps + 1) as events:
+            events.add(BEST_ACCURACY, record.best_accuracy or 0.0, record.steps)
+            events.add(TEST_ACCURACY, record.test_accuracy, record.steps)
     write_record(folder, record)
     if record.status == "ok":
         # Of no use any more, and as large as the last one.

@@ -73,6 +73,7 @@ ENTRIES = (
     "verify",
     "check",
     "bench.__main__",
+    "board",
     "preflight",
     "show",
     "data",

@@ -125,8 +125,11 @@ def test_the_curves_that_the_guide_names_are_written(tmp_path: Path) -> None:
     named = set(re.findall(r"`((?:train|validation)/\w+)`", (ROOT / "docs/loggers.md").read_text()))
     of_float16 = {"train/loss_scale", "train/skipped_updates"}
     written = set(events.Tags()["scalars"])
-    assert {name for name in written if not name.startswith("gradient_norm/")} == named - of_float16
-    assert [event.step for event in events.Scalars("validation/accuracy")] == [25, 50, 60]
+    assert {name for name in written if not name.startswith("weights/")} == named - of_float16
+    for name in ("validation/accuracy", "validation/loss"):
+        assert [event.step for event in events.Scalars(name)] == [25, 50, 60]
+    # The groups that are opened are the first two.
+    assert sorted({name.split("/")[0] for name in written}) == ["train", "validation", "weights"]
 
 
 def test_what_lra_does_not_offer_is_told_with_what_it_does() -> None:

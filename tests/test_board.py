@@ -1,0 +1,174 @@
+"""TensorBoard: what is written of a cell for comparison, and the names that runs have there."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tiny_cell import configure
+
+from lra import board
+from lra.batches import Batches
+from lra.evaluation import predict
+from lra.predictions import Predictions
+from lra.record import read_record
+from lra.report.selection import Selection
+from lra.runner import run_cell
+from lra.tasks import Split
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a cell that was trained."""
+    folder = tmp_path_factory.mktemp("board")
+    config = configure(folder, f"runs_dir={folder / 'runs'}", "train.steps=20", "seed=3")
+    config.folder.mkdir(parents=True)
+    run_cell(config, config.folder)
+    return config.folder
+
+
+def test_a_cell_ends_with_its_test_accuracy_and_says_what_it_is(cell: Path) -> None:
+    record = read_record(cell / "result.json")
+    events = EventAccumulator(str(cell))
+    events.Reload()
+    for tag, value in (
+        ("validation/test_accuracy", record.test_accuracy),
+        ("validation/best_accuracy", record.best_accuracy),
+    ):
+        [point] = events.Scalars(tag)
+        assert point.step == record.steps and point.value == pytest.approx(value)
+    content = events.PluginTagToContent("hparams")
+    begun = metadata.parse_session_start_info_plugin_data(content["_hparams_/session_start_info"])
+    values = {name: value.string_value for name, value in begun.hparams.items()}
+    assert values == {
+        "task": "listops",
+        "attention": "softmax",
+        "variant": "default",
+        "protocol": "nystromformer, mini",
+        "seed": "3",
+    }
+    compared = metadata.parse_experiment_plugin_data(content["_hparams_/experiment"])
+    assert {each.name.tag: each.display_name for each in compared.metric_infos} == {
+        "validation/test_accuracy": "test accuracy",
+        "validation/best_accuracy": "validation accuracy",
+    }
+
+
+def test_evaluation_knows_the_mean_loss_of_the_whole_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 9, 23)
+    split = Split(
+        tokens=rng.integers(0, 7, lengths.sum()).astype(np.uint8),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        labels=rng.integers(0, 4, 23),
+    )
+    batches = Batches(
+        split, padded_length=9, truncate=9, id_shift=1, trim=True, device=torch.device("cpu")
+    )
+
+    class Sums(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, generator=torch.manual_seed(0)))
+
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return tokens.sum(-1, keepdim=True).float() * self.weight / 10
+
+    train = replace(configure(tmp_path).train, eval_batch_size=5)
+    model = Sums()
+    found = predict(model, batches, train)
+    sums = [split.tokens[a:b].astype(int).sum() + b - a
+            for a, b in zip(split.offsets, split.offsets[1:], strict=False)]  # fmt: skip
+    logits = torch.tensor(sums)[:, None] * model.weight / 10
+    expected = F.cross_entropy(logits.detach(), torch.from_numpy(split.labels))
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+    assert math.isnan(Predictions(found.predicted, found.labels).loss)
+
+
+PARTS = ("mini", "nystromformer")
+
+
+def test_names_say_the_cell_within_thirty_characters_and_tell_all_apart() -> None:
+    root = Path("/runs")
+    folders = [
+        root.joinpath(scale, protocol, task, attention, variant, f"seed{seed}")
+        for scale, protocol in (PARTS, ("paper", "lra"))
+        for task in ("listops", "pathfinder")
+        for attention in ("mra", "nystromformer", "my_package.my_file.MyOwnAttention")
+        for variant in ("default", "learning_rate=0.001,steps=3", "learning_rate=0.002,steps=3")
+        for seed in (0, 10)
+    ]
+    named = board.names(folders)
+    assert sorted(named.values()) == sorted(folders)
+    assert max(map(len, named)) <= 30
+    few = [folder for folder in folders if folder.parts[-6:-4] == PARTS]
+    short = {folder: name for name, folder in board.names(few).items()}
+    assert short[root.joinpath(*PARTS, "listops", "mra", "default", "seed0")] == "listops mra s0"
+    place = root.joinpath(*PARTS, "pathfinder", "nystromformer", "default", "seed10")
+    assert short[place] == "pathfinder nystromformer s10"
+
+
+def test_cells_are_those_that_words_ask_for_and_hold_curves(cell: Path) -> None:
+    runs = cell.parents[5]
+
+    def found(**asked: object) -> list[Path]:
+        words = {"runs_dir": runs, "scale": "mini"} | asked
+        return list(board.cells(Selection(**words)))  # type: ignore[arg-type]  # by the names above
+
+    assert found() == found(tasks=["listops"], seeds=[3]) == [cell]
+    assert found(values={"train.steps": [20], "variant": ["default"]}) == [cell]
+    for none in (
+        {"tasks": ["text"]},
+        {"seeds": [0]},
+        {"attentions": ["mra"]},
+        {"scale": "paper"},
+        {"values": {"variant": ["x"]}},
+        {"values": {"train.steps": [21]}},
+    ):
+        assert found(**none) == []
+
+
+def test_tensorboard_reads_runs_by_their_names_and_new_ones_join(
+    cell: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    board.link(tmp_path, board.names([cell]))
+    runs = EventMultiplexer()
+    runs.AddRunsFromDirectory(str(tmp_path))
+    assert list(runs.Runs()) == ["listops softmax s3"]
+    (tmp_path / "other").mkdir()
+    board.link(tmp_path, {**board.names([cell]), "another": cell})
+    assert {each.name for each in tmp_path.iterdir()} == {"listops softmax s3", "another", "other"}
+
+
+def test_the_command_serves_what_it_linked_and_ends_with_it(
+    cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In the place of TensorBoard: what was in the folder it was given.
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").touch()
+    (tmp_path / "tensorboard" / "main.py").write_text(
+        "import os, sys; print(os.listdir(sys.argv[2]), sys.argv[3:], flush=True); sys.exit(3)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = tmp_path / "out.txt"
+    popen = board.subprocess.Popen
+    with open(out, "w") as written:
+        monkeypatch.setattr(board.subprocess, "Popen", lambda words: popen(words, stdout=written))
+        runs = cell.parents[5]
+        monkeypatch.setattr(
+            sys, "argv", ["lra board", f"runs_dir={runs}", "scale=mini", "--port", "6009"]
+        )
+        with pytest.raises(SystemExit) as ended:
+            board.main()
+    assert ended.value.code == 3
+    said = "['listops softmax s3'] ['--port', '6009', '--host', 'localhost']"
+    assert out.read_text().strip() == said
+    assert "1 cell has curves" in capsys.readouterr().out
