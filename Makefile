@@ -23,6 +23,8 @@ MISSING ?= stop
 PLAN ?=
 # TORCH=cpu installs the CPU build of torch where plain pip would fetch the CUDA one.
 TORCH ?=
+# What bench-check compares with.
+BASE ?= main
 # Further words of `lra train`, quoted as the shell wants them.
 ARGS ?=
 
@@ -38,13 +40,13 @@ RUN = $(call key,device,DEVICE) $(call key,hydra/launcher,LAUNCHER) $(value ARGS
 
 # A variable that is none would change nothing, and nobody would know.
 KNOWN := PYTHON VENV BIN TASKS ATTENTIONS SEEDS SCALE PROTOCOL LAUNCHER DEVICE DATA_DIR FETCH \
-	MISSING PLAN TORCH ARGS PYTEST SHELL MAKEFLAGS MAKEOVERRIDES
+	MISSING PLAN TORCH BASE ARGS PYTEST SHELL MAKEFLAGS MAKEOVERRIDES
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 ifneq ($(filter-out $(KNOWN) -%,$(GIVEN)),)
 $(error $(filter-out $(KNOWN) -%,$(GIVEN)): no such variable; there are $(KNOWN))
 endif
 
-.PHONY: help install install-dev test test-all lint data preflight reproduce-lra bench report clean
+.PHONY: help install install-dev test test-all lint data preflight reproduce-lra bench bench-check report clean
 
 help: ## Print this help
 	@echo "Long Range Arena suite. Targets:"
@@ -103,6 +105,9 @@ report: install ## Print and write the tables of the runs there are
 
 bench: install ## Measure speed and memory of the backends at several lengths
 	@$(LRA) bench $(value ARGS)
+
+bench-check: install ## Measure this code and commit BASE in turn, name what got slower
+	@$(LRA) bench against $(call literal,BASE) $(value ARGS)
 
 clean: ## Remove the virtual environment, caches and mini results; data and other runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info results/mini results/runs/mini

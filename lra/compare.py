@@ -22,20 +22,11 @@ from lra.config import ConfigError
 from lra.markdown import markdown
 from lra.record import Method, Record, read_records
 from lra.report.selection import Selection, selections
-from lra.report.significance import mcnemar
+from lra.report.significance import NORMAL, mcnemar, student
 from lra.report.standing import Answers, discordant, stored
 from lra.terminal import run
 from lra.variant import DEFAULT
 from lra.words import shown
-
-# Student's t at 97.5 % by degrees of freedom, the last for any more: 0.975 quantiles as in
-# NIST/SEMATECH's handbook of statistical methods, 1.3.6.7.2.
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-NORMAL = 1.960
 
 
 @dataclass(frozen=True)
@@ -77,8 +68,7 @@ class Comparison:
             return 100 * NORMAL * spread / (self.first[0].test_total or 1)
         if count == 1:
             return 100 * NORMAL * math.sqrt(_variance(self.first[0]) + _variance(self.second[0]))
-        factor = STUDENT[count - 2] if count - 2 < len(STUDENT) else NORMAL
-        return factor * statistics.stdev(self.differences) / math.sqrt(count)
+        return student(count - 1) * statistics.stdev(self.differences) / math.sqrt(count)
 
     @property
     def words(self) -> str:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted on the `meta` device without computing.
+"""Floating-point operations of a step, counted on the `meta` device without computing.
 
 Products, convolutions and attention count as torch's `FlopCounterMode` counts them, a
 multiplication and an addition each as one. It knows no FFT: here one of n complex numbers is the
@@ -57,5 +57,14 @@ def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
     there = copy.deepcopy(model).to("meta").train()
     with counter() as counted:
         there(torch.empty(*shape, dtype=torch.int64, device="meta"), None).sum().backward()
+    flops: int = counted.get_total_flops()
+    return flops
+
+
+def inference_flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """Return the operations of a forward pass in evaluation; see `training_flops`."""
+    there = copy.deepcopy(model).to("meta").eval()
+    with counter() as counted, torch.inference_mode():
+        there(torch.empty(*shape, dtype=torch.int64, device="meta"), None)
     flops: int = counted.get_total_flops()
     return flops

@@ -16,6 +16,7 @@ import lra.check
 import lra.compose
 import lra.config
 from lra import custom, provenance
+from lra.bench import measurement
 from lra.bench.lengths import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
 from lra.cell import load_run
@@ -295,8 +296,8 @@ def test_bench_takes_paths_beside_names(mine: Path) -> None:
         rows = measure(BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu"))
         with pytest.raises(ConfigError, match="has no class Skaled"):
             measure(BenchConfig(["lra_user_pkg.mine:Skaled"], [32], device="cpu"))
-    assert [row["attention"] for row in rows] == ["softmax", "lra_user_pkg.mine.Scaled"]
-    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert [row.attention for row in rows[::2]] == ["softmax", "lra_user_pkg.mine.Scaled"]
+    assert rows[0].parameters == rows[2].parameters
 
 
 def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
@@ -313,8 +314,8 @@ def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
             with pytest.raises(ConfigError, match=message):
                 measure(BenchConfig([wrong], [32], device="cpu"))
     names = ["linformer", "linformer rank=2 shared=false", "lra_user_pkg.mine.Scaled scale=3"]
-    assert [row["attention"] for row in rows] == names
-    assert rows[0]["parameters"] != rows[1]["parameters"]
+    assert [row.attention for row in rows[::2]] == names
+    assert rows[0].parameters != rows[2].parameters
 
 
 def command(folder: Path, *words: str) -> str:
@@ -378,9 +379,18 @@ def test_the_example_of_the_guide_trains_through_torch_compile(guide_folder: Pat
     command(guide_folder, "lra.train", *overrides, "train.compile=true")
 
 
-def test_bench_measures_every_built_in_backend_by_default() -> None:
+def test_bench_measures_every_built_in_backend_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = yaml.safe_load((lra.compose.CONFIGS / "bench.yaml").read_text())
-    assert values["attentions"] is None and values["lengths"] == [1024, 2048, 4096]
+    assert values["attentions"] is None and values["lengths"] == [1024, 2048, 3072, 4096]
+    monkeypatch.setattr(measurement, "LEAST_SECONDS", 0)
     with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(None, [32], batch_size=1, repeats=1, device="cpu"))
-    assert [row["attention"] for row in rows] == list(ATTENTION)
+    for mode, found in zip(("training", "inference"), (rows[::2], rows[1::2]), strict=True):
+        assert [row.attention for row in found] == list(ATTENTION)
+        assert {row.mode for row in found} == {mode}
+        # None is without operations, and none without memory.
+        assert min(min(row.flops, row.peak_memory_bytes, row.parameters) for row in found) > 0
+    for update, answer in zip(rows[::2], rows[1::2], strict=True):
+        assert update.flops > 2 * answer.flops

@@ -9,7 +9,7 @@ from tiny_cell import TINY
 import lra.compose
 from lra.build import build_attention, build_model
 from lra.check import attention_config
-from lra.flops import counter, training_flops
+from lra.flops import counter, inference_flops, training_flops
 from models import ATTENTION
 from models.heads import AttentionShape
 
@@ -53,6 +53,9 @@ def test_a_step_of_linear_attention_is_counted_to_the_operation() -> None:
     expected = 6 * batch * length * (weights + mixing)
     assert expected < counted < 1.1 * expected
     assert training_flops(model, (2 * batch, length)) == 2 * counted
+    answer = inference_flops(model, (batch, length))
+    assert expected / 3 < answer < 1.1 * expected / 3
+    assert model.training
     assert next(model.parameters()).device.type == "cpu"
 
 

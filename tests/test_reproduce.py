@@ -131,6 +131,11 @@ def test_every_target_of_make_is_a_command(tmp_path: Path, target: str) -> None:
     assert call[:3] == ["-m", "lra", target] and "threads=1" in call
 
 
+def test_make_hands_a_commit_to_the_bench(tmp_path: Path) -> None:
+    _, call, _ = make(tmp_path, "bench-check", "BASE=v1 x", "ARGS=length=1024 --rounds 3")
+    assert call == ["-m", "lra", "bench", "against", "v1 x", "length=1024", "--rounds", "3"]
+
+
 def test_a_variable_that_make_lacks_is_told(tmp_path: Path) -> None:
     status, call, err = make(tmp_path, "reproduce-lra", "TASK=text")
     assert status != 0 and not call

@@ -1,32 +1,49 @@
-"""Measure training steps: backends at several lengths, or where the time of cells goes.
+"""Measure speed and memory: backends at several lengths, or where the time of updates goes.
 
-    lra bench attention=softmax,linear,my_file:Mine lengths=[1024,4096]
+    lra bench attention=softmax,linear,my_file:Mine length=1024,4096
     lra bench attention=linformer attention.options.rank=64,128
+    lra bench --report [FILE ...]
+    lra bench against COMMIT attention=softmax,mra
     lra bench step task=listops,text attention=softmax,linear
     lra bench step task=listops attention=softmax --against old
 
-The first is explained in `lra.bench.lengths`, the others in `lra.bench.step`.
+The first two and their report are explained in `lra.bench.lengths`, `against` in
+`lra.bench.against`, `step` in `lra.bench.step`.
 """
 
 import sys
 
-from lra.bench import lengths, request, step
-from lra.config import ConfigError
 from lra.terminal import run
 
 
 def main() -> None:
     """Run what the command line asks for."""
+    # Imported where they are run: a report needs no torch.
+    from lra.bench import request
+    from lra.config import ConfigError
+
     words = sys.argv[1:]
     try:
         if words[:1] == ["step"]:
+            from lra.bench import step
+
             step.main(request.of_step(words[1:]))
-            return
-        sys.argv[1:] = request.of_lengths(words)
+        elif words[:1] == ["against"]:
+            from lra.bench import against
+
+            against.main(words[1:])
+        elif "--report" in words:
+            from lra.bench import again
+
+            again.main([word for word in words if word != "--report"])
+        else:
+            sys.argv[1:] = request.of_lengths(words)
+            from lra.bench import lengths
+
+            lengths.main()
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    lengths.main()
 
 
 if __name__ == "__main__":

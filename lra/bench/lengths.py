@@ -1,40 +1,41 @@
-"""Speed and memory of a training step for every backend at several lengths, without data.
+"""Speed and memory of training and inference for every backend at several lengths, without data.
 
-    lra bench attention=softmax,fourier lengths=[1024,2048]
+    lra bench attention=softmax,fourier length=1024,2048
     lra bench attention=my_file:MyAttention attention.options.window=16,32
+    lra bench --report
 
-Random tokens, the model of a recipe, forward, backward and update. All backends of a length run
-in turn within one process, so that the ratio to softmax is of the same minutes; figures are
-medians. Results go to `results/bench/<device>.json`.
+Random tokens and the model of a recipe: updates, and forward passes alone. All backends at all
+lengths are timed in turn, round after round in one process, so that a busy moment of the machine
+meets all alike; figures are medians. A run is added to the file of this machine below
+`results/bench`, with its tables and picture beside it; the last line makes these again from every
+such file, or from those it names, without measuring.
 """
 
-import itertools
-import json
 import logging
-from collections.abc import Callable
+import platform
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from lra import memory
-from lra.batches import Batch
+from lra.bar import progress_bar
+from lra.bench import page
+from lra.bench.measured import MODES, Bench, Cell, Document, add, this_machine, write
+from lra.bench.measurement import Measurement, shape_of, steps_of
 from lra.bench.request import WORD
 from lra.build import BackendError, build_model, num_parameters
 from lra.compose import load, register
-from lra.config import Config, ConfigError
-from lra.flops import training_flops
-from lra.machine import code_version, interleaved, machine, resolve_device
-from lra.markdown import markdown
-from lra.optimiser import optimiser_for
+from lra.config import Config, ConfigError, resolve_precision
+from lra.flops import inference_flops, training_flops
+from lra.folders import FolderError, writing
+from lra.machine import code_version, machine, resolve_device, resolve_threads
 from lra.paths import CONFIGS, results_dir
-from lra.precision import scaler_for
-from lra.report.grid import BASELINE
-from lra.update import update
 from models import ATTENTION
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,14 @@ class BenchConfig:
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
         batch_size: Sequences per step.
-        repeats: Timed steps of each backend; the median counts.
+        repeats: Timings of each backend, length and mode; the median counts.
         attention_dropout: Probability of dropping an attention weight.
         precision: `float32`, or `bfloat16` or `float16` autocast.
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         threads: CPU threads; 0 takes torch's default.
-        out: JSON file; by default `results/bench/<device>.json`, with a number where that is there.
+        out: JSON file for this run alone, replaced where it is there; by default the run is added
+            to the file of this machine below `results/bench`.
     """
 
     attentions: list[str] | None
@@ -66,7 +68,7 @@ class BenchConfig:
     task: str = "listops"
     protocol: str = "nystromformer"
     batch_size: int = 4
-    repeats: int = 5
+    repeats: int = 10
     attention_dropout: float = 0.0
     precision: str = "float32"
     compile: bool = False
@@ -74,29 +76,17 @@ class BenchConfig:
     threads: int = 0
     out: str | None = None
 
+    def check(self) -> None:
+        """Raise where a number is out of range.
 
-def training_step(config: Config, batch_size: int, device: torch.device) -> Callable[[], None]:
-    """Return a function that makes one update on random tokens of full length."""
-    model = build_model(config).to(device).train()
-    optimiser, _ = optimiser_for(model, config.train)
-    scaler = scaler_for(device, config.train.precision)
-    forward = torch.compile(model) if config.train.compile else model
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch_size, *[2] * (config.task.sequences == 2), config.model.max_length)
-    tokens = torch.randint(1, config.task.num_symbols, shape, generator=generator).to(device)
-    labels = torch.randint(config.task.num_classes, (batch_size,), generator=generator).to(device)
-    batch = Batch(tokens, None, labels, tokens.numel())
-
-    def step() -> None:
-        update(forward, optimiser, [batch], config.train, scaler)
-
-    return step
-
-
-def flops_of(config: Config, batch_size: int) -> int:
-    """Return the operations of such an update's forward and backward, see `lra.flops`."""
-    pair = [2] * (config.task.sequences == 2)
-    return training_flops(build_model(config), (batch_size, *pair, config.model.max_length))
+        Raises:
+            ConfigError: It names key, value and what would be right.
+        """
+        if not self.lengths or min(self.lengths) < 1 or len({*self.lengths}) < len(self.lengths):
+            raise ConfigError(f"lengths={self.lengths}: must be at least one, each 1 or more, once")
+        for key, least in (("batch_size", 1), ("repeats", 1), ("threads", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key}={getattr(self, key)}: must be at least {least}")
 
 
 def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
@@ -135,91 +125,100 @@ def _shown(attention: str) -> list[str]:
     return [word.removeprefix(WORD) for word in kept]
 
 
-def measure(bench: BenchConfig) -> list[dict[str, Any]]:
-    """Return one row per length and backend: seconds, ratio to softmax, memory, operations."""
-    device = resolve_device(bench.device)
+def measurements(bench: BenchConfig, device: torch.device) -> Iterator[Measurement]:
+    """Yield what is to be measured: every backend at every length, in both modes."""
     attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
-    rows = []
     for length in bench.lengths:
-        cells = [cell_config(bench, attention, length) for attention in attentions]
-        configs = {
-            # The options too, so that two variants of a backend are two rows.
-            " ".join([config.attention.name, *_shown(attention)]): config
-            for attention, config in zip(attentions, cells, strict=True)
-        }
-        steps = {n: training_step(c, bench.batch_size, device) for n, c in configs.items()}
-        seconds = interleaved(steps, bench.repeats, device)
-        for name, step in steps.items():
-            faster = seconds[BASELINE] / seconds[name] if BASELINE in seconds else None
-            row = {
-                "attention": name,
-                "length": length,
-                "seconds_per_step": seconds[name],
-                "speed_ratio_to_softmax": faster,
-                "peak_memory_bytes": memory.peak_of(step, device),
-                "flops_per_step": flops_of(configs[name], bench.batch_size),
-                "parameters": num_parameters(build_model(configs[name])),
+        for attention in attentions:
+            config = cell_config(bench, attention, length)
+            model = build_model(config)
+            shape = shape_of(config, bench.batch_size)
+            # Before the model moves; counted without computing.
+            flops = {
+                "training": training_flops(model, shape),
+                "inference": inference_flops(model, shape),
             }
-            log.info("%s", {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-            rows.append(row)
-    return rows
+            # The options too, so that two variants of a backend are two rows.
+            name = " ".join([config.attention.name, *_shown(attention)])
+            steps = steps_of(model, config, bench.batch_size, device)
+            for mode in MODES:
+                yield Measurement(
+                    name, length, mode, steps[mode], flops[mode], num_parameters(model)
+                )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as Markdown: backends by lengths."""
-    lengths = sorted({row["length"] for row in rows})
-    header = ["attention", *(f"{n}: steps/s (x softmax), MiB" for n in lengths)]
-    lines = []
-    for name in dict.fromkeys(row["attention"] for row in rows):
-        texts = []
-        for length in lengths:
-            row = next(r for r in rows if (r["attention"], r["length"]) == (name, length))
-            ratio = row["speed_ratio_to_softmax"]
-            faster = "-" if ratio is None else f"{ratio:.2f}"
-            peak = row["peak_memory_bytes"] / 2**20
-            texts.append(f"{1 / row['seconds_per_step']:.2f} ({faster}), {peak:,.0f}")
-        lines.append([name, *texts])
-    return markdown([header, *lines])
+def measure(bench: BenchConfig) -> list[Cell]:
+    """Measure every backend at every length, in rounds.
+
+    Raises:
+        ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
+        BackendError: A backend refuses a length.
+    """
+    bench.check()
+    device = resolve_device(bench.device)
+    found = list(measurements(bench, device))
+    rounds = bench.repeats + 1
+    with progress_bar(total=rounds * len(found), desc="bench", unit="timing") as bar:
+        for each in found:
+            bar.set_postfix_str(f"{each.name} {each.length:,}")
+            each.prepare(device)
+            bar.update()
+        for _ in range(bench.repeats):
+            for each in found:
+                bar.set_postfix_str(f"{each.name} {each.length:,}")
+                each.time(device)
+                bar.update()
+    return [each.cell for each in found]
+
+
+def benched(bench: BenchConfig, cells: Sequence[Cell], total_seconds: float) -> Bench:
+    """Return what is kept of a run."""
+    device = resolve_device(bench.device)
+    commit, dirty = code_version()
+    return Bench(
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        device=device.type,
+        threads=torch.get_num_threads(),
+        dtype=resolve_precision(bench.precision, device.type),
+        compiled=bench.compile,
+        task=bench.task,
+        protocol=bench.protocol,
+        batch_size=bench.batch_size,
+        attention_dropout=bench.attention_dropout,
+        total_seconds=round(total_seconds, 1),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        commit=commit,
+        dirty=dirty,
+        cells=list(cells),
+    )
 
 
 register()
-
-
-def unused(start: Path) -> Path:
-    """Return a JSON file that is not there yet: results are overwritten by `out=` alone."""
-    names = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
-    files = (start.with_name(f"{start.name}{each}.json") for each in names)
-    return next(file for file in files if not file.exists())
-
-
 ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bench")  # type: ignore[untyped-decorator]  # Hydra has no types
 def main(composed: DictConfig) -> None:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print the tables and write them beside the machine's file."""
     bench = OmegaConf.to_object(composed)
     assert isinstance(bench, BenchConfig)
-    if bench.threads:
-        torch.set_num_threads(bench.threads)
-    device = resolve_device(bench.device)
+    started = time.perf_counter()
     try:
-        rows = measure(bench)
-    except (ConfigError, BackendError) as error:
+        bench.check()
+        if bench.threads:
+            torch.set_num_threads(resolve_threads(bench.threads))
+        cells = measure(bench)
+        run = benched(bench, cells, time.perf_counter() - started)
+        here = this_machine(machine(resolve_device(bench.device)))
+        if bench.out is None:
+            file = add(Path(results_dir(), "bench"), here, run)
+        else:
+            file = Path(bench.out)
+            with writing("out", file, "writing the records of a bench"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write(file, Document(machine=here, runs=[run]))
+    except (ConfigError, BackendError, FolderError) as error:
         raise SystemExit(f"{error}") from error
-    commit, dirty = code_version()
-    document = {
-        "machine": machine(device),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit,
-        "dirty": dirty,
-        "config": OmegaConf.to_container(composed),
-        "rows": rows,
-    }
-    file = Path(bench.out) if bench.out else unused(Path(results_dir(), "bench", device.type))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n")
-    print(table(rows))
-    print(f"Batch {bench.batch_size}, {document['machine']}, {document['threads']} threads; {file}")
+    print(page.write(file, here, run))
+    print(f"Written to {file}, {file.with_suffix('.md').name} and {file.with_suffix('.svg').name}")

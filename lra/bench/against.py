@@ -1,0 +1,212 @@
+"""Measure this code and that of another commit in turn, and name what got slower than noise.
+
+    lra bench against COMMIT attention=softmax,mra length=1024,4096
+    make bench-check BASE=COMMIT
+
+The commit is checked out into a temporary folder. Each round is a process of its own for either
+code, the first of them by turns, that runs `lra bench` with the same words. What is compared are
+the pairs of a round: Student's test of the logarithms of their ratios, at 5 % over all cells
+together (Holm's). Ends with 1 where anything got slower.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lra.bar import progress_bar
+from lra.bench.request import of_lengths
+from lra.config import ConfigError
+from lra.markdown import markdown
+from lra.paths import PACKAGES
+from lra.report.significance import LEVEL, paired_t
+
+# Backend, length and mode, and its median seconds in a process.
+Key = tuple[str, int, str]
+Seconds = Mapping[Key, float]
+# What is measured where the words say nothing else.
+WORDS = ("attention=softmax,fourier,mra,linear", "length=1024,2048")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the time of a cell changed.
+
+    Args:
+        key: The cell.
+        ratios: Time of this code over that of the other, a round each.
+        is_told: Whether the change is more than noise.
+    """
+
+    key: Key
+    ratios: tuple[float, ...]
+    is_told: bool
+
+    @property
+    def ratio(self) -> float:
+        """The middle of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
+    def words(self) -> str:
+        """What it says."""
+        if not self.is_told:
+            return "within noise"
+        return "slower" if self.ratio > 1 else "faster"
+
+
+def changes(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Change]:
+    """Compare the cells that both codes measured in every round.
+
+    Args:
+        rounds: Seconds of this code and of the other; at least two.
+    """
+    keys = [key for key in rounds[0][0] if all(key in each for pair in rounds for each in pair)]
+    ratios = {key: tuple(here[key] / there[key] for here, there in rounds) for key in keys}
+    # Holm, 1979: the smallest probability against the level over all, the next over one less.
+    chances = {key: paired_t([math.log(each) for each in ratios[key]]) for key in keys}
+    told: set[Key] = set()
+    for rank, key in enumerate(sorted(keys, key=chances.__getitem__)):
+        if chances[key] * (len(keys) - rank) > LEVEL:
+            break
+        told.add(key)
+    return [Change(key, ratios[key], key in told) for key in keys]
+
+
+def seconds_in(file: Path) -> dict[Key, float]:
+    """Return what a bench measured, by this code or as older code left it."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if "rows" in values:
+        # Before inference was measured too.
+        rows = values["rows"]
+        return {(r["attention"], r["length"], "training"): r["seconds_per_step"] for r in rows}
+    cells = [cell for cell in values["runs"][-1]["cells"] if not cell["failed"]]
+    return {
+        (cell["attention"], cell["length"], cell["mode"]): statistics.median(cell["seconds"])
+        for cell in cells
+    }
+
+
+def run_bench(code: Path, words: Sequence[str], out: Path) -> dict[Key, float]:
+    """Run the bench of some code in a process of its own.
+
+    Args:
+        code: Folder with `lra` and `models` in it.
+        words: As `lra.bench.lengths` takes them.
+        out: JSON file to write.
+
+    Raises:
+        ConfigError: It failed; the message has the end of what it said.
+    """
+    command = [sys.executable, "-m", "lra.bench", *words, f"out={out}"]
+    environment = os.environ | {"PYTHONPATH": str(code)}
+    ran = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        end = "\n".join(ran.stderr.strip().splitlines()[-3:])
+        raise ConfigError(f"{code}: `lra bench` ended with {ran.returncode}:\n{end}")
+    return seconds_in(out)
+
+
+@contextmanager
+def checked_out(commit: str, root: Path = PACKAGES) -> Iterator[Path]:
+    """Give a folder with the code of a commit, as long as the block lasts.
+
+    Args:
+        commit: Whatever git calls a commit.
+        root: Top of the repository.
+
+    Raises:
+        ConfigError: There is no such commit, or no repository.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "code")
+        added = _git(root, "worktree", "add", "--detach", str(folder), commit)
+        if added.returncode:
+            raise ConfigError(f"{commit}: {added.stderr.strip().splitlines()[-1]}")
+        try:
+            yield folder
+        finally:
+            _git(root, "worktree", "remove", "--force", str(folder))
+
+
+def _git(root: Path, *words: str) -> subprocess.CompletedProcess[Any]:
+    try:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    except OSError as error:
+        raise ConfigError(f"git is needed to compare commits: {error}") from error
+
+
+def in_turn(here: Path, there: Path, words: Sequence[str], rounds: int) -> list[Change]:
+    """Measure two codes round by round, and compare them.
+
+    Args:
+        here: Folder of this code.
+        there: Folder of the other.
+        words: Of the bench.
+        rounds: Processes of either code, at least 2.
+    """
+    found: list[tuple[Seconds, Seconds]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress_bar(total=2 * rounds, desc="bench", unit="process") as bar,
+    ):
+        for number in range(rounds):
+            seconds: dict[Path, Seconds] = {}
+            # By turns the first, so that what warms up helps both alike.
+            for code in (here, there)[:: -1 if number % 2 else 1]:
+                seconds[code] = run_bench(code, words, Path(folder, "bench.json"))
+                bar.update()
+            found.append((seconds[here], seconds[there]))
+    return changes(found)
+
+
+def table(found: Sequence[Change]) -> str:
+    """Return the changes as Markdown."""
+    rows = [["attention", "length", "mode", "time here / there", "lowest", "highest", "change"]]
+    for change in found:
+        name, length, mode = change.key
+        ratios = (change.ratio, min(change.ratios), max(change.ratios))
+        rows.append([name, f"{length:,}", mode, *(f"{each:.3f}" for each in ratios), change.words])
+    return markdown(rows)
+
+
+def main(words: Sequence[str]) -> None:
+    """Compare this code with that of a commit, print how, and end with 1 where it got slower.
+
+    Raises:
+        ConfigError: There is no such commit, or a word is none.
+    """
+    parser = argparse.ArgumentParser(prog="lra bench against", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("commit", help="the code to compare with, such as main or 07376e5")
+    parser.add_argument("words", nargs="*", help="as of lra bench")
+    parser.add_argument("--rounds", type=int, default=5, help="processes of either code; 5")
+    args = parser.parse_intermixed_args(list(words))
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: must be at least 2")
+    asked = {word.partition("=")[0] for word in args.words}
+    more = [word for word in WORDS if word.partition("=")[0] not in asked]
+    told = of_lengths([*more, *args.words])
+    if not any(word.startswith("repeats=") for word in told):
+        told.append("repeats=3")
+    with checked_out(args.commit) as there:
+        found = in_turn(PACKAGES, there, told, args.rounds)
+    if not found:
+        raise ConfigError(f"{args.commit}: both codes have no cell in common")
+    print(table(found))
+    slower = [change for change in found if change.words == "slower"]
+    for change in slower:
+        name, length, mode = change.key
+        print(f"slower than {args.commit}: {name} at {length:,}, {mode}, {change.ratio:.2f} times")
+    if not slower:
+        print(f"nothing is slower than {args.commit} beyond noise")
+    sys.exit(bool(slower))
