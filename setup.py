@@ -30,7 +30,8 @@ class BuildWithFiles(build_py):
         files = Path(self.build_lib, "lra", "files")
         shutil.copytree(ROOT / "configs", files / "configs", dirs_exist_ok=True)
         (files / "results").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "results" / "published.csv", files / "results")
+        for name in ("published.csv", "known_data.csv"):
+            shutil.copy(ROOT / "results" / name, files / "results")
         write_stamp(files, ROOT)
 
 

@@ -47,6 +47,11 @@ COMMANDS = {
     "compare": Command(
         "lra.compare", "Compare two methods over their seeds", "attention=softmax,mra scale=mini"
     ),
+    "submission": Command(
+        "lra.submission",
+        "Check results for the leaderboard",
+        "check results/submissions/NAME.json",
+    ),
     "status": Command("lra.status", "Say how far the cells of a grid are", "scale=mini"),
     "board": Command("lra.board", "Open TensorBoard on the curves", "scale=mini"),
     "bench": Command(

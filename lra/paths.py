@@ -18,6 +18,7 @@ PACKAGES = Path(__file__).resolve().parents[1]
 ROOT = PACKAGES if IS_CHECKOUT else _INSTALLED
 CONFIGS = ROOT / "configs"
 PUBLISHED = ROOT / "results" / "published.csv"
+KNOWN_DATA = ROOT / "results" / "known_data.csv"
 
 APP = "lra"
 
@@ -35,6 +36,11 @@ def cache_dir() -> str:
 def runs_dir() -> str:
     """Return the folder of run folders: LRA_RUNS_DIR, else `runs` within `results_dir`."""
     return os.environ.get("LRA_RUNS_DIR") or str(Path(results_dir(), "runs"))
+
+
+def submissions_dir() -> Path:
+    """Return the folder of what others submitted, `submissions` within `results_dir`."""
+    return Path(results_dir(), "submissions")
 
 
 def results_dir() -> str:

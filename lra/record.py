@@ -232,25 +232,38 @@ def read_record(file: Path) -> Record:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
+    return checked_record(values, str(file))
+
+
+def checked_record(values: Any, where: str) -> Record:
+    """Return the record that values read from JSON are, every key checked against the schema.
+
+    Args:
+        values: What was read.
+        where: What an error begins with.
+
+    Raises:
+        RecordError: They are none; the message names the key.
+    """
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
-        raise RecordError(f"{file}: schema {found!r}, should be {SCHEMA}")
+        raise RecordError(f"{where}: schema {found!r}, should be {SCHEMA}")
     hints = get_type_hints(Record)
     # A record may be older than a key that has a default.
     defaults = {f.name: f.default for f in fields(Record) if f.default not in (MISSING, None)}
     values = defaults | {"test_by_length": [], "test_by_group": []} | values
     if wrong := sorted(set(values) ^ set(hints)):
         state = "missing" if wrong[0] in hints else "unknown"
-        raise RecordError(f"{file}: key {wrong[0]!r} is {state}")
+        raise RecordError(f"{where}: key {wrong[0]!r} is {state}")
     for key, kind in hints.items():
         if not fits(values[key], kind):
-            raise RecordError(f"{file}: {key}={values[key]!r} must be {describe(kind)}")
+            raise RecordError(f"{where}: {key}={values[key]!r} must be {describe(kind)}")
     missing = [key for key, value in values.items() if value is None]
     if values["status"] == "ok" and missing:
-        raise RecordError(f"{file}: {missing[0]} is null though status is ok")
+        raise RecordError(f"{where}: {missing[0]} is null though status is ok")
     record = Record(**values)
     if reason := impossible(record):
-        raise RecordError(f"{file}: {reason}")
+        raise RecordError(f"{where}: {reason}")
     return record
 
 

@@ -82,6 +82,7 @@ ENTRIES = (
     "new",
     "completion",
     "reach",
+    "submission",
     "plan.__main__",
     "report.__main__",
 )

@@ -19,9 +19,10 @@ from pathlib import Path
 from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
-from lra.paths import results_dir
+from lra.paths import results_dir, submissions_dir
 from lra.report.pages import write_report
 from lra.report.selection import selections
+from lra.report.submissions import read_submissions
 from lra.terminal import run
 
 
@@ -52,6 +53,7 @@ def main() -> None:
                     each.seeds,
                     only=each,
                     full=args.full,
+                    submissions=read_submissions(submissions_dir()),
                 )
                 print(page)
     except FolderError as error:

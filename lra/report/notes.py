@@ -28,6 +28,11 @@ RANGES = (
 )
 LENGTHS = "Bins of equal numbers of test examples, by tokens of the longest sequence."
 
+SUBMITTED = (
+    "Results that others submitted, of backends of theirs: not run here, and checked for what a"
+    " file can tell. Test accuracy in percent as above."
+)
+
 
 def heading(grid: Grid, scale: str, protocol: str) -> str:
     """Return what a report is of, in words, its data among them."""

@@ -24,6 +24,7 @@ from lra.report.notes import (
     LENGTHS,
     RANGES,
     SPEED,
+    SUBMITTED,
     explanations,
     heading,
     notes,
@@ -34,6 +35,12 @@ from lra.report.published import beside
 from lra.report.selection import Selection
 from lra.report.speed_figure import accuracy_against_speed
 from lra.report.standing import AS_BEST, BEST, Answers, standings, stored
+from lra.report.submissions import (
+    Submission,
+    submission_notes,
+    submission_table,
+    submitted,
+)
 from lra.report.tables import (
     Standings,
     accuracy_table,
@@ -55,6 +62,7 @@ def accuracy_page(
     published: Table,
     standings: Standings,
     groups: GroupTables = (),
+    submissions: Sequence[Submission] = (),
 ) -> str:
     """Return the accuracy table with its notes as Markdown."""
     parts = [
@@ -70,6 +78,10 @@ def accuracy_page(
     if deviations := deviation_lines(grid):
         lines = [f"* {escaped(line)}" for line in deviations]
         parts.append("Deviations from the published code:\n" + "\n".join(lines))
+    others = submitted(submissions, scale, protocol)
+    if table := submission_table(others):
+        lines = [f"* {escaped(line)}" for line in submission_notes(submissions, others, grid)]
+        parts += ["## Submissions", SUBMITTED, markdown(table), "\n".join(lines)]
     if published:
         parts += [f"## Published figures, protocol {protocol}", markdown(published)]
         if compared := beside(grid, protocol):
@@ -133,6 +145,11 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
     )
 
 
+# What there may be in LaTeX, by the names of files.
+_LATEX = (
+    *("accuracy", "throughput", "accuracy_by_length", "accuracy_by_group", "published"),
+    "submissions",
+)
 # How LaTeX shows what is best, and what cannot be told from it.
 _COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
 
@@ -143,6 +160,7 @@ def latex_tables(
     protocol: str,
     standings: Standings,
     groups: GroupTables = (),
+    submissions: Sequence[Submission] = (),
 ) -> dict[str, str]:
     """Return the tables of both pages as LaTeX, by the names of their files."""
     where = f"scale {scale}, protocol {protocol}, {sources(grid)} data"
@@ -172,6 +190,8 @@ def latex_tables(
         )
     if scale == "paper" and (compared := beside(grid, protocol)):
         tables["published"] = latex(compared, f"Beside published figures; {where}.", {})
+    if table := submission_table(submitted(submissions, scale, protocol)):
+        tables["submissions"] = latex(table, f"Submitted by others; {where}.", {})
     return tables
 
 
@@ -196,6 +216,7 @@ def write_report(
     seeds: Sequence[int] = (),
     only: Selection | None = None,
     full: bool = True,
+    submissions: Sequence[Submission] = (),
 ) -> str:
     """Write tables and figure of a scale and protocol.
 
@@ -209,6 +230,7 @@ def write_report(
         seeds: Seeds that every cell should have.
         only: Records to show; all where None.
         full: Whether to return both pages as they are written, else what a terminal shows.
+        submissions: What others submitted, of any scale and protocol.
 
     Returns:
         The text, with where the files are.
@@ -232,7 +254,7 @@ def write_report(
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
     curves, groups = logged(runs_dir / scale / protocol), group_tables(grid, answers)
-    report = Report(grid, scale, protocol, published, ranks, curves, groups)
+    report = Report(grid, scale, protocol, published, ranks, curves, groups, submissions)
     pages = _write_tables(folder, report)
     _write_pictures(folder, report, answers)
     drawn = [file for name in PICTURES if (file := folder / f"{name}.svg").exists()]
@@ -249,17 +271,19 @@ def _write_tables(folder: Path, report: Report) -> list[str]:
     grid, published, ranks = report.grid, report.published, report.standings
     where = (report.scale, report.protocol)
     pages = {
-        "accuracy": accuracy_page(grid, *where, published, ranks, report.groups),
+        "accuracy": accuracy_page(
+            grid, *where, published, ranks, report.groups, report.submissions
+        ),
         "throughput": throughput_page(grid, *where),
     }
     for name, page in pages.items():
         (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    write_accuracy_csv(folder / "accuracy.csv", grid, published, ranks)
+    write_accuracy_csv(folder / "accuracy.csv", grid, published, ranks, report.submitted)
     write_throughput_csv(folder / "throughput.csv", grid)
     write_length_csv(folder / "accuracy_by_length.csv", grid)
     write_group_csv(folder / "accuracy_by_group.csv", grid)
-    texts = latex_tables(grid, *where, ranks, report.groups)
-    for name in ("accuracy", "throughput", "accuracy_by_length", "accuracy_by_group", "published"):
+    texts = latex_tables(grid, *where, ranks, report.groups, report.submissions)
+    for name in _LATEX:
         # One of earlier records would be beside what it is not of.
         (folder / f"{name}.tex").unlink(missing_ok=True)
         if name in texts:

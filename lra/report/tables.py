@@ -191,12 +191,22 @@ _ACCURACY = (
 )
 
 
-def write_accuracy_csv(file: Path, grid: Grid, published: Table, standings: Standings) -> None:
-    """Write one line per entry, then one per published figure."""
+def write_accuracy_csv(
+    file: Path,
+    grid: Grid,
+    published: Table,
+    standings: Standings,
+    submitted: Grid | None = None,
+) -> None:
+    """Write one line per entry, then one per submitted entry and one per published figure."""
     rows: list[dict[str, object]] = []
     for task, method, entry in _entries(grid):
         row = {"kind": "measured", "task": task, **method._asdict()}
         rows.append(row | _accuracy_values(grid, task, method, entry, standings))
+    if submitted is not None:
+        for (task, method), entry in sorted(submitted.entries.items()):
+            row = {"kind": "submitted", "task": task, **method._asdict()}
+            rows.append(row | _accuracy_values(submitted, task, method, entry, {}))
     for name, *values, source in published[1:]:
         for task, value in zip(published[0][1:-1], values, strict=True):
             if value != "-":

@@ -7,7 +7,7 @@ head lets no other script run than its own, whatever a name that somebody gave l
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,19 @@ from lra.report.notes import (
     LENGTHS,
     RANGES,
     SPEED,
+    SUBMITTED,
     explanations,
     heading,
     notes,
     settings_notes,
 )
 from lra.report.published import beside
+from lra.report.submissions import (
+    Submission,
+    submission_notes,
+    submission_table,
+    submitted,
+)
 from lra.report.tables import Standings
 from lra.report.web import curve
 from lra.report.web.entries import details
@@ -58,6 +65,7 @@ class Report:
         standings: What is best, and what cannot be told from it.
         curves: Gives the validations of a record.
         groups: Accuracy by what tasks group their examples by, with the tables of it.
+        submissions: What others submitted, of any scale and protocol.
     """
 
     grid: Grid
@@ -67,6 +75,12 @@ class Report:
     standings: Standings
     curves: Curves
     groups: GroupTables = ()
+    submissions: Sequence[Submission] = ()
+
+    @property
+    def submitted(self) -> Grid:
+        """What others submitted of this scale and protocol."""
+        return submitted(self.submissions, self.scale, self.protocol)
 
 
 def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
@@ -84,7 +98,7 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "linked": _linked}
     grid = report.grid
     return environment.get_template("page.html").render(
         title=heading(grid, report.scale, report.protocol),
@@ -93,6 +107,8 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
         policy=_policy(scripts),
         tables=_tables(report),
         departures=grid.departure_lines(),
+        submitted=_submitted(report),
+        submission_notes=submission_notes(report.submissions, report.submitted, grid),
         published=_published(report),
         pictures=[
             (name, PICTURES[name], _inline(name, pictures[name]))
@@ -116,6 +132,12 @@ def _tables(report: Report) -> list[PageTable]:
         *lengths(grid, [LENGTHS]),
         *by_groups(grid, report.groups, [RANGES]),
     ]
+
+
+def _submitted(report: Report) -> list[PageTable]:
+    """Return the table of what others submitted; none where nobody did."""
+    table = submission_table(report.submitted)
+    return [page_table("submissions", "Submissions", table, [SUBMITTED], foot=1)] if table else []
 
 
 def _published(report: Report) -> list[PageTable]:
@@ -144,6 +166,12 @@ def _policy(scripts: list[Markup]) -> str:
 def _code(text: str) -> Markup:
     """Return a text as HTML, what is between backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _linked(text: str) -> Markup:
+    """Return a text as HTML, an address in it as a link."""
+    link = r'<a href="\1" rel="noreferrer">\1</a>'
+    return Markup(re.sub(r"(https?://\S+)", link, str(escape(text))))
 
 
 def _inline(name: str, svg: str) -> Markup:

@@ -1,0 +1,242 @@
+"""Results that others submit: records of a backend of theirs, checked, in a section of their own.
+
+A submission is one file, `results/submissions/<name>.json`:
+
+    {"name": "<name>", "link": "https://...", "commit": "<of its code>", "records": [...]}
+
+Its records are what `lra train` left as `result.json`.
+"""
+
+import csv
+import functools
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lra.compose import groups
+from lra.config import config_hash
+from lra.markdown import Table
+from lra.paths import CONFIGS, KNOWN_DATA
+from lra.record import Record, RecordError, checked_record
+from lra.report.grid import Grid, build_grid
+from lra.report.tables import accuracy_table
+
+log = logging.getLogger(__name__)
+
+KEYS = ("name", "link", "commit", "records")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LINK = re.compile(r"https?://[^\s<>\"']+")
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+
+class SubmissionError(ValueError):
+    """A file is no submission; the message names file and key."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What somebody submitted.
+
+    Args:
+        name: Its name, which is its file's.
+        link: Where its code is.
+        commit: Of that code.
+        records: At least one.
+    """
+
+    name: str
+    link: str
+    commit: str
+    records: tuple[Record, ...]
+
+    @property
+    def named(self) -> list[Record]:
+        """The records, their backends by the name of the submission too."""
+        return [replace(r, attention=f"{self.name}: {r.attention}") for r in self.records]
+
+
+def read_submission(file: Path) -> Submission:
+    """Read a submission and check its form.
+
+    Raises:
+        SubmissionError: It is none; the message names file and key.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SubmissionError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict) or values.keys() != set(KEYS):
+        found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise SubmissionError(f"{file}: has {found}, must have {', '.join(KEYS)}")
+    if values["name"] != file.stem:
+        raise SubmissionError(f"{file}: name={values['name']!r} must be its file's, {file.stem!r}")
+    forms = (
+        ("name", _NAME, "letters, digits and . _ -, at most 64"),
+        ("link", _LINK, "the https:// address of its code"),
+        ("commit", _COMMIT, "7 to 40 hex digits of a commit"),
+    )
+    for key, form, wanted in forms:
+        if not isinstance(values[key], str) or not form.fullmatch(values[key]):
+            raise SubmissionError(f"{file}: {key}={values[key]!r} must be {wanted}")
+    return Submission(values["name"], values["link"], values["commit"], _records(file, values))
+
+
+def _records(file: Path, values: dict[str, Any]) -> tuple[Record, ...]:
+    found = values["records"]
+    if not isinstance(found, list) or not found:
+        raise SubmissionError(f"{file}: records must be a list of at least one")
+    try:
+        return tuple(
+            checked_record(each, f"{file}: record {number}") for number, each in enumerate(found, 1)
+        )
+    except RecordError as error:
+        raise SubmissionError(str(error)) from error
+
+
+@functools.cache
+def known_data() -> tuple[dict[str, str], ...]:
+    """Return the data sets that are known, one dict of strings a line of `known_data.csv`."""
+    with open(KNOWN_DATA, newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[str]:
+    """Return why a submission cannot be shown, a line each; none where it can.
+
+    Args:
+        submission: It.
+        others: Those that are there already; of its own name is itself.
+    """
+    found = []
+    for number, record in enumerate(submission.records, 1):
+        where = f"record {number} ({'/'.join(record.place)})"
+        found += [f"{where}: {line}" for line in (*_of_data(record), *_of_record(record))]
+    there = {_cell(r): s.name for s in others if s.name != submission.name for r in s.records}
+    seen: dict[tuple[str, ...], int] = {}
+    for number, record in enumerate(submission.records, 1):
+        if (first := seen.setdefault(_cell(record), number)) != number:
+            found.append(f"record {number}: is record {first} again")
+        if _cell(record) in there:
+            found.append(f"record {number}: is in submission {there[_cell(record)]} already")
+    counts: dict[tuple[str, ...], set[int]] = {}
+    for record in submission.records:
+        cell = (record.scale, record.protocol, *record.place[:3])
+        counts.setdefault(cell, set()).add(record.parameters)
+    found += [
+        f"{'/'.join(cell)}: parameters={', '.join(map(str, sorted(numbers)))} differ between seeds"
+        for cell, numbers in counts.items()
+        if len(numbers) > 1
+    ]
+    return found
+
+
+def _cell(record: Record) -> tuple[str, ...]:
+    """Return what is the same for two records of one cell and one backend, whatever its name."""
+    return (record.config_hash, record.attention_source, record.data_fingerprint, str(record.seed))
+
+
+def _of_record(record: Record) -> Iterator[str]:
+    """Yield what is wrong with a record by itself."""
+    if record.status != "ok":
+        yield f"status={record.status!r} must be 'ok'"
+    if record.attention in groups().options("attention"):
+        yield f"attention={record.attention!r} is the suite's own; must be a backend of yours"
+    for group in ("scale", "protocol"):
+        name = getattr(record, group)
+        if not (CONFIGS / group / f"{name}.yaml").is_file():
+            there = ", ".join(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")))
+            yield f"{group}={name!r} must be one of {there}"
+    if record.config_hash != (right := config_hash(record.config)):
+        yield f"config_hash={record.config_hash!r} must be {right!r}, that of its config"
+    if not record.parameters:
+        yield "parameters=0 must be at least 1"
+    if record.data_skipped_rows:
+        yield f"data_skipped_rows={record.data_skipped_rows} must be 0"
+
+
+def _of_data(record: Record) -> Iterator[str]:
+    """Yield what is wrong with the data that a record is of."""
+    rows = [row for row in known_data() if row["task"] == record.task]
+    known = [row for row in rows if row["fingerprint"] == record.data_fingerprint]
+    # Published data that nobody here has had are told by their content when they are built.
+    known += [row for row in rows if not row["fingerprint"] and row["source"] == record.data_source]
+    if not known:
+        there = ", ".join(f"{row['fingerprint'][:8] or '-'} ({row['about']})" for row in rows)
+        wanted = f"must be one of {there}" if there else "no data of that task are"
+        start = f"{record.data_fingerprint[:16]!r} ({record.data_source})"
+        yield f"data_fingerprint={start} is not known; {wanted}"
+        return
+    row = known[0]
+    if record.data_source != row["source"]:
+        yield f"data_source={record.data_source!r} must be {row['source']!r}"
+    if record.test_total is not None and record.test_total != int(row["test_total"]):
+        yield f"test_total={record.test_total} must be {row['test_total']}, the whole test set"
+    rate, right = record.test_majority_rate, row["majority_rate"]
+    if rate is not None and right and not math.isclose(rate, float(right), abs_tol=5e-5):
+        yield f"test_majority_rate={rate:.4f} must be {float(right):.4f}"
+
+
+def read_submissions(folder: Path) -> list[Submission]:
+    """Return the submissions of a folder that can be shown, by name; the others are told."""
+    found: list[Submission] = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            each = read_submission(file)
+        except SubmissionError as error:
+            log.warning("left out: %s", error)
+            continue
+        if wrong := problems(each, found):
+            log.warning("left out: %s: %s", file, wrong[0])
+        else:
+            found.append(each)
+    return found
+
+
+def submitted(submissions: Sequence[Submission], scale: str, protocol: str) -> Grid:
+    """Return the submitted entries of a scale and protocol, a row for each backend of each."""
+    records = [record for each in submissions for record in each.named]
+    return build_grid([r for r in records if (r.scale, r.protocol) == (scale, protocol)])
+
+
+def submission_table(grid: Grid) -> Table:
+    """Return the submitted accuracies in percent, with parameters; empty without an entry."""
+    if not grid.entries:
+        return []
+    header, *rows = accuracy_table(grid)
+    sizes = []
+    for method in grid.methods:
+        counts = {e.records[0].parameters for (_, m), e in grid.entries.items() if m == method}
+        sizes.append("–".join(f"{each:,}" for each in sorted({min(counts), max(counts)})))
+    # The last row is the majority class, which has none.
+    ends = [*sizes, "-"]
+    body = [[*row, end] for row, end in zip(rows, ends, strict=True)]
+    return [["submission", *header[1:], "parameters"], *body]
+
+
+def submission_notes(submissions: Sequence[Submission], submitted: Grid, ours: Grid) -> list[str]:
+    """Return what must be known of what was submitted, a line each."""
+    shown = {method.attention.partition(":")[0] for method in submitted.methods}
+    lines = [
+        f"{each.name}: {each.link} at commit {each.commit}."
+        for each in submissions
+        if each.name in shown
+    ]
+    here = {record.task: set[str]() for record in ours.records}
+    for record in ours.records:
+        here[record.task].add(record.data_fingerprint)
+    other = {
+        (r.task, r.data_description, r.data_fingerprint[:16])
+        for r in submitted.records
+        if r.task in here and r.data_fingerprint not in here[r.task]
+    }
+    lines += [
+        f"Submitted for {task} are results on other data than ours, {about}, sha256 {number}: they"
+        " do not compare."
+        for task, about, number in sorted(other)
+    ]
+    return lines + submitted.departure_lines()
