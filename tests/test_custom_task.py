@@ -84,6 +84,46 @@ def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_p
     assert len(list(read_records(tmp_path / "runs"))) == 1
 
 
+GROUPS = """
+    group: ClassVar[str] = "{name}"
+
+    def groups(self, split):
+        return {value}
+"""
+
+
+def test_its_groups_are_told_in_record_and_report_with_a_backend_of_its_own(
+    guide: Path, tmp_path: Path
+) -> None:
+    with guide.open("a") as file:
+        file.write(GROUPS.format(name="length, in symbols", value="split.lengths // 10"))
+        file.write("\n\nfrom models.softmax import Softmax\n\n\nclass Mine(Softmax):\n    pass\n")
+    words = [*QUICK, *OWN, "attention=same_ends:Mine", "train.validate_every=4"]
+    words += ["task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}"]
+    config = load(*words, f"runs_dir={tmp_path / 'runs'}")
+    config.folder.mkdir(parents=True)
+    record = run_cell(config, config.folder)
+    assert record is not None and record.group == "length, in symbols"
+    assert [each["least"] for each in record.test_by_group] == [0, 1, 2, 3, 4]
+    page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer", ["custom"])
+    assert "## same_ends.SameEnds: accuracy by length, in symbols, in percent" in page
+    assert (
+        "| same_ends.Mine " in page
+        and (tmp_path / "mini/nystromformer/accuracy_by_group.svg").exists()
+    )
+
+
+@pytest.mark.parametrize("value", ["split.labels - 1", "split.lengths[1:]", "split.labels / 2"])
+def test_groups_that_cannot_be_break_the_contract(
+    guide: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    with guide.open("a") as file:
+        file.write(GROUPS.format(name="what", value=value))
+    status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
+    [line] = [line for line in lines if "Groups, where a task has some" in line]
+    assert status == 1 and line.startswith("FAIL")
+
+
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_the_recipe_follows_from_what_the_task_says(
