@@ -13,6 +13,7 @@ exit code is 0 where they agree, 1 where they do not, 2 where they cannot be com
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ from lra.signals import Stop
 from lra.tasks import DataError, cache
 from lra.terminal import run
 from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
+
+# Updates after which rounding can have grown to anything, in the least stable training there was.
+UNSTABLE = 50
 
 
 def main() -> None:
@@ -135,6 +139,8 @@ class Verdict:
             f" there, {self.losses[at]:.6f} here, {distance[at]:.1e} apart, where {most[at]:.1e} is"
             " allowed\n  the record does not belong to its configuration, code and data"
         )
+        if there and at >= UNSTABLE:
+            line += f", or training is so unstable that rounding alone grew to that in {at} updates"
         return f"{line}\n  other here: {there}" if there else line
 
 
@@ -156,6 +162,8 @@ def verify(
         TrajectoryError: It has no trajectory, or another's.
         DataError: The data are missing or damaged.
     """
+    if not (folder / RECORD).exists():
+        raise ConfigError(f"{folder}: there is no {RECORD}; only a run that has ended has one")
     record = read_record(folder / RECORD)
     config = _config(folder, record)
     stored = read_trajectory(folder, record.steps, record.loss_fingerprint)[:updates]
@@ -188,7 +196,7 @@ def _otherwise(record: Record, threads: int) -> list[str]:
         "processor": (record.machine, machine(device)),
         "threads": (str(record.threads), str(threads)),
         "torch": (record.torch, torch.__version__),
-        "code": (code, code_name()),
+        "code": (_short(code), _short(code_name())),
     }
     told = [
         printable(f"{key} {there} there, {here} here")
@@ -196,10 +204,15 @@ def _otherwise(record: Record, threads: int) -> list[str]:
         if there != here
     ]
     if "local changes" in code and code == code_name():
-        told.append(f"code {code}, which may be others")
+        told.append(f"code {_short(code)} there, which may not be those here")
     if record.device != "cpu":
         told.append(f"a {record.device} device adds up in an order of its own")
     return told
+
+
+def _short(code: str) -> str:
+    """Return a version of the code with ten digits of its commit."""
+    return re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", code)
 
 
 def _config(folder: Path, record: Record) -> Config:

@@ -94,11 +94,13 @@ def test_a_few_updates_follow_the_schedule_of_the_whole_run(trained: Path) -> No
 
 @pytest.mark.parametrize(
     ("key", "value", "latest"),
-    [("train.learning_rate", 1.1e-4, 20), ("seed", 1, 1), ("train.warmup_steps", 9, 20)],
+    [("train.learning_rate", 1.1, 3), ("seed", 1, 1), ("train.warmup_steps", 9, 3)],
 )
 def test_a_record_of_another_configuration_is_told_even_where_rounding_differs(
     folder: Path, key: str, value: Any, latest: int
 ) -> None:
+    if key == "train.learning_rate":
+        value *= read_record(folder / RECORD).config["train"]["learning_rate"]
     tamper(folder, key, value)
     rewrite(folder, torch="1.0")
     verdict = verified(folder)
@@ -144,6 +146,23 @@ def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Pa
     rewrite(folder, losses)
     verdict = verified(folder)
     assert not verdict.agrees and verdict.beyond == 41
+
+
+def test_rounding_may_grow_and_is_named_where_it_may_have_exploded() -> None:
+    stored = np.full(200, 2.0, dtype=np.float32)
+    few = ["torch 1.0 there, 2.0 here"]
+
+    def verdict(update: int, distance: float, otherwise: list[str] = few) -> Verdict:
+        losses = stored.copy()
+        losses[update - 1] += distance
+        values = {"cell": "a", "steps": 300, "dtype": "float32", "otherwise": otherwise}
+        return Verdict(stored=stored, losses=losses, **values)
+
+    assert verdict(3, 2e-6).agrees and not verdict(3, 1e-5).agrees
+    assert verdict(100, 2e-3).agrees and not verdict(100, 5e-3).agrees
+    assert not verdict(100, 2e-3, []).agrees and verdict(100, 0.0, []).agrees
+    assert "rounding alone grew to that in 99 updates" in str(verdict(100, 0.5))
+    assert "rounding alone" not in str(verdict(40, 0.5)) + str(verdict(100, 0.5, []))
 
 
 def test_losses_that_an_earlier_version_did_not_keep_are_left_out(folder: Path) -> None:
@@ -224,6 +243,8 @@ def test_a_missing_trajectory_and_missing_data_are_told(
     monkeypatch.setattr(ListOps, "locate", missing)
     assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "elsewhere") == 2
     assert "no data: get them" in capsys.readouterr().err
+    assert run_main(monkeypatch, folder.parent) == 2
+    assert "there is no result.json; only a run that has ended has one" in capsys.readouterr().err
     (folder / TRAJECTORY).unlink()
     assert run_main(monkeypatch, folder) == 2
     assert f"{TRAJECTORY}: there is none" in capsys.readouterr().err
