@@ -10,6 +10,7 @@ or with a variant `listops mra s0 steps=100`; cells that begin while it is open 
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,12 @@ def main() -> None:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    _serve(asked, ["--port", args.port, "--host", args.host])
+    # Ended by a signal, it would leave the server behind.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        _serve(asked, ["--port", args.port, "--host", args.host])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _serve(asked: Sequence[Selection], words: Sequence[str]) -> None:

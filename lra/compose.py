@@ -120,6 +120,23 @@ def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
     return composed, folder
 
 
+def check_composes(name: str, words: Sequence[str]) -> None:
+    """Refuse words that Hydra would refuse, in a line.
+
+    Args:
+        name: Of the configuration, such as `bench`.
+        words: As Hydra reads them.
+
+    Raises:
+        ConfigError: A word has no key there, or a value of another type.
+    """
+    try:
+        with _hydra():
+            compose(name, list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_in_a_line(error)) from error
+
+
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Let Hydra compose from `configs`; a run of Hydra around this goes on as before."""

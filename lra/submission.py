@@ -19,6 +19,7 @@ import torch
 from lra.build import build_model, num_parameters
 from lra.compose import load
 from lra.config import ConfigError
+from lra.markdown import printable
 from lra.record import Record
 from lra.report.submissions import (
     Submission,
@@ -74,7 +75,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     for line in found:
-        print(f"{args.file}: {line}", file=sys.stderr)
+        print(printable(f"{args.file}: {line}"), file=sys.stderr)
     if found:
         sys.exit(1)
     methods = sorted({str(record.method) for record in submission.records})

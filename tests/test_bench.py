@@ -135,8 +135,18 @@ def test_a_report_of_no_bench_says_so(
 
 def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
     ran = bench(tmp_path, "attentions=[softmax,'linformer width=2']", "out=bench.json")
-    assert ran.returncode == 1 and "attention.options.width: no such option" in ran.stderr
+    assert ran.returncode == 2 and "attention.options.width: no such option" in ran.stderr
     assert "Traceback" not in ran.stderr and not (tmp_path / "bench.json").exists()
+    for word, told in (
+        ("lengths=[x]", "Error merging override lengths=[x]: "),
+        ("precision=half", "train.precision=half: must be one of"),
+        ("lengths=[1000000000000]", "out of memory: "),
+    ):
+        ran = bench(tmp_path, "attentions=[softmax]", word, "out=bench.json")
+        assert ran.returncode == 2 and ran.stderr.splitlines()[-1].startswith(told), ran.stderr
+    # Before anything is measured, which takes minutes.
+    ran = bench(tmp_path, "attentions=[softmax]", "out=/dev/null/bench.json")
+    assert ran.returncode == 2 and "out=/dev/null: cannot be written to" in ran.stderr
 
 
 @pytest.mark.parametrize(

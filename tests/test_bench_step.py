@@ -141,7 +141,7 @@ def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
 def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lra.bench", "step", "--attentions", "softmx"]
     ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 1 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
+    assert ran.returncode == 2 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(

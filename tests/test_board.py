@@ -1,11 +1,15 @@
 """TensorBoard: what is written of a cell for comparison, and the names that runs have there."""
 
 import math
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +25,8 @@ from lra.record import read_record
 from lra.report.selection import Selection
 from lra.runner import run_cell
 from lra.tasks import Split
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +178,26 @@ def test_the_command_serves_what_it_linked_and_ends_with_it(
     said = "['listops softmax s3'] ['--port', '6009', '--host', 'localhost']"
     assert out.read_text().strip() == said
     assert "1 cell has curves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_server_behind(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").touch()
+    (tmp_path / "tensorboard" / "main.py").write_text(
+        "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "lra.board", f"runs_dir={tmp_path}", "scale=mini"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("0 cells have curves")
+        server = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert not psutil.pid_exists(server)

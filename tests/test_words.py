@@ -145,6 +145,12 @@ def test_a_report_is_asked_for_in_the_same_words() -> None:
     assert mini.values == {"train.steps": [3]}
 
 
+@pytest.mark.parametrize("seed", ["0-2", "x", "1.5", "true", "0,x"])
+def test_a_seed_that_is_no_number_is_told_by_a_report(seed: str) -> None:
+    with pytest.raises(ConfigError, match=r"seed=.*: must be whole numbers, as in 0,1 or range"):
+        list(selections([f"seed={seed}"], groups()))
+
+
 # Of no runs, into the current folder.
 REPORT = ["report", "scale=mini", "task=text", "runs_dir=none", "--out-dir", "results"]
 

@@ -48,7 +48,7 @@ def of_machines(folder: Path) -> list[Path]:
     for file in sorted(folder.glob("*.json")):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if is_one(values):
             found.append(file)

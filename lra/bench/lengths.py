@@ -13,6 +13,7 @@ such file, or from those it names, without measuring.
 
 import logging
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,9 @@ from lra.bench.request import WORD
 from lra.build import BackendError, build_model, num_parameters
 from lra.compose import load, register
 from lra.config import Config, ConfigError, resolve_precision
+from lra.division import is_out_of_memory
 from lra.flops import inference_flops, training_flops
-from lra.folders import FolderError, writing
+from lra.folders import writable, writing
 from lra.machine import code_version, machine, resolve_device, resolve_threads
 from lra.paths import CONFIGS, results_dir
 from models import ATTENTION
@@ -171,6 +173,20 @@ def measure(bench: BenchConfig) -> list[Cell]:
     return [each.cell for each in found]
 
 
+def check_out(bench: BenchConfig) -> None:
+    """Refuse a place that nothing can be written to, before minutes are measured.
+
+    Raises:
+        ConfigError: `out`, or the folder of results, is none.
+    """
+    folder = Path(bench.out).parent if bench.out else Path(results_dir(), "bench")
+    if bench.out and Path(bench.out).is_dir():
+        raise ConfigError(f"out={bench.out}: is a folder, must be a file")
+    if not writable(folder):
+        key = "out" if bench.out else "results_dir"
+        raise ConfigError(f"{key}={folder}: cannot be written to; choose another by out=FILE")
+
+
 def benched(bench: BenchConfig, cells: Sequence[Cell], total_seconds: float) -> Bench:
     """Return what is kept of a run."""
     device = resolve_device(bench.device)
@@ -206,6 +222,7 @@ def main(composed: DictConfig) -> None:
     started = time.perf_counter()
     try:
         bench.check()
+        check_out(bench)
         if bench.threads:
             torch.set_num_threads(resolve_threads(bench.threads))
         cells = measure(bench)
@@ -218,7 +235,14 @@ def main(composed: DictConfig) -> None:
             with writing("out", file, "writing the records of a bench"):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write(file, Document(machine=here, runs=[run]))
-    except (ConfigError, BackendError, FolderError) as error:
-        raise SystemExit(f"{error}") from error
+    except (ValueError, BackendError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        # Of a model that is too large to be made; of a step that is, its cell says so.
+        if not is_out_of_memory(error):
+            raise
+        print(f"out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
     print(page.write(file, here, run))
     print(f"Written to {file}, {file.with_suffix('.md').name} and {file.with_suffix('.svg').name}")

@@ -199,7 +199,7 @@ def read(file: Path) -> Document:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     if not is_one(values) or values.get("schema") != SCHEMA:
         raise RecordError(f"{file}: no records of a bench of schema {SCHEMA}")

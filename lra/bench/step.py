@@ -16,6 +16,7 @@ sequences have the full length.
 import argparse
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from lra.division import division_for
 from lra.events import Events
 from lra.flops import counter, training_flops
 from lra.loop import LOG_EVERY
-from lra.machine import interleaved, machine, resolve_device, synchronise
+from lra.machine import interleaved, machine, resolve_device, resolve_threads, synchronise
 from lra.markdown import markdown
 from lra.optimiser import optimiser_for
 from lra.plan.cost import full_length
@@ -264,15 +265,16 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> None:
     """Measure and print the table of the cells that the command line names."""
     args = _arguments(words)
-    torch.set_num_threads(args.threads)
     own = [f"scale={args.scale}", f"protocol={args.protocol}", *args.overrides]
     cells = itertools.product(args.tasks.split(","), args.attentions.split(","))
     try:
+        torch.set_num_threads(resolve_threads(args.threads))
         device = resolve_device(args.device)
         configs = [load(f"task={task}", f"attention={name}", *own) for task, name in cells]
         rows = [row(config, args, device) for config in tqdm(configs, "cells", disable=None)]
     except ConfigError as error:
-        raise SystemExit(str(error)) from error
+        print(error, file=sys.stderr)
+        sys.exit(2)
     header = [each.format(args.against) for each in RATIO_HEADER] if args.against else SHARE_HEADER
     print(markdown([["task", "attention", "data", "micro-batches", *header], *rows]))
     where = f"{machine(device)}, {device.type}, {args.threads} threads, torch {torch.__version__}"

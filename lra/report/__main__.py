@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
     try:
-        asked = selections(command(args.words), groups(args.words))
+        asked = list(selections(command(args.words), groups(args.words)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

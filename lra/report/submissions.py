@@ -20,7 +20,7 @@ from typing import Any
 
 from lra.compose import groups
 from lra.config import config_hash
-from lra.markdown import Table
+from lra.markdown import Table, printable
 from lra.paths import CONFIGS, KNOWN_DATA
 from lra.record import Record, RecordError, checked_record
 from lra.report.grid import Grid, build_grid
@@ -68,7 +68,7 @@ def read_submission(file: Path) -> Submission:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SubmissionError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or values.keys() != set(KEYS):
         found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
@@ -191,7 +191,7 @@ def read_submissions(folder: Path) -> list[Submission]:
             log.warning("left out: %s", error)
             continue
         if wrong := problems(each, found):
-            log.warning("left out: %s: %s", file, wrong[0])
+            log.warning("left out: %s: %s", file, printable(wrong[0]))
         else:
             found.append(each)
     return found
