@@ -234,7 +234,8 @@ def test_published_images_are_only_taken_with_distractors(tmp_path: Path) -> Non
     write(tmp_path)
     assert TASK.locate(tmp_path).kind == "published"
     assert replace(TASK, distractors=False).locate(tmp_path).kind == "generated"
-    with pytest.raises(DataError, match=f"{NUM_IMAGES} published images, all with distractors"):
+    assert replace(TASK, contour_length=10).locate(tmp_path).kind == "generated"
+    with pytest.raises(DataError, match=f"{NUM_IMAGES} published images, with distractors"):
         replace(TASK, distractors=False, source="published").locate(tmp_path)
 
 
@@ -248,7 +249,14 @@ def test_generated_images_fill_the_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 48}, {"contour_length": 10}, {"num_images": 9}, {"data_seed": -1}]
+    "options",
+    [
+        {"size": 48},
+        {"contour_length": 2},
+        {"contour_length": 15},
+        {"num_images": 9},
+        {"data_seed": -1},
+    ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"task.options.{next(iter(options))}="):

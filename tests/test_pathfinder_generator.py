@@ -158,6 +158,7 @@ def test_the_first_seed_works_in_the_orientations_that_were_found_by_replay():
     [
         (32, 14, True, 8),
         (32, 6, True, 8),
+        (32, 3, False, 8),
         (64, 6, True, 4),
         (128, 9, False, 2),
         (128, 6, True, 4),

@@ -29,6 +29,7 @@ from lra.tasks import (
     raw,
 )
 from lra.tasks.archive import INNER, OUTER
+from lra.tasks.pathfinder.rules import CONTOUR_LENGTHS
 
 SIZES = (32, 64, 128, 256)
 # By contour length: easy, intermediate, hard.
@@ -49,9 +50,10 @@ class Pathfinder:
 
     Args:
         size: Height and width in pixels: 32 (Pathfinder), 64, 128 (Path-X) or 256.
-        contour_length: Dashes of a path: 6 (easy), 9 (intermediate) or 14 (hard, as published).
-        distractors: Whether short paths lie in the way, as published; without them the data are
-            generated.
+        contour_length: Dashes of a path, 3 to 14. The archive has 6 (easy), 9 (intermediate) and
+            14 (hard, what papers report); others are generated.
+        distractors: Whether short paths lie in the way, as in the archive; without them the data
+            are generated.
         num_images: Images in all, of which 80 % train, 10 % validate and 10 % test.
         data_seed: Seed of the generator, and of the division of published images.
         on_bad_row: `error`, or `skip` to leave unreadable images out and count them.
@@ -72,10 +74,14 @@ class Pathfinder:
     source: Literal["generated", "published"] | None = None
 
     def __post_init__(self) -> None:
-        for key, choices in {"size": SIZES, "contour_length": tuple(FOLDERS)}.items():
-            if (value := getattr(self, key)) not in choices:
-                known = ", ".join(map(str, choices))
-                raise ValueError(f"task.options.{key}={value}: must be one of {known}")
+        if self.size not in SIZES:
+            known = ", ".join(map(str, SIZES))
+            raise ValueError(f"task.options.size={self.size}: must be one of {known}")
+        if self.contour_length not in CONTOUR_LENGTHS:
+            raise ValueError(
+                f"task.options.contour_length={self.contour_length}: must be"
+                f" {CONTOUR_LENGTHS[0]} to {CONTOUR_LENGTHS[-1]}"
+            )
         check_counts(self, ["num_images"], least=10)
         if not 0 <= self.data_seed < 2**64:
             raise ValueError(f"task.options.data_seed={self.data_seed}: must be 0 to 2**64 - 1")
@@ -94,7 +100,9 @@ class Pathfinder:
                 nobody looks; or `source` demands what there is not.
         """
         place = ""
-        published = self.num_images == NUM_IMAGES and self.distractors
+        published = (
+            self.num_images == NUM_IMAGES and self.contour_length in FOLDERS and self.distractors
+        )
         if self.source != "generated" and published:
             raw.check_data_dir(data_dir)
             if data_dir is not None:
@@ -102,7 +110,11 @@ class Pathfinder:
                     return source
                 place = f"as no pathfinder{self.size} is in {', '.join(PLACES)} below {data_dir}"
         if self.source == "published":
-            reason = f"there are {NUM_IMAGES:,} published images, all with distractors"
+            lengths = ", ".join(map(str, FOLDERS))
+            reason = (
+                f"there are {NUM_IMAGES:,} published images, with distractors, of each"
+                f" contour_length of {lengths}"
+            )
             if published:
                 reason = place or "data_dir (or LRA_DATA_DIR) is not set"
             raise DataError(f"task.options.source=published: {reason}")

@@ -63,8 +63,8 @@ def generate(
     Args:
         num_images: How many; the images 0 to `num_images - 1` of the seed.
         size: Side of the images: 32 (Pathfinder), 64, 128 (Path-X) or 256.
-        contour_length: Paddles in each of the two contours: 6 (easy), 9 (intermediate) or 14
-            (hard, as in the Long Range Arena).
+        contour_length: Paddles in each of the two contours, 3 to 14: 6 (easy), 9 (intermediate)
+            or 14 (hard, as in the Long Range Arena) as published.
         seed: Any integer from 0 to 2**64 - 1.
         workers: Threads; None takes one a core. Does not change the images.
         distractors: False leaves the short contours out, and with them nothing else in the way.
@@ -184,7 +184,7 @@ def check(num_images: int, size: int, contour_length: int, seed: int) -> None:
         raise ValueError(f"size = {size}: choose from {', '.join(map(str, RULES))}")
     if contour_length not in CONTOUR_LENGTHS:
         raise ValueError(
-            f"contour_length = {contour_length}: choose from 6 (easy), 9 (intermediate), 14 (hard)"
+            f"contour_length = {contour_length}: choose 3 to 14; published are 6, 9 and 14"
         )
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed = {seed}: choose an integer from 0 to 2**64 - 1")

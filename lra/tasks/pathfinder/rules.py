@@ -11,8 +11,9 @@ from dataclasses import dataclass
 # Every image is drawn at twice its size and shrunk.
 ANTIALIAS = 2
 
-# Easy, intermediate, hard; the Long Range Arena trains on hard.
-CONTOUR_LENGTHS = (6, 9, 14)
+# Published are 6 (easy), 9 (intermediate) and 14 (hard), on which the Long Range Arena trains. A
+# distractor has a third of a contour's paddles, so that below 3 there would be none.
+CONTOUR_LENGTHS = range(3, 15)
 
 
 @dataclass(frozen=True)
