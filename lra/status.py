@@ -23,7 +23,7 @@ from lra.markdown import Table, markdown
 from lra.paths import CHECKPOINT, runs_dir
 from lra.record import NOTE, RECORD, Record, RecordError, read_record
 from lra.terminal import run
-from lra.words import choices, expand, key_of, value_of, with_defaults
+from lra.words import choices, expand, key_of, seed_of, value_of, with_defaults
 
 State = Literal["done", "running", "failed", "stopped", "killed", "to do", "other"]
 # What a grid spans where its words don't say; the same as of `lra reproduce`.
@@ -138,6 +138,7 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield place(*cell)[1], asked
             continue
         names = {key: str(plain.get(key, default)) for key, default in CELL.items()}
+        seed_of(plain.get("seed", 0))
         path = plain.get("attention.path")
         attention = backend_name(path) if path else str(plain["attention"])
         parts = [names["scale"], names["protocol"], str(plain["task"]), attention]

@@ -134,6 +134,18 @@ def shown(text: str) -> str:
     return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 4]} ..."
 
 
+def seed_of(value: object) -> int:
+    """Return a seed of a word.
+
+    Raises:
+        ConfigError: It is no whole number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        said = shown(str(value))
+        raise ConfigError(f"seed={said}: must be whole numbers, as in 0,1 or range(0,2)")
+    return value
+
+
 def key_of(word: str) -> str:
     """Return the key of a word, without its prefix and package.
 

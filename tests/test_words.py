@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from lra import bar
+from lra import bar, status
 from lra.compose import command, groups, load, place
 from lra.config import ConfigError
 from lra.report.selection import selections
@@ -149,6 +149,8 @@ def test_a_report_is_asked_for_in_the_same_words() -> None:
 def test_a_seed_that_is_no_number_is_told_by_a_report(seed: str) -> None:
     with pytest.raises(ConfigError, match=r"seed=.*: must be whole numbers, as in 0,1 or range"):
         list(selections([f"seed={seed}"], groups()))
+    with pytest.raises(ConfigError, match=r"seed=.*: must be whole numbers, as in 0,1 or range"):
+        list(status.grid([f"seed={seed}"]))
 
 
 # Of no runs, into the current folder.

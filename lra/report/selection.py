@@ -7,7 +7,7 @@ from typing import Any
 
 from lra.paths import runs_dir
 from lra.record import Record
-from lra.words import ConfigError, Groups, choices, shown, value_of
+from lra.words import Groups, choices, seed_of, value_of
 
 # What a record lacks, since it changes no number, and what says nothing of one.
 _OF_NO_RECORD = {"data_dir", "cache_dir", "runs_dir", "force", "train.checkpoint_seconds"}
@@ -58,7 +58,7 @@ def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
     }
     named = {group: _names(group, chosen) for group in ("task", "attention")}
     folder = chosen.get("runs_dir", [runs_dir()])[-1]
-    seeds = [_seed(each) for each in chosen.get("seed", [])]
+    seeds = [seed_of(each) for each in chosen.get("seed", [])]
     rest = {
         key: values
         for key, values in chosen.items()
@@ -78,14 +78,6 @@ def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
                 seeds=seeds,
                 values=rest,
             )
-
-
-def _seed(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(
-            f"seed={shown(str(value))}: must be whole numbers, as in 0,1 or range(0,2)"
-        )
-    return value
 
 
 def _names(group: str, chosen: dict[str, list[Any]]) -> list[str]:
