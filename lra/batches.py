@@ -31,6 +31,7 @@ class Batch:
         whole: Examples of the whole batch that this is a micro-batch of; None where it is that.
         weights: `(B,)`, 1 for an example and 0 for one that only fills the shape; None when all
             count.
+        examples: Their numbers in the split, without those that only fill; on the CPU.
     """
 
     tokens: Tensor
@@ -39,6 +40,7 @@ class Batch:
     num_tokens: int
     whole: int | None = None
     weights: Tensor | None = None
+    examples: NDArray[np.int64] | None = None
 
 
 class Batches:
@@ -55,6 +57,7 @@ class Batches:
 
     Attributes:
         labels: `(num_examples,)` int64, in the split's order.
+        zero_is_padding: As given.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Batches:
     ) -> None:
         self._device = device
         self._padded_length, self._id_shift, self._trim = padded_length, id_shift, trim
-        self._zero_is_padding = zero_is_padding
+        self.zero_is_padding = zero_is_padding
         self._per_example = len(split.lengths) // len(split)
         self._lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1)
         self._ragged = bool((self._lengths < padded_length).any())
@@ -91,6 +94,11 @@ class Batches:
         """Tokens that are read of every example's longest sequence, `(num_examples,)`."""
         longest: NDArray[np.int64] = self._lengths.max(1)
         return longest
+
+    @property
+    def every_length(self) -> NDArray[np.int64]:
+        """Tokens that are read of every sequence, `(num_examples, S)`."""
+        return self._lengths
 
     def shuffled(self, step: int, batch_size: int, seed: int) -> Batch:
         """Return the batch of a training step, counted from 0.
@@ -118,7 +126,7 @@ class Batches:
             division: What is computed at once.
             share: Which part of the batch, from 0, of how many of about equal lengths.
         """
-        indices, (part, parts) = self._draw(step, batch_size, seed), share
+        indices, (part, parts) = self.drawn(step, batch_size, seed), share
         if division.is_whole:
             whole = batch_size if parts > 1 else None
             return [self.gather(indices[part::parts], whole=whole)]
@@ -133,9 +141,10 @@ class Batches:
 
     def num_tokens(self, step: int, batch_size: int, seed: int) -> int:
         """Return the tokens of the sequences of a whole batch."""
-        return int(self._lengths[self._draw(step, batch_size, seed)].sum())
+        return int(self._lengths[self.drawn(step, batch_size, seed)].sum())
 
-    def _draw(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+    def drawn(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+        """Return the numbers of the examples of a training step, `(batch_size,)`."""
         start = step * batch_size
         indices: list[NDArray[np.int64]] = []
         while (missing := batch_size - sum(map(len, indices))) > 0:
@@ -219,8 +228,8 @@ class Batches:
             tokens = tokens.where(mask, 0)
         else:
             tokens = self._tokens[places].long() + self._id_shift
-        if self._zero_is_padding:
+        if self.zero_is_padding:
             mask = tokens != 0
         if self._per_example == 1:
             tokens, mask = tokens.squeeze(1), None if mask is None else mask.squeeze(1)
-        return Batch(tokens, mask, self._labels[rows], num_tokens, whole, weights)
+        return Batch(tokens, mask, self._labels[rows], num_tokens, whole, weights, indices)

@@ -13,6 +13,7 @@ from lra.checkpoint import BEST, DamagedError, Identity
 from lra.compose import command, groups, place, recorded
 from lra.config import Config, ConfigError, comparable, config_hash, differences
 from lra.machine import resolve_threads
+from lra.paths import PRETRAINING
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.tasks import DataError, Task, cache
 from lra.words import expand
@@ -102,7 +103,10 @@ def _begun(folder: Path) -> dict[str, Any]:
     except RecordError:
         pass
     try:
-        state = checkpoint.load_last(folder, torch.device("cpu"))
+        # In the order in which they are left: training's is the younger.
+        places = (folder, folder / PRETRAINING)
+        found = (checkpoint.load_last(place, torch.device("cpu")) for place in places)
+        state = next((each for each in found if each is not None), None)
     except DamagedError:
         return {}
     config = (state or {}).get("config", {})

@@ -19,6 +19,7 @@ from torch import Tensor
 from lra.config import ConfigError, differences
 from lra.folders import writing
 from lra.paths import CHECKPOINT as CHECKPOINT
+from lra.paths import PRETRAINING
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,10 @@ def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a run's checkpoints and its chosen parameters."""
-    for name in (CHECKPOINT, PREVIOUS, BEST):
-        (folder / name).unlink(missing_ok=True)
+    """Delete a run's checkpoints and its chosen parameters, those of pretraining too."""
+    for place in (folder, folder / PRETRAINING):
+        for name in (CHECKPOINT, PREVIOUS, BEST):
+            (place / name).unlink(missing_ok=True)
 
 
 def _load_run(path: Path, device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lra.compose import groups, known_keys
 from lra.terminal import run
 
 SCRIPT = "complete -o nospace -o default -C 'lra completion --words' lra"
-GROUPS = ("task", "attention", "protocol", "scale", "experiment", "search", "debug")
+GROUPS = ("task", "attention", "pretrain", "protocol", "scale", "experiment", "search", "debug")
 
 
 def candidates(line: str) -> list[str]:

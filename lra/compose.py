@@ -152,7 +152,7 @@ def _hydra() -> Iterator[None]:
 
 # Words that leave a recipe as it is.
 _IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
-_IDENTITY |= {"data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
+_IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
 
 
 def departures(
@@ -190,7 +190,9 @@ def _recipe_of(
 ) -> dict[str, Any]:
     """Return the values of a cell's recipe, with the same backend inside where one nests."""
     names = {"scale": values["scale"]}
-    for group in ("task", "attention", "protocol"):
+    # Absent from what is hashed where there is none.
+    values = {"pretrain": {"name": variant.NO_PRETRAINING}, **values}
+    for group in ("task", "attention", "pretrain", "protocol"):
         name, path = values[group]["name"], values[group].get("path")
         known = name in groups().options(group) or not chosen
         names[group] = path or (name if known else str(chosen and chosen[group]))
@@ -236,7 +238,16 @@ def _composed_recipe(words: tuple[str, ...]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _derived_variant(_root_: DictConfig) -> str:
+def _derived_variant(own: str = "", *, _root_: DictConfig) -> str:
+    """Return the variant of a cell: what is given, or its departures from its recipe.
+
+    The name of a pretraining goes before it.
+    """
+    pretrain = str(OmegaConf.select(_root_, "pretrain.name"))
+    return variant.with_pretraining(own or _departing(_root_), pretrain)
+
+
+def _departing(_root_: DictConfig) -> str:
     """Return the variant that a cell's departures from its recipe name."""
     hydra = _root_.hydra if "hydra" in _root_ else None
     if hydra is None and HydraConfig.initialized():

@@ -14,6 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lra import variant
 from lra.paths import cache_dir, runs_dir
 from lra.typecheck import describe, fits
 from lra.words import ConfigError as ConfigError
@@ -21,7 +22,9 @@ from lra.words import shown
 from models.sizes import ModelConfig
 
 log = logging.getLogger(__name__)
-SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear")
+SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear", "constant")
+PRETRAININGS = (variant.NO_PRETRAINING, *variant.PRETRAININGS)
+PRETRAIN_LOSSES = ("cross_entropy", "l1")
 ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 # AdamW divides it by numbers below 1, and what comes out must be a float32.
@@ -113,7 +116,8 @@ class TrainConfig:
             `rsqrt`: learning_rate min(1, t / w) / sqrt(max(t, w)); `cosine`: learning_rate
             min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2; up to w `half_cosine` and
             `linear`: learning_rate (t / w)^warmup_power, and then, with p = (t - w) / (steps - w),
-            learning_rate (1 + cos(pi p)) / 2 and learning_rate (1 - p).
+            learning_rate (1 + cos(pi p)) / 2 and learning_rate (1 - p); `constant`: learning_rate
+            min(1, t / w).
         cycle_steps: Period of `cosine`.
         clip_norm: Largest norm of the gradient; 0 clips nothing.
         beta1: Decay of AdamW's first moment; `one_cycle` replaces it.
@@ -213,6 +217,64 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
+class PretrainConfig:
+    """What comes before training: nothing, or the same encoder restores the task's own inputs.
+
+    `spt` is self-pretraining (Amos, Berant and Gupta, arXiv 2310.02980): AdamW with a constant rate
+    after a linear warm-up; what is not here is as in `train`. An encoder that sees no later token
+    says which one comes next, whatever `hidden_share` is.
+
+    Args:
+        name: `none` or `spt`.
+        steps: Number of updates.
+        batch_size: Examples per update.
+        learning_rate: Learning rate after the warm-up.
+        warmup_steps: Updates of warm-up.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        hidden_share: Probability that a token or pixel is hidden and has to be restored.
+        loss: `cross_entropy` of the hidden symbols, or `l1`: absolute error of their grey values.
+        validate_every: Updates between validations, the best of which is trained on from.
+    """
+
+    name: str = "none"
+    steps: int = 1
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 1
+    weight_decay: float = 0.0
+    hidden_share: float = 0.15
+    loss: str = "cross_entropy"
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for key, known in {"name": PRETRAININGS, "loss": PRETRAIN_LOSSES}.items():
+            if (choice := getattr(self, key)) not in known:
+                raise ValueError(f"pretrain.{key}={choice}: must be one of {', '.join(known)}")
+        for key in ("steps", "batch_size", "warmup_steps", "validate_every"):
+            if (value := getattr(self, key)) < 1:
+                raise ValueError(f"pretrain.{key}={value}: must be at least 1")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            raise ValueError(
+                f"pretrain.learning_rate={self.learning_rate}: must be a number above 0, at most"
+                f" {LARGEST_RATE:g}"
+            )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(
+                f"pretrain.weight_decay={self.weight_decay}: must be a finite number, at least 0"
+            )
+        if not 0 < self.hidden_share < 1:
+            raise ValueError(
+                f"pretrain.hidden_share={self.hidden_share}: must be a share above 0 and below 1"
+            )
+        if self.name == "none":
+            changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
+            for each in changed[:1]:
+                value = getattr(self, each.name)
+                hint = "there is no pretraining; pretrain=spt asks for it"
+                raise ValueError(f"pretrain.{each.name}={value}: {hint}")
+
+
+@dataclass(kw_only=True)
 class Config:
     """One cell and how it is run.
 
@@ -222,6 +284,7 @@ class Config:
         protocol: Source of the recipe.
         model: Sizes.
         train: Optimisation.
+        pretrain: What comes before training.
         scale: `paper` (as published), `small` (the real tasks in an evening on two CPU cores) or
             `mini` (minutes).
         seed: Seed of initialisation, data order and dropout; data have their own.
@@ -245,6 +308,7 @@ class Config:
     protocol: ProtocolConfig
     model: ModelConfig
     train: TrainConfig
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     scale: str
     seed: int = 0
     variant: str = "default"
@@ -265,6 +329,8 @@ class Config:
         if self.validation not in ("validation", "test"):
             raise ValueError(f"validation={self.validation}: must be one of validation, test")
         if problem := problem_of_folder(self.variant):
+            raise ValueError(f"variant={shown(self.variant)}: {problem}")
+        if problem := variant.problem_with_pretraining(self.variant, self.pretrain.name):
             raise ValueError(f"variant={shown(self.variant)}: {problem}")
         kind, _, index = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (
@@ -355,6 +421,8 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
             same name.
     """
     values = asdict(config) | resolved
+    if config.pretrain.name == "none":
+        del values["pretrain"]
     train = values["train"]
     train["precision"] = resolve_precision(train["precision"], values["device"])
     del values["protocol"]["deviations"], train["checkpoint_seconds"], train["micro_batch"]

@@ -1,7 +1,9 @@
 """What a model answers on a whole split."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from lra.predictions import Predictions
 from lra.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 
 class UnfinishedError(Exception):
@@ -67,22 +71,16 @@ def predict(
     # They stay on the device until all are there.
     predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
     groups = batches.groups(train.eval_batch_size, division_for(train.micro_batch, model, device))
-    was_training = model.training
-    model.eval()
-    try:
-        # As many rounds in each process, the last of them perhaps without a batch.
-        for start in range(0, len(groups), processes.size):
-            if processes.any(stops(), device):
-                raise UnfinishedError("asked to stop in the middle of an evaluation")
-            for group in groups[start + processes.rank :][:1]:
-                for part, answer, losses, wrong in _in_parts(
-                    model, batches, group, train.precision
-                ):
-                    predicted[torch.from_numpy(part.copy()).to(device)] = answer
-                    loss += losses
-                    not_finite += wrong
-    finally:
-        model.train(was_training)
+
+    def answer(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        return _answer(model, batches.gather(part), train.precision)
+
+    with evaluating(model):
+        for part, found in answered(groups, answer, device, processes, stops):
+            classes, losses, wrong = found
+            predicted[torch.from_numpy(part.copy()).to(device)] = classes
+            loss += losses
+            not_finite += wrong
     if processes.total(not_finite).item():
         # The largest of NaNs is class 0, which is sometimes right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
@@ -90,22 +88,60 @@ def predict(
     return Predictions(processes.total(predicted).cpu().numpy(), batches.labels, loss=mean)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a model evaluate, and then go on as before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def answered(
+    groups: Sequence[NDArray[np.int64]],
+    answer: Callable[[NDArray[np.int64]], Answer],
+    device: torch.device,
+    processes: Processes = ALONE,
+    stops: Callable[[], bool] = _never,
+) -> Iterator[tuple[NDArray[np.int64], Answer]]:
+    """Yield examples and what is answered for them: of this process's share of all groups.
+
+    Args:
+        groups: The examples of every batch; what does not fit the memory is divided.
+        answer: Called with examples.
+        device: Where it computes.
+        processes: Those that share the work.
+        stops: Asked before each batch whether to go on; where any process's says so, none does.
+
+    Raises:
+        UnfinishedError: `stops` said so.
+    """
+    # As many rounds in each process, the last of them perhaps without a batch.
+    for start in range(0, len(groups), processes.size):
+        if processes.any(stops(), device):
+            raise UnfinishedError("asked to stop in the middle of an evaluation")
+        for group in groups[start + processes.rank :][:1]:
+            yield from _in_parts(group, answer)
+
+
 def _in_parts(
-    model: nn.Module, batches: Batches, group: NDArray[np.int64], precision: str
-) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
-    """Yield examples and what `_answer` returns for them: all at once, or in parts that fit."""
+    group: NDArray[np.int64], answer: Callable[[NDArray[np.int64]], Answer]
+) -> Iterator[tuple[NDArray[np.int64], Answer]]:
+    """Yield examples and what is answered for them: all at once, or in parts that fit."""
     left = [group]
     while left:
         part = left.pop()
         try:
-            answer, loss, wrong = _answer(model, batches.gather(part), precision)
+            found = answer(part)
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not is_out_of_memory(error):
                 raise
             log.warning("out of memory with %d examples in evaluation: in halves", len(part))
             left += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
-        yield part, answer, loss, wrong
+        yield part, found
 
 
 def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from lra.config import Config
 from lra.paths import CONFIGS
 from lra.words import Groups
 
-GROUPS = ("task", "attention", "protocol", "scale", "hydra/launcher")
+GROUPS = ("task", "attention", "pretrain", "protocol", "scale", "hydra/launcher")
 # Launchers by the package that brings them.
 LAUNCHERS = {
     "hydra_plugins.hydra_joblib_launcher": ("joblib",),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lra import checkpoint
 from lra.bar import FORMAT, progress_bar, shortened
-from lra.batches import Batch, Batches
+from lra.batches import Batch
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
 from lra.config import TrainConfig
 from lra.division import (
@@ -30,9 +30,10 @@ from lra.division import (
     is_out_of_memory,
     needs_whole_batch,
 )
-from lra.evaluation import UnfinishedError, predict
-from lra.events import ACCURACY, GRADIENT_NORM, LOSS, Events
+from lra.evaluation import UnfinishedError
+from lra.events import GRADIENT_NORM, Events
 from lra.machine import synchronise
+from lra.objective import Objective
 from lra.optimiser import optimiser_for
 from lra.precision import NotFiniteError, scaler_for
 from lra.processes import ALONE, Processes
@@ -56,7 +57,7 @@ class Progress:
         train_seconds: Seconds they took, without validation.
         seconds: Seconds in all.
         tokens: Real tokens seen.
-        best_accuracy: Best validation accuracy; -1 before the first validation.
+        best_accuracy: Best measure of a validation; -1 before the first one.
         best_step: Updates made at that validation.
         micro_batches: Micro-batches they were computed in.
         compiled_shapes: Shapes of micro-batches that one process compiled, at most.
@@ -82,7 +83,7 @@ class Run:
     Args:
         model: The network, on `device`, its parameters as initialised.
         train: Optimisation.
-        batches: `train`, and what checkpoints are chosen on as `validation`.
+        objective: Which batches, what of them is minimised, and what checkpoints are chosen by.
         device: Where the model is.
         folder: Run folder, for checkpoints and TensorBoard events.
         seed: Seed of data order and dropout.
@@ -98,7 +99,7 @@ class Run:
         self,
         model: nn.Module,
         train: TrainConfig,
-        batches: Mapping[str, Batches],
+        objective: Objective,
         device: torch.device,
         folder: Path,
         seed: int,
@@ -109,11 +110,11 @@ class Run:
         to_continue: str = "start again to continue",
         about: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.train_config, self.batches, self.device = model, train, batches, device
+        self.model, self.train_config, self.objective, self.device = model, train, objective, device
         self.folder, self.seed, self.identity, self.label = folder, seed, identity, label
         self.optimiser, self.schedule = optimiser_for(model, train)
         self.scaler = scaler_for(device, train.precision)
-        self.stop, self.processes, self._to_continue = stop or Stop(), processes, to_continue
+        self.stop, self.processes, self.to_continue = stop or Stop(), processes, to_continue
         self._about = about or {}
         # Asked of any process, after the same update of all.
         self._stops = False
@@ -144,7 +145,7 @@ class Run:
             StoppedError: A signal came; the checkpoint is written.
         """
         self._resume()
-        train, progress, to_continue = self.train_config, self.progress, self._to_continue
+        train, progress, to_continue = self.train_config, self.progress, self.to_continue
         writer = Events(self.folder, progress.step + 1, self.processes.writes)
         bar = progress_bar(
             total=train.steps,
@@ -301,21 +302,22 @@ class Run:
         """Return the micro-batches of the next update."""
         step, size = self.progress.step, self.train_config.batch_size
         share = (self.processes.rank, self.processes.size)
-        return self.batches["train"].divided(step, size, self.seed, self.division, share)
+        return self.objective.train.divided(step, size, self.seed, self.division, share)
 
     def _num_tokens(self, parts: list[Batch]) -> int:
         """Return the tokens of the whole batch, of which `parts` are the share of this process."""
         if self.processes.size == 1:
             return sum(part.num_tokens for part in parts)
         step, size = self.progress.step, self.train_config.batch_size
-        return self.batches["train"].num_tokens(step, size, self.seed)
+        return self.objective.train.num_tokens(step, size, self.seed)
 
     def _accumulate(self, parts: list[Batch]) -> Tensor:
         """Compute the gradients of a batch, in halves of its micro-batches where memory ends."""
         while True:
             random = checkpoint.random_state(self.device)
             try:
-                loss = accumulate(self._forward, parts, self.train_config.precision, self.scaler)
+                precision, loss_of = self.train_config.precision, self.objective.loss
+                loss = accumulate(self._forward, parts, precision, self.scaler, loss_of)
                 self.progress.micro_batches += len(parts)
                 return loss
             except (RuntimeError, MemoryError) as error:
@@ -389,12 +391,12 @@ class Run:
         bar.set_postfix(self._shown)
 
     def _validate(self, writer: Events, bar: Any) -> None:
-        train, progress, batches = self.train_config, self.progress, self.batches["validation"]
+        train, progress, objective = self.train_config, self.progress, self.objective
         self._check_parameters()
         random = checkpoint.random_state(self.device)
         try:
-            answers = predict(
-                self.model, batches, train, self.processes, lambda: self.stop.requested
+            measures = objective.validate(
+                self.model, train, self.processes, lambda: self.stop.requested
             )
         except NotFiniteError as error:
             raise self._not_finite(f"{error}, at step {progress.step}") from error
@@ -404,19 +406,19 @@ class Run:
             self._stops = True
             return
         self._unvalidated = False
-        accuracy = answers.num_correct / len(batches)
-        self._shown["accuracy"] = f"{accuracy:.4f}"
+        measured = measures[objective.measure]
+        self._shown[objective.shown] = f"{measured:.4f}"
         bar.set_postfix(self._shown)
-        if accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_step = accuracy, progress.step
+        if not progress.best_step or objective.is_better(measured, progress.best_accuracy):
+            progress.best_accuracy, progress.best_step = measured, progress.step
             self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
         norms = {
             f"{GRADIENT_NORM}/{name}": parameter.grad.norm().float()
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None
         }
-        writer.add(ACCURACY, accuracy, progress.step)
-        writer.add(LOSS, answers.loss, progress.step)
+        for name, value in measures.items():
+            writer.add(name, value, progress.step)
         # Read at once: each by itself would wait for the device.
         values = torch.stack([*norms.values()]).tolist() if norms else []
         for name, norm in zip(norms, values, strict=True):
@@ -426,7 +428,7 @@ class Run:
             self.label,
             progress.step,
             train.steps,
-            accuracy,
+            measured,
             progress.best_accuracy,
             progress.best_step,
             self.steps_per_second,

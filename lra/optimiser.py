@@ -38,6 +38,11 @@ def linear(step: int, warmup_steps: int, steps: int, power: float = 1.0) -> floa
     return max(0.0, (steps - step) / (steps - warmup_steps))
 
 
+def constant(step: int, warmup_steps: int) -> float:
+    """Return min(1, t / w)."""
+    return min(1.0, step / warmup_steps)
+
+
 def roles(model: nn.Module) -> dict[str, str]:
     """Return the role of each parameter that is trained, by its name.
 
@@ -126,5 +131,6 @@ def optimiser_for(model: nn.Module, train: TrainConfig) -> tuple[torch.optim.Opt
         "cosine": lambda step: cosine(step, warmup, cycle),
         "half_cosine": lambda step: half_cosine(step, warmup, train.steps, power),
         "linear": lambda step: linear(step, warmup, train.steps, power),
+        "constant": lambda step: constant(step, warmup),
     }
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors[train.schedule])

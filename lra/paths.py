@@ -60,3 +60,5 @@ def _from_here(folder: Path) -> str:
 
 # In a run folder, to continue from; see `lra.checkpoint`.
 CHECKPOINT = "checkpoint.pt"
+# Folder in a run folder, for the checkpoints and curves of pretraining.
+PRETRAINING = "pretraining"

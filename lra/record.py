@@ -65,6 +65,11 @@ class Record:
         seed: Seed.
         status: `ok` or `failed`.
         reason: Why it failed.
+        pretrain: What came before training: `none`, or `spt`.
+        pretrain_objective: What the encoder was asked then: `hidden` tokens, or the `next` one.
+        pretrain_steps: Updates of it; those of training do not count them.
+        pretrain_seconds: Seconds of it, validation included.
+        pretrain_loss: Best mean loss of it over the validation split.
         test_accuracy: Share of the test set classified rightly, 0 to 1.
         test_correct: Test examples classified rightly.
         test_total: Test examples, all of them.
@@ -126,6 +131,11 @@ class Record:
     status: Status
     reason: str = ""
     attention_source: str = ""
+    pretrain: str = "none"
+    pretrain_objective: str = ""
+    pretrain_steps: int = 0
+    pretrain_seconds: float = 0.0
+    pretrain_loss: float = 0.0
     test_accuracy: float | None = None
     test_correct: int | None = None
     test_total: int | None = None

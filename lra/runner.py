@@ -24,6 +24,7 @@ from lra.build import (
     num_parameters,
 )
 from lra.cell import decided, finished, identity
+from lra.classification import Classification
 from lra.compose import told_departures
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
@@ -35,14 +36,17 @@ from lra.lock import Holder, held, read_note
 from lra.loop import Run
 from lra.machine import code_name, code_version, machine, resolve_device
 from lra.optimiser import describe_groups
+from lra.paths import PRETRAINING
 from lra.precision import NotFiniteError
 from lra.predictions import PREDICTIONS, Predictions, by_length, by_value, write_predictions
 from lra.processes import Processes, joined, own_device
 from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_aside, write_record
+from lra.restoration import Restoration, optimisation, restoration
 from lra.seeds import derive
 from lra.signals import Stop, listening
 from lra.tasks import Groups, Task, cache, groups_of
 from lra.trajectory import TRAJECTORY, fingerprint, write_trajectory
+from lra.variant import NO_PRETRAINING
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +239,13 @@ def _train(
             (folder / name).unlink(missing_ok=True)
     memory.reset(device)
     run = run_of(config, task, model, dataset, device, values, folder, work)
-    work.holder.progress = lambda: (run.progress.step, config.train.steps)
+    validation = batches_for(config, task, model, dataset.splits["validation"])
+    before = _pretraining(config, model, run, validation)
+    runs = [each for each in (before, run) if each is not None]
+    work.holder.progress = lambda: (
+        sum(each.progress.step for each in runs),
+        sum(each.train_config.steps for each in runs),
+    )
     log.info(
         "%s: %d parameters, %d steps of %d (at once: %s) on %s in %s, %s data %s",
         work.label,
@@ -251,11 +261,12 @@ def _train(
     log.info("%s: %s", work.label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
     groups = groups_of(task, dataset.splits["test"])
-    outcome = _fit_and_test(run, batches_for(config, task, model, dataset.splits["test"]), groups)
+    test = batches_for(config, task, model, dataset.splits["test"])
+    outcome = _fit_and_test(run, before, test, groups)
     if outcome.status == "ok" and cache.changed(dataset):
         reason = f"the data in {dataset.folder} were overwritten while this run read them"
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
-    record = _record(config, values, dataset, run, outcome, setup)
+    record = _record(config, values, dataset, run, before, outcome, setup)
     if work.processes.writes:
         _write(folder, record, outcome, run.losses)
     work.processes.wait()
@@ -285,11 +296,13 @@ def run_of(
         work: What it shares with whoever looks on.
     """
     model.to(device)
-    splits = {"train": "train", "validation": config.validation}
     run = Run(
         model,
         config.train,
-        {k: batches_for(config, task, model, dataset.splits[name]) for k, name in splits.items()},
+        Classification(
+            batches_for(config, task, model, dataset.splits["train"]),
+            batches_for(config, task, model, dataset.splits[config.validation]),
+        ),
         device,
         folder,
         config.seed,
@@ -330,19 +343,63 @@ def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.fl
     if record.status == "ok":
         # Of no use any more, and as large as the last one.
         with writing("runs_dir", folder, f"removing {checkpoint.PREVIOUS}"):
-            (folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
+            for place in (folder, folder / PRETRAINING):
+                (place / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
 
-def _fit_and_test(run: Run, test: Batches, groups: Groups | None) -> Outcome:
+def _pretraining(config: Config, model: Model, run: Run, validation: Batches) -> Run | None:
+    """Return the run that pretrains the encoder of a model, None where there is none.
+
+    Args:
+        config: The cell.
+        model: Its network.
+        run: What trains it afterwards.
+        validation: The split that the pretrained parameters are chosen on.
+    """
+    if config.pretrain.name == NO_PRETRAINING:
+        return None
+    assert isinstance(run.objective, Classification)
+    restorer, objective = restoration(config, model, run.objective.train, validation)
+    folder, label = run.folder / PRETRAINING, f"{run.label}, pretraining"
+    with writing("runs_dir", run.folder, f"making {PRETRAINING}"):
+        folder.mkdir(exist_ok=True)
+    log.info(
+        "%s: %d steps of %d, asked for %s tokens by %s",
+        label,
+        config.pretrain.steps,
+        config.pretrain.batch_size,
+        objective.asks,
+        config.pretrain.loss,
+    )
+    train, seed = optimisation(config.pretrain, config.train), derive(config.seed, "pretraining")
+    others = (run.identity, label, run.stop, run.processes, run.to_continue)
+    return Run(restorer, train, objective, run.device, folder, seed, *others)
+
+
+def _fit(run: Run, before: Run | None) -> None:
+    """Train, after pretraining the same encoder where that is asked for."""
+    if before is not None:
+        torch.manual_seed(derive(before.seed, "dropout"))
+        try:
+            before.fit()
+        except NotFiniteError as error:
+            raise NotFiniteError(f"pretraining: {error}") from error
+        # As `run_of` left it, which pretraining has drawn from.
+        torch.manual_seed(derive(run.seed, "dropout"))
+    run.fit()
+
+
+def _fit_and_test(run: Run, before: Run | None, test: Batches, groups: Groups | None) -> Outcome:
     """Train, then test the chosen parameters once; what the model raises ends both.
 
     Args:
         run: What is trained.
+        before: What pretrains it, if anything does.
         test: The test set.
         groups: What its examples are grouped by.
     """
     try:
-        run.fit()
+        _fit(run, before)
         started = time.perf_counter()
         predictions = predict(run.model, test, run.train_config, run.processes)
     except (ConfigError, BackendError, OSError):
@@ -380,6 +437,7 @@ def _record(
     values: dict[str, Any],
     dataset: cache.Dataset,
     run: Run,
+    before: Run | None,
     outcome: Outcome,
     setup_seconds: float,
 ) -> Record:
@@ -398,6 +456,7 @@ def _record(
         seed=config.seed,
         status=outcome.status,
         reason=outcome.reason,
+        **_of_pretraining(config, before),
         test_accuracy=None if correct is None else correct / len(test),
         test_correct=correct,
         test_total=None if correct is None else len(test),
@@ -412,7 +471,9 @@ def _record(
         loss_fingerprint=fingerprint(run.losses),
         skipped_updates=run.num_skipped,
         train_seconds=progress.train_seconds,
-        seconds=progress.seconds + setup_seconds + outcome.seconds,
+        seconds=sum(each.progress.seconds for each in (run, before) if each)
+        + setup_seconds
+        + outcome.seconds,
         steps_per_second=run.steps_per_second,
         steps_per_second_low=low,
         steps_per_second_high=high,
@@ -443,3 +504,18 @@ def _record(
         earlier_code=", ".join(run.earlier_code),
         departures=told_departures(config),
     )
+
+
+def _of_pretraining(config: Config, before: Run | None) -> dict[str, Any]:
+    """Return what a record tells of pretraining."""
+    if before is None:
+        return {}
+    progress = before.progress
+    assert isinstance(before.objective, Restoration)
+    return {
+        "pretrain": config.pretrain.name,
+        "pretrain_objective": before.objective.asks,
+        "pretrain_steps": progress.step,
+        "pretrain_seconds": progress.seconds,
+        "pretrain_loss": progress.best_accuracy if progress.best_step else 0.0,
+    }

@@ -20,7 +20,7 @@ from lra.compose import command, groups, place
 from lra.config import ConfigError, backend_name
 from lra.lock import read_note
 from lra.markdown import Table, markdown
-from lra.paths import CHECKPOINT, runs_dir
+from lra.paths import CHECKPOINT, PRETRAINING, runs_dir
 from lra.record import NOTE, RECORD, Record, RecordError, read_record
 from lra.terminal import run
 from lra.words import choices, expand, key_of, seed_of, value_of, with_defaults
@@ -118,7 +118,7 @@ def _at(values: Any, key: str) -> Any:
 def begun(root: Path) -> Iterator[Path]:
     """Yield the run folders that hold a record, a note or a checkpoint, sorted."""
     found = {f.parent for name in (RECORD, NOTE, CHECKPOINT) for f in root.glob(f"**/{name}")}
-    yield from sorted(found)
+    yield from sorted(each for each in found if each.name != PRETRAINING)
 
 
 def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -132,7 +132,7 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
         chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
         plain = {key: value_of(text) for key, text in chosen.items()}
         asked = {key: value for key, value in plain.items() if "." in key and key[0] not in "+~"}
-        departs = "variant" not in plain and (asked or "debug" in plain)
+        departs = "variant" not in plain and (asked or {"debug", "pretrain"} & plain.keys())
         if departs or any(mark in text for text in chosen.values() for mark in "$:"):
             # A name that follows from other values: composed, which takes a while each.
             yield place(*cell)[1], asked

@@ -27,11 +27,27 @@ def compiled(model: nn.Module) -> Callable[..., Tensor]:
     return forward
 
 
+def class_loss(logits: Tensor, part: Batch) -> Tensor:
+    """Return the share of a micro-batch in the mean cross-entropy of its batch, a scalar.
+
+    Args:
+        logits: `(B, classes)`, at least float32.
+        part: The micro-batch.
+    """
+    if part.weights is None:
+        loss = F.cross_entropy(logits, part.labels, reduction="sum")
+    else:
+        losses = F.cross_entropy(logits, part.labels, reduction="none")
+        loss = (losses * part.weights).sum()
+    return loss / (part.whole or len(part.labels))
+
+
 def accumulate(
     forward: Callable[..., Tensor],
     parts: Sequence[Batch],
     precision: str,
     scaler: torch.amp.GradScaler,
+    loss_of: Callable[[Tensor, Batch], Tensor] = class_loss,
 ) -> Tensor:
     """Add to the gradients those of a batch's mean loss, and return it, a scalar.
 
@@ -40,20 +56,16 @@ def accumulate(
         parts: The micro-batches of the batch, or the batch itself.
         precision: See `autocast`.
         scaler: See `scaler_for`.
+        loss_of: See `Objective.loss`.
     """
     total = torch.zeros((), device=parts[0].tokens.device)
     with _sharing(forward, parts):
         for part in parts:
             with autocast(part.tokens.device, precision):
-                logits = forward(part.tokens, part.mask)
+                answers = forward(part.tokens, part.mask)
             # At least float32, but float64 stays what it is.
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            if part.weights is None:
-                loss = F.cross_entropy(logits, part.labels, reduction="sum")
-            else:
-                losses = F.cross_entropy(logits, part.labels, reduction="none")
-                loss = (losses * part.weights).sum()
-            loss = loss / (part.whole or len(part.labels))
+            answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
+            loss = loss_of(answers, part)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
     return total

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 DEFAULT = "default"
+# What may come before training, and the name of nothing.
+PRETRAININGS, NO_PRETRAINING = ("spt",), "none"
 # Of a record that is older than what tells it.
 UNKNOWN = "unknown"
 LONGEST = 72
 # What names a cell or says where and how it is run; a recipe says nothing of it.
 _APART = re.compile(
     r"variant|seed|scale|device|threads|data_dir|cache_dir|runs_dir|force|data(\..*)?|keep"
-    r"|task\.(name|path)|attention(\.inner)*\.path|attention\.name|protocol\..*"
+    r"|task\.(name|path)|pretrain\.name|attention(\.inner)*\.path|attention\.name|protocol\..*"
     r"|train\.(checkpoint_seconds|micro_batch)"
 )
 _UNSAFE = re.compile(r"[^\w.,=+-]")
@@ -66,11 +68,39 @@ def name(departing: Mapping[str, tuple[Any, Any]]) -> str:
     return f"{safe[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
+def with_pretraining(own: str, pretrain: str) -> str:
+    """Return a variant's name, after that of the pretraining where there is some.
+
+    Args:
+        own: The name without it.
+        pretrain: Such as `spt`, or `none`.
+    """
+    if pretrain == NO_PRETRAINING:
+        return own
+    return pretrain if own == DEFAULT else f"{pretrain},{own}"
+
+
+def problem_with_pretraining(own: str, pretrain: str) -> str:
+    """Return why a variant's name hides whether there was pretraining; nothing where it tells.
+
+    Runs with and without it would share their folder and their row of a table.
+    """
+    tells = re.match(rf"({'|'.join(PRETRAININGS)})(?![^,_-])", own)
+    told = tells[1] if tells else NO_PRETRAINING
+    if told == pretrain:
+        return ""
+    if tells:
+        return f"says that there was pretraining; it needs pretrain={told}, or another name"
+    return f"with pretrain={pretrain} it must begin with {pretrain}, such as {pretrain}-{own}"
+
+
 def _shortened(keys: Iterable[str]) -> Iterator[str]:
     """Yield the last parts of keys, as many as tell them apart."""
     all_parts = [key.split(".") for key in keys]
     for parts in all_parts:
-        for count in range(1, len(parts) + 1):
+        # Its keys are those of training once more.
+        least = 2 if parts[0] == "pretrain" else 1
+        for count in range(least, len(parts) + 1):
             alike = [other for other in all_parts if other[-count:] == parts[-count:]]
             if len(alike) == 1 or count == len(parts):
                 # `attention.inner.name` is the backend inside.

@@ -41,6 +41,7 @@ from lra.signals import Stop
 from lra.tasks import DataError, cache
 from lra.terminal import run
 from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
+from lra.variant import NO_PRETRAINING
 
 # Updates after which rounding can have grown to anything, in the least stable training there was.
 UNSTABLE = 50
@@ -230,6 +231,11 @@ def _config(folder: Path, record: Record) -> Config:
         raise ConfigError(
             f"{folder}: {record.processes} processes trained this cell, each with dropout of its"
             " own; only a run of one process can be verified"
+        )
+    if record.pretrain != NO_PRETRAINING:
+        raise ConfigError(
+            f"{folder}: its first updates follow from {record.pretrain_steps:,} of pretraining;"
+            " only a cell without pretraining can be verified"
         )
     try:
         config = recorded({key: v for key, v in record.config.items() if key != "data"})

@@ -67,6 +67,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.dim = config.dim
         self.tokens: nn.Module
         if config.inputs == "values":
             self.tokens = Values(config.dim, config.value_mean, config.value_std)
@@ -86,7 +87,10 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed `tokens` `(B, N)` as `(B, N, D)`; `(B, N + 1, D)` with a classification token."""
-        x = self.tokens(tokens)
+        return self.placed(self.tokens(tokens))
+
+    def placed(self, x: Tensor) -> Tensor:
+        """Give embedded tokens `x` `(B, N, D)` their places; `(B, N + 1, D)` as `forward`."""
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
         if self.positions is not None:

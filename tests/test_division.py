@@ -16,6 +16,7 @@ from lra.batches import TRIM, Batch, Batches
 from lra.build import build_model
 from lra.cell import finished
 from lra.checkpoint import BEST, CHECKPOINT, Identity, load
+from lra.classification import Classification
 from lra.config import ConfigError, comparable
 from lra.division import WHOLE, Division, division_for, is_out_of_memory, needs_whole_batch
 from lra.evaluation import count_correct
@@ -218,9 +219,10 @@ def run_of(folder: Path, fits: int, micro_batch: int | None) -> tuple[Run, Small
     model = Small(build_model(config), fits)
     folder.mkdir(exist_ok=True)
     batches = batches_of(split_of(LENGTHS))
-    splits = {"train": batches, "validation": batches}
+    objective = Classification(batches, batches)
     torch.manual_seed(0)
-    return Run(model, config.train, splits, CPU, folder, 0, Identity("id", {}, ""), "cell"), model
+    known = Identity("id", {}, "")
+    return Run(model, config.train, objective, CPU, folder, 0, known, "cell"), model
 
 
 @pytest.fixture

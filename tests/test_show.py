@@ -12,7 +12,14 @@ from omegaconf import OmegaConf
 
 from lra import help, show
 from lra.compose import load
-from lra.config import AttentionConfig, Config, ProtocolConfig, TaskConfig, TrainConfig
+from lra.config import (
+    AttentionConfig,
+    Config,
+    PretrainConfig,
+    ProtocolConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from lra.paths import CONFIGS, ROOT
 from models.sizes import ModelConfig
 
@@ -23,6 +30,7 @@ CELLS = [
     "task=retrieval attention=mra_sparse train.steps=9000 seed=3",
     "protocol=wavspa task=text attention=wavspa scale=mini",
     "task=pathx attention=fourier_space attention@attention.inner=mra_sparse scale=mini",
+    "protocol=s4 task=image attention=s4d pretrain=spt",
 ]
 
 
@@ -40,7 +48,7 @@ def at(node: Any, key: str) -> Any:
 def test_every_value_of_a_cell_is_shown_as_it_is_composed(words: str) -> None:
     found = shown(words)
     config = asdict(load(*words.split()))
-    for part in ("task", "attention", "protocol", "model", "train"):
+    for part in ("task", "attention", "protocol", "model", "train", "pretrain"):
         for key, value in config[part].items():
             if not isinstance(value, dict):
                 assert found[f"{part}.{key}"].value == value
@@ -60,7 +68,7 @@ def test_a_value_is_in_the_file_that_it_is_said_to_come_from(words: str) -> None
         if value.origin in files and key != "variant":
             node = OmegaConf.load(ROOT / value.origin)
             # A group's own file says `name` where the cell has `task.name`.
-            packages = ("", "task.", "attention.", "attention.inner.")
+            packages = ("", "task.", "attention.", "attention.inner.", "pretrain.")
             inside = [OmegaConf.select(node, key.removeprefix(package)) for package in packages]
             assert value.value in inside, key
 
@@ -141,7 +149,8 @@ def test_layers_are_listed_in_the_order_in_which_they_win() -> None:
     )]  # fmt: skip
     assert names == [
         *(f"configs/{name}.yaml" for name in (
-            "task/image", "attention/bigbird", "protocol/lra", "protocol/task/lra/image",
+            "task/image", "attention/bigbird", "pretrain/none", "protocol/lra",
+            "protocol/task/lra/image",
             "protocol/attention/lra/bigbird", "protocol/task_attention/lra/image_bigbird",
             "scale/every_task/mini", "scale/stand_in/mini", "scale/task/mini/image", "scale/mini",
                 "train",
@@ -173,7 +182,8 @@ def test_a_wrong_word_is_told_without_a_traceback() -> None:
     assert "task=lisstops: did you mean listops?" in error
 
 
-CLASSES = [Config, TaskConfig, AttentionConfig, ProtocolConfig, ModelConfig, TrainConfig]
+CLASSES = [Config, TaskConfig, AttentionConfig, ProtocolConfig, ModelConfig]
+CLASSES += [TrainConfig, PretrainConfig]
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -200,6 +210,6 @@ def test_help_lists_what_a_person_chooses_and_every_key_with_its_meaning() -> No
             assert f"\n  {value.key} " in keys
     for kind in CLASSES:
         for name, meaning in help.meanings(kind).items():
-            if name not in ("task", "protocol", "model", "train", "attention"):
+            if name not in ("task", "protocol", "model", "train", "attention", "pretrain"):
                 assert meaning in flat, name
     assert "lra show" in text and "$" not in text

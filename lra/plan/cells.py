@@ -18,6 +18,7 @@ from lra.machine import resolve_device
 from lra.plan.cost import Cost
 from lra.record import RECORD, Method, RecordError, read_record
 from lra.tasks import DataError, Source, cache
+from lra.variant import NO_PRETRAINING
 from lra.words import value_of
 
 State = Literal[
@@ -100,6 +101,15 @@ class PlannedCell:
         return self.config.train.steps - self.step if self.config and self.is_open else 0
 
     @property
+    def pretraining_updates(self) -> float:
+        """Updates of pretraining that are left, in those of training: of as many examples each."""
+        if self.config is None or not self.is_open or self.step:
+            return 0.0
+        before, train = self.config.pretrain, self.config.train
+        is_asked_for = before.name != NO_PRETRAINING
+        return is_asked_for * before.steps * before.batch_size / train.batch_size
+
+    @property
     def validations(self) -> int:
         """Validations that are left: one every `validate_every` updates, one after the last."""
         if self.config is None or not self.updates:
@@ -121,11 +131,15 @@ class PlannedCell:
 
     @property
     def seconds(self) -> float:
-        """Seconds that are left: updates, validations and the test."""
+        """Seconds that are left: updates, validations and the test.
+
+        Of pretraining they are those of its updates, if each took as long as one of training.
+        """
         if self.cost is None:
             return 0.0
         validating = self.validations * self.validation_seconds
-        return self.updates * self.cost.update_seconds + validating + self.test_seconds
+        updates = self.pretraining_updates + self.updates
+        return updates * self.cost.update_seconds + validating + self.test_seconds
 
     @property
     def disk(self) -> int:

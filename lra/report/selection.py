@@ -12,7 +12,7 @@ from lra.words import Groups, choices, seed_of, value_of
 # What a record lacks, since it changes no number, and what says nothing of one.
 _OF_NO_RECORD = {"data_dir", "cache_dir", "runs_dir", "force", "train.checkpoint_seconds"}
 _UNDECIDED = {"device": "auto", "threads": 0, "train.precision": "float16_on_gpu"}
-_OF_THE_RECORD = ("task", "attention", "seed", "variant", "device", "scale", "protocol")
+_OF_THE_RECORD = ("task", "attention", "seed", "variant", "device", "scale", "protocol", "pretrain")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,144 @@
+"""Restore hidden tokens: the objective of self-pretraining, beside `lra.classification`.
+
+Amos, Berant and Gupta (arXiv 2310.02980, appendix C.1): a share of the tokens of the task's own
+training inputs is hidden, each by a chance of its own, and the encoder says which they were, by
+cross-entropy; of grey values it may be the absolute error. An encoder that sees no later token says
+which one comes next instead.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lra.batches import Batch, Batches
+from lra.build import Model
+from lra.config import Config, PretrainConfig, TrainConfig
+from lra.division import division_for
+from lra.evaluation import answered, evaluating
+from lra.events import LOSS
+from lra.hidden import NOTHING, HiddenBatches
+from lra.precision import NotFiniteError, autocast
+from lra.processes import Processes
+from lra.seeds import derive
+from models.restorer import Restorer, is_causal
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The objective of pretraining; see `lra.objective`.
+
+    Args:
+        train: Batches to learn from.
+        validation: The split that the pretrained parameters are chosen on.
+        grey: Mean and standard deviation of grey values from 0 to 1, where the absolute error of
+            normalised ones is minimised; None for cross-entropy.
+        asks: Which tokens are asked for: `hidden` ones, or the `next` of each.
+    """
+
+    train: HiddenBatches
+    validation: HiddenBatches
+    grey: tuple[float, float] | None
+    asks: str = "hidden"
+    measure: str = LOSS
+    shown: str = "validation"
+
+    def loss(self, answers: Tensor, part: Batch) -> Tensor:
+        """Return the share of a micro-batch in the mean loss of what its batch is asked.
+
+        Args:
+            answers: `(B, N, outputs)` or `(B, S, N, outputs)`.
+            part: The micro-batch.
+        """
+        assert part.whole is not None
+        labels = part.labels
+        if self.grey is None:
+            flat = answers.flatten(0, -2)
+            total = F.cross_entropy(flat, labels.flatten(), ignore_index=NOTHING, reduction="sum")
+        else:
+            mean, std = self.grey
+            wanted = (labels / 255 - mean) / std
+            errors = (answers.squeeze(-1) - wanted).abs()
+            total = errors.masked_fill(labels == NOTHING, 0.0).sum()
+        return total / part.whole
+
+    @torch.inference_mode()
+    def validate(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        processes: Processes,
+        stops: Callable[[], bool],
+    ) -> dict[str, float]:
+        """Return the mean loss over what the validation split is asked.
+
+        Raises:
+            NotFiniteError: It is infinite or no number.
+            UnfinishedError: `stops` said so.
+        """
+        device = next(model.parameters()).device
+        division = division_for(train.micro_batch, model, device)
+        groups = self.validation.groups(train.eval_batch_size, division)
+
+        def loss(examples: NDArray[np.int64]) -> Tensor:
+            part = self.validation.gather(examples)
+            with autocast(device, train.precision):
+                answers = model(part.tokens, part.mask)
+            return self.loss(answers.float(), part).double()
+
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        with evaluating(model):
+            for _, share in answered(groups, loss, device, processes, stops):
+                total += share
+        mean = float(processes.total(total))
+        if not math.isfinite(mean):
+            raise NotFiniteError(f"the loss in validation is {mean}")
+        return {LOSS: mean}
+
+    def is_better(self, measured: float, best: float) -> bool:
+        """Tell whether a loss is below the best before it."""
+        return measured < best
+
+
+def restoration(
+    config: Config, model: Model, train: Batches, validation: Batches
+) -> tuple[Restorer, Restoration]:
+    """Return what pretrains the encoder of a model, in place, and by which objective.
+
+    Args:
+        config: The cell.
+        model: Its classifier, on its device.
+        train: Batches to learn from.
+        validation: The split that the pretrained parameters are chosen on.
+    """
+    pretrain, device = config.pretrain, next(model.parameters()).device
+    torch.manual_seed(derive(config.seed, "restorer"))
+    grey = None
+    if pretrain.loss == "l1":
+        grey = (config.model.value_mean, config.model.value_std)
+    outputs = config.task.num_symbols if grey is None else 1
+    restorer = Restorer(model.encoder, outputs, config.model.embedding_std).to(device)
+    asks = "next" if is_causal(model.encoder) else "hidden"
+    share = None if asks == "next" else pretrain.hidden_share
+    hiding = derive(config.seed, "pretraining")
+    shown, held_out = (HiddenBatches(each, share, hiding) for each in (train, validation))
+    return restorer, Restoration(shown, held_out, grey, asks)
+
+
+def optimisation(pretrain: PretrainConfig, train: TrainConfig) -> TrainConfig:
+    """Return how pretraining is optimised: as the training after it, but for its own values."""
+    return replace(
+        train,
+        steps=pretrain.steps,
+        batch_size=pretrain.batch_size,
+        learning_rate=pretrain.learning_rate,
+        warmup_steps=pretrain.warmup_steps,
+        schedule="constant",
+        weight_decay=pretrain.weight_decay,
+        validate_every=pretrain.validate_every,
+    )
