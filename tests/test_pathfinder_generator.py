@@ -250,7 +250,7 @@ def test_no_images_are_no_error():
     [
         ({"num_images": -1}, "num_images = -1"),
         ({"size": 48}, "size = 48: choose from 32, 64, 128, 256"),
-        ({"contour_length": 7}, "contour_length = 7: choose from 6"),
+        ({"contour_length": 15}, "contour_length = 15: choose 3 to 14"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**64}, "seed = 18446744073709551616"),
         ({"workers": 0}, "workers = 0"),
