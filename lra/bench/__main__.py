@@ -7,6 +7,10 @@
     lra bench step task=listops,text attention=softmax,linear
     lra bench step task=listops attention=softmax --against old
 
+Words of the first two besides those of a cell: length=1024,2048 and up to whatever fits the memory,
+batch_size=4, repeats=10, threads=0, device=auto, precision=float32, compile=false,
+attention_dropout=0.0, and out=FILE for a file of its own.
+
 The first two and their report are explained in `lra.bench.lengths`, `against` in
 `lra.bench.against`, `step` in `lra.bench.step`.
 """
