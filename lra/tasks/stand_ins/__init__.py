@@ -50,6 +50,10 @@ class Draws:
     def __init__(self, key: str) -> None:
         self._uniform = random.Random(_seed(key)).random
 
+    def share(self) -> float:
+        """Return a number in [0, 1)."""
+        return self._uniform()
+
     def between(self, low: int, high: int) -> int:
         """Return a whole number from `low` to `high`, both included."""
         return low + int(self._uniform() * (high - low + 1))

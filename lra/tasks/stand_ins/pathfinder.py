@@ -3,7 +3,8 @@
 Four ends lie near the corners. Two winding paths, which never touch, join them along the rows or
 along the columns. Marked are the end at the top left and the one at its right or below it; the
 label tells whether a path joins them. Ends and marks are drawn apart from the label, which only
-decides how the paths run: the marks alone, their places and distance included, tell nothing.
+decides how the paths run: the marks alone, their places and distance included, tell nothing. Then
+each image is worn, some hardly and some until little but stray pixels is left of its paths.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from lra.tasks.stand_ins import Draws, Example, StandIn
 
 PATH, MARKER = 128, 255
+# Of the most worn image this share of the paths is missing, and of the background so much is set.
+MOST_MISSING, MOST_STRAY = 0.9, 0.08
 
 
 def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int) -> list[int]:
@@ -55,6 +58,16 @@ def draw(draws: Draws, label: int, size: int) -> NDArray[np.uint8]:
     return image if along_rows else image.T
 
 
+def wear(draws: Draws, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image with pixels of its paths missing and stray ones set; the marks stay."""
+    degree = draws.share()
+    numbers = np.array([draws.share() for _ in range(image.size)]).reshape(image.shape)
+    worn = image.copy()
+    worn[(image == PATH) & (numbers < MOST_MISSING * degree)] = 0
+    worn[(image == 0) & (numbers < MOST_STRAY * degree)] = PATH
+    return worn
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathfinderStandIn(StandIn):
     """Options of the stand-in, beside those of `StandIn`.
@@ -63,7 +76,8 @@ class PathfinderStandIn(StandIn):
         size: Height and width in pixels.
     """
 
-    content: ClassVar[str] = "two winding paths in a small image"
+    version: ClassVar[int] = 2
+    content: ClassVar[str] = "two winding paths in a small worn image"
 
     size: int = 10
 
@@ -77,4 +91,4 @@ class PathfinderStandIn(StandIn):
         draws = Draws(f"pathfinder stand-in/{self.data_seed}/{split}")
         for _ in range(count):
             label = draws.between(0, 1)
-            yield label, (draw(draws, label, self.size).tobytes(),)
+            yield label, (wear(draws, draw(draws, label, self.size)).tobytes(),)

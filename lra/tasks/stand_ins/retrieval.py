@@ -1,8 +1,9 @@
 """A stand-in for Retrieval at the mini scale: pairs of documents in an invented language.
 
-Every document has a topic, told by a few rare words that never stand near its beginning; the rest
-are common words. Two documents belong together when they share their topic. Both topics are
-drawn so that neither tells the label, and neither do the beginnings.
+Every document has a turn, and a topic on each side of it: what most of the rare words there belong
+to; all other words are common. Two documents belong together when their topics after the turn are
+the same. Those before it are drawn apart from the label, so that the beginnings tell nothing, and
+one who counts rare words without asking where they stand takes one topic for the other.
 """
 
 from collections.abc import Iterator
@@ -10,34 +11,40 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lra.tasks.stand_ins import Draws, Example, StandIn
-from lra.tasks.stand_ins.text import CONSONANTS, word
+from lra.tasks.stand_ins.text import CONSONANTS, TURN, word
 
 # The rare consonant of each topic.
-TOPICS = "cfhjvwxz"
-NUM_RARE = 3
-BEGINNING = 50
-MAX_LENGTH = 128
+TOPICS = "cfhjv"
+# Rare words on each side of the turn: of its topic, and of any.
+OWN, STRAY = 3, 2
+
+
+def _side(draws: Draws, length: int, topic: int) -> list[str]:
+    """Draw words of about `length` bytes on a topic."""
+    words: list[str] = []
+    while sum(map(len, words)) + len(words) < length:
+        words.append(word(draws, CONSONANTS, draws.between(1, 3)))
+    places = sorted(draws.subset(OWN + STRAY, 0, len(words) - 1))
+    strays = draws.subset(STRAY, 0, len(places) - 1)
+    for index, place in enumerate(places):
+        shown = draws.between(0, len(TOPICS) - 1) if index in strays else topic
+        words[place] = word(draws, TOPICS[shown], 2)
+    return words
 
 
 def document(draws: Draws, topic: int) -> bytes:
-    """Write a document whose rare words start after byte 50."""
-    words: list[str] = []
-    while len(text := " ".join(words)) < BEGINNING:
-        words.append(word(draws, CONSONANTS, draws.between(1, 3)))
-    later: list[str] = []
-    length = draws.between(100, MAX_LENGTH - 8) - len(text)
-    while sum(map(len, later)) + len(later) < length:
-        later.append(word(draws, CONSONANTS, draws.between(1, 3)))
-    for place in draws.subset(NUM_RARE, 0, len(later) - 1):
-        later[place] = word(draws, TOPICS[topic], 2)
-    return f"{text} {' '.join(later)}"[:MAX_LENGTH].encode()
+    """Write a document of at most 128 bytes that turns to a topic after byte 50."""
+    before = _side(draws, draws.between(56, 57), draws.between(0, len(TOPICS) - 1))
+    after = _side(draws, draws.between(32, 36), topic)
+    return " ".join([*before, TURN, *after]).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalStandIn(StandIn):
     """Options of the stand-in: those of `StandIn`."""
 
-    content: ClassVar[str] = "invented documents with rare topic words"
+    version: ClassVar[int] = 2
+    content: ClassVar[str] = "invented documents that turn to a topic"
 
     def examples(self, split: str, count: int) -> Iterator[Example]:
         """Write the pairs of a split; see `StandIn`."""
