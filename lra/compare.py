@@ -20,7 +20,7 @@ from itertools import combinations
 from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.markdown import markdown
-from lra.record import Method, Record, read_records
+from lra.record import Method, Record, records_of
 from lra.report.selection import Selection, selections
 from lra.report.significance import NORMAL, mcnemar, student
 from lra.report.standing import Answers, discordant, stored
@@ -106,11 +106,17 @@ def comparisons(
             key = (record.task, record.seed, record.data_fingerprint)
             results.setdefault(key, {})[record.method] = record
     pairs = {key: each for key, each in sorted(results.items()) if len(each) == 2}
-    for task in dict.fromkeys(key[0] for key in pairs):
-        both = [each for key, each in pairs.items() if key[0] == task]
+    kinds = list(dict.fromkeys((task, data) for task, _, data in pairs))
+    for task, data in kinds:
+        both = [each for key, each in pairs.items() if (key[0], key[2]) == (task, data)]
         first, second = (tuple(each[method] for each in both) for method in (one, other))
         alone = discordant(first[0], second[0], answers) if len(both) == 1 else None
-        yield Comparison(task, first, second, alone)
+        source = first[0].data_source
+        label = f"{task} (stand-in)" if source == "stand-in" else task
+        if sum(each == task for each, _ in kinds) > 1:
+            # Seeds on other data are other examples: never averaged.
+            label = f"{task} [{source} {data[:8]}]"
+        yield Comparison(label, first, second, alone)
 
 
 def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method]:
@@ -181,7 +187,8 @@ def main() -> None:
     try:
         for asked in selections(command(args.words), groups(args.words)):
             folder = asked.runs_dir / asked.scale / asked.protocol
-            records = [record for record in read_records(folder) if asked.has(record)]
+            there = records_of(asked.runs_dir, asked.scale, asked.protocol)
+            records = [record for record in there if asked.has(record)]
             records = [record for record in records if record.status == "ok"]
             print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
             print(page(records, *methods(records, asked), stored(folder)))

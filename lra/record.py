@@ -344,6 +344,23 @@ def read_records(folder: Path) -> Iterator[Record]:
             log.warning("left out: %s is the record of %s", file, "/".join(record.place))
 
 
+def records_of(runs_dir: Path, scale: str, protocol: str) -> Iterator[Record]:
+    """Yield the records of a scale and protocol; name and leave out what was put there of another.
+
+    Args:
+        runs_dir: Folder of run folders.
+        scale: Scale.
+        protocol: Protocol.
+    """
+    folder = runs_dir / scale / protocol
+    for record in read_records(folder):
+        if (record.scale, record.protocol) == (scale, protocol):
+            yield record
+        else:
+            there = "/".join((record.scale, record.protocol, *record.place))
+            log.warning("left out: %s has the record of %s", folder, there)
+
+
 def records(folder: Path | str | None = None) -> "pandas.DataFrame":
     """Return the records below a folder, a row each.
 

@@ -51,6 +51,17 @@ def test_only_cells_of_one_seed_and_the_same_data_are_pairs() -> None:
     assert "no task with equal seeds and data" in page(records[:2], FIRST, SECOND)
 
 
+def test_seeds_on_different_data_are_never_averaged_and_stand_ins_say_so() -> None:
+    records = pairs((900, 800), (900, 800), (600, 1000))
+    records[4:] = [replace(r, data_fingerprint="cd" * 32, data_source="other") for r in records[4:]]
+    one, other = comparisons(records, FIRST, SECOND)
+    assert (one.task, len(one.first)) == ("listops [generated abababab]", 2)
+    assert (other.task, len(other.first)) == ("listops [other cdcdcdcd]", 1)
+    assert (one.mean, other.mean) == pytest.approx((5, -20))
+    made_up = [replace(r, data_source="stand-in") for r in records[:4]]
+    assert "listops (stand-in): softmax is better" in page(made_up, FIRST, SECOND)
+
+
 def run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str, str]:

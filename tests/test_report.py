@@ -268,6 +268,22 @@ def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
     assert "mlpen/Nystromformer" not in measured
 
 
+def test_records_of_another_scale_or_protocol_are_never_among_those_of_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = store(tmp_path / "runs", OK)
+    for seed, change in enumerate(({"scale": "paper"}, {"protocol": "lra"}), 1):
+        foreign = scored(replace(OK, seed=seed, **change), 2000)
+        folder = runs.joinpath("mini", "nystromformer", *foreign.place)
+        folder.mkdir()
+        write_record(folder, foreign)
+    page = write_report(runs, tmp_path / "out", "mini", "nystromformer")
+    assert "40.0 (n=1)" in page and caplog.text.count("left out:") == 2
+    assert "has the record of mini/lra/listops/softmax/default" in caplog.text
+    with pytest.raises(AssertionError, match="never mix"):
+        build_grid([OK, replace(OK, scale="paper")])
+
+
 def test_bad_rows_that_were_left_out_are_noted(tmp_path: Path) -> None:
     skipped = [replace(OK, seed=seed, data_skipped_rows=1_200) for seed in (0, 1)]
     store(tmp_path / "runs", *skipped)

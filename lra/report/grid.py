@@ -208,6 +208,8 @@ def build_grid(
         seeds: Seeds that every entry should have.
     """
     records = list(records)
+    kinds = {(record.scale, record.protocol) for record in records}
+    assert len(kinds) <= 1, f"of several scales or protocols, which never mix: {sorted(kinds)}"
     data: dict[str, set[tuple[str, str]]] = {}
     for record in records:
         data.setdefault(record.task, set()).add(_data(record))

@@ -8,7 +8,7 @@ from pathlib import Path
 from lra.compose import departures
 from lra.config import ConfigError
 from lra.markdown import Table, escaped, markdown, printable
-from lra.record import Record, read_records
+from lra.record import Record, records_of
 from lra.report.curve_figure import learning_curves, logged
 from lra.report.deviations import deviation_lines
 from lra.report.effective_range import GroupTables, group_tables
@@ -154,6 +154,17 @@ _LATEX = (
 _COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
 
 
+def _with_n_in_caption(grid: Grid) -> tuple[Table, str]:
+    """Return the table of accuracy and its seeds in words: only there, where n is the same."""
+    table = accuracy_table(grid)
+    counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
+    if len(counts) != 1:
+        return table, "n seeds"
+    [n] = counts
+    short = [[row[0], *(text.replace(f" (n={n})", "") for text in row[1:])] for row in table]
+    return short, f"n = {n} seed{'s' if n > 1 else ''}"
+
+
 def latex_tables(
     grid: Grid,
     scale: str,
@@ -169,12 +180,13 @@ def latex_tables(
         for (task, method), standing in standings.items()
         if standing.place in _COMMANDS
     }
-    accuracy = f"Test accuracy in percent, mean over n seeds ± standard deviation; {where}."
+    table, seeds = _with_n_in_caption(grid)
+    accuracy = f"Test accuracy in percent, mean over {seeds} ± standard deviation; {where}."
     if commands:
         accuracy += " Bold: best; underlined: not told from it."
     speed = f"Training speed, the median over windows of updates; {where}."
     tables = {
-        "accuracy": latex(accuracy_table(grid), accuracy, commands),
+        "accuracy": latex(table, accuracy, commands),
         "throughput": latex(throughput_table(grid), speed, {}),
     }
     lengths = [
@@ -235,7 +247,7 @@ def write_report(
     Returns:
         The text, with where the files are.
     """
-    found = map(_with_departures, read_records(runs_dir / scale / protocol))
+    found = map(_with_departures, records_of(runs_dir, scale, protocol))
     records = [record for record in found if only is None or only.has(record)]
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:
