@@ -319,12 +319,13 @@ def run_of(
 
 def _about(config: Config) -> dict[str, str]:
     """Return what TensorBoard compares a cell with others by: as many as it shows unasked."""
-    is_paper = config.scale == "paper"
+    # The scale first: what is long is cut off at its end.
+    scale = "" if config.scale == "paper" else f"{config.scale} "
     return {
         "task": config.task.name,
         "attention": config.attention.name,
         "variant": config.variant,
-        "protocol": config.protocol.name + ("" if is_paper else f", {config.scale}"),
+        "protocol": scale + config.protocol.name,
         "seed": str(config.seed),
     }
 

@@ -56,7 +56,7 @@ def test_a_cell_ends_with_its_test_accuracy_and_says_what_it_is(cell: Path) -> N
         "task": "listops",
         "attention": "softmax",
         "variant": "default",
-        "protocol": "nystromformer, mini",
+        "protocol": "mini nystromformer",
         "seed": "3",
     }
     compared = metadata.parse_experiment_plugin_data(content["_hparams_/experiment"])
