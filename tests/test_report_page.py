@@ -89,6 +89,8 @@ def test_the_page_has_the_columns_of_the_other_formats(file: Path) -> None:
     accuracy, speed = accuracy_table(grid)[0], throughput_table(grid)[0]
     assert titles[: len(accuracy) + len(speed)] == accuracy + speed
     assert speed[2:] == [column.title for column in THROUGHPUT]
+    # Of each of four entries its accuracy and its row of speed, and a row of accuracy by length.
+    assert text.count('<a class="opens" href="#entry-') == 4 + 4 + 1
 
 
 NAMES = ("<script>alert(1)</script>", "\"'><b>", "{{ 7 * 7 }}", "--><i>", "&lt;", "`<u>`")

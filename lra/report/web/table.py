@@ -1,7 +1,7 @@
 """Tables of the page: what a cell shows, what it is sorted by, and where it leads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lra.markdown import Table
@@ -134,14 +134,15 @@ def throughput(grid: Grid, about: list[str]) -> PageTable:
 
 
 def lengths(grid: Grid, about: list[str]) -> list[PageTable]:
-    """Return accuracy by length, a table a task that has it."""
+    """Return accuracy by length, a table a task that has it; a name opens its entry."""
     return [
         page_table(
             f"lengths-{number}",
             f"{grid.label(each.task)}: accuracy by length, in percent",
-            length_table(grid, each),
+            table := length_table(grid, each),
             about,
             foot=1,
+            cells=_names(grid, each.task, list(each.shares), table),
         )
         for number, each in enumerate(by_length(grid), 1)
     ]
@@ -156,6 +157,18 @@ def by_groups(grid: Grid, groups: GroupTables, about: list[str]) -> list[PageTab
             table,
             about,
             foot=1,
+            cells=_names(grid, binned.task, list(binned.shares), table),
         )
         for number, (binned, table) in enumerate(groups, 1)
     ]
+
+
+def _names(
+    grid: Grid, task: str, methods: Sequence[Method], table: Table
+) -> dict[tuple[int, int], Cell]:
+    """Return the names of methods that are the rows of a table, each opening its entry."""
+    names = [row[0] for row in table[1:]]
+    return {
+        (row, 0): Cell(name, name.lower(), entry_name(grid, task, method), "name")
+        for row, (name, method) in enumerate(zip(names, methods, strict=False), 1)
+    }
