@@ -9,7 +9,7 @@ import torch
 
 from lra import checkpoint
 from lra.build import Model, build_model
-from lra.checkpoint import BEST, DamagedError, Identity
+from lra.checkpoint import BEST, Identity
 from lra.compose import command, groups, place, recorded
 from lra.config import Config, ConfigError, comparable, config_hash, differences
 from lra.machine import resolve_threads
@@ -102,14 +102,8 @@ def _begun(folder: Path) -> dict[str, Any]:
         return {"threads": record.threads, "device": record.device, "status": record.status}
     except RecordError:
         pass
-    try:
-        # In the order in which they are left: training's is the younger.
-        places = (folder, folder / PRETRAINING)
-        found = (checkpoint.load_last(place, torch.device("cpu")) for place in places)
-        state = next((each for each in found if each is not None), None)
-    except DamagedError:
-        return {}
-    config = (state or {}).get("config", {})
+    # In the order in which they are left: training's is the younger.
+    config = checkpoint.begun_as(folder) or checkpoint.begun_as(folder / PRETRAINING)
     return {"threads": config["threads"]} if "threads" in config else {}
 
 

@@ -210,6 +210,21 @@ def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
+def begun_as(folder: Path) -> dict[str, Any]:
+    """Return the configuration that a run was begun as; empty where no checkpoint tells it.
+
+    Tensors are not read, nor is the checksum, so that a large file costs no more than a small one.
+    What is wrong with a file is told when the run continues from it.
+    """
+    for name in (CHECKPOINT, PREVIOUS):
+        try:
+            state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            return dict(state["config"])
+        except Exception:  # torch raises whatever the layer that failed raises
+            continue
+    return {}
+
+
 def remove(folder: Path) -> None:
     """Delete a run's checkpoints and its chosen parameters, those of pretraining too."""
     for place in (folder, folder / PRETRAINING):

@@ -198,10 +198,7 @@ class Run:
             updates: How many, at most those of the run.
 
         Returns:
-            `(updates,)`; fewer where one was not finite, which is the last then.
-
-        Raises:
-            NotFiniteError: An answer in validation is not finite.
+            `(updates,)`; fewer where one of the last, a parameter or an answer is not finite.
         """
         progress, until = self.progress, min(updates, self.train_config.steps)
         bar = progress_bar(
@@ -215,11 +212,12 @@ class Run:
             while progress.step < until:
                 try:
                     loss = self._updates(min(until, self._next_log()), lambda: False, bar)
+                    self._log(writer, bar, loss)
+                    due = progress.step % self.train_config.validate_every == 0
+                    if due and progress.step < until:
+                        self._validate(writer, bar)
                 except NotFiniteError:
                     break
-                self._log(writer, bar, loss)
-                if progress.step < until and progress.step % self.train_config.validate_every == 0:
-                    self._validate(writer, bar)
         return self.losses
 
     def _next_log(self) -> int:

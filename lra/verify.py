@@ -73,7 +73,8 @@ def main() -> None:
             print(verdict)
             codes.append(not (verdict.agrees or (args.rounding and verdict.beyond is None)))
         except (ValueError, DataError) as error:
-            print(error, file=sys.stderr)
+            named = str(folder) in str(error)
+            print(error if named else f"{folder}: {error}", file=sys.stderr)
             codes.append(2)
     sys.exit(max(codes))
 

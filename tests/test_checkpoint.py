@@ -14,7 +14,16 @@ from tiny_cell import configure
 from torch import Tensor
 
 from lra import checkpoint
-from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, load, load_best, load_last
+from lra.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    PREVIOUS,
+    DamagedError,
+    begun_as,
+    load,
+    load_best,
+    load_last,
+)
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
 from lra.loop import Run
@@ -339,3 +348,20 @@ def test_a_failing_event_file_is_warned_of_once_and_the_run_goes_on(
     with caplog.at_level(logging.WARNING):
         assert run(tmp_path, *QUICK).status == "ok"
     assert caplog.text.count("no more TensorBoard events") == 1
+
+
+def test_what_a_run_was_begun_as_is_read_without_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert begun_as(tmp_path) == {}
+    for threads in (3, 5):
+        state = STATE | {"config": {"threads": threads}}
+        checkpoint.save(tmp_path / CHECKPOINT, state, tmp_path / PREVIOUS)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "checksum", None)
+        assert begun_as(tmp_path) == {"threads": 5}
+    (tmp_path / CHECKPOINT).write_bytes(b"half of it")
+    assert begun_as(tmp_path) == {"threads": 3}
+    # Of before checkpoints held it.
+    torch.save(STATE, tmp_path / PREVIOUS)
+    assert begun_as(tmp_path) == {}
