@@ -57,6 +57,11 @@ class Events:
             except OSError as refused:
                 self._give_up(refused)
 
+    @property
+    def works(self) -> bool:
+        """Whether what is added is written; not after something could not be."""
+        return self._writer is not None
+
     def add(self, name: str, value: float, step: int) -> None:
         """Append a point to a curve."""
         if self._writer is not None:

@@ -116,6 +116,8 @@ class Run:
         self.scaler = scaler_for(device, train.precision)
         self.stop, self.processes, self.to_continue = stop or Stop(), processes, to_continue
         self._about = about or {}
+        # Whether curves could be written, so far.
+        self.has_curves = True
         # Asked of any process, after the same update of all.
         self._stops = False
         # Whether the validation that is due after the last update has yet to be made.
@@ -184,6 +186,7 @@ class Run:
             # A signal may have come since it was last asked for: while this was saved.
             if self.processes.any(self.stop.requested, self.device):
                 self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
+        self.has_curves = writer.works
         self.model.load_state_dict(self.best_model)
         if self.processes.writes:
             checkpoint.save(self.folder / BEST, {"model": self.best_model})

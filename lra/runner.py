@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lra import checkpoint, custom, memory, requeue
 from lra.batches import Batches
@@ -268,7 +266,7 @@ def _train(
         outcome = Outcome(status="failed", reason=reason, seconds=outcome.seconds)
     record = _record(config, values, dataset, run, before, outcome, setup)
     if work.processes.writes:
-        _write(folder, record, outcome, run.losses)
+        _write(folder, record, outcome, run)
     work.processes.wait()
     return record
 
@@ -330,13 +328,13 @@ def _about(config: Config) -> dict[str, str]:
     }
 
 
-def _write(folder: Path, record: Record, outcome: Outcome, losses: NDArray[np.float32]) -> None:
+def _write(folder: Path, record: Record, outcome: Outcome, run: Run) -> None:
     # Both before the record, by which a cell is finished.
     if outcome.test is not None:
         write_predictions(folder, outcome.test)
-    if len(losses):
-        write_trajectory(folder, losses)
-    if record.test_accuracy is not None:
+    if len(run.losses):
+        write_trajectory(folder, run.losses)
+    if record.test_accuracy is not None and run.has_curves:
         with Events(folder, record.steps + 1) as events:
             events.add(BEST_ACCURACY, record.best_accuracy or 0.0, record.steps)
             events.add(TEST_ACCURACY, record.test_accuracy, record.steps)
