@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from tiny_cell import TINY
 
 import lra.compose
 from lra.bench import step
-from lra.bench.floor import Products, products_a_second
+from lra.bench.floor import Products, large_products
 from lra.bench.old import whole_batch, without_kernels
 from lra.bench.step import PARTS, Stopwatch, Updates, share_row, shares, training_split
 from lra.build import build_model
 from lra.events import Events
-from lra.machine import seconds_of
+from lra.flops import counter
 from models.dropout import Dropout
 from models.softmax import Softmax
 
@@ -64,33 +65,43 @@ def test_a_floor_counts_products_and_nothing_else() -> None:
         torch.fft.rfft(a.detach())
     # Two products forward, two for each of them backward.
     assert sum(products.calls.values()) == 7
-    assert products.seconds(1, CPU) > 0
+    with Products() as again:
+        products.again()()
+    assert again.calls == products.calls
 
 
 def test_a_floor_makes_tensors_again_whose_elements_share_their_memory() -> None:
     with Products() as products:
         torch.bmm(torch.randn(1, 4, 5).expand(3, 4, 5), torch.randn(3, 5, 2))
-    assert sum(products.calls.values()) == 1 and products.seconds(1, CPU) > 0
+    with Products() as again:
+        products.again()()
+    assert sum(products.calls.values()) == 1 and again.calls == products.calls
 
 
-def test_the_rate_of_products_is_no_slower_than_any_product_of_a_step() -> None:
-    rate = products_a_second(CPU, 2)
-    a = torch.randn(64, 4096, 32)
-    taken = min(seconds_of(lambda: a @ a.mT[..., :32], CPU) for _ in range(3))
-    assert rate > 2 * 64 * 4096 * 32 * 32 / taken / 1.5
+@pytest.mark.parametrize("flops", [0, 10**6, 3 * 10**8])
+def test_large_products_make_as_many_operations_as_they_are_asked_for(flops: int) -> None:
+    with counter() as counted:
+        large_products(flops, CPU)()
+    assert counted.get_total_flops() == pytest.approx(flops, abs=512**2)
 
 
 def test_products_within_a_kernel_count_in_the_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So slow that nothing else counts: a second for every operation.
-    monkeypatch.setattr(step, "products_a_second", lambda device: 1.0)
+    asked = []
+
+    def noted(flops: int, device: torch.device) -> Callable[[], None]:
+        asked.append(flops)
+        return large_products(flops, device)
+
+    monkeypatch.setattr(step, "large_products", noted)
     words = ("model.max_length=96", "task.truncate=96", "train.micro_batch=0")
     _, floor = shares(updates_of(tmp_path / "mra", "attention=mra", *words), 1)
-    assert floor > 1e4
+    assert floor > 0
     # All of its products are torch's.
-    _, floor = shares(updates_of(tmp_path / "linear", "attention=linear", *words), 1)
-    assert floor < 1e3
+    shares(updates_of(tmp_path / "linear", "attention=linear", *words), 1)
+    kernels, none = asked
+    assert kernels > 1e4 and none == 0
 
 
 def test_the_old_form_is_the_whole_batch_without_kernels() -> None:

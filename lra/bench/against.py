@@ -6,7 +6,8 @@
 The commit is checked out into a temporary folder. Each round is a process of its own for either
 code, the first of them by turns, that runs `lra bench` with the same words. What is compared are
 the pairs of a round: Student's test of the logarithms of their ratios, at 5 % over all cells
-together (Holm's). Ends with 1 where anything got slower.
+together (Holm's). Ends with 1 where anything got slower. Either code is measured by its own bench:
+one that times otherwise, as that before f88c4bb did, may differ by what it times.
 """
 
 import argparse

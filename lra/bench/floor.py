@@ -1,15 +1,15 @@
 """The floor of a step: the time of its matrix products, convolutions and FFTs alone.
 
 Every such operation of a step is noted down with the shapes, strides and types of its tensors, and
-then made again on random tensors of the same, each kind some times in a row. What a step takes
-beyond that is element-wise work, copies, random numbers and Python.
+all are made again on random tensors of the same, in one go that is timed in turn with steps, so
+that a busy machine slows both alike. What a step takes beyond that is element-wise work, copies,
+random numbers and Python.
 
 Products within the compiled kernels of the CPU are no operations of torch. They are what the same
-step counts on the `meta` device, where it has no such kernels, beyond what was noted down; they are
-taken to be as fast as a large matrix product is here, which nothing on this machine is faster than.
+step counts on the `meta` device, where it has no such kernels, beyond what was noted down; as many
+operations are made by large matrix products, which nothing on this machine is faster than.
 """
 
-import statistics
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
-
-from lra.machine import seconds_of
 
 COUNTED = (
     *("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"),
@@ -75,40 +73,41 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's s
             self._kept.setdefault(key, (func, (outlines, shape)))
         return func(*args, **(kwargs or {}))
 
-    def seconds(self, repeats: int, device: torch.device) -> float:
-        """Return the seconds that the operations take when nothing else is done.
-
-        Args:
-            repeats: Timed calls of each kind; the median counts.
-            device: Where they were made.
-        """
-        total = 0.0
+    def again(self) -> Callable[[], None]:
+        """Return what makes the operations again on random tensors, each kind as often."""
+        made = []
         for key, count in self.calls.items():
             func, (outlines, shape) = self._kept[key]
             args, kwargs = tree_unflatten([_random(each) for each in outlines], shape)
+            made.append((func, args, kwargs, count))
 
-            def call(func: Any = func, args: Any = args, kwargs: Any = kwargs) -> None:
-                func(*args, **kwargs)
+        def make() -> None:
+            for func, args, kwargs, count in made:
+                for _ in range(count):
+                    func(*args, **kwargs)
 
-            call()
-            times = [seconds_of(call, device) for _ in range(repeats)]
-            total += count * statistics.median(times)
-        return total
-
-
-# A square matrix product of this width is as fast as any; several times that on a GPU.
-WIDTH, ON_GPU = 1024, 8
+        return make
 
 
-def products_a_second(device: torch.device, repeats: int = 5) -> float:
-    """Return the operations a second of a large matrix product in float32.
+# A square matrix product of this width is about as fast as any; several times that on a GPU.
+WIDTH, ON_GPU = 512, 16
+
+
+def large_products(flops: int, device: torch.device) -> Callable[[], None]:
+    """Return what makes matrix products of so many operations, as fast as the device can.
 
     Args:
-        device: Where it is computed.
-        repeats: Timed products; the fastest counts.
+        flops: Operations in all.
+        device: Where they are made.
     """
     width = WIDTH * (1 if device.type == "cpu" else ON_GPU)
     a, b = torch.randn(2, width, width, device=device)
-    out = torch.mm(a, b)
-    times = [seconds_of(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats)]
-    return 2 * width**3 / min(times)
+    whole, rows = divmod(round(flops / (2 * width**2)), width)
+
+    def make() -> None:
+        for _ in range(whole):
+            torch.mm(a, b)
+        if rows:
+            torch.mm(a[:rows], b)
+
+    return make
