@@ -17,18 +17,11 @@ from lra.division import division_for, is_out_of_memory
 from lra.precision import NotFiniteError, autocast
 from lra.predictions import Predictions
 from lra.processes import ALONE, Processes
+from lra.signals import UnfinishedError, never
 
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-
-
-class UnfinishedError(Exception):
-    """An evaluation was asked to stop before its last batch."""
-
-
-def _never() -> bool:
-    return False
 
 
 def count_correct(
@@ -36,7 +29,7 @@ def count_correct(
     batches: Batches,
     train: TrainConfig,
     processes: Processes = ALONE,
-    stops: Callable[[], bool] = _never,
+    stops: Callable[[], bool] = never,
 ) -> int:
     """Return how many examples of the whole split the model classifies rightly; see `predict`."""
     return predict(model, batches, train, processes, stops).num_correct
@@ -48,7 +41,7 @@ def predict(
     batches: Batches,
     train: TrainConfig,
     processes: Processes = ALONE,
-    stops: Callable[[], bool] = _never,
+    stops: Callable[[], bool] = never,
 ) -> Predictions:
     """Return the model's answer to every example of a split, in the split's order.
 
@@ -104,7 +97,7 @@ def answered(
     answer: Callable[[NDArray[np.int64]], Answer],
     device: torch.device,
     processes: Processes = ALONE,
-    stops: Callable[[], bool] = _never,
+    stops: Callable[[], bool] = never,
 ) -> Iterator[tuple[NDArray[np.int64], Answer]]:
     """Yield examples and what is answered for them: of this process's share of all groups.
 

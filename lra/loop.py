@@ -5,6 +5,7 @@ from generators that are saved, and the checkpoint holds the rest. A run that wa
 started again ends with the bits of one that was not.
 """
 
+import copy
 import logging
 import math
 import time
@@ -30,7 +31,6 @@ from lra.division import (
     is_out_of_memory,
     needs_whole_batch,
 )
-from lra.evaluation import UnfinishedError
 from lra.events import GRADIENT_NORM, Events
 from lra.machine import synchronise
 from lra.objective import Objective
@@ -38,7 +38,7 @@ from lra.optimiser import optimiser_for
 from lra.precision import NotFiniteError, scaler_for
 from lra.processes import ALONE, Processes
 from lra.seeds import derive
-from lra.signals import Stop
+from lra.signals import Stop, UnfinishedError
 from lra.speed import WINDOW, Speed
 from lra.update import accumulate, apply, compiled
 
@@ -125,6 +125,7 @@ class Run:
         # Versions of the code that trained before this one, where the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
+        self._changes = sorted(model.state_dict().keys() - dict(model.named_parameters()).keys())
         # Of every update; NaN for those that an earlier version made, which kept none.
         self._losses = torch.full((train.steps,), torch.nan, dtype=torch.float32, device="cpu")
         self.progress, self.speed = Progress(), Speed()
@@ -169,9 +170,11 @@ class Run:
 
             while progress.step < train.steps or self._unvalidated:
                 if not self._unvalidated:
-                    self._log(writer, bar, self._updates(self._next_log(), interrupted, bar))
-                    due = progress.step % train.validate_every == 0
-                    self._unvalidated = due or progress.step == train.steps
+                    loss = self._updates(self._next_log(), interrupted, bar)
+                    if loss is not None:
+                        self._log(writer, bar, loss)
+                        due = progress.step % train.validate_every == 0
+                        self._unvalidated = due or progress.step == train.steps
                 if self._unvalidated and not self._stops:
                     self._validate(writer, bar)
                 progress.seconds = before + time.perf_counter() - started
@@ -215,6 +218,8 @@ class Run:
             while progress.step < until:
                 try:
                     loss = self._updates(min(until, self._next_log()), lambda: False, bar)
+                    # Nobody is listening for a signal.
+                    assert loss is not None
                     self._log(writer, bar, loss)
                     due = progress.step % self.train_config.validate_every == 0
                     if due and progress.step < until:
@@ -229,8 +234,11 @@ class Run:
         strides = (LOG_EVERY, train.validate_every)
         return min(train.steps, *(step - step % stride + stride for stride in strides))
 
-    def _updates(self, until: int, interrupted: Callable[[], bool], bar: Any) -> float:
-        """Make the updates up to step `until` or an interruption; return their mean loss."""
+    def _updates(self, until: int, interrupted: Callable[[], bool], bar: Any) -> float | None:
+        """Make the updates up to step `until` or an interruption; return their mean loss.
+
+        None where a signal ended the first of them before it was made.
+        """
         train, progress = self.train_config, self.progress
         started, first, tokens = time.perf_counter(), progress.step, progress.tokens
         plain, first_seconds = 0, 0.0
@@ -239,7 +247,11 @@ class Run:
         self.model.train()
         while progress.step < until:
             before = progress.tokens
-            loss, apart = self._update()
+            try:
+                loss, apart = self._update()
+            except UnfinishedError:
+                self._stops = True
+                break
             losses.append(loss)
             progress.step += 1
             if progress.step < train.steps:
@@ -252,6 +264,8 @@ class Run:
             bar.update()
             if interrupted():
                 break
+        if not losses:
+            return None
         self._losses[first : progress.step] = torch.stack(losses).float().cpu()
         mean = float(self._losses[first : progress.step].mean())
         seconds = time.perf_counter() - started
@@ -315,12 +329,17 @@ class Run:
     def _accumulate(self, parts: list[Batch]) -> Tensor:
         """Compute the gradients of a batch, in halves of its micro-batches where memory ends."""
         while True:
-            random = checkpoint.random_state(self.device)
+            random, state = checkpoint.random_state(self.device), self._changing()
             try:
                 precision, loss_of = self.train_config.precision, self.objective.loss
-                loss = accumulate(self._forward, parts, precision, self.scaler, loss_of)
+                loss = accumulate(
+                    self._forward, parts, precision, self.scaler, loss_of, self._stops_within
+                )
                 self.progress.micro_batches += len(parts)
                 return loss
+            except UnfinishedError:
+                self._undo(random, state)
+                raise
             except (RuntimeError, MemoryError) as error:
                 most = max(len(part.labels) for part in parts)
                 if most == 1 or needs_whole_batch(self.model) or not is_out_of_memory(error):
@@ -336,11 +355,27 @@ class Run:
                 self.division,
                 reason,
             )
-            self.optimiser.zero_grad()
+            self._undo(random, state)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            checkpoint.set_random_state(random, self.device)
             parts = self._parts()
+
+    def _stops_within(self) -> bool:
+        """Tell whether to stop in the middle of an update: alone, as others would wait for it."""
+        return self.processes.size == 1 and self.stop.requested
+
+    def _changing(self) -> dict[str, Any]:
+        """Return a copy of what a forward pass may change in the model: all but its parameters."""
+        if not self._changes:
+            return {}
+        state = self.model.state_dict()
+        return {name: copy.deepcopy(state[name]) for name in self._changes}
+
+    def _undo(self, random: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Forget the half of an update, so that the whole is the one that it would have been."""
+        self.optimiser.zero_grad()
+        self.model.load_state_dict(state, strict=False)
+        checkpoint.set_random_state(random, self.device)
 
     def _advance_schedule(self) -> None:
         """Go to the next learning rate, after an update that loss scaling skipped too.

@@ -1,7 +1,8 @@
 """Whether this job is one that a scheduler has started again, as after a preemption.
 
 `force=true` trains a cell anew, and a job that is started again has the same words: it would never
-end. So a cell's note says which job began it anew, and that job goes on when it comes back.
+end. So a cell's note says which job began it anew, and by which configuration, and that job goes on
+when it comes back with the same one.
 
 Known are Slurm and the restarts of torchrun. Elsewhere `LRA_JOB` names the job, by any name that
 stays the same when it is started again.
@@ -30,11 +31,15 @@ def _jobs() -> dict[str, bool]:
     return found
 
 
-def jobs() -> list[str]:
-    """Return what this process's jobs are known by; none where no scheduler started it."""
-    return list(_jobs())
+def jobs(cell: str) -> list[str]:
+    """Return what this process's jobs are known by; none where no scheduler started it.
+
+    Args:
+        cell: What they do, such as the hash of a configuration.
+    """
+    return [f"{name}, {cell}" for name in _jobs()]
 
 
-def is_back(jobs: list[str]) -> bool:
-    """Tell whether one of some jobs is the one here, started again."""
-    return any(again and name in jobs for name, again in _jobs().items())
+def is_back(jobs: list[str], cell: str) -> bool:
+    """Tell whether one of some jobs is the one here, started again to do the same."""
+    return any(again and f"{name}, {cell}" in jobs for name, again in _jobs().items())

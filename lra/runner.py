@@ -95,7 +95,7 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     device = resolve_device(own_device(config.device))
     values = decided(config, task, device, folder)
     note = read_note(folder / NOTE)
-    if config.force and note is not None and requeue.is_back(note.forced):
+    if config.force and note is not None and requeue.is_back(note.forced, config_hash(values)):
         log.info("%s%s was begun anew by this job, which is back", place, config.cell)
         config = replace(config, force=False)
     if not config.force and finished(folder, values):
@@ -231,7 +231,7 @@ def _train(
             checkpoint.remove(folder)
             (folder / RECORD).unlink(missing_ok=True)
             # Not before nothing of the old run is left that could be taken for the new one.
-            work.holder.forced = requeue.jobs()
+            work.holder.forced = requeue.jobs(config_hash(values))
         # Of an earlier end of this cell, which is not the one that the record will tell of.
         for name in (PREDICTIONS, TRAJECTORY):
             (folder / name).unlink(missing_ok=True)

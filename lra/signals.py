@@ -36,6 +36,15 @@ class StoppedError(BaseException):
         self.code = 128 + number if code is None else code
 
 
+class UnfinishedError(Exception):
+    """An update or evaluation was asked to stop before its last batch; it is made again."""
+
+
+def never() -> bool:
+    """Return that nobody asks to stop."""
+    return False
+
+
 class Stop:
     """Signals that ask to stop: answered at once, or, while something is to be saved, when asked.
 

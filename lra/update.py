@@ -11,6 +11,7 @@ from lra.batches import Batch
 from lra.config import TrainConfig
 from lra.division import COMPILED_SHAPES
 from lra.precision import autocast
+from lra.signals import UnfinishedError, never
 from models.shared_kernel import kernels_shared
 
 
@@ -48,6 +49,7 @@ def accumulate(
     precision: str,
     scaler: torch.amp.GradScaler,
     loss_of: Callable[[Tensor, Batch], Tensor] = class_loss,
+    stops: Callable[[], bool] = never,
 ) -> Tensor:
     """Add to the gradients those of a batch's mean loss, and return it, a scalar.
 
@@ -57,10 +59,16 @@ def accumulate(
         precision: See `autocast`.
         scaler: See `scaler_for`.
         loss_of: See `Objective.loss`.
+        stops: Asked before each micro-batch but the first whether to go on.
+
+    Raises:
+        UnfinishedError: `stops` said so; the gradients are of a part of the batch.
     """
     total = torch.zeros((), device=parts[0].tokens.device)
     with _sharing(forward, parts):
-        for part in parts:
+        for number, part in enumerate(parts):
+            if number and stops():
+                raise UnfinishedError("asked to stop in the middle of an update")
             with autocast(part.tokens.device, precision):
                 answers = forward(part.tokens, part.mask)
             # At least float32, but float64 stays what it is.

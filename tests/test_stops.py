@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_cell import configure
@@ -22,6 +23,8 @@ from lra.record import NOTE, RECORD, Record, read_record
 from lra.runner import run_cell
 from lra.signals import StoppedError
 from lra.tasks import DataError, cache
+from lra.trajectory import read_trajectory
+from models.encoder import Classifier
 
 CPU = torch.device("cpu")
 # Four batches a validation, of which there are three: after 25, 50 and 60 updates.
@@ -114,6 +117,40 @@ def test_a_signal_in_the_update_before_a_validation_does_not_wait_for_it(
     assert_same_bits(tmp_path / "broken", whole)
 
 
+# A micro-batch for each of four examples; Performer draws its directions anew at each of them.
+WITHIN = {
+    "softmax": ["train.micro_batch=1"],
+    "performer": ["train.micro_batch=1", "attention=performer", "attention.options.redraw=1"],
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_signal_within_an_update_is_heard_at_the_next_micro_batch_and_costs_no_bit(
+    tmp_path: Path, name: str
+) -> None:
+    train(tmp_path, "whole", *WITHIN[name])
+    calls: list[int] = []
+
+    def count(module: nn.Module, arguments: object) -> None:
+        if isinstance(module, Classifier) and module.training:
+            calls.append(len(calls) + 1)
+            # The second part of the update after the 30th.
+            if calls[-1] == 30 * 4 + 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        with pytest.raises(StoppedError, match="stopped at step 30"):
+            train(tmp_path, "broken", *WITHIN[name])
+    finally:
+        hook.remove()
+    assert calls[-1] == 30 * 4 + 2
+    train(tmp_path, "broken", *WITHIN[name])
+    assert_same_bits(tmp_path / "broken", tmp_path / "whole")
+    losses = [read_trajectory(tmp_path / each, 60, "") for each in ("broken", "whole")]
+    assert np.array_equal(*losses)
+
+
 def test_a_launcher_that_only_takes_note_leaves_the_run_and_its_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
@@ -179,6 +216,11 @@ def test_a_forced_cell_is_begun_anew_once_in_the_life_of_a_job(
     for values in ({}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_ID": "7"}):
         environment(monkeypatch, values)
         assert train(tmp_path, "forced", "force=true") is not None
+    # And the same job with another configuration.
+    environment(monkeypatch, first)
+    train(tmp_path, "forced", "force=true")
+    environment(monkeypatch, first | again)
+    assert train(tmp_path, "forced", "force=true", "seed=1") is not None
 
 
 def test_a_forced_cell_of_no_job_is_begun_anew_each_time(
@@ -196,7 +238,7 @@ def test_a_forced_cell_of_no_job_is_begun_anew_each_time(
     train(tmp_path, "forced")
     assert "continues at step 50" in caplog.text
     note = read_note(tmp_path / "forced" / NOTE)
-    assert note is not None and note.forced == ["slurm  7"]
+    assert note is not None and [each.partition(",")[0] for each in note.forced] == ["slurm  7"]
 
 
 def test_a_job_that_ended_before_it_began_anew_still_does(
