@@ -259,3 +259,11 @@ def test_a_configuration_of_another_version_is_told(folder: Path) -> None:
     rewrite(folder, config=values, config_hash=config_hash(values))
     with pytest.raises(ConfigError, match="of another version of the suite: Key 'momentum'"):
         verified(folder)
+
+
+def test_a_record_of_a_gpu_is_not_compared_without_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tamper(folder, "device", "cuda:99")
+    assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "cache") == 2
+    assert re.search(r"/run: device=cuda:99: torch sees \d GPUs", capsys.readouterr().err)
