@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "submission": Command(
         "lra.submission",
-        "Check results for the leaderboard",
+        "Make and check results to submit",
         "check results/submissions/NAME.json",
     ),
     "status": Command("lra.status", "Say how far the cells of a grid are", "scale=mini"),

@@ -1,17 +1,21 @@
-"""Check results that are to be submitted: `results/submissions/<name>.json`, as others see them.
+"""Make and check what is to be submitted: `results/submissions/<name>.json`, as others see it.
 
-    lra submission check results/submissions/my_backend.json
+    lra submission make FILE FOLDER ... --link https://github.com/me/mine --commit 1a2b3c4
+    lra submission check FILE
 
-Every record must be one that `lra train` wrote, of a backend that is not the suite's own, on data
-whose fingerprint is known, over the whole test set with its majority class, be in no other
-submission, and have at most a tenth more parameters than softmax has in its place (Long Range
-Arena's rule for comparisons of equal size). What is wrong is printed, a line each, and ends the
-command with 1; docs/submissions.md says how to make the file.
+The first puts the records of run folders into one file, and checks it. Every record must be one
+that `lra train` wrote, of a backend that is not the suite's own, on data whose fingerprint is
+known, over the whole test set with its majority class, be in no other submission, and have at most
+a tenth more parameters than softmax has in its place (Long Range Arena's rule for comparisons of
+equal size). What is wrong is printed, a line each, and ends the command with 1;
+docs/submissions.md has an example.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,8 +23,9 @@ import torch
 from lra.build import build_model, num_parameters
 from lra.compose import load
 from lra.config import ConfigError
+from lra.folders import writing
 from lra.markdown import printable
-from lra.record import Record
+from lra.record import RECORD, Record, read_records
 from lra.report.submissions import (
     Submission,
     SubmissionError,
@@ -59,14 +64,41 @@ def parameters_of_softmax(record: Record) -> int:
         return num_parameters(build_model(load(*words, "attention=softmax")))
 
 
+def make(file: Path, folders: Sequence[Path], link: str, commit: str) -> None:
+    """Write the records below run folders as a submission.
+
+    Args:
+        file: The submission; its stem is its name.
+        folders: What holds run folders, or is one.
+        link: Where the code of the backend is.
+        commit: Of that code.
+
+    Raises:
+        SubmissionError: There is no record.
+    """
+    records = [asdict(record) for folder in folders for record in read_records(folder)]
+    if not records:
+        there = ", ".join(map(str, folders)) or "no folder"
+        raise SubmissionError(f"{file}: no record in {there}; name folders that hold {RECORD}")
+    values = {"name": file.stem, "link": link, "commit": commit, "records": records}
+    with writing("the submission", file.parent, f"writing {file.name}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Check the file that the command line names."""
+    """Make or check the file that the command line names."""
     parser = argparse.ArgumentParser(prog="lra submission", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("action", choices=["check"], help="what is done with it")
+    parser.add_argument("action", choices=["check", "make"], help="what is done")
     parser.add_argument("file", type=Path, help="the submission")
-    args = parser.parse_args()
+    parser.add_argument("folders", type=Path, nargs="*", help="run folders, of what is made")
+    parser.add_argument("--link", default="", help="https:// address of the backend's code")
+    parser.add_argument("--commit", default="", help="of that code, 7 to 40 hex digits")
+    args = parser.parse_intermixed_args()
     try:
+        if args.action == "make":
+            make(args.file, args.folders, args.link, args.commit)
         submission = read_submission(args.file)
         found = problems(submission, read_submissions(args.file.parent))
         # Of a record that is none of the recipes here there is nothing to compare.

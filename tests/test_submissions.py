@@ -132,6 +132,29 @@ def test_more_than_a_tenth_beyond_softmax_is_too_large(tmp_path: Path) -> None:
     assert "parameters=95,615 must be at most 95,614, a tenth more than softmax" in found[0]
 
 
+def test_run_folders_become_a_submission_and_what_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "submissions" / "mine.json"
+    runs = store(tmp_path / "runs", GOOD, replace(GOOD, seed=1))
+
+    def made(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["lra submission", "make", str(file), *words])
+        lra.submission.main()
+        return capsys.readouterr().out
+
+    told = made(str(runs), "--link", "https://example.org/x", "--commit", COMMIT)
+    assert told == f"{file}: 2 records of their_file.Theirs can be shown\n"
+    assert read_submission(file).records == (GOOD, replace(GOOD, seed=1))
+    for words, message in (
+        ([str(tmp_path / "none")], "no record in"),
+        ([str(runs), "--commit", COMMIT], "link='' must be the https:// address"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            made(*words)
+        assert message in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_wrong_and_ends_accordingly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
