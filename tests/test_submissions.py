@@ -198,6 +198,7 @@ def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path)
     assert r"their\_file.Theirs & 92.5 $\pm$ 3.5 (n=2)" in (folder / "submissions.tex").read_text()
     page = (folder / "index.html").read_text()
     assert page.count(f'<th scope="row" class="name" data-sort="{name.lower()}">{name}</th>') == 1
+    assert 'href="#submitted-1-1">92.5' in page and '<dialog id="submitted-1-1"' in page
     assert '<a href="https://example.org/x" rel="noreferrer">https://example.org/x</a>' in page
     write_report(runs, tmp_path / "out", "mini", "nystromformer")
     assert not (folder / "submissions.tex").exists()

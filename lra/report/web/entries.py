@@ -37,11 +37,11 @@ class Details:
     records: list[tuple[int, str]]
 
 
-def details(grid: Grid, standings: Standings, curves: Curves) -> list[Details]:
+def details(grid: Grid, standings: Standings, curves: Curves, kind: str = "entry") -> list[Details]:
     """Return what is shown of every entry, in the order of the tables."""
     return [
         Details(
-            entry_name(grid, task, method),
+            entry_name(grid, task, method, kind),
             f"{grid.label(task)}: {grid.name(method, task)}",
             _facts(grid, task, method, entry, standings),
             _seeds(entry),

@@ -13,7 +13,8 @@ for (const field of document.querySelectorAll("input[data-table]")) {
     }
     const shown = rows.filter((row) => !row.hidden).length;
     const output = field.closest(".filter").querySelector("output");
-    output.value = words.length ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
+    const all = `${rows.length} row${rows.length === 1 ? "" : "s"}`;
+    output.value = words.length ? `${shown} of ${all}` : all;
   });
 }
 

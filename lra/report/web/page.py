@@ -40,7 +40,16 @@ from lra.report.submissions import (
 from lra.report.tables import Standings
 from lra.report.web import curve
 from lra.report.web.entries import details
-from lra.report.web.table import PageTable, accuracy, by_groups, lengths, page_table, throughput
+from lra.report.web.table import (
+    SUBMITTED_ENTRY,
+    PageTable,
+    accuracy,
+    by_groups,
+    lengths,
+    page_table,
+    submissions,
+    throughput,
+)
 
 _HERE = Path(__file__).parent
 # What pictures show, by the names of their files, in their order.
@@ -115,7 +124,9 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
             for name in PICTURES
             if name in pictures
         ],
-        entries=details(grid, report.standings, report.curves),
+        entries=details(grid, report.standings, report.curves)
+        # Of these there are no events here.
+        + details(report.submitted, {}, lambda record: {}, SUBMITTED_ENTRY),
         notes=notes(grid) + settings_notes(grid),
         deviations=deviation_lines(grid),
         curve=curve,
@@ -137,7 +148,7 @@ def _tables(report: Report) -> list[PageTable]:
 def _submitted(report: Report) -> list[PageTable]:
     """Return the table of what others submitted; none where nobody did."""
     table = submission_table(report.submitted)
-    return [page_table("submissions", "Submissions", table, [SUBMITTED], foot=1)] if table else []
+    return [submissions(report.submitted, table, [SUBMITTED])] if table else []
 
 
 def _published(report: Report) -> list[PageTable]:

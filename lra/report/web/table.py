@@ -15,6 +15,8 @@ from lra.report.tables import THROUGHPUT, Standings, accuracy_table, throughput_
 _NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+")
 # Columns of whole texts, by which they are sorted.
 _TEXTS = ("run by", "source")
+# How names of entries begin that others submitted.
+SUBMITTED_ENTRY = "submitted"
 _KINDS = {BEST: "best", AS_BEST: "as-best"}
 
 
@@ -56,9 +58,9 @@ class PageTable:
     foot: list[list[Cell]]
 
 
-def entry_name(grid: Grid, task: str, method: Method) -> str:
+def entry_name(grid: Grid, task: str, method: Method, kind: str = "entry") -> str:
     """Return the name of an entry in the page; names that a user gave would be none there."""
-    return f"entry-{1 + grid.tasks.index(task)}-{1 + grid.methods.index(method)}"
+    return f"{kind}-{1 + grid.tasks.index(task)}-{1 + grid.methods.index(method)}"
 
 
 def page_table(
@@ -101,17 +103,31 @@ def page_table(
 def accuracy(grid: Grid, standings: Standings, about: list[str]) -> PageTable:
     """Return the table of accuracy, whose cells open their entries."""
     table = accuracy_table(grid, standings)
+    cells = _openers(grid, table, standings, "entry")
+    return page_table("accuracy", "Accuracy", table, about, foot=1, cells=cells)
+
+
+def submissions(grid: Grid, table: Table, about: list[str]) -> PageTable:
+    """Return the table of what others submitted, whose cells open their entries."""
+    cells = _openers(grid, table, {}, SUBMITTED_ENTRY)
+    return page_table("submissions", "Submissions", table, about, foot=1, cells=cells)
+
+
+def _openers(
+    grid: Grid, table: Table, standings: Standings, kind: str
+) -> dict[tuple[int, int], Cell]:
+    """Return the cells of a table of methods by tasks, each opening its entry."""
     cells = {}
     for (task, method), entry in grid.entries.items():
-        place = 1 + grid.methods.index(method), 1 + grid.tasks.index(task)
+        row, column = 1 + grid.methods.index(method), 1 + grid.tasks.index(task)
         standing = standings.get((task, method))
-        cells[place] = Cell(
-            table[place[0]][place[1]],
+        cells[row, column] = Cell(
+            table[row][column],
             "" if entry.mean is None else f"{entry.mean:.6f}",
-            entry_name(grid, task, method),
+            entry_name(grid, task, method, kind),
             _KINDS.get(standing.place, "number") if standing else "number",
         )
-    return page_table("accuracy", "Accuracy", table, about, foot=1, cells=cells)
+    return cells
 
 
 def throughput(grid: Grid, about: list[str]) -> PageTable:
