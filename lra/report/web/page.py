@@ -52,6 +52,8 @@ from lra.report.web.table import (
 )
 
 _HERE = Path(__file__).parent
+# Points that a picture may be wide to stand beside another.
+_HALF_ROW = 500
 # What pictures show, by the names of their files, in their order.
 PICTURES = {
     "accuracy_vs_speed": "Accuracy against training speed, memory as area",
@@ -107,7 +109,7 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": _code, "linked": _linked}
+    environment.filters |= {"code": _code, "linked": _linked, "is_wide": _is_wide}
     grid = report.grid
     return environment.get_template("page.html").render(
         title=heading(grid, report.scale, report.protocol),
@@ -183,6 +185,12 @@ def _linked(text: str) -> Markup:
     """Return a text as HTML, an address in it as a link."""
     link = r'<a href="\1" rel="noreferrer">\1</a>'
     return Markup(re.sub(r"(https?://\S+)", link, str(escape(text))))
+
+
+def _is_wide(svg: str) -> bool:
+    """Tell whether a picture of several panels needs a row of the page for itself."""
+    width = re.search(r'<svg [^>]*?\bwidth="([\d.]+)pt"', svg)
+    return width is not None and float(width[1]) > _HALF_ROW
 
 
 def _inline(name: str, svg: str) -> Markup:
