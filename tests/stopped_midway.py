@@ -8,18 +8,18 @@ import signal
 from typing import Any
 
 import lra.evaluation
-import lra.loop
+from lra.loop import Run
 from lra.train import main
 
-# The one in which it is heard, and the batch of this process after which nothing is computed.
+# The one in which it is heard, at the first batch of its process.
 VALIDATION = 2
-_answer, _count_correct = lra.evaluation._answer, lra.loop.count_correct
+_answer, _validate = lra.evaluation._answer, Run._validate
 _made = [0]
 
 
-def _counting(*arguments: Any) -> int:
+def _counting(*arguments: Any) -> None:
     _made[0] += 1
-    return _count_correct(*arguments)
+    _validate(*arguments)
 
 
 def _interrupting(*arguments: Any) -> Any:
@@ -28,7 +28,8 @@ def _interrupting(*arguments: Any) -> Any:
     return _answer(*arguments)
 
 
-lra.loop.count_correct, lra.evaluation._answer = _counting, _interrupting
+lra.evaluation._answer = _interrupting
+Run._validate = _counting  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_validation_chooses_and_test_is_only_asked_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lra.loop
+    import lra.classification
     import lra.runner
 
     sizes = []
@@ -186,7 +186,7 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
         answers = np.zeros(len(batches), dtype=np.int64)
         return Predictions(answers, (np.arange(len(batches)) >= len(sizes)).astype(np.int64))
 
-    monkeypatch.setattr(lra.loop, "predict", counting)
+    monkeypatch.setattr(lra.classification, "predict", counting)
     monkeypatch.setattr(lra.runner, "predict", counting)
     record = run(tmp_path)
     assert sizes == [16, 16, 16, 24]
