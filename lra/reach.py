@@ -186,7 +186,9 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    # Below the panel, two names a line: many runs leave the panel its width.
+    height = 3.8 + 0.18 * -(-len(profiles) // 2)
+    figure, axis = pyplot.subplots(figsize=(6.4, height), layout="constrained")
     colours: dict[str, str] = {}
     for name, each in profiles.items():
         model = name.removesuffix(" at initialisation")
@@ -198,7 +200,7 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     axis.set_xlabel("distance, tokens (bins double)")
     axis.set_ylabel("share of the influence, %")
     axis.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     matplotlib.rcParams["svg.hashsalt"] = "lra"
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
