@@ -26,9 +26,10 @@ from lra.precision import scaler_for
 from lra.record import Record, read_record
 from lra.restoration import Restoration, restoration
 from lra.runner import CellFailedError, run_cell
-from lra.status import begun
+from lra.status import begun, grid
 from lra.tasks import Split
 from lra.update import accumulate
+from lra.verify import verify
 from models import ATTENTION
 from models.encoder import Classifier
 from models.restorer import HIDDEN, Restorer, is_causal
@@ -251,6 +252,8 @@ def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_tells_of_it(
     assert 1 < record.pretrain_loss < math.log(16) + 1
     assert read_record(tmp_path / "run" / "result.json") == record
     assert list(begun(tmp_path)) == [tmp_path / "run"]
+    with pytest.raises(ConfigError, match="its first updates follow from 12 of pretraining"):
+        verify(tmp_path / "run", 5, 0, None, str(tmp_path / "cache"))
     # Finished: nothing is done again.
     assert run_cell(configure(tmp_path, *QUICK), tmp_path / "run") is None
 
@@ -305,6 +308,8 @@ def test_a_cell_with_pretraining_has_its_own_hash_folder_and_name() -> None:
     changed, _ = place("scale=mini", "pretrain=spt", "pretrain.steps=5", "train.steps=50")
     assert changed.variant == "spt,pretrain.steps=5,train.steps=50"
     assert place("debug=true", "pretrain=spt")[0].variant == "spt,debug"
+    words = ["task=listops", "attention=softmax", "pretrain=none,spt", "scale=mini"]
+    assert [cell.parts[-2] for cell, _ in grid(words)] == ["default", "spt"]
     # Without pretraining a recipe keeps its rate, with it that of the paper.
     s4 = ("protocol=s4", "task=text", "attention=s4d")
     assert (compose(*s4).train.learning_rate, compose(*s4, "pretrain=spt").train.learning_rate) == (
