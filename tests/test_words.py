@@ -58,7 +58,7 @@ def test_a_folder_may_follow_from_other_values() -> None:
         ("++train.lr=5", "there is no key train.lr; ours is train.learning_rate"),
         ("+foo=1", "there is no key foo"),
         ("train.learning_rat=1", "did you mean train.learning_rate"),
-        ("learning_rate=1", "did you mean train.learning_rate?"),
+        ("learning_rate=1", "did you mean train.learning_rate or pretrain.learning_rate?"),
         ("lr=1", "ours is train.learning_rate"),
         ("batch_size=1", "ours is train.batch_size"),
         ("optimizer.lr=1", "ours is train.learning_rate"),
