@@ -298,7 +298,7 @@ def test_a_commit_is_there_while_it_is_measured_and_gone_afterwards(tmp_path: Pa
         against.checked_out("nothing_such", tmp_path),
     ):
         pass
-    with pytest.raises(ConfigError, match="`lra bench` ended with 1"):
+    with pytest.raises(ConfigError, match="`lra bench` ended with 2"):
         against.run_bench(ROOT, ["attentions"], tmp_path / "x.json")
 
 
