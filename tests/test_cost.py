@@ -20,7 +20,14 @@ CPU = torch.device("cpu")
 
 
 def configure(*overrides: str) -> Config:
-    options = ["num_train=40", "num_validation=12", "num_test=16", "min_length=9", "max_length=90"]
+    options = [
+        "num_train=40",
+        "num_validation=12",
+        "num_test=16",
+        "min_length=9",
+        "max_length=90",
+        "max_depth=4",
+    ]
     words = [f"task.options.{option}" for option in options]
     words += ["task=listops", "scale=mini", "threads=1", "device=cpu", "train.batch_size=4"]
     return load(*words, "task.truncate=90", "model.max_length=90", *overrides)

@@ -46,7 +46,14 @@ COST = Cost(
 
 def tiny(folder: Path, *overrides: str, attention: str = "fourier") -> list[str]:
     """Return the overrides of a tiny cell with its folders below `folder`."""
-    sizes = ["num_train=32", "num_validation=8", "num_test=12", "min_length=9", "max_length=40"]
+    sizes = [
+        "num_train=32",
+        "num_validation=8",
+        "num_test=12",
+        "min_length=9",
+        "max_length=40",
+        "max_depth=4",
+    ]
     return [
         *("task=listops", f"attention={attention}", "seed=0", "scale=mini", "threads=1"),
         *("protocol=nystromformer", "device=cpu", "task.truncate=40", "model.max_length=40"),

@@ -15,6 +15,7 @@ TINY = [
     "task.options.num_test=24",
     "task.options.min_length=9",
     "task.options.max_length=40",
+    "task.options.max_depth=4",
     "task.truncate=40",
     "model.max_length=40",
     "model.dropout=0.1",
