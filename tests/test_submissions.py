@@ -81,7 +81,7 @@ def test_the_form_of_a_submission_is_told_by_file_and_key(
         ({"data_fingerprint": "ab" * 32}, "data_fingerprint='abababababababab' (generated) is not"),
         ({"data_source": "published"}, "data_source='published' must be 'generated'"),
         ({"test_total": 1999, "test_accuracy": 800 / 1999}, "test_total=1999 must be 2000, the"),
-        ({"test_majority_rate": 0.1}, "test_majority_rate=0.1000 must be 0.1780"),
+        ({"test_majority_rate": 0.1}, "test_majority_rate=0.1000 must be 0.1490"),
         ({"parameters": 0}, "parameters=0 must be at least 1"),
         ({"config_hash": "00"}, "config_hash='00' must be"),
         ({"scale": "huge"}, "scale='huge' must be one of mini, paper"),
