@@ -212,7 +212,7 @@ def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: 
     config = load(
         "task=listops", "attention=performer", "scale=mini", f"model.positions={positions}"
     )
-    logits = build_model(config)(torch.randint(1, 16, (2, 64)), None)
+    logits = build_model(config)(torch.randint(1, 16, (2, 16)), None)
     logits.sum().backward()
     assert logits.dtype == torch.float64
 
