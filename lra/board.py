@@ -75,7 +75,7 @@ def _shortened(name: str) -> str:
     if len(name) <= LONGEST:
         return name
     # What is cut off still tells names apart.
-    return f"{name[: LONGEST - 5]}~{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+    return f"{name[: LONGEST - 7]}~{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def link(board: Path, named: Mapping[str, Path]) -> None:

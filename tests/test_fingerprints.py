@@ -24,13 +24,14 @@ def test_generated_data_have_their_known_fingerprint(tmp_path: Path, task: str) 
     data = cache.load(task, build_task(config), tmp_path)
     assert data.source.kind == "generated"
     assert data.fingerprint == FINGERPRINTS[task]
-    check_known(data)
+    check_known(data, "paper")
 
 
-def check_known(data: cache.Dataset) -> None:
+def check_known(data: cache.Dataset, scale: str) -> None:
     """Check that results on data may be submitted, and what is said of their test set."""
     [row] = [row for row in known_data() if row["fingerprint"] == data.fingerprint]
     labels = data.splits["test"].labels
+    assert scale in row["scales"].split()
     assert (row["source"], row["test_total"]) == (data.source.kind, str(len(labels)))
     assert float(row["majority_rate"]) == pytest.approx(
         np.bincount(labels).max() / len(labels), 1e-5
@@ -40,9 +41,9 @@ def check_known(data: cache.Dataset) -> None:
 @pytest.mark.parametrize("scale", ["mini", pytest.param("small", marks=pytest.mark.slow)])
 def test_generated_data_of_smaller_scales_are_known_data(tmp_path: Path, scale: str) -> None:
     config = lra.compose.load("task=listops", f"scale={scale}")
-    check_known(cache.load("listops", build_task(config), tmp_path))
+    check_known(cache.load("listops", build_task(config), tmp_path), scale)
 
 
 def test_the_published_reviews_are_known_data(tmp_path: Path, raw_data_dir: Path) -> None:
     task = build_task(lra.compose.load("task=text"))
-    check_known(cache.load("text", task, tmp_path, raw_data_dir))
+    check_known(cache.load("text", task, tmp_path, raw_data_dir), "paper")

@@ -240,7 +240,11 @@ def test_a_cell_opens_its_record_configuration_and_learning_curve_and_escape_clo
     assert browser.switch_to.active_element == link
     browser.get(page)
     browser.get(f"{page}#entry-1-2")
-    assert "loss nan in steps 1 to 20" in browser.find_element(By.CSS_SELECTOR, "dialog[open]").text
+    dialog = browser.find_element(By.CSS_SELECTOR, "dialog[open]")
+    assert "loss nan in steps 1 to 20" in dialog.text
+    # What the address opened closes too.
+    dialog.find_element(By.CLASS_NAME, "close").click()
+    assert not dialog.is_displayed()
 
 
 def test_published_figures_are_shown_and_hidden_by_a_switch(

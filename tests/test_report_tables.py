@@ -354,6 +354,11 @@ def test_every_special_character_of_latex_is_set_as_itself() -> None:
     assert literal("a\nb") == r"a\textbackslash{}nb"
 
 
+def test_a_name_is_no_argument_of_the_row_before_it() -> None:
+    text = latex([["attention"], ["[2] a"], ["* b"], ["c [3]"]], "x", {})
+    assert "\n{}[2] a " in text and "\n{}* b " in text and "\nc [3] " in text
+
+
 GOLDEN = r"""\begin{table}
 \centering
 \resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%

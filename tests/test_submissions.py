@@ -10,6 +10,7 @@ import pytest
 from test_report import FAILED, OK, scored, store
 
 import lra.submission
+from lra.compose import groups
 from lra.config import config_hash
 from lra.record import Record
 from lra.report.pages import write_report
@@ -22,7 +23,10 @@ from lra.report.submissions import (
 )
 from lra.submission import oversized, parameters_of_softmax
 
-LISTOPS = next(row for row in known_data() if row["about"].startswith("scale mini"))
+PAPER, LISTOPS = (
+    next(row for row in known_data() if (row["task"], row["scales"]) == ("listops", scale))
+    for scale in ("paper", "mini")
+)
 GOOD = replace(
     OK,
     attention="their_file.Theirs",
@@ -31,6 +35,12 @@ GOOD = replace(
     test_majority_rate=float(LISTOPS["majority_rate"]),
     config_hash=config_hash(OK.config),
     parameters=80_000,
+)
+OF_PAPER = replace(
+    scored(GOOD, 1700),
+    scale="paper",
+    data_fingerprint=PAPER["fingerprint"],
+    test_majority_rate=float(PAPER["majority_rate"]),
 )
 COMMIT = "1a2b3c4d"
 
@@ -63,6 +73,7 @@ def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
         ({"records": []}, "records must be a list of at least one"),
         ({"records": [{"schema": 1}]}, r"record 1: key 'attention' is missing"),
         ({"more": 1}, "has name, link, commit, records, more, must have name, link"),
+        ({"\x1b[2J": 1}, "has name, link, commit, records, \\\\x1b\\[2J, must have"),
     ],
 )
 def test_the_form_of_a_submission_is_told_by_file_and_key(
@@ -84,8 +95,10 @@ def test_the_form_of_a_submission_is_told_by_file_and_key(
         ({"test_majority_rate": 0.1}, "test_majority_rate=0.1000 must be 0.1490"),
         ({"parameters": 0}, "parameters=0 must be at least 1"),
         ({"config_hash": "00"}, "config_hash='00' must be"),
-        ({"scale": "huge"}, "scale='huge' must be one of mini, paper"),
+        ({"scale": "paper"}, "scale='paper' must be mini, the scale of its data"),
+        ({"scale": "x" * 300}, "must be mini, the scale of its data"),
         ({"protocol": "mine"}, "protocol='mine' must be one of"),
+        ({"protocol": "x" * 300}, "must be one of"),
         ({"data_skipped_rows": 3}, "data_skipped_rows=3 must be 0"),
         ({"task": "chess"}, "is not known; no data of that task are"),
     ],
@@ -179,10 +192,12 @@ def test_the_command_says_what_is_wrong_and_ends_accordingly(
 def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path) -> None:
     runs = store(tmp_path / "runs", OK, FAILED)
     found = tmp_path / "submissions"
-    submit(found, scored(GOOD, 1900), replace(scored(GOOD, 1800), seed=1))
-    submit(found, replace(scored(GOOD, 1700), scale="paper", seed=2), stem="of-another-scale")
+    # Half a pair of surrogates is a text of JSON, and none of UTF-8.
+    submit(found, scored(GOOD, 1900), replace(scored(GOOD, 1800), seed=1, machine="\ud800"))
+    submit(found, OF_PAPER, stem="of-another-scale")
     submit(found, replace(GOOD, test_total=7, test_correct=7, test_accuracy=1.0), stem="part")
     submissions = read_submissions(found)
+    assert [each.name for each in submissions] == ["of-another-scale", "theirs"]
     write_report(runs, tmp_path / "out", "mini", "nystromformer", submissions=submissions)
     folder = tmp_path / "out/mini/nystromformer"
     measured, _, others = (folder / "accuracy.md").read_text().partition("## Submissions")
@@ -210,3 +225,4 @@ def test_known_data_are_whole_and_in_order() -> None:
         assert len(row["fingerprint"]) in (0, 64) and int(row["test_total"]) > 0
         assert not row["majority_rate"] or 0 < float(row["majority_rate"]) < 1
         assert row["source"] in ("published", "generated")
+        assert row["scales"] and {*row["scales"].split()} <= {*groups().options("scale")}

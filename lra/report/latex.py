@@ -81,7 +81,10 @@ def _cell(text: str, command: str | None) -> str:
 
 def _float(rows: Table, sides: str, caption: str) -> str:
     """Return a table of cells and a caption that are LaTeX."""
-    header, *body = [" & ".join(row) + r" \\" for row in rows]
+    # After the end of a row a bracket or star would be an argument of it.
+    starts = ["{}" if row[0].startswith(("[", "*")) else "" for row in rows]
+    texts = [start + " & ".join(row) for start, row in zip(starts, rows, strict=True)]
+    header, *body = [text + r" \\" for text in texts]
     lines = [
         r"\begin{table}",
         r"\centering",

@@ -271,7 +271,9 @@ def write_report(
     _write_pictures(folder, report, answers)
     drawn = [file for name in PICTURES if (file := folder / f"{name}.svg").exists()]
     pictures = {file.stem: file.read_text(encoding="utf-8") for file in drawn}
-    (folder / "index.html").write_text(whole_page(report, pictures), encoding="utf-8")
+    # JSON may hold half a pair of surrogates, which no file in UTF-8 can.
+    page = whole_page(report, pictures).encode("utf-8", "xmlcharrefreplace")
+    (folder / "index.html").write_bytes(page)
     if full:
         return "\n".join(pages) + f"\nWritten to {folder}"
     files = f"With data, machines, settings and deviations: {folder / 'index.html'} and beside it"

@@ -21,7 +21,7 @@ from typing import Any
 from lra.compose import groups
 from lra.config import config_hash
 from lra.markdown import Table, printable
-from lra.paths import CONFIGS, KNOWN_DATA
+from lra.paths import KNOWN_DATA
 from lra.record import Record, RecordError, checked_record
 from lra.report.grid import Grid, build_grid
 from lra.report.tables import accuracy_table
@@ -72,6 +72,7 @@ def read_submission(file: Path) -> Submission:
         raise SubmissionError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or values.keys() != set(KEYS):
         found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        found = printable(found)
         raise SubmissionError(f"{file}: has {found}, must have {', '.join(KEYS)}")
     if values["name"] != file.stem:
         raise SubmissionError(f"{file}: name={values['name']!r} must be its file's, {file.stem!r}")
@@ -110,7 +111,7 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
 
     Args:
         submission: It.
-        others: Those that are there already; of its own name is itself.
+        others: Those that are there already; one of the same name is itself.
     """
     found = []
     for number, record in enumerate(submission.records, 1):
@@ -146,11 +147,8 @@ def _of_record(record: Record) -> Iterator[str]:
         yield f"status={record.status!r} must be 'ok'"
     if record.attention in groups().options("attention"):
         yield f"attention={record.attention!r} is the suite's own; must be a backend of yours"
-    for group in ("scale", "protocol"):
-        name = getattr(record, group)
-        if not (CONFIGS / group / f"{name}.yaml").is_file():
-            there = ", ".join(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")))
-            yield f"{group}={name!r} must be one of {there}"
+    if record.protocol not in (there := groups().options("protocol")):
+        yield f"protocol={record.protocol!r} must be one of {', '.join(there)}"
     if record.config_hash != (right := config_hash(record.config)):
         yield f"config_hash={record.config_hash!r} must be {right!r}, that of its config"
     if not record.parameters:
@@ -174,6 +172,8 @@ def _of_data(record: Record) -> Iterator[str]:
     row = known[0]
     if record.data_source != row["source"]:
         yield f"data_source={record.data_source!r} must be {row['source']!r}"
+    if record.scale not in (scales := row["scales"].split()):
+        yield f"scale={record.scale!r} must be {' or '.join(scales)}, the scale of its data"
     if record.test_total is not None and record.test_total != int(row["test_total"]):
         yield f"test_total={record.test_total} must be {row['test_total']}, the whole test set"
     rate, right = record.test_majority_rate, row["majority_rate"]

@@ -170,7 +170,7 @@ def published_table(protocol: str, tasks: Sequence[str]) -> Table:
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a header and rows, in which no text is a formula of a spreadsheet."""
-    with open(file, "w", newline="") as out:
+    with open(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([[_harmless(value) for value in row] for row in rows])

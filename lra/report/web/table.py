@@ -83,10 +83,11 @@ def page_table(
         foot: How many of the last rows stay below the others.
         cells: Those that differ from what their text alone would give, by row and column from 0.
     """
+    special = cells or {}
 
     def cell(row: int, column: int, text: str) -> Cell:
-        if (row, column) in (cells or {}):
-            return (cells or {})[row, column]
+        if (row, column) in special:
+            return special[row, column]
         if column < names:
             return Cell(text, text.lower(), kind="name")
         if table[0][column] in _TEXTS:
