@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lra.bench import again, against, lengths, request
-from lra.bench.measured import MODES, read
+from lra.bench import again, against, lengths, page, request
+from lra.bench.measured import MODES, Cell, Machine, read
 from lra.bench.measurement import Measurement
 from lra.bench.page import ratio
 from lra.config import ConfigError
@@ -218,6 +218,30 @@ def test_the_bench_takes_the_words_of_every_command() -> None:
     )
     assert step[:4] == ["--tasks", "text,image", "--attentions", "linear,linformer"]
     assert step[4:] == ["--repeats", "--", "train.steps=3"]
+
+
+def test_rows_of_a_backend_are_told_apart_by_no_more_words_than_it_takes() -> None:
+    assert lengths.row_names(["softmax"], ["softmax +model.layers=1"]) == ["softmax"]
+    texts = ["linformer rank=2 +model.layers=1", "linformer rank=4 +model.layers=1"]
+    assert lengths.row_names(["linformer"] * 2, texts) == ["linformer rank=2", "linformer rank=4"]
+    texts = ["softmax +model.layers=1", "softmax +model.layers=2"]
+    assert lengths.row_names(["softmax"] * 2, texts) == [
+        "softmax model.layers=1",
+        "softmax model.layers=2",
+    ]
+    with pytest.raises(ConfigError, match="attentions: mra is there twice"):
+        lengths.row_names(["softmax", "mra", "mra"], ["softmax", "mra", "mra"])
+
+
+def test_pairs_count_as_two_sequences() -> None:
+    bench = lengths.BenchConfig(["softmax"], [32], task="retrieval", batch_size=2)
+    cell = Cell(attention="softmax", length=32, mode="training", seconds=[0.5])
+    run = lengths.benched(bench, [cell], 1.0)
+    assert run.sequences == 2
+    here = Machine(name="x | y", processors=1, id="0")
+    printed = page.page(here, run)
+    assert rows_of(printed, "Tokens a second")["training softmax"] == ["256"]
+    assert r"x \| y, 1 processors" in printed
 
 
 def rounds(*times: tuple[float, float]) -> list[tuple[against.Seconds, against.Seconds]]:

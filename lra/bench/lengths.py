@@ -54,7 +54,7 @@ class BenchConfig:
         lengths: Sequence lengths, in tokens.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
-        batch_size: Sequences per step.
+        batch_size: Examples per step.
         repeats: Timings of each backend, length and mode; the median counts.
         attention_dropout: Probability of dropping an attention weight.
         precision: `float32`, or `bfloat16` or `float16` autocast.
@@ -118,21 +118,38 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     return replace(config, model=model, train=train, task=task)
 
 
-def _shown(attention: str) -> list[str]:
-    """Return what tells one row of a backend from another: its options, and what is inside."""
-    words = attention.split()[1:]
-    kept = [
-        word for word in words if not word.startswith(WORD) or word.startswith(f"{WORD}attention")
+def row_names(backends: Sequence[str], attentions: Sequence[str]) -> list[str]:
+    """Return what the rows of backends are called: by their options, and what is inside.
+
+    Where that leaves two alike, as with several values of `model.layers`, all words are in it.
+
+    Args:
+        backends: Their names.
+        attentions: What was asked for, as `BenchConfig` has it.
+
+    Raises:
+        ConfigError: Two are the same.
+    """
+    whole = [[name, *text.split()[1:]] for name, text in zip(backends, attentions, strict=True)]
+    brief = [
+        [w for w in words if not w.startswith(WORD) or w.startswith(f"{WORD}attention")]
+        for words in whole
     ]
-    return [word.removeprefix(WORD) for word in kept]
+    for rows in (brief, whole):
+        names = [" ".join(word.removeprefix(WORD) for word in words) for words in rows]
+        if len({*names}) == len(names):
+            return names
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ConfigError(f"attentions: {twice} is there twice, must be once")
 
 
 def measurements(bench: BenchConfig, device: torch.device) -> Iterator[Measurement]:
     """Yield what is to be measured: every backend at every length, in both modes."""
     attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
     for length in bench.lengths:
-        for attention in attentions:
-            config = cell_config(bench, attention, length)
+        configs = [cell_config(bench, attention, length) for attention in attentions]
+        names = row_names([config.attention.name for config in configs], attentions)
+        for name, config in zip(names, configs, strict=True):
             model = build_model(config)
             shape = shape_of(config, bench.batch_size)
             # Before the model moves; counted without computing.
@@ -140,8 +157,6 @@ def measurements(bench: BenchConfig, device: torch.device) -> Iterator[Measureme
                 "training": training_flops(model, shape),
                 "inference": inference_flops(model, shape),
             }
-            # The options too, so that two variants of a backend are two rows.
-            name = " ".join([config.attention.name, *_shown(attention)])
             steps = steps_of(model, config, bench.batch_size, device)
             for mode in MODES:
                 yield Measurement(
@@ -182,6 +197,8 @@ def check_out(bench: BenchConfig) -> None:
     folder = Path(bench.out).parent if bench.out else Path(results_dir(), "bench")
     if bench.out and Path(bench.out).is_dir():
         raise ConfigError(f"out={bench.out}: is a folder, must be a file")
+    if bench.out and Path(bench.out).suffix in (".md", ".svg", ".png"):
+        raise ConfigError(f"out={bench.out}: must be a JSON file; its tables and picture go there")
     if not writable(folder):
         key = "out" if bench.out else "results_dir"
         raise ConfigError(f"{key}={folder}: cannot be written to; choose another by out=FILE")
@@ -191,6 +208,7 @@ def benched(bench: BenchConfig, cells: Sequence[Cell], total_seconds: float) -> 
     """Return what is kept of a run."""
     device = resolve_device(bench.device)
     commit, dirty = code_version()
+    first = cell_config(bench, (bench.attentions or [*ATTENTION])[0], bench.lengths[0])
     return Bench(
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         device=device.type,
@@ -207,6 +225,7 @@ def benched(bench: BenchConfig, cells: Sequence[Cell], total_seconds: float) -> 
         commit=commit,
         dirty=dirty,
         cells=list(cells),
+        sequences=first.task.sequences,
     )
 
 

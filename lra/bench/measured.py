@@ -91,7 +91,7 @@ class Bench:
         compiled: Whether models ran through `torch.compile`.
         task: Whose recipe gives the model.
         protocol: Whose recipe it is.
-        batch_size: Sequences per step.
+        batch_size: Examples per step.
         attention_dropout: Probability of dropping an attention weight in training.
         total_seconds: What the whole run took.
         torch: Version of torch.
@@ -99,6 +99,7 @@ class Bench:
         commit: Of the suite; empty where it is unknown.
         dirty: Whether the code differed from it.
         cells: What was measured.
+        sequences: Of an example: two where pairs are compared.
     """
 
     when: str
@@ -116,6 +117,7 @@ class Bench:
     commit: str
     dirty: bool
     cells: list[Cell]
+    sequences: int = 1
 
     @property
     def attentions(self) -> list[str]:

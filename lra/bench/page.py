@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lra.bench.growth_figure import A_STEP, growth_figure
 from lra.bench.measured import MODES, Bench, Cell, Machine, Mode, Quantity
-from lra.markdown import Table, markdown
+from lra.markdown import Table, escaped, markdown
 from lra.report.figure import save
 from lra.report.grid import BASELINE
 from lra.report.tables import MARK
@@ -37,7 +37,7 @@ def _speed(run: Bench, cell: Cell) -> str:
 
 
 def _tokens(run: Bench, cell: Cell) -> str:
-    text = f"{run.batch_size * cell.length / cell.median:,.0f}"
+    text = f"{run.batch_size * run.sequences * cell.length / cell.median:,.0f}"
     return f"{text} {MARK}" if _doubtful(cell) else text
 
 
@@ -116,8 +116,8 @@ def failures(run: Bench) -> list[str]:
 
 def page(machine: Machine, run: Bench) -> str:
     """Return the tables of a run as one page of Markdown."""
-    lines = ["# Speed and memory by length", *sections(run), *failures(run), *about(machine, run)]
-    return "\n\n".join(lines) + "\n"
+    said = map(escaped, [*failures(run), *about(machine, run)])
+    return "\n\n".join(["# Speed and memory by length", *sections(run), *said]) + "\n"
 
 
 def write(file: Path, machine: Machine, run: Bench) -> str:

@@ -9,8 +9,7 @@ backward (with the loss), the optimiser, and logging (schedule, bar, running los
 their cadence); and the ratio to the floor, see `lra.bench.floor`. With `--against old` updates are
 made in turn with the form they had once: the whole batch at once, torch's dropout, and softmax with
 attention dropout by materialised weights; `--against one-thread` makes them in turn by one thread.
-Data of the cache are read; ListOps is generated; else
-sequences have the full length.
+Data of the cache are read; ListOps is generated; else sequences have the full length.
 """
 
 import argparse
@@ -259,7 +258,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", default="listops", help="names, separated by commas")
     parser.add_argument("--attentions", default="softmax,linear,fourier,mra")
-    parser.add_argument("--scale", default="paper", help="paper (default) or mini")
+    parser.add_argument("--scale", default="paper", help="paper (default), small or mini")
     parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="timed updates; their median counts")
     parser.add_argument("--batch-size", type=int, help="examples per update, not the recipe's")
