@@ -236,7 +236,7 @@ class PretrainConfig:
         validate_every: Updates between validations, the best of which is trained on from.
     """
 
-    name: str = "none"
+    name: str = variant.NO_PRETRAINING
     steps: int = 1
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -266,7 +266,7 @@ class PretrainConfig:
             raise ValueError(
                 f"pretrain.hidden_share={self.hidden_share}: must be a share above 0 and below 1"
             )
-        if self.name == "none":
+        if self.name == variant.NO_PRETRAINING:
             changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
             for each in changed[:1]:
                 value = getattr(self, each.name)
@@ -421,7 +421,7 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
             same name.
     """
     values = asdict(config) | resolved
-    if config.pretrain.name == "none":
+    if config.pretrain.name == variant.NO_PRETRAINING:
         del values["pretrain"]
     train = values["train"]
     train["precision"] = resolve_precision(train["precision"], values["device"])

@@ -150,14 +150,7 @@ class Run:
         self._resume()
         train, progress, to_continue = self.train_config, self.progress, self.to_continue
         writer = Events(self.folder, progress.step + 1, self.processes.writes)
-        bar = progress_bar(
-            total=train.steps,
-            initial=progress.step,
-            desc=shortened(self.label),
-            unit="step",
-            dynamic_ncols=True,
-            bar_format=FORMAT,
-        )
+        bar = self._bar(train.steps)
         saved = started = time.perf_counter()
         before = progress.seconds
         with self.stop.deferred(), bar, writer:
@@ -207,14 +200,7 @@ class Run:
             `(updates,)`; fewer where one of the last, a parameter or an answer is not finite.
         """
         progress, until = self.progress, min(updates, self.train_config.steps)
-        bar = progress_bar(
-            total=until,
-            desc=shortened(self.label),
-            unit="step",
-            dynamic_ncols=True,
-            bar_format=FORMAT,
-        )
-        with bar, Events(self.folder, 1, written=False) as writer:
+        with self._bar(until) as bar, Events(self.folder, 1, written=False) as writer:
             while progress.step < until:
                 try:
                     loss = self._updates(min(until, self._next_log()), lambda: False, bar)
@@ -227,6 +213,17 @@ class Run:
                 except NotFiniteError:
                     break
         return self.losses
+
+    def _bar(self, steps: int) -> Any:
+        """Return a bar of updates up to step `steps`, those that are made filled in."""
+        return progress_bar(
+            total=steps,
+            initial=self.progress.step,
+            desc=shortened(self.label),
+            unit="step",
+            dynamic_ncols=True,
+            bar_format=FORMAT,
+        )
 
     def _next_log(self) -> int:
         """Return the next step at which something is logged or validated."""

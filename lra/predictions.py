@@ -90,7 +90,8 @@ def read_predictions(folder: Path, correct: int | None, total: int | None) -> Pr
         return None
     arrays_there = (found.predicted, found.labels, found.predicted if groups is None else groups)
     shapes = {each.shape for each in arrays_there}
-    if shapes != {(total,)} or found.num_correct != correct:
+    whole = all(each.dtype.kind in "iu" for each in arrays_there)
+    if not whole or shapes != {(total,)} or found.num_correct != correct:
         log.warning("left out: %s: not %s right answers of %s", file, correct, total)
         return None
     return found

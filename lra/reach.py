@@ -1,6 +1,6 @@
 """How far a trained model looks: how much an output position depends on inputs at a distance.
 
-    python -m lra.reach results/runs/mini/nystromformer/listops/softmax/default/seed0
+    lra reach results/runs/mini/nystromformer/listops/softmax/default/seed0
 
 Reads a finished run's `best.pt` and test inputs of its own, and prints how the influence of inputs
 is distributed over distance, beside that of the same model at its initialisation. Several runs

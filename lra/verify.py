@@ -27,7 +27,7 @@ from lra import custom
 from lra.build import build_model, build_task
 from lra.cell import check_same_data, run_folders
 from lra.compose import recorded
-from lra.config import Config, ConfigError, config_hash
+from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
@@ -119,6 +119,8 @@ class Verdict:
         """Say it in words, a line and what else is to be known."""
         updates, there = len(self.stored), "; ".join(self.otherwise)
         what = f"{self.cell}: the losses of the first {updates:,} of {self.steps:,} updates"
+        if unknown := int(np.isfinite(self.stored).argmax()):
+            what += f", without {unknown:,} that an earlier version did not keep,"
         if self.to_the_bit:
             return f"{what} are equal to the bit"
         distance, most = apart(self.stored, self.losses), allowed(updates, self.dtype)
@@ -167,12 +169,14 @@ def verify(
     if not (folder / RECORD).exists():
         raise ConfigError(f"{folder}: there is no {RECORD}; only a run that has ended has one")
     record = read_record(folder / RECORD)
+    if not record.steps:
+        raise ConfigError(f"{folder}: this run failed before its first update ({record.reason})")
     config = _config(folder, record)
     stored = read_trajectory(folder, record.steps, record.loss_fingerprint)[:updates]
     if not np.isfinite(stored).any():
         raise ConfigError(
             f"{folder / TRAJECTORY}: no loss of the first {len(stored)} updates is known; an"
-            " earlier version made them"
+            " earlier version made them, or all are infinite or no numbers"
         )
     threads = resolve_threads(threads or record.threads)
     config = replace(config, data_dir=data_dir, cache_dir=cache_dir, threads=threads)
@@ -221,7 +225,8 @@ def _config(folder: Path, record: Record) -> Config:
     """Return the configuration of a record that can be trained again here.
 
     Raises:
-        ConfigError: It was changed after the run, is of another version, or cannot be trained here.
+        ConfigError: It was changed after the run, is not what the record tells, is of another
+            version, or cannot be trained here.
     """
     if config_hash(record.config) != record.config_hash:
         raise ConfigError(
@@ -242,6 +247,21 @@ def _config(folder: Path, record: Record) -> Config:
         config = recorded({key: v for key, v in record.config.items() if key != "data"})
     except ConfigError as error:
         raise ConfigError(f"{folder / RECORD}: of another version of the suite: {error}") from error
+    # Tables and the band go by these, and only the configuration is what is trained again.
+    for key, value in {
+        "task": config.task.name,
+        "attention": config.attention.name,
+        "variant": config.variant,
+        "protocol": config.protocol.name,
+        "scale": config.scale,
+        "seed": config.seed,
+        "pretrain": config.pretrain.name,
+        "dtype": resolve_precision(config.train.precision, record.device),
+    }.items():
+        if (there := getattr(record, key)) != value:
+            raise ConfigError(
+                f"{folder / RECORD}: {key}={there} is not that of its configuration, {value}"
+            )
     if custom.sources(config.attention) != record.attention_source:
         raise ConfigError(f"{folder}: {config.attention.name} has changed since this run")
     return config

@@ -129,7 +129,13 @@ def test_predictions_that_are_damaged_or_of_another_record_are_named_and_left_ou
         ):
             (tmp_path / PREDICTIONS).write_bytes(damaged)
             assert read_predictions(tmp_path, 1, 2) is None
-    assert caplog.text.count("left out:") == 6
+        # Whole in shape, but classes and groups are whole numbers.
+        answers, words = np.array([0, 1]), np.array(["a", "b"])
+        for labels, groups in ((np.zeros(2), answers), (np.zeros(2, int), words)):
+            arrays = {"predicted": answers, "labels": labels, "groups": groups}
+            np.savez(tmp_path / PREDICTIONS, **arrays)
+            assert read_predictions(tmp_path, 1, 2) is None
+    assert caplog.text.count("left out:") == 8
 
 
 def npz_of(header: str) -> bytes:

@@ -49,14 +49,14 @@ def assert_same_bits(ours: Path, theirs: Path) -> None:
         assert getattr(records[0], key) == getattr(records[1], key), key
 
 
-def drawing(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
+def drawing(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """Draw as a backend of a user's own may, so that a validation leaves a trace."""
     torch.rand(1)
     return ANSWER(model, batch, precision)
 
 
-def interrupting(number: int, calls: list[int]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
+def interrupting(number: int, calls: list[int]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         calls.append(len(calls) + 1)
         if calls[-1] == number:
             os.kill(os.getpid(), signal.SIGTERM)

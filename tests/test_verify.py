@@ -51,7 +51,7 @@ def verified(folder: Path, updates: int = 200) -> Verdict:
 
 
 def tamper(folder: Path, key: str, value: Any) -> None:
-    """Change a value of the recorded configuration, and its hash with it."""
+    """Change a value of the recorded configuration, its hash with it, and what tells it again."""
     values = json.loads((folder / RECORD).read_text())
     *groups, last = key.split(".")
     place = values["config"]
@@ -59,6 +59,8 @@ def tamper(folder: Path, key: str, value: Any) -> None:
         place = place[group]
     assert place[last] != value
     place[last] = value
+    if key in values:
+        values[key] = value
     values["config_hash"] = config_hash(values["config"])
     (folder / RECORD).write_text(json.dumps(values))
 
@@ -169,7 +171,10 @@ def test_losses_that_an_earlier_version_did_not_keep_are_left_out(folder: Path) 
     losses = losses_of(folder)
     losses[:20] = np.nan
     rewrite(folder, losses)
-    assert verified(folder).to_the_bit
+    verdict = verified(folder)
+    assert verdict.to_the_bit and str(verdict).endswith(
+        "of 60 updates, without 20 that an earlier version did not keep, are equal to the bit"
+    )
     with pytest.raises(ConfigError, match="no loss of the first 20 updates is known"):
         verified(folder, updates=20)
     # Only at the beginning may they be missing.
@@ -221,6 +226,14 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
         ({"loss_fingerprint": "ab" * 32}, "not the losses that the run had"),
         ({"processes": 2}, "2 processes trained this cell, each with dropout of its own"),
         ({"attention_source": "mine.py"}, "softmax has changed since this run"),
+        # A copy under another name, and a wider band than the run's precision has.
+        ({"seed": 1}, "seed=1 is not that of its configuration, 0"),
+        ({"attention": "mra"}, "attention=mra is not that of its configuration, softmax"),
+        ({"dtype": "bfloat16"}, "dtype=bfloat16 is not that of its configuration, float32"),
+        (
+            {"status": "failed", "reason": "out of memory", "steps": 0, "best_step": None},
+            r"/run: this run failed before its first update \(out of memory\)",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_told_and_the_next_run_is_verified(
