@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from lra.folders import writing
 from lra.paths import runs_dir
 from lra.typecheck import describe, fits
-from lra.variant import UNKNOWN
+from lra.variant import NO_PRETRAINING, UNKNOWN, flat
 from lra.words import shown
 
 if TYPE_CHECKING:
@@ -307,6 +307,30 @@ def impossible(record: Record) -> str:
             return reason
     if record.best_step is not None and record.best_step > record.steps:
         return f"best_step={record.best_step} is impossible of steps={record.steps}"
+    return ""
+
+
+# What a record tells, and where its configuration has the same.
+_TOLD_TWICE = {
+    "task": "task.name",
+    "attention": "attention.name",
+    "variant": "variant",
+    "protocol": "protocol.name",
+    "scale": "scale",
+    "seed": "seed",
+    "pretrain": "pretrain.name",
+    "dtype": "train.precision",
+}
+
+
+def contradiction(record: Record) -> str:
+    """Return what a record tells other than its configuration does, in words; else nothing."""
+    there = {"pretrain.name": NO_PRETRAINING, **dict(flat(record.config))}
+    for key, place in _TOLD_TWICE.items():
+        said = getattr(record, key)
+        if place in there and said != there[place]:
+            own = shown(repr(there[place]))
+            return f"{key}={shown(repr(said))} is not that of its configuration, {own}"
     return ""
 
 

@@ -27,7 +27,7 @@ from lra import custom
 from lra.build import build_model, build_task
 from lra.cell import check_same_data, run_folders
 from lra.compose import recorded
-from lra.config import Config, ConfigError, config_hash, resolve_precision
+from lra.config import Config, ConfigError, config_hash
 from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
@@ -35,7 +35,7 @@ from lra.machine import code_name, machine, named, resolve_device, resolve_threa
 from lra.markdown import printable
 from lra.paths import cache_dir
 from lra.processes import ALONE
-from lra.record import NOTE, RECORD, Record, read_record
+from lra.record import NOTE, RECORD, Record, contradiction, read_record
 from lra.runner import Work, run_of
 from lra.signals import Stop
 from lra.tasks import DataError, cache
@@ -233,6 +233,9 @@ def _config(folder: Path, record: Record) -> Config:
             f"{folder / RECORD}: its configuration was changed: it has the hash"
             f" {config_hash(record.config)}, the record tells of {record.config_hash}"
         )
+    # Tables and the band go by what it tells; the configuration is what is trained again.
+    if wrong := contradiction(record):
+        raise ConfigError(f"{folder / RECORD}: {wrong}")
     if record.processes > 1:
         raise ConfigError(
             f"{folder}: {record.processes} processes trained this cell, each with dropout of its"
@@ -247,21 +250,6 @@ def _config(folder: Path, record: Record) -> Config:
         config = recorded({key: v for key, v in record.config.items() if key != "data"})
     except ConfigError as error:
         raise ConfigError(f"{folder / RECORD}: of another version of the suite: {error}") from error
-    # Tables and the band go by these, and only the configuration is what is trained again.
-    for key, value in {
-        "task": config.task.name,
-        "attention": config.attention.name,
-        "variant": config.variant,
-        "protocol": config.protocol.name,
-        "scale": config.scale,
-        "seed": config.seed,
-        "pretrain": config.pretrain.name,
-        "dtype": resolve_precision(config.train.precision, record.device),
-    }.items():
-        if (there := getattr(record, key)) != value:
-            raise ConfigError(
-                f"{folder / RECORD}: {key}={there} is not that of its configuration, {value}"
-            )
     if custom.sources(config.attention) != record.attention_source:
         raise ConfigError(f"{folder}: {config.attention.name} has changed since this run")
     return config

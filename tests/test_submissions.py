@@ -53,6 +53,15 @@ def submit(folder: Path, *records: Record, stem: str = "theirs", **changes: Any)
     return file
 
 
+def test_a_seed_under_the_name_of_another_is_told(tmp_path: Path) -> None:
+    config = GOOD.config | {"seed": GOOD.seed}
+    first = replace(GOOD, config=config, config_hash=config_hash(config))
+    file = submit(tmp_path, first, replace(first, seed=GOOD.seed + 1))
+    [line] = problems(read_submission(file))
+    assert line.startswith("record 2 (")
+    assert line.endswith("seed=1 is not that of its configuration, 0")
+
+
 def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
     file = submit(tmp_path, GOOD, replace(scored(GOOD, 900), seed=1))
     submission = read_submission(file)

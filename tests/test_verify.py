@@ -228,8 +228,8 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
         ({"attention_source": "mine.py"}, "softmax has changed since this run"),
         # A copy under another name, and a wider band than the run's precision has.
         ({"seed": 1}, "seed=1 is not that of its configuration, 0"),
-        ({"attention": "mra"}, "attention=mra is not that of its configuration, softmax"),
-        ({"dtype": "bfloat16"}, "dtype=bfloat16 is not that of its configuration, float32"),
+        ({"attention": "mra"}, "attention='mra' is not that of its configuration, 'softmax'"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16' is not that of its configuration, 'float32'"),
         (
             {"status": "failed", "reason": "out of memory", "steps": 0, "best_step": None},
             r"/run: this run failed before its first update \(out of memory\)",

@@ -22,7 +22,7 @@ from lra.compose import groups
 from lra.config import config_hash
 from lra.markdown import Table, printable
 from lra.paths import KNOWN_DATA
-from lra.record import Record, RecordError, checked_record
+from lra.record import Record, RecordError, checked_record, contradiction
 from lra.report.grid import Grid, build_grid
 from lra.report.tables import accuracy_table
 
@@ -151,6 +151,8 @@ def _of_record(record: Record) -> Iterator[str]:
         yield f"protocol={record.protocol!r} must be one of {', '.join(there)}"
     if record.config_hash != (right := config_hash(record.config)):
         yield f"config_hash={record.config_hash!r} must be {right!r}, that of its config"
+    if wrong := contradiction(record):
+        yield wrong
     if not record.parameters:
         yield "parameters=0 must be at least 1"
     if record.data_skipped_rows:
