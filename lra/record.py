@@ -362,10 +362,12 @@ def read_records(folder: Path) -> Iterator[Record]:
         except RecordError as error:
             log.warning("left out: %s", error)
             continue
-        if file.parent.parts[-4:] == record.place:
-            yield record
-        else:
+        if file.parent.parts[-4:] != record.place:
             log.warning("left out: %s is the record of %s", file, "/".join(record.place))
+        elif wrong := contradiction(record):
+            log.warning("left out: %s: %s", file, wrong)
+        else:
+            yield record
 
 
 def records_of(runs_dir: Path, scale: str, protocol: str) -> Iterator[Record]:

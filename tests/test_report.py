@@ -392,6 +392,16 @@ def test_a_record_in_a_folder_of_another_name_is_left_out(
     assert "is the record of listops/softmax/default/seed0" in caplog.text
 
 
+def test_a_record_that_contradicts_its_configuration_is_no_further_seed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = replace(OK, config=CONFIG | {"seed": 0})
+    store(tmp_path, honest)
+    store(tmp_path, replace(honest, seed=1))
+    assert list(read_records(tmp_path)) == [honest]
+    assert "seed=1 is not that of its configuration, 0" in caplog.text
+
+
 def test_an_accuracy_of_zero_is_a_result() -> None:
     assert accuracy_table(build_grid([scored(OK, 0)]))[1][1] == "0.0 (n=1) at chance"
 
