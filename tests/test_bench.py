@@ -133,6 +133,7 @@ def test_a_report_of_no_bench_says_so(
         again.main([])
 
 
+@pytest.mark.slow
 def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
     ran = bench(tmp_path, "attentions=[softmax,'linformer width=2']", "out=bench.json")
     assert ran.returncode == 2 and "attention.options.width: no such option" in ran.stderr

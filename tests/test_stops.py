@@ -188,7 +188,9 @@ def stopped_midway(folder: Path, patch: pytest.MonkeyPatch, *words: str) -> str:
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job", [pytest.param(j, marks=[pytest.mark.slow] * (j != "slurm")) for j in JOBS]
+)
 def test_a_forced_cell_is_begun_anew_once_in_the_life_of_a_job(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
