@@ -194,10 +194,15 @@ def test_a_signal_leaves_no_server_behind(
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE,
         text=True,
+        # A shell ignores SIGINT for what it starts in the background, the tests too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("0 cells have curves")
-        server = int(process.stdout.readline())
-        process.send_signal(number)
-        assert process.wait(60) == code
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("0 cells have curves")
+            server = int(process.stdout.readline())
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
     assert not psutil.pid_exists(server)
