@@ -133,6 +133,8 @@ def _serve(asked: Sequence[Selection], words: Sequence[str]) -> None:
                         look()
             finally:
                 server.terminate()
+                # At Ctrl-C Popen would wait for a quarter of a second only.
+                server.wait()
     sys.exit(status)
 
 
