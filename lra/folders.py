@@ -6,8 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lra.words import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = {
@@ -68,3 +72,25 @@ def _free(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free"
     except OSError:
         return "free space unknown"
+
+
+def write_arrays(folder: Path, name: str, **arrays: "NDArray[Any]") -> None:
+    """Write named arrays into a run folder, compressed, whole or not at all.
+
+    Args:
+        folder: Run folder.
+        name: Name of the file, such as `predictions.npz`.
+        arrays: By the names that `numpy.load` gives them.
+
+    Raises:
+        FolderError: The folder cannot be written to.
+    """
+    # Commands that write none start without it.
+    import numpy as np
+
+    partial = folder / f"{name}.partial"
+    with writing("runs_dir", folder, f"writing {name}"), open(partial, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / name)

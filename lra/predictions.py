@@ -6,7 +6,6 @@ example by example. Axes: B examples of a split, in its order.
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.folders import writing
+from lra.folders import write_arrays
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +61,7 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
     arrays = {name: getattr(predictions, name).astype(kind) for name in ("predicted", "labels")}
     if (groups := predictions.groups) is not None:
         arrays["groups"] = groups.astype(np.min_scalar_type(int(groups.max())))
-    partial = folder / f"{PREDICTIONS}.partial"
-    with writing("runs_dir", folder, f"writing {PREDICTIONS}"), open(partial, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / PREDICTIONS)
+    write_arrays(folder, PREDICTIONS, **arrays)
 
 
 def read_predictions(folder: Path, correct: int | None, total: int | None) -> Predictions | None:

@@ -5,13 +5,12 @@ record belongs to it, and others where a learning rate, a seed or the data are n
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lra.folders import writing
+from lra.folders import write_arrays
 
 TRAJECTORY = "trajectory.npz"
 
@@ -39,12 +38,7 @@ def write_trajectory(folder: Path, losses: NDArray[np.float32]) -> None:
     Raises:
         FolderError: The folder cannot be written to.
     """
-    partial = folder / f"{TRAJECTORY}.partial"
-    with writing("runs_dir", folder, f"writing {TRAJECTORY}"), open(partial, "wb") as file:
-        np.savez_compressed(file, loss=losses.astype(np.float32))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / TRAJECTORY)
+    write_arrays(folder, TRAJECTORY, loss=losses.astype(np.float32))
 
 
 def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float32]:
