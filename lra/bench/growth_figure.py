@@ -1,5 +1,6 @@
 """Time and memory against length, with the fitted powers of N at the ends of the lines."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def _panel(
     axis.set_xscale("log")
     axis.set_yscale("log")
     unit, names = UNITS[quantity], []
+    lasts: list[float] = []
     for index, attention in enumerate(attentions):
         if not (cells := run.of(attention, mode)):
             continue
@@ -94,7 +96,11 @@ def _panel(
         }
         lengths = [cell.length for cell in cells]
         values = [cell.value(quantity) / unit for cell in cells]
-        axis.plot(lengths, values, linestyle="none", markersize=5, markeredgewidth=1.1, **style)
+        # Around those that stand at the same place, as of equal memory.
+        equal = sum(math.isclose(values[-1], last, rel_tol=0.02) for last in lasts)
+        size = min(5 + 2.5 * equal, 20)
+        lasts.append(values[-1])
+        axis.plot(lengths, values, linestyle="none", markersize=size, markeredgewidth=1.1, **style)
         if quantity == "seconds":
             ends = zip(*(cell.quartiles for cell in cells), strict=True)
             axis.vlines(lengths, *ends, color=style["color"], lw=1)
