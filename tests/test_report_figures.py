@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
+from tensorboard.summary.writer import event_file_writer
 from test_report import FAILED, OK, scored
 from test_report_tables import BINS, seeds
 
@@ -156,7 +157,11 @@ def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
     assert not list(tmp_path.iterdir())
 
 
-def test_curves_are_read_from_events_and_seeds_are_a_band(tmp_path: Path) -> None:
+def test_curves_are_read_from_events_and_seeds_are_a_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Files of one second are read in the order of this number as text: 10 would come before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     grid = build_grid(seeds("softmax", 800, 900) + seeds("mra", 850))
     heights = {0: [0.2, 0.3, 0.4], 1: [0.4, 0.5]}
     for seed, values in heights.items():
