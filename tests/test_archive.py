@@ -579,6 +579,7 @@ def test_a_server_that_lies_about_the_length_ends_in_an_error(
     assert not files(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_is_given_up(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

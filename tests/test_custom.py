@@ -379,6 +379,7 @@ def test_the_example_of_the_guide_trains_through_torch_compile(guide_folder: Pat
     command(guide_folder, "lra.train", *overrides, "train.compile=true")
 
 
+@pytest.mark.slow
 def test_bench_measures_every_built_in_backend_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

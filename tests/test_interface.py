@@ -97,7 +97,14 @@ def test_training_in_a_thread_leaves_the_record_where_the_command_line_does(tmp_
     assert table["config.train.steps"].tolist() == [60]
 
 
-@pytest.mark.parametrize("imports", ["import lra", "import lra.train", "import lra, lra.train"])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        pytest.param("import lra", marks=pytest.mark.slow),
+        pytest.param("import lra.train", marks=pytest.mark.slow),
+        "import lra, lra.train",
+    ],
+)
 def test_train_is_a_module_and_a_function_in_whatever_order(tmp_path: Path, imports: str) -> None:
     words = [*TINY, "train.steps=3", "train.warmup_steps=2"]
     words += [f"cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}/runs"]

@@ -80,7 +80,9 @@ def figures(images, facts):
     }
 
 
-@pytest.mark.parametrize(("size", "batch"), [(32, 300), (128, 80)])
+@pytest.mark.parametrize(
+    ("size", "batch"), [pytest.param(32, 300, marks=pytest.mark.slow), (128, 80)]
+)
 def test_pixels_have_the_published_statistics(size, batch):
     chunk = sample(size)
     starts = range(0, len(chunk.images), batch)

@@ -21,7 +21,11 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml
 SEARCHES = sorted(file.stem for file in (CONFIGS / "search").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# Those of a paper have the most cells.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("_paper")) for n in EXPERIMENTS],
+)
 def test_every_cell_of_an_experiment_can_be_composed(name: str) -> None:
     words = command([f"experiment={name}"])
     cells = list(expand(words, groups()))

@@ -279,7 +279,7 @@ def test_names_that_are_no_folders_are_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("redirection", "code", "told"),
     [
-        (">&-", 0, ""),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
         (">&- 2>&-", 0, ""),
         ("> /dev/full", 2, "what the output goes to: no space left on device\n"),
     ],
