@@ -10,7 +10,9 @@ and it may say, or the check that needs it is skipped,
 
 * `reference(x, mask)`: its plain form, a method that computes the same from the same parameters;
 * `memory_growth`: the power of N that the memory of a training step grows with, such as 1 or 2;
-* `graph_break`: why `torch.compile` cannot keep it in one graph, where that is so.
+* `graph_break`: why `torch.compile` cannot keep it in one graph, where that is so;
+* `thread_safe`: whether threads may call it at once, which is so where it keeps nothing on itself
+  between lines of its forward and draws no random numbers but by `models.randomness`.
 
 Every check is a function of a `Subject`; the first line of its docstring is its sentence. Axes: B
 batch, H heads, N length, K head width, D model width.
@@ -21,6 +23,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -28,15 +31,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lra import side_by_side
 from lra.memory import PeakMemory
 from models.encoder import Attention, pad_invariant
 from models.heads import AttentionShape, HeadProjections
+from models.randomness import seeded
 
 # The length of most inputs, and what more padding adds to it.
 LENGTH, MORE = 37, 19
 SMALL = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
 # A number that little else has, so that the tensors with an axis of heads can be told.
 MANY_HEADS = 11
+# Threads that call a backend at once, and how often they do.
+THREADS, CALLS = 3, 24
 # Lengths at which memory is measured, and how far its power may be from the one that is claimed.
 GROWING = (512, 1024, 2048)
 POWER_TOLERANCE = 0.2
@@ -284,6 +291,36 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(probability, float) and probability > 0
 
 
+def threads(subject: Subject) -> None:
+    """Threads that call it at once get what each gets alone."""
+    backend = subject.build(dropout=0.1).train()
+    if not side_by_side.is_thread_safe(backend):
+        raise SkippedError("it does not say thread_safe = True, so one thread at a time calls it")
+    x, mask = subject.inputs()
+    before, random = torch.get_num_threads(), torch.get_rng_state()
+
+    def called(number: int) -> list[Tensor]:
+        length = LENGTH - number % 8
+        inputs = [x[:, :length].clone().requires_grad_(), *backend.parameters()]
+        with seeded(number):
+            output = backend(inputs[0], mask[:, :length])
+        return [output, *_gradients(output, inputs)]
+
+    try:
+        torch.set_num_threads(1)
+        alone = [called(number) for number in range(CALLS)]
+        torch.set_num_threads(THREADS)
+        with closing(side_by_side.in_order(called, range(CALLS))) as results:
+            together = list(results)
+    finally:
+        torch.set_num_threads(before)
+    if not torch.equal(random, torch.get_rng_state()):
+        raise BrokenError("it draws from torch's generator; draw by models.randomness.draw_seed")
+    for one, other in zip(chain(*alone), chain(*together), strict=True):
+        if not torch.equal(one, other):
+            raise BrokenError("outputs or gradients are others: what is kept on the module?")
+
+
 def state_round_trip(subject: Subject) -> None:
     """A state_dict carries everything from one to another of another seed."""
     backend, other = subject.build(), subject.build(seed=4)
@@ -403,6 +440,7 @@ CHECKS: tuple[Check, ...] = (
     untouched_inputs,
     bfloat16,
     dropout,
+    threads,
     state_round_trip,
     all_parameters_learn,
     plain_form,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lra import side_by_side
 from lra.batches import Batch, Batches
 from lra.config import TrainConfig
 from lra.division import division_for, is_out_of_memory
@@ -69,7 +70,7 @@ def predict(
         return _answer(model, batches.gather(part), train.precision)
 
     with evaluating(model):
-        for part, found in answered(groups, answer, device, processes, stops):
+        for part, found in answered(groups, answer, model, processes, stops):
             classes, losses, wrong = found
             predicted[torch.from_numpy(part.copy()).to(device)] = classes
             loss += losses
@@ -95,7 +96,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def answered(
     groups: Sequence[NDArray[np.int64]],
     answer: Callable[[NDArray[np.int64]], Answer],
-    device: torch.device,
+    model: nn.Module,
     processes: Processes = ALONE,
     stops: Callable[[], bool] = never,
 ) -> Iterator[tuple[NDArray[np.int64], Answer]]:
@@ -103,20 +104,34 @@ def answered(
 
     Args:
         groups: The examples of every batch; what does not fit the memory is divided.
-        answer: Called with examples.
-        device: Where it computes.
+        answer: Called with examples, without gradients.
+        model: What it calls.
         processes: Those that share the work.
         stops: Asked before each batch whether to go on; where any process's says so, none does.
 
     Raises:
         UnfinishedError: `stops` said so.
     """
+    device = next(model.parameters()).device
+    unfinished = UnfinishedError("asked to stop in the middle of an evaluation")
+
+    @torch.inference_mode()
+    def answers(group: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Answer]]:
+        return list(_in_parts(group, answer))
+
+    if processes.size == 1 and side_by_side.suits(model, len(groups), device):
+        with closing(side_by_side.in_order(answers, groups)) as results:
+            for found in results:
+                if stops():
+                    raise unfinished
+                yield from found
+        return
     # As many rounds in each process, the last of them perhaps without a batch.
     for start in range(0, len(groups), processes.size):
         if processes.any(stops(), device):
-            raise UnfinishedError("asked to stop in the middle of an evaluation")
+            raise unfinished
         for group in groups[start + processes.rank :][:1]:
-            yield from _in_parts(group, answer)
+            yield from answers(group)
 
 
 def _in_parts(

@@ -25,6 +25,7 @@ class {name}(nn.Module):
 
     pad_invariant = True  # more padding changes nothing
     memory_growth = 1  # memory grows with the length, not its square
+    thread_safe = True  # nothing is kept on self while it computes
 
     def __init__(self, shape: AttentionShape, *, scale: float = 1.0) -> None:
         super().__init__()

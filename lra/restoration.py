@@ -93,7 +93,7 @@ class Restoration:
 
         total = torch.zeros((), dtype=torch.float64, device=device)
         with evaluating(model):
-            for _, share in answered(groups, loss, device, processes, stops):
+            for _, share in answered(groups, loss, model, processes, stops):
                 total += share
         mean = float(processes.total(total))
         if not math.isfinite(mean):

@@ -1,18 +1,21 @@
 """One update: the gradients of a batch, summed over its micro-batches, and the step they make."""
 
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lra import side_by_side
 from lra.batches import Batch
 from lra.config import TrainConfig
 from lra.division import COMPILED_SHAPES
 from lra.precision import autocast
 from lra.signals import UnfinishedError, never
-from models.shared_kernel import kernels_shared
+from models.randomness import draw_seed, seeded
+from models.shared_kernel import kernels_shared, shared_kernels
 
 
 def compiled(model: nn.Module) -> Callable[..., Tensor]:
@@ -64,18 +67,81 @@ def accumulate(
     Raises:
         UnfinishedError: `stops` said so; the gradients are of a part of the batch.
     """
-    total = torch.zeros((), device=parts[0].tokens.device)
-    with _sharing(forward, parts):
-        for number, part in enumerate(parts):
-            if number and stops():
-                raise UnfinishedError("asked to stop in the middle of an update")
-            with autocast(part.tokens.device, precision):
+    device = parts[0].tokens.device
+    # What a micro-batch drops does not depend on which thread takes it, or when.
+    seeds = [draw_seed() for _ in parts] if device.type == "cpu" else []
+
+    def loss(number: int) -> Tensor:
+        if number and stops():
+            raise UnfinishedError("asked to stop in the middle of an update")
+        part = parts[number]
+        with seeded(seeds[number]) if seeds else nullcontext():
+            with autocast(device, precision):
                 answers = forward(part.tokens, part.mask)
             # At least float32, but float64 stays what it is.
             answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
-            loss = loss_of(answers, part)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += loss.detach()
+            return loss_of(answers, part)
+
+    with _sharing(forward, parts):
+        if not scaler.is_enabled() and side_by_side.suits(forward, len(parts), device):
+            assert isinstance(forward, nn.Module)
+            total = _accumulate_side_by_side(forward, loss, len(parts))
+            if total is not None:
+                return total
+        total = torch.zeros((), device=device)
+        for number in range(len(parts)):
+            part_loss = loss(number)
+            scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += part_loss.detach()
+    return total
+
+
+def _accumulate_side_by_side(
+    model: nn.Module, loss: Callable[[int], Tensor], number: int
+) -> Tensor | None:
+    """Do what `accumulate` does, by threads that take a micro-batch each.
+
+    Args:
+        model: The network.
+        loss: Of a micro-batch by its number.
+        number: How many there are.
+
+    Returns:
+        The loss, or None where the model drew random numbers whose order threads would decide:
+        everything is then as it was before, and no model as this one suits again.
+    """
+    shared, parameters = shared_kernels(model), [p for p in model.parameters() if p.requires_grad]
+    # The longest one comes first, and makes the kernels that all share.
+    made = threading.Event()
+
+    def gradients(part: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        if shared and part:
+            made.wait()
+        try:
+            found = loss(part)
+        finally:
+            made.set()
+        leaves = parameters + [leaf for each in shared for leaf in each.leaves()]
+        grads = torch.autograd.grad(found, leaves, allow_unused=True)
+        return found.detach(), list(zip(leaves, grads, strict=True))
+
+    random = torch.get_rng_state()
+    total, sums = torch.zeros(()), dict[Tensor, Tensor]()
+    with closing(side_by_side.in_order(gradients, range(number))) as results:
+        for part_loss, pairs in results:
+            total += part_loss
+            for leaf, grad in pairs:
+                if leaf in sums and grad is not None:
+                    sums[leaf] += grad
+                elif grad is not None:
+                    # Two leaves may have been given one tensor.
+                    sums[leaf] = torch.empty_like(leaf).copy_(grad)
+    if not torch.equal(random, torch.get_rng_state()):
+        side_by_side.one_after_another(model)
+        torch.set_rng_state(random)
+        return None
+    for leaf, grad in sums.items():
+        leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
     return total
 
 

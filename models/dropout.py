@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.randomness import draw_seed
+
 # Elements of a tensor that are one row to the hash, which counts columns in 32 bits.
 ROW_LENGTH = 2**20
 _COMPUTED = (torch.float32, torch.float64)
@@ -36,11 +38,6 @@ def threshold(p: float) -> int:
     Kept is then dropped with `p` to within 2^-33.
     """
     return min(round(p * 2**32), 2**32 - 1)
-
-
-def draw_seed() -> int:
-    """Draw 64 bits from torch's default generator on the CPU, as a signed number."""
-    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None))
 
 
 def kept_reference(seed: int, num_rows: int, num_columns: int, p: float) -> Tensor:
@@ -175,4 +172,4 @@ class TiedDropout(Dropout):
         """Drop channels of `x` `(B, N, D)` in training; in evaluation return it as it is."""
         if not self.training or self.p == 0:
             return x
-        return x * F.dropout(torch.ones_like(x[:, :1]), self.p)
+        return x * drop(torch.ones_like(x[:, :1]), self.p, compiled=self.compiled)

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.dropout import draw_seed, is_for_kernels, kept_reference, threshold
+from models.dropout import is_for_kernels, kept_reference, threshold
 from models.precision import full_precision
+from models.randomness import draw_seed
 from models.threads import over_heads
 
 Array = NDArray[Any]

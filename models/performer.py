@@ -173,6 +173,11 @@ class Performer(nn.Module):
     pad_invariant = True
     memory_growth = 1
 
+    @property
+    def thread_safe(self) -> bool:
+        """Whether threads may call it at once: not where calls count until directions change."""
+        return self.redraws is None
+
     def __init__(
         self,
         shape: AttentionShape,

@@ -35,6 +35,10 @@ class SharedKernel(nn.Module):
             self._made.append((kernel, kernel.detach().requires_grad_(kernel.requires_grad)))
         return self._made[-1][1][..., :length]
 
+    def leaves(self) -> list[Tensor]:
+        """Return the kernels on which gradients gather."""
+        return [leaf for _, leaf in self._made if leaf.requires_grad]
+
     def share(self) -> None:
         """Keep the kernel from now on."""
         # Nothing of an update that ended halfway, for want of memory.
@@ -48,6 +52,11 @@ class SharedKernel(nn.Module):
                 torch.autograd.backward(kernel, leaf.grad)
 
 
+def shared_kernels(model: nn.Module) -> list[SharedKernel]:
+    """Return those of the layers of a model."""
+    return [module for module in model.modules() if isinstance(module, SharedKernel)]
+
+
 @contextmanager
 def kernels_shared(model: nn.Module) -> Iterator[None]:
     """Within it, every layer of a model makes its kernel once.
@@ -59,7 +68,7 @@ def kernels_shared(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any module.
     """
-    shared = [module for module in model.modules() if isinstance(module, SharedKernel)]
+    shared = shared_kernels(model)
     for each in shared:
         each.share()
     complete = False

@@ -58,6 +58,11 @@ class Softmax(nn.Module):
         """The power of N that memory grows with; 2 too where the fused kernel does not serve."""
         return 1 if self.fused else 2
 
+    @property
+    def thread_safe(self) -> bool:
+        """Whether threads may call it at once: not where torch's generator drops the weights."""
+        return self.fused or self.dropout == 0
+
     def __init__(self, shape: AttentionShape, *, fused: bool = True) -> None:
         super().__init__()
         self.projections = HeadProjections(shape)

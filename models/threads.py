@@ -1,4 +1,4 @@
-"""Heads shared out among Python threads that use one core each.
+"""Work shared out among Python threads that use one core each.
 
 Nothing waits for the threads but the end: threads inside each of many small operations would wait
 for each other at every one of them, and for a whole time slice whenever another process holds a
@@ -16,9 +16,15 @@ import torch
 _starting = threading.Lock()
 
 
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Return `threads` Python threads of this process whose operations use one core each."""
+    with _starting:
+        return _workers(os.getpid(), threads)
+
+
 @cache
 def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Start `threads` Python threads whose operations use one core each (a pool per process)."""
+    """Start the threads (a pool per process)."""
     barrier = threading.Barrier(threads + 1)
 
     def start() -> None:
@@ -28,7 +34,7 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         barrier.wait()
 
-    pool = ThreadPoolExecutor(threads, "heads")
+    pool = ThreadPoolExecutor(threads, "lra")
     for _ in range(threads):
         pool.submit(start)
     barrier.wait()

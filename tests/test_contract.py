@@ -1,5 +1,6 @@
 """Every check of the contract can fail: a backend broken in one way fails the check of that way."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from lra.contract import (
     sentence,
     shape_and_type,
     state_round_trip,
+    threads,
     untouched_inputs,
 )
 from lra.memory import PeakMemory
@@ -45,6 +47,8 @@ from models.softmax import Softmax, softmax_attention
 
 class Whole(Softmax):
     """A backend that keeps the contract, and says all that it may say."""
+
+    thread_safe = True
 
 
 class Shorter(Softmax):
@@ -226,6 +230,24 @@ class Untyped(Softmax):
         self.size = shape.dim + len(window)  # type: ignore[arg-type]  # the mistake
 
 
+class Keeping(Softmax):
+    """Keeps its input on itself while it computes, and lets other threads in meanwhile."""
+
+    thread_safe = True
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.given = x
+        time.sleep(0.001)
+        return super().forward(x, mask) + self.given[:1, :1]
+
+
+class Dicing(Softmax):
+    thread_safe = True
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.dropout(super().forward(x, mask), 0.1, self.training)
+
+
 # The check, a backend that it must refuse, and what the reason must hold.
 BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
@@ -247,6 +269,8 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (bfloat16, Cancelling, "of their norm, at most 3.0% is allowed"),
     (dropout, AlwaysDropping, "in evaluation, outputs with and without it differ by"),
     (dropout, NeverDropping, "with dropout=0.5 outputs in training are those without it"),
+    (threads, Keeping, "what is kept on the module?"),
+    (threads, Dicing, "it draws from torch's generator"),
     (state_round_trip, Unregistered, "is a random tensor neither a parameter nor a buffer?"),
     (all_parameters_learn, IdleParameter, "no gradient for idle"),
     (plain_form, OtherValues, "outputs at N=1 differ by"),
@@ -293,6 +317,7 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
     [
         (head_permutation, "no HeadProjections inside"),
         (dropout, "no dropout"),
+        (threads, "it does not say thread_safe = True"),
         (plain_form, "it has no reference"),
         (memory_growth, "it has no memory_growth"),
     ],

@@ -133,12 +133,11 @@ class Updates:
         return self.batches.divided(self.step, size, seed, self.division)
 
     def __call__(self) -> None:
-        """Make an update."""
-        self.timed(Stopwatch(self.device))
+        """Make an update, its micro-batches side by side where there are threads for that."""
+        self._make(self.model, Stopwatch(self.device))
 
     def timed(self, watch: Stopwatch) -> None:
-        """Make an update under a stopwatch."""
-        train = self.config.train
+        """Make an update under a stopwatch, its micro-batches one after the other."""
 
         def forward(tokens: Tensor, mask: Tensor | None) -> Tensor:
             watch.stop("backward")
@@ -146,6 +145,10 @@ class Updates:
             watch.stop("forward")
             return logits
 
+        self._make(forward, watch)
+
+    def _make(self, forward: Callable[..., Tensor], watch: Stopwatch) -> None:
+        train = self.config.train
         watch.start()
         parts = self.parts()
         watch.stop("batch")

@@ -1,0 +1,241 @@
+"""Micro-batches on several threads: the bits of one thread, whatever happens on the way."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_division import CPU, LENGTHS, batches_of, split_of
+from tiny_cell import TINY, configure
+from torch import Tensor, nn
+
+import lra.compose
+from lra import side_by_side
+from lra.batches import Batch
+from lra.build import build_model
+from lra.division import Division
+from lra.evaluation import predict
+from lra.loop import Run
+from lra.precision import scaler_for
+from lra.runner import run_cell
+from lra.signals import UnfinishedError
+from lra.update import accumulate
+from models import ATTENTION
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def model_of(attention: str, *overrides: str) -> nn.Module:
+    sizes = ("model.max_length=96", "task.truncate=96", "model.layers=2", *overrides)
+    return build_model(lra.compose.load(*TINY, f"attention={attention}", *sizes)).train()
+
+
+def parts_of(model: nn.Module, sequences: int = 1) -> list[Batch]:
+    batches = batches_of(split_of(LENGTHS, sequences), model.encoder.pad_invariant)
+    return batches.divided(0, len(batches), 0, Division(examples=2))
+
+
+def found(model: nn.Module, parts: list[Batch], number: int) -> list[Tensor]:
+    """Return the loss, all gradients, and what torch's generator gives next."""
+    torch.set_num_threads(number)
+    torch.manual_seed(5)
+    model.zero_grad()
+    loss = accumulate(model, parts, "float32", scaler_for(CPU, "float32"))
+    assert torch.get_num_threads() == number
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [loss, *grads, torch.rand(3)]
+
+
+def assert_same(these: list[Tensor], those: list[Tensor]) -> None:
+    assert len(these) == len(those)
+    for one, other in zip(these, those, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_gradients_have_the_bits_of_one_thread(attention: str) -> None:
+    model = model_of(attention)
+    for sequences in (1, 2):
+        if sequences == 2:
+            model = model_of(attention, "task.sequences=2")
+        parts = parts_of(model, sequences)
+        torch.set_num_threads(2)
+        assert side_by_side.suits(model, len(parts), CPU)
+        one = found(model, parts, 1)
+        assert len(one) > 5
+        for number in (2, 3):
+            assert_same(found(model, parts, number), one)
+
+
+def test_masks_of_dropout_follow_from_the_seed_alone() -> None:
+    model = model_of("softmax")
+    parts = parts_of(model)
+    one = found(model, parts, 2)
+    assert_same(found(model, parts, 2), one)
+    assert not torch.equal(one[0], found(model.eval(), parts, 2)[0])
+
+
+class Drawing(nn.Module):
+    """Drops by torch's own generator, though it says that threads may share it."""
+
+    pad_invariant = thread_safe = True
+
+    def __init__(self, shape: object) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.calls.append(threading.current_thread().name)
+        return nn.functional.dropout(x, 0.5)
+
+
+class Silent(Drawing):
+    """The same from torch's generator; that it may be shared, it does not say itself."""
+
+
+class Torchs(Drawing):
+    """Says so, but a layer of torch within it draws from torch's generator."""
+
+    thread_safe = True
+
+    def __init__(self, shape: object) -> None:
+        super().__init__(shape)
+        self.drop = nn.Dropout(0.5)
+
+
+def with_attention(attention: type[nn.Module]) -> tuple[nn.Module, list[Drawing]]:
+    model = model_of("softmax")
+    inner = [m for m in model.modules() if type(m).__name__ == "Softmax"]
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if child in inner:
+                setattr(module, name, attention(None))
+    return model, [m for m in model.modules() if isinstance(m, attention)]
+
+
+def test_one_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
+    model, attentions = with_attention(Drawing)
+    parts = parts_of(model)
+    one = found(model, parts, 1)
+    for _ in range(3):
+        there = found(model, parts, 2)
+        assert torch.equal(there[-1], one[-1])
+        for grad, wanted in zip(there, one, strict=True):
+            torch.testing.assert_close(grad, wanted)
+    names = [name for each in attentions for name in each.calls]
+    assert any(name.startswith("lra") for name in names)
+    # Tried once only.
+    assert names.count(threading.main_thread().name) == 2 * len(parts) * 4
+
+
+def test_a_users_own_is_shared_only_where_its_class_says_so() -> None:
+    torch.set_num_threads(2)
+    for attention, wanted in ((Drawing, True), (Silent, False), (Torchs, False)):
+        model, _ = with_attention(attention)
+        assert side_by_side.suits(model, 4, CPU) == wanted
+
+
+def test_few_micro_batches_and_many_threads_work_within_operations() -> None:
+    model = model_of("softmax")
+    torch.set_num_threads(4)
+    assert side_by_side.suits(model, 3, CPU)
+    assert not side_by_side.suits(model, 2, CPU)
+    assert not side_by_side.suits(model, 3, torch.device("meta"))
+    torch.set_num_threads(1)
+    assert not side_by_side.suits(model, 3, CPU)
+
+
+def test_an_error_of_a_micro_batch_is_raised_when_nothing_runs_any_more() -> None:
+    model = model_of("softmax")
+    parts = parts_of(model)
+    parts[2] = replace(parts[2], labels=parts[2].labels[:-1])
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="batch_size"):
+        accumulate(model, parts, "float32", scaler_for(CPU, "float32"))
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.get_num_threads() == 2
+
+
+def test_an_update_stops_between_micro_batches() -> None:
+    model = model_of("softmax")
+    asked: list[None] = []
+
+    def stops() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    torch.set_num_threads(2)
+    scaler = scaler_for(CPU, "float32")
+    with pytest.raises(UnfinishedError):
+        accumulate(model, parts_of(model), "float32", scaler, stops=stops)
+
+
+def test_results_come_in_order_and_nothing_runs_after_the_last_is_taken() -> None:
+    torch.set_num_threads(3)
+    running: set[int] = set()
+    started: list[int] = []
+
+    def slow(number: int) -> int:
+        started.append(number)
+        running.add(number)
+        time.sleep(0.001 * (7 - number % 7))
+        running.remove(number)
+        return number
+
+    with closing(side_by_side.in_order(slow, range(40))) as results:
+        assert list(results) == list(range(40))
+    started.clear()
+    with closing(side_by_side.in_order(slow, range(40))) as results:
+        assert next(results) == 0
+    assert not running
+    assert len(started) <= 10
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("attention", ["softmax", "s4d", "fourier"])
+def test_answers_in_evaluation_have_the_bits_of_one_thread(attention: str) -> None:
+    model = model_of(attention)
+    batches = batches_of(split_of(LENGTHS * 5), model.encoder.pad_invariant)
+    train = replace(lra.compose.load(*TINY).train, micro_batch=3)
+    there = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        there.append(predict(model, batches, train))
+    assert there[0].loss == there[1].loss
+    assert (there[0].predicted == there[1].predicted).all()
+
+
+def test_a_run_ends_with_the_bits_of_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    in_order = side_by_side.in_order
+    monkeypatch.setattr(
+        side_by_side, "in_order", lambda call, items: used.append(1) or in_order(call, items)
+    )
+    fits: list[dict[str, Tensor]] = []
+    fit = Run.fit
+
+    def kept(run: Run) -> object:
+        progress = fit(run)
+        fits.append({k: v.clone() for k, v in run.model.state_dict().items()})
+        return progress
+
+    monkeypatch.setattr(Run, "fit", kept)
+    records = []
+    for number in (1, 2):
+        words = ("train.micro_batch=1", "train.steps=12", "train.validate_every=6")
+        config = configure(tmp_path, *words, f"threads={number}")
+        records.append(run_cell(config, tmp_path / f"{number}"))
+    assert len(used) >= 12
+    assert_same([*fits[0].values()], [*fits[1].values()])
+    assert records[0].test_accuracy == records[1].test_accuracy
