@@ -516,5 +516,5 @@ def _of_pretraining(config: Config, before: Run | None) -> dict[str, Any]:
         "pretrain_objective": before.objective.asks,
         "pretrain_steps": progress.step,
         "pretrain_seconds": progress.seconds,
-        "pretrain_loss": progress.best_accuracy if progress.best_step else 0.0,
+        "pretrain_loss": progress.best_accuracy if progress.best_step else None,
     }
