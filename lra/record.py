@@ -69,7 +69,7 @@ class Record:
         pretrain_objective: What the encoder was asked then: `hidden` tokens, or the `next` one.
         pretrain_steps: Updates of it; those of training do not count them.
         pretrain_seconds: Seconds of it, validation included.
-        pretrain_loss: Best mean loss of it over the validation split; none where it was not measured.
+        pretrain_loss: Best mean loss of it over the validation split; none if not measured.
         test_accuracy: Share of the test set classified rightly, 0 to 1.
         test_correct: Test examples classified rightly.
         test_total: Test examples, all of them.

@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from models.precision import full_precision
 
+# Numbers that are transformed at once on a CPU.
+AT_ONCE = 2**19
+
 
 def fft_length(least: int) -> int:
     """Return the smallest even 2^a 3^b 5^c from `least` on: FFTs of large primes are slow."""
@@ -61,7 +64,8 @@ class _Convolution(torch.autograd.Function):
     """The convolution with its gradients, which are correlations.
 
     Left to autograd, the gradient of a real transform is a complex one of twice the work. The
-    spectrum of the input is as large as four inputs, so it is computed again instead of kept.
+    spectrum of the input is as large as four inputs, so it is computed again instead of kept, and
+    on a CPU a few sequences at a time, which its caches hold.
     """
 
     @staticmethod
@@ -71,7 +75,9 @@ class _Convolution(torch.autograd.Function):
         kernel = torch.cat([past, gap, future.flip(1)], 1)
         spectrum = torch.fft.rfft(kernel)  # (D, length / 2 + 1)
         del gap, kernel
-        output = _sequence(_spectrum(x, length).mul_(spectrum), length, x.shape[1])
+        output = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for each, out in zip(_few(x, length), _few(output, length), strict=True):
+            _to_sequence(_spectrum(each, length).mul_(spectrum), length, out)
         # The backward wants the conjugate, and neither needs both.
         ctx.save_for_backward(x, spectrum.conj_physical_())
         ctx.length, ctx.taps = length, (past.shape[1], future.shape[1])
@@ -81,18 +87,32 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, conjugate = ctx.saved_tensors
-        gradient = _spectrum(gradients[0], ctx.length)
-        dx = past = future = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            product = _spectrum(x, ctx.length).conj_physical_().mul_(gradient)
-            product = product[0] if len(x) == 1 else product.sum(0)
-            taps = torch.fft.irfft(product, ctx.length)  # (D, length)
-            del product
+        dx = past = future = total = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for row, given in enumerate(_few(gradients[0], ctx.length)):
+            gradient = _spectrum(given, ctx.length)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+                product = _spectrum(_few(x, ctx.length)[row], ctx.length).conj_physical_()
+                product.mul_(gradient)
+                part = product[0] if len(product) == 1 else product.sum(0)
+                total = part if total is None else total.add_(part)
+                del product, part
+            if dx is not None:
+                out = _few(dx, ctx.length)[row]
+                _to_sequence(gradient.mul_(conjugate), ctx.length, out)
+        if total is not None:
+            taps = torch.fft.irfft(total, ctx.length)  # (D, length)
             past = taps[:, : ctx.taps[0]]
             future = taps[:, ctx.length - ctx.taps[1] :].flip(1)
-        if ctx.needs_input_grad[0]:
-            dx = _sequence(gradient.mul_(conjugate), ctx.length, x.shape[1])
         return dx, past, future, None
+
+
+def _few(x: Tensor, length: int) -> tuple[Tensor, ...]:
+    """Divide `x` `(B, L, D)` into sequences that are transformed at once, to `length`."""
+    rows = AT_ONCE // (length * x.shape[-1]) if x.device.type == "cpu" else len(x)
+    few: tuple[Tensor, ...] = x.split(max(1, rows))  # type: ignore[no-untyped-call]  # torch's
+    return few
 
 
 def _spectrum(x: Tensor, length: int) -> Tensor:
@@ -101,9 +121,9 @@ def _spectrum(x: Tensor, length: int) -> Tensor:
     return spectrum  # (B, D, length / 2 + 1)
 
 
-def _sequence(spectrum: Tensor, transformed: int, length: int) -> Tensor:
-    x: Tensor = torch.fft.irfft(spectrum, transformed)[..., :length]
-    return x.mT.contiguous()
+def _to_sequence(spectrum: Tensor, transformed: int, out: Tensor) -> None:
+    """Write the sequences `(B, L, D)` of spectra to `out`."""
+    out.copy_(torch.fft.irfft(spectrum, transformed)[..., : out.shape[1]].mT)
 
 
 def convolve_reference(x: Tensor, past: Tensor, future: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lra.memory import peak_of
+from models import long_convolution
 from models.geometric_sums import geometric_sums, geometric_sums_reference
 from models.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from models.long_convolution import convolve, convolve_reference, fft_length
@@ -53,6 +54,21 @@ def test_a_longer_transform_changes_nothing() -> None:
     x, past, future = normal(2, 37, 3), normal(3, 37, seed=2), normal(3, 36, seed=3)
     short, long = (convolve(x, past, future, n) for n in (fft_length(73), 2 * fft_length(73)))
     torch.testing.assert_close(short, long, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("at_once", [1, 1_000, 2**30])
+def test_sequences_are_transformed_a_few_at_a_time(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_convolution, "AT_ONCE", at_once)
+    inputs = [normal(5, 37, 3), normal(3, 37, seed=2), normal(3, 36, seed=3)]
+    inputs = [each.requires_grad_() for each in inputs]
+    # Memory of `x` in another order than its axes.
+    inputs[0] = inputs[0].detach().mT.contiguous().mT.requires_grad_()
+    ours, plain = convolve(*inputs), convolve_reference(*inputs)
+    torch.testing.assert_close(ours, plain, atol=1e-11, rtol=0)
+    for a, b in zip(gradients(ours, *inputs), gradients(plain, *inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
 def test_a_convolution_is_float32_under_autocast_and_for_bfloat16() -> None:
