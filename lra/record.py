@@ -261,14 +261,15 @@ def checked_record(values: Any, where: str) -> Record:
     hints = get_type_hints(Record)
     # A record may be older than a key that has a default.
     defaults = {f.name: f.default for f in fields(Record) if f.default not in (MISSING, None)}
-    values = defaults | {"test_by_length": [], "test_by_group": []} | values
+    younger = dict.fromkeys(_NOT_ALWAYS) | {"test_by_length": [], "test_by_group": []}
+    values = defaults | younger | values
     if wrong := sorted(set(values) ^ set(hints)):
         state = "missing" if wrong[0] in hints else "unknown"
         raise RecordError(f"{where}: key {wrong[0]!r} is {state}")
     for key, kind in hints.items():
         if not fits(values[key], kind):
             raise RecordError(f"{where}: {key}={values[key]!r} must be {describe(kind)}")
-    missing = [key for key, value in values.items() if value is None]
+    missing = [key for key, value in values.items() if value is None and key not in _NOT_ALWAYS]
     if values["status"] == "ok" and missing:
         raise RecordError(f"{where}: {missing[0]} is null though status is ok")
     record = Record(**values)
@@ -277,6 +278,8 @@ def checked_record(values: Any, where: str) -> Record:
     return record
 
 
+# What a whole run need not have measured.
+_NOT_ALWAYS = ("pretrain_loss",)
 # Beyond these no count and no time of a run can be.
 _MOST = 2**63
 _SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")

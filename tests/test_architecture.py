@@ -120,7 +120,7 @@ def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
     for file in ("lra/contract.py", "lra/memory.py"):
         names = imports("lra")[file]
         assert not under(names, "lra.tasks", "lra.config", "lra.build"), file
-        known = {"models.heads", "models.encoder"}
+        known = {"models.heads", "models.encoder", "models.randomness"}
         assert {".".join(n.split(".")[:2]) for n in under(names, "models")} <= known, file
 
 

@@ -134,7 +134,7 @@ def test_every_setting_is_put_back(tmp_path: Path) -> None:
     with settings_restored():
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("meta")
-        torch.set_num_threads(2)
+        torch.set_num_threads(torch.get_num_threads() + 1)
         torch.use_deterministic_algorithms(True)
         torch.set_float32_matmul_precision("medium")
         torch.set_grad_enabled(False)
