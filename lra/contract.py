@@ -43,7 +43,7 @@ SMALL = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
 # A number that little else has, so that the tensors with an axis of heads can be told.
 MANY_HEADS = 11
 # Threads that call a backend at once, and how often they do.
-THREADS, CALLS = 3, 24
+THREADS, CALLS = 3, 12
 # Lengths at which memory is measured, and how far its power may be from the one that is claimed.
 GROWING = (512, 1024, 2048)
 POWER_TOLERANCE = 0.2
