@@ -12,7 +12,8 @@ and it may say, or the check that needs it is skipped,
 * `memory_growth`: the power of N that the memory of a training step grows with, such as 1 or 2;
 * `graph_break`: why `torch.compile` cannot keep it in one graph, where that is so;
 * `thread_safe`: whether threads may call it at once, which is so where it keeps nothing on itself
-  between lines of its forward and draws no random numbers but by `models.randomness`.
+  between lines of its forward and draws no random numbers but by `models.randomness`; it is not
+  inherited, as a subclass has another forward.
 
 Every check is a function of a `Subject`; the first line of its docstring is its sentence. Axes: B
 batch, H heads, N length, K head width, D model width.
@@ -295,7 +296,9 @@ def threads(subject: Subject) -> None:
     """Threads that call it at once get what each gets alone."""
     backend = subject.build(dropout=0.1).train()
     if not side_by_side.is_thread_safe(backend):
-        raise SkippedError("it does not say thread_safe = True, so one thread at a time calls it")
+        raise SkippedError(
+            "its class does not say thread_safe = True: one thread at a time calls it"
+        )
     x, mask = subject.inputs()
     before, random = torch.get_num_threads(), torch.get_rng_state()
 

@@ -1,7 +1,7 @@
 """What a model answers on a whole split."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
@@ -69,8 +69,8 @@ def predict(
     def answer(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         return _answer(model, batches.gather(part), train.precision)
 
-    with evaluating(model):
-        for part, found in answered(groups, answer, model, processes, stops):
+    with evaluating(model), closing(answered(groups, answer, model, processes, stops)) as answers:
+        for part, found in answers:
             classes, losses, wrong = found
             predicted[torch.from_numpy(part.copy()).to(device)] = classes
             loss += losses
@@ -99,7 +99,7 @@ def answered(
     model: nn.Module,
     processes: Processes = ALONE,
     stops: Callable[[], bool] = never,
-) -> Iterator[tuple[NDArray[np.int64], Answer]]:
+) -> Generator[tuple[NDArray[np.int64], Answer], None, None]:
     """Yield examples and what is answered for them: of this process's share of all groups.
 
     Args:
@@ -113,23 +113,35 @@ def answered(
         UnfinishedError: `stops` said so.
     """
     device = next(model.parameters()).device
-    unfinished = UnfinishedError("asked to stop in the middle of an evaluation")
+
+    def ask() -> None:
+        if processes.any(stops(), device):
+            raise UnfinishedError("asked to stop in the middle of an evaluation")
 
     @torch.inference_mode()
     def answers(group: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Answer]]:
         return list(_in_parts(group, answer))
 
+    def asked(group: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Answer]]:
+        ask()
+        return answers(group)
+
+    done = 0
     if processes.size == 1 and side_by_side.suits(model, len(groups), device):
-        with closing(side_by_side.in_order(answers, groups)) as results:
-            for found in results:
-                if stops():
-                    raise unfinished
-                yield from found
-        return
+        try:
+            with closing(side_by_side.in_order(asked, groups)) as results:
+                for found in results:
+                    yield from found
+                    done += 1
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        side_by_side.one_after_another(model)
+        log.warning("out of memory in evaluation: one batch after another")
     # As many rounds in each process, the last of them perhaps without a batch.
-    for start in range(0, len(groups), processes.size):
-        if processes.any(stops(), device):
-            raise unfinished
+    for start in range(done, len(groups), processes.size):
+        ask()
         for group in groups[start + processes.rank :][:1]:
             yield from answers(group)
 

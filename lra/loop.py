@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lra import checkpoint
+from lra import checkpoint, side_by_side
 from lra.bar import FORMAT, progress_bar, shortened
 from lra.batches import Batch
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
@@ -339,17 +339,24 @@ class Run:
                 raise
             except (RuntimeError, MemoryError) as error:
                 most = max(len(part.labels) for part in parts)
-                if most == 1 or needs_whole_batch(self.model) or not is_out_of_memory(error):
+                together = side_by_side.suits(self._forward, len(parts), self.device)
+                whole = most == 1 or needs_whole_batch(self.model)
+                if (whole and not together) or not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
             # After the handler, which keeps the tensors of the failed attempt alive.
-            self.division = self.division.halved(most)
+            if together:
+                side_by_side.one_after_another(self.model)
+                now = "one micro-batch after another"
+            else:
+                self.division = self.division.halved(most)
+                now = str(self.division)
             log.warning(
                 "%s step %d: out of memory with %d examples at once; again with %s (%s)",
                 self.label,
                 self.progress.step,
                 most,
-                self.division,
+                now,
                 reason,
             )
             self._undo(random, state)

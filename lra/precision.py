@@ -18,7 +18,9 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     half = halves.get(resolve_precision(precision, device.type))
     # Not even switched off where it is not wanted: the meta device has none.
-    with torch.autocast(device.type, half) if half else nullcontext():
+    # Of the CPU, threads would share a cache of rounded weights, and empty it for each other.
+    cached = device.type != "cpu"
+    with torch.autocast(device.type, half, cache_enabled=cached) if half else nullcontext():
         yield
 
 

@@ -261,7 +261,7 @@ def checked_record(values: Any, where: str) -> Record:
     hints = get_type_hints(Record)
     # A record may be older than a key that has a default.
     defaults = {f.name: f.default for f in fields(Record) if f.default not in (MISSING, None)}
-    younger = dict.fromkeys(_NOT_ALWAYS) | {"test_by_length": [], "test_by_group": []}
+    younger = dict.fromkeys(_OF_PRETRAINING) | {"test_by_length": [], "test_by_group": []}
     values = defaults | younger | values
     if wrong := sorted(set(values) ^ set(hints)):
         state = "missing" if wrong[0] in hints else "unknown"
@@ -269,7 +269,8 @@ def checked_record(values: Any, where: str) -> Record:
     for key, kind in hints.items():
         if not fits(values[key], kind):
             raise RecordError(f"{where}: {key}={values[key]!r} must be {describe(kind)}")
-    missing = [key for key, value in values.items() if value is None and key not in _NOT_ALWAYS]
+    optional = () if values["pretrain"] != "none" else _OF_PRETRAINING
+    missing = [key for key, value in values.items() if value is None and key not in optional]
     if values["status"] == "ok" and missing:
         raise RecordError(f"{where}: {missing[0]} is null though status is ok")
     record = Record(**values)
@@ -278,8 +279,8 @@ def checked_record(values: Any, where: str) -> Record:
     return record
 
 
-# What a whole run need not have measured.
-_NOT_ALWAYS = ("pretrain_loss",)
+# What is measured only where there was pretraining.
+_OF_PRETRAINING = ("pretrain_loss",)
 # Beyond these no count and no time of a run can be.
 _MOST = 2**63
 _SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")

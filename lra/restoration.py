@@ -8,6 +8,7 @@ which one comes next instead.
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,8 +93,9 @@ class Restoration:
             return self.loss(answers.float(), part).double()
 
         total = torch.zeros((), dtype=torch.float64, device=device)
-        with evaluating(model):
-            for _, share in answered(groups, loss, model, processes, stops):
+        shares = answered(groups, loss, model, processes, stops)
+        with evaluating(model), closing(shares):
+            for _, share in shares:
                 total += share
         mean = float(processes.total(total))
         if not math.isfinite(mean):

@@ -1,8 +1,9 @@
 """One update: the gradients of a batch, summed over its micro-batches, and the step they make."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from lra.division import COMPILED_SHAPES
 from lra.precision import autocast
 from lra.signals import UnfinishedError, never
 from models.randomness import draw_seed, seeded
-from models.shared_kernel import kernels_shared, shared_kernels
+from models.shared_kernel import SharedKernel, kernels_shared, shared_kernels
 
 
 def compiled(model: nn.Module) -> Callable[..., Tensor]:
@@ -68,66 +69,77 @@ def accumulate(
         UnfinishedError: `stops` said so; the gradients are of a part of the batch.
     """
     device = parts[0].tokens.device
-    # What a micro-batch drops does not depend on which thread takes it, or when.
-    seeds = [draw_seed() for _ in parts] if device.type == "cpu" else []
+    # Drawn before any is computed, or the order of threads would decide what each drops.
+    seeds = [draw_seed() for _ in parts] if side_by_side.allows(forward, device) else []
 
-    def loss(number: int) -> Tensor:
-        if number and stops():
+    def own_draws(index: int) -> AbstractContextManager[None]:
+        return seeded(seeds[index]) if seeds else nullcontext()
+
+    def loss(index: int) -> Tensor:
+        if index and stops():
             raise UnfinishedError("asked to stop in the middle of an update")
-        part = parts[number]
-        with seeded(seeds[number]) if seeds else nullcontext():
-            with autocast(device, precision):
-                answers = forward(part.tokens, part.mask)
-            # At least float32, but float64 stays what it is.
-            answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
-            return loss_of(answers, part)
+        part = parts[index]
+        with autocast(device, precision):
+            answers = forward(part.tokens, part.mask)
+        # At least float32, but float64 stays what it is.
+        answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
+        return loss_of(answers, part)
 
-    with _sharing(forward, parts):
+    with sharing(forward, parts):
         if not scaler.is_enabled() and side_by_side.suits(forward, len(parts), device):
             assert isinstance(forward, nn.Module)
-            total = _accumulate_side_by_side(forward, loss, len(parts))
+            total = _accumulate_side_by_side(forward, loss, own_draws, len(parts))
             if total is not None:
                 return total
         total = torch.zeros((), device=device)
-        for number in range(len(parts)):
-            part_loss = loss(number)
-            scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for index in range(len(parts)):
+            with own_draws(index):
+                part_loss = loss(index)
+                scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]  # torch's
             total += part_loss.detach()
     return total
 
 
 def _accumulate_side_by_side(
-    model: nn.Module, loss: Callable[[int], Tensor], number: int
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    own_draws: Callable[[int], AbstractContextManager[None]],
+    num_parts: int,
 ) -> Tensor | None:
     """Do what `accumulate` does, by threads that take a micro-batch each.
 
     Args:
         model: The network.
         loss: Of a micro-batch by its number.
-        number: How many there are.
+        own_draws: In which a micro-batch is computed.
+        num_parts: How many there are.
 
     Returns:
-        The loss, or None where the model drew random numbers whose order threads would decide:
-        everything is then as it was before, and no model as this one suits again.
+        The loss, or None where the model drew from torch's generator, and the order of threads
+        decided what each got: gradients and generator are as before, and the next update does not
+        try again.
     """
     shared, parameters = shared_kernels(model), [p for p in model.parameters() if p.requires_grad]
     # The longest one comes first, and makes the kernels that all share.
     made = threading.Event()
 
-    def gradients(part: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
-        if shared and part:
+    def gradients(index: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        if shared and index:
             made.wait()
-        try:
-            found = loss(part)
-        finally:
-            made.set()
-        leaves = parameters + [leaf for each in shared for leaf in each.leaves()]
-        grads = torch.autograd.grad(found, leaves, allow_unused=True)
+        with own_draws(index):
+            try:
+                found = loss(index)
+            finally:
+                made.set()
+            leaves = parameters + [leaf for each in shared for leaf in each.leaves()]
+            grads = torch.autograd.grad(found, leaves, allow_unused=True)
         return found.detach(), list(zip(leaves, grads, strict=True))
 
     random = torch.get_rng_state()
-    total, sums = torch.zeros(()), dict[Tensor, Tensor]()
-    with closing(side_by_side.in_order(gradients, range(number))) as results:
+    total, sums = torch.zeros((), device="cpu"), dict[Tensor, Tensor]()
+    with closing(side_by_side.in_order(gradients, range(num_parts))) as results, ExitStack() as end:
+        # Where the first was never begun, the others must not wait for it.
+        end.callback(made.set)
         for part_loss, pairs in results:
             total += part_loss
             for leaf, grad in pairs:
@@ -142,15 +154,18 @@ def _accumulate_side_by_side(
         return None
     for leaf, grad in sums.items():
         leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
+    if shared:
+        with closing(side_by_side.in_order(SharedKernel.carry, shared)) as carried:
+            deque(carried, maxlen=0)
     return total
 
 
-def _sharing(
-    forward: Callable[..., Tensor], parts: Sequence[Batch]
-) -> AbstractContextManager[None]:
+def sharing(forward: Callable[..., Tensor], parts: Sequence[Batch]) -> AbstractContextManager[None]:
     """Let state-space layers make one kernel for all micro-batches of an update.
 
-    Not in a compiled model, whose graphs make it within them.
+    Args:
+        forward: The model; a compiled one makes them within its graphs.
+        parts: The micro-batches.
     """
     # Asking torch._dynamo would import it, which takes a second.
     is_compiled = hasattr(forward, "_orig_mod")

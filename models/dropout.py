@@ -1,9 +1,9 @@
 """Dropout (Srivastava et al. 2014), on the CPU at the cost of reading and writing.
 
 Random numbers of torch's generator are drawn one after the other, which takes a CPU ten times as
-long as the product they decide on. Here the generator gives one seed per call, and whether an
-element is kept follows from (seed, row, column) by a hash, in the same compiled loop as the
-product; the backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the
+long as the product they decide on. Here a call draws one seed (`models/randomness.py`), and
+whether an element is kept follows from (seed, row, column) by a hash, in the same compiled loop as
+the product; the backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the
 loop, `kept_reference` the plain form of the hash.
 """
 
@@ -122,8 +122,8 @@ def drop(x: Tensor, p: float, training: bool = True, compiled: bool = True) -> T
         compiled: False takes torch's dropout everywhere.
 
     Returns:
-        Of the shape and type of `x`. The compiled loop draws one number from torch's generator, so
-        the generator's state decides the mask, whatever the strides, the type and the threads.
+        Of the shape and type of `x`. The compiled loop draws one number by `models.randomness`,
+        which decides the mask, whatever the strides, the type and the threads.
 
     Raises:
         ValueError: `p` is outside [0, 1].

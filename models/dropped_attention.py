@@ -173,7 +173,7 @@ def dropped_attention(
         mask: `(B, M)` bool, True for real keys; None when all are. A sequence without a real key
             attends to nothing: its output is 0.
         dropout: Probability of dropping a weight, met to within 2^-33. The mask follows from one
-            number that is drawn from torch's generator.
+            number that is drawn by `models.randomness`.
 
     Returns:
         `(B, H, N, K)`. Any number of threads gives the same bits.

@@ -3,6 +3,8 @@
 Axes: B batch, L length, D channels, K taps of a kernel.
 """
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -88,18 +90,19 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, conjugate = ctx.saved_tensors
         dx = past = future = total = None
+        outs: Iterable[Tensor | None] = repeat(None)
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for row, given in enumerate(_few(gradients[0], ctx.length)):
+            outs = _few(dx, ctx.length)
+        pairs = zip(_few(gradients[0], ctx.length), _few(x, ctx.length), strict=True)
+        for (given, each), out in zip(pairs, outs, strict=False):
             gradient = _spectrum(given, ctx.length)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                product = _spectrum(_few(x, ctx.length)[row], ctx.length).conj_physical_()
-                product.mul_(gradient)
+                product = _spectrum(each, ctx.length).conj_physical_().mul_(gradient)
                 part = product[0] if len(product) == 1 else product.sum(0)
                 total = part if total is None else total.add_(part)
                 del product, part
-            if dx is not None:
-                out = _few(dx, ctx.length)[row]
+            if out is not None:
                 _to_sequence(gradient.mul_(conjugate), ctx.length, out)
         if total is not None:
             taps = torch.fft.irfft(total, ctx.length)  # (D, length)

@@ -1,35 +1,65 @@
-"""Seeds for what is dropped, drawn from torch's generator or from one that a thread has to itself.
+"""Seeds for what is dropped, drawn from torch's generator or from a stream that a thread has.
 
-The default generator is one for all threads. What must not depend on which of them comes first
-draws its seeds within `seeded`.
+Torch's generator is one for all threads. What must not depend on which of them comes first draws
+its seeds within `seeded`.
 """
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
-_own = threading.local()
+
+@dataclass
+class _Stream:
+    """SplitMix64 (Steele, Lea and Flood 2014), as in `models.compiled.row_key`."""
+
+    state: int
+
+    def draw(self) -> int:
+        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
+        bits = self.state
+        bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+        bits ^= bits >> 31
+        return bits - 2**64 if bits >= 2**63 else bits
+
+
+class _Own(threading.local):
+    stream: _Stream | None = None
+
+
+_own = _Own()
 
 
 def draw_seed() -> int:
-    """Draw 64 bits on the CPU, as a signed number: of `seeded`, else of torch's generator."""
-    generator: torch.Generator | None = getattr(_own, "generator", None)
-    drawn = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(drawn.random_(-(2**63), None, generator=generator))
+    """Draw 64 bits on the CPU, as a signed number: of `seeded`, else of torch's generator.
+
+    Raises:
+        RuntimeError: In a backward within `seeded`: what `torch.utils.checkpoint` computes again
+            there would drop other elements than the first time.
+    """
+    if _own.stream is None:
+        return int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None))
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "dropout within torch.utils.checkpoint: a backend that has it must not say"
+            " thread_safe = True"
+        )
+    return _own.stream.draw()
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let this thread draw seeds from a generator of its own.
+    """Let this thread draw seeds from a stream of its own.
 
     Args:
-        seed: Of the generator, 64 bits as a signed number.
+        seed: Of the stream, 64 bits as a signed number.
     """
-    before = getattr(_own, "generator", None)
-    _own.generator = torch.Generator("cpu").manual_seed(seed)
+    before, _own.stream = _own.stream, _Stream(seed % 2**64)
     try:
         yield
     finally:
-        _own.generator = before
+        _own.stream = before

@@ -44,12 +44,18 @@ class SharedKernel(nn.Module):
         # Nothing of an update that ended halfway, for want of memory.
         self._made, self._sharing = [], True
 
-    def release(self, backward: bool) -> None:
-        """Forget the kernel; with `backward`, carry its gradient to the parameters first."""
-        made, self._made, self._sharing = self._made, [], False
-        for kernel, leaf in made if backward else []:
+    def carry(self) -> None:
+        """Carry the gradient that gathered on the kernel to the parameters, and forget both."""
+        made, self._made = self._made, []
+        for kernel, leaf in made:
             if leaf.grad is not None:
                 torch.autograd.backward(kernel, leaf.grad)
+
+    def release(self, backward: bool) -> None:
+        """Keep nothing from now on; with `backward`, carry what gathered first."""
+        if backward:
+            self.carry()
+        self._made, self._sharing = [], False
 
 
 def shared_kernels(model: nn.Module) -> list[SharedKernel]:

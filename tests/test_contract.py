@@ -317,7 +317,7 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
     [
         (head_permutation, "no HeadProjections inside"),
         (dropout, "no dropout"),
-        (threads, "it does not say thread_safe = True"),
+        (threads, "its class does not say thread_safe = True"),
         (plain_form, "it has no reference"),
         (memory_growth, "it has no memory_growth"),
     ],

@@ -329,6 +329,7 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ({"seed": "zero"}, "seed='zero' must be int"),
         ({"status": "fine"}, r"status='fine' must be ok \| failed"),
         ({"test_accuracy": None}, "test_accuracy is null though status is ok"),
+        ({"pretrain": "spt"}, "pretrain_loss is null though status is ok"),
         ({"surprise": 1}, "key 'surprise' is unknown"),
         ({"task": ...}, "key 'task' is missing"),
     ],

@@ -12,10 +12,11 @@ import torch
 from test_division import CPU, LENGTHS, batches_of, split_of
 from tiny_cell import TINY, configure
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lra.compose
 from lra import side_by_side
-from lra.batches import Batch
+from lra.batches import Batch, Batches
 from lra.build import build_model
 from lra.division import Division
 from lra.evaluation import predict
@@ -25,6 +26,8 @@ from lra.runner import run_cell
 from lra.signals import UnfinishedError
 from lra.update import accumulate
 from models import ATTENTION
+from models.dropout import Dropout
+from models.softmax import Softmax
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +47,14 @@ def parts_of(model: nn.Module, sequences: int = 1) -> list[Batch]:
     return batches.divided(0, len(batches), 0, Division(examples=2))
 
 
-def found(model: nn.Module, parts: list[Batch], number: int) -> list[Tensor]:
+def found(
+    model: nn.Module, parts: list[Batch], number: int, precision: str = "float32"
+) -> list[Tensor]:
     """Return the loss, all gradients, and what torch's generator gives next."""
     torch.set_num_threads(number)
     torch.manual_seed(5)
     model.zero_grad()
-    loss = accumulate(model, parts, "float32", scaler_for(CPU, "float32"))
+    loss = accumulate(model, parts, precision, scaler_for(CPU, precision))
     assert torch.get_num_threads() == number
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     return [loss, *grads, torch.rand(3)]
@@ -71,6 +76,28 @@ def test_gradients_have_the_bits_of_one_thread(attention: str) -> None:
     one = found(model, parts, 1)
     assert len(one) > 5
     assert_same(found(model, parts, 3), one)
+
+
+@pytest.mark.parametrize("attention", ["s4d", "ema"])
+def test_kernels_that_are_shared_have_the_bits_of_one_thread(attention: str) -> None:
+    long = ("model.max_length=1024", "task.truncate=1024")
+    model = model_of(attention, *long)
+    lengths = [1024, 900, 800, 700]
+    batches = Batches(
+        split_of(lengths), padded_length=1024, truncate=1024, id_shift=0, trim=True, device=CPU
+    )
+    parts = batches.divided(0, 4, 0, Division(examples=1))
+    one = found(model, parts, 1)
+    for number in (2, 3):
+        assert_same(found(model, parts, number), one)
+
+
+def test_bfloat16_has_the_bits_of_one_thread_though_a_weight_is_used_twice() -> None:
+    model, attentions = with_attention(Twice)
+    parts = parts_of(model)
+    one = found(model, parts, 1, "bfloat16")
+    for _ in range(8):
+        assert_same(found(model, parts, 3, "bfloat16"), one)
 
 
 def test_masks_of_dropout_follow_from_the_seed_alone() -> None:
@@ -97,6 +124,35 @@ class Drawing(nn.Module):
 
 class Silent(Drawing):
     """The same from torch's generator; that it may be shared, it does not say itself."""
+
+
+class Twice(nn.Module):
+    pad_invariant = thread_safe = True
+
+    def __init__(self, shape: object) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*[lra.compose.load(*TINY).model.dim] * 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.linear(self.linear(x))
+
+
+class Again(nn.Module):
+    """Computes a part of itself again in the backward."""
+
+    pad_invariant = thread_safe = True
+
+    def __init__(self, shape: object) -> None:
+        super().__init__()
+        self.drop = Dropout(0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        part: Tensor = checkpoint(lambda t: self.drop(t) * t, x, use_reentrant=False)
+        return part
+
+
+class Alone(Again):
+    pad_invariant = True
 
 
 class Torchs(Drawing):
@@ -134,6 +190,19 @@ def test_one_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
     assert names.count(threading.main_thread().name) == 2 * len(parts) * 4
 
 
+def test_what_is_computed_again_in_the_backward_drops_the_same_or_is_refused() -> None:
+    model, _ = with_attention(Again)
+    with pytest.raises(RuntimeError, match="must not say thread_safe = True"):
+        found(model, parts_of(model), 1)
+    model, _ = with_attention(Alone)
+    x = torch.randn(3, 5, requires_grad=True)
+    parts = parts_of(model)
+    assert_same(found(model, parts, 1), found(model, parts, 1))
+    output = Alone(None)(x)
+    [grad] = torch.autograd.grad(output.sum(), x)
+    assert torch.equal(grad != 0, output != 0)
+
+
 def test_a_users_own_is_shared_only_where_its_class_says_so() -> None:
     torch.set_num_threads(2)
     for attention, wanted in ((Drawing, True), (Silent, False), (Torchs, False)):
@@ -147,6 +216,18 @@ def test_few_micro_batches_and_many_threads_work_within_operations() -> None:
     assert side_by_side.suits(model, 3, CPU)
     assert not side_by_side.suits(model, 2, CPU)
     assert not side_by_side.suits(model, 3, torch.device("meta"))
+    compiled = model_of("softmax")
+    compiled._orig_mod = nn.Identity()
+    assert not side_by_side.suits(compiled, 3, CPU)
+    hook = next(model.parameters()).register_post_accumulate_grad_hook(lambda _: None)
+    assert not side_by_side.suits(model, 3, CPU)
+    hook.remove()
+    hook = next(m for m in model.modules() if type(m).__name__ == "Softmax").register_forward_hook(
+        lambda *_: None
+    )
+    assert not side_by_side.suits(model, 3, CPU)
+    hook.remove()
+    assert side_by_side.suits(model, 3, CPU)
     torch.set_num_threads(1)
     assert not side_by_side.suits(model, 3, CPU)
 
@@ -176,6 +257,44 @@ def test_an_update_stops_between_micro_batches() -> None:
         accumulate(model, parts_of(model), "float32", scaler, stops=stops)
 
 
+def test_where_memory_holds_one_at_a_time_they_come_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = Softmax.forward
+
+    def greedy(self: Softmax, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError("out of memory")
+        return forward(self, x, mask)
+
+    words = ("train.micro_batch=1", "train.steps=8", "train.validate_every=4")
+    wanted = run_cell(configure(tmp_path, *words), tmp_path / "1")
+    monkeypatch.setattr(Softmax, "forward", greedy)
+    record = run_cell(configure(tmp_path, *words, "threads=2"), tmp_path / "2")
+    assert record.test_accuracy == wanted.test_accuracy
+    assert "again with one micro-batch after another (out of memory)" in caplog.text
+    model = model_of("softmax")
+    torch.set_num_threads(2)
+    train = replace(lra.compose.load(*TINY).train, micro_batch=3)
+    batches = batches_of(split_of(LENGTHS * 5))
+    assert len(predict(model, batches, train).predicted) == 60
+    assert "out of memory in evaluation: one batch after another" in caplog.text
+
+
+def test_an_evaluation_stops_at_its_next_batch() -> None:
+    model, asked = model_of("softmax"), []
+    train = replace(lra.compose.load(*TINY).train, micro_batch=3)
+    torch.set_num_threads(2)
+    with pytest.raises(UnfinishedError):
+        predict(
+            model,
+            batches_of(split_of(LENGTHS * 5)),
+            train,
+            stops=lambda: asked.append(1) or len(asked) == 3,
+        )
+    assert 3 <= len(asked) <= 8
+
+
 def test_results_come_in_order_and_nothing_runs_after_the_last_is_taken() -> None:
     torch.set_num_threads(3)
     running: set[int] = set()
@@ -194,7 +313,12 @@ def test_results_come_in_order_and_nothing_runs_after_the_last_is_taken() -> Non
     with closing(side_by_side.in_order(slow, range(40))) as results:
         assert next(results) == 0
     assert not running
-    assert len(started) <= 10
+    assert len(started) <= 7
+    results = side_by_side.in_order(slow, range(40))
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert not running
     assert torch.get_num_threads() == 3
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ from lra.plan.cost import full_length
 from lra.precision import scaler_for
 from lra.tasks import DataError, Split, cache
 from lra.tasks.listops import ListOps
-from lra.update import accumulate, apply
+from lra.update import accumulate, apply, sharing
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
 # Of these an update should be made, and of nothing else but a share of at most so much.
@@ -153,7 +154,9 @@ class Updates:
         parts = self.parts()
         watch.stop("batch")
         self.optimiser.zero_grad()
-        loss = accumulate(forward, parts, train.precision, self.scaler)
+        # `accumulate` sees to that where it is given the model itself.
+        with sharing(self.model, parts) if forward is not self.model else nullcontext():
+            loss = accumulate(forward, parts, train.precision, self.scaler)
         watch.stop("backward")
         apply(self.optimiser, train, self.scaler)
         watch.stop("optimiser")
@@ -275,6 +278,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     for key in ("repeats", "threads"):
         if getattr(args, key) < 1:
             parser.error(f"--{key} {getattr(args, key)}: must be at least 1")
+    if args.threads > 1 and not args.against:
+        parser.error("--threads: shares are of one thread; more are for --against")
     return args
 
 

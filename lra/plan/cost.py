@@ -4,7 +4,8 @@ The real model makes a few real updates at its real length, with as many sequenc
 allow, and the time is scaled to the whole batch. Where one sequence alone would take too long or
 too much memory, a part of its length is measured at two lengths, and a quadratic through both
 leads to the whole. Batches are computed in micro-batches as in training; where they are trimmed to
-their own longest sequence, a sequence counts with the root of the mean square of the lengths. Data
+their own longest sequence, a sequence counts with the root of the mean square of the lengths. Where
+threads take a micro-batch each, one thread is timed and divided by what more of them give. Data
 that stand in the cache are read; else sequences have the full length.
 """
 
@@ -12,7 +13,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lra import memory
+from lra import memory, side_by_side
 from lra.batches import TRIM, Batch, Batches
 from lra.build import Model, batches_for, build_model
 from lra.config import Config, TrainConfig
@@ -40,6 +42,9 @@ ENOUGH = 0.15
 LONG = 2_500
 # Lengths at whose means validation is measured, for backends that read no padding.
 BINS = 4
+# What each thread gives that takes micro-batches of its own, of a core: docs/speed.md has two
+# threads between .68 and .97.
+OF_A_CORE = 0.85
 # A step may take this share of the memory there is.
 MEMORY_SHARE = 0.25
 
@@ -372,13 +377,20 @@ def measure(
     model.train()
     width, longest = typical_width(batches, batch_size, division)
     at_once = batch_size if division.is_whole else division.rows(width, config.task.sequences)
-    reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
+    num_parts = -(-batch_size // at_once)
+    together = 1
+    if side_by_side.suits(model, num_parts, device) and not config.train.compile:
+        together = min(torch.get_num_threads(), num_parts)
+    with _threads(1 if together > 1 else torch.get_num_threads()):
+        reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
+        each = evaluation(config, task, model, splits[config.validation], device)
+    times = max(1.0, OF_A_CORE * together)
     trainable = [p for p in model.parameters() if p.requires_grad]
     return Cost(
-        update_seconds=reading.seconds,
-        example_seconds=evaluation(config, task, model, splits[config.validation], device),
+        update_seconds=reading.seconds / times,
+        example_seconds=each / times,
         # A longer one takes no more than its square.
-        step_bytes=reading.bytes * (longest / width) ** 2,
+        step_bytes=together * reading.bytes * (longest / width) ** 2,
         model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
         parameter_bytes=sum(p.numel() * p.element_size() for p in trainable),
         num_tensors=len(trainable),
@@ -388,3 +400,13 @@ def measure(
         batch_size=batch_size,
         batch_width=width,
     )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
