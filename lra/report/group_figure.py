@@ -21,7 +21,11 @@ def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
     for axis, each in zip(axes, found, strict=True):
         places = _middles(each)
         for method, shares in each.shares.items():
-            looks = look(grid, method)
+            looks, entry = look(grid, method), grid.entry(each.task, method)
+            # What learnt nothing stays behind what did.
+            if entry is not None and entry.at_chance:
+                axis.plot(places, shares, lw=0.6, markersize=3, alpha=0.35, zorder=1, **looks)
+                continue
             axis.plot(places, shares, lw=1, markersize=4, alpha=0.85, **looks)
             low, high = zip(*each.bands(method), strict=True)
             axis.fill_between(places, low, high, color=looks["color"], alpha=0.15, lw=0)
@@ -33,7 +37,7 @@ def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
         axis.set_title(literal(grid.label(each.task)), fontsize=9)
         axis.set_xlabel(literal(each.what), fontsize=8)
     axes[0].set_ylabel("test accuracy, %", fontsize=8)
-    caption = f"{seeds(grid)}; bands: binomial, 95 %; dashed: majority class"
+    caption = f"{seeds(grid)}; bands: binomial, 95 %; dashed: majority, faint: at chance"
     describe(figure, title, caption)
     return figure
 
