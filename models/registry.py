@@ -6,6 +6,7 @@ from models.bigbird import BigBird
 from models.ema import EMA
 from models.fourier import Fourier
 from models.fourier_space import FourierSpace
+from models.gated_delta import GatedDelta
 from models.linear import Linear
 from models.linformer import Linformer
 from models.longformer import Longformer
@@ -18,6 +19,7 @@ from models.reformer import Reformer
 from models.s4d import S4D
 from models.s5 import S5
 from models.softmax import Softmax
+from models.ssd import SSD
 from models.wavspa import WavSpA
 
 ATTENTION: dict[str, type[nn.Module]] = {
@@ -39,4 +41,6 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "lru": LRU,
     "ema": EMA,
     "mega": Mega,
+    "ssd": SSD,
+    "gated_delta": GatedDelta,
 }

@@ -34,6 +34,10 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("linformer", {"rank": 5, "shared": False}),
     ("linformer", {"rank": 5, "spread": None, "share_layers": True}),
     ("linear", {"feature_map": "relu"}),
+    ("ssd", {"chunk": 5}),
+    ("ssd", {"chunk": 5, "bidirectional": False}),
+    ("gated_delta", {"chunk": 5}),
+    ("gated_delta", {"chunk": 5, "bidirectional": False}),
     ("linear", {"feature_map": "square"}),
     ("longformer", {"window": 6, "num_global": 2}),
     ("longformer", {"window": 4, "num_global": 0, "dilation": 3, "global_positions": (5, 36)}),
@@ -219,7 +223,7 @@ def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: 
 
 # What leaves attention weights unformed has none to drop, nor has MRA as published.
 WITHOUT_DROPOUT = {"fourier", "mra", "mra_sparse", "linear", "nystromformer", "performer"}
-WITHOUT_DROPOUT |= {"s5", "lru"}
+WITHOUT_DROPOUT |= {"s5", "lru", "ssd", "gated_delta"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=words)

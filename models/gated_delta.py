@@ -1,0 +1,137 @@
+"""The gated delta rule (Yang, Kautz and Hatamizadeh, arXiv 2412.06464), from both sides.
+
+A state maps keys to values; each token lets it fade, takes out what it answers to the token's key
+and writes the token's value in its place.
+
+Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.gated_heads import GatedHeads, in_chunks
+from models.heads import AttentionShape
+from models.options import at_least
+from models.precision import full_precision, without_autocast
+
+
+def gated_delta_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """Compute `gated_delta` by the recurrence, token by token: the plain form.
+
+    S <- exp(g[t]) S, then S <- S + k[t] beta[t] (v[t] - k[t]^T S)^T, and o[t] = q[t] S.
+    """
+    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    outputs = []
+    for t in range(q.shape[2]):
+        key = k[:, :, t, None]  # (B, H, 1, K)
+        state = g[:, :, t, None, None].exp() * state
+        wrong = beta[:, :, t, None, None] * (v[:, :, t, None] - key @ state)
+        state = state + key.mT @ wrong
+        outputs.append((q[:, :, t, None] @ state)[:, :, 0])
+    return torch.stack(outputs, 2)
+
+
+def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk: int) -> Tensor:
+    """Run the gated delta rule forwards, a chunk at a time.
+
+    Within a chunk what all tokens write is the solution of a triangular system, (I + tril(beta K
+    K^T decay, -1)) U = beta (V - decayed K S), so only chunks come one after the other.
+
+    Args:
+        q: Queries `(B, H, L, K)`.
+        k: Keys, the same, of length 1.
+        v: Values, the same.
+        g: Logarithms of decays `(B, H, L)`, at most 0.
+        beta: Shares that are replaced, from 0 to 1, `(B, H, L)`.
+        chunk: C; 1 is the recurrence, and as long as the sequence the parallel form.
+
+    Returns:
+        `(B, H, L, K)`.
+    """
+    length = q.shape[2]
+    q, k, v, g, beta = (in_chunks(each, min(chunk, length)) for each in (q, k, v, g, beta))
+    after = g.cumsum(-1)  # (B, H, M, C)
+    decay = (after[..., :, None] - after[..., None, :]).tril().exp().tril()
+    system = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
+    faded = k * after.exp()[..., None]
+    both = beta[..., None] * torch.cat([v, faded], -1)
+    # The diagonal is not read: it stands for ones.
+    solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
+    written, taken = solved.split([v.shape[-1], k.shape[-1]], -1)
+    seen, asked = (q @ k.mT) * decay, q * after.exp()[..., None]
+    left = (k * (after[..., -1:] - after).exp()[..., None]).mT
+    whole = after[..., -1, None, None].exp()
+    state = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1])
+    outputs = []
+    for m in range(q.shape[2]):
+        u = written[:, :, m] - taken[:, :, m] @ state
+        outputs.append(asked[:, :, m] @ state + seen[:, :, m] @ u)
+        state = whole[:, :, m] * state + left[:, :, m] @ u
+    return torch.stack(outputs, 2).flatten(2, 3)[:, :, :length]
+
+
+class GatedDelta(nn.Module):
+    """The gated delta rule over the real tokens, from both sides.
+
+    Keys have length 1; beta = sigmoid(w x + b) is a number a head and token. What the two sides
+    answer is added. Masked positions write nothing and let nothing fade. Everything but the
+    projections is float32 at least. No weights are formed, so there are none to drop:
+    `shape.dropout` has no effect. There is no short convolution, which the paper has.
+
+    Args:
+        shape: Sizes and biases.
+        chunk: Tokens of a chunk; changes no number but by rounding.
+        bidirectional: Whether a token sees those after it.
+
+    Raises:
+        ValueError: `chunk` is below 1.
+    """
+
+    pad_invariant = True
+    memory_growth = 1
+
+    def __init__(
+        self, shape: AttentionShape, *, chunk: int = 32, bidirectional: bool = True
+    ) -> None:
+        super().__init__()
+        at_least(1, chunk=chunk)
+        self.chunk, self.bidirectional = chunk, bidirectional
+        self.heads = GatedHeads(shape)
+        bound = 1 / math.sqrt(shape.dim)
+        self.beta_weight = nn.Parameter(torch.empty(shape.heads, shape.dim).uniform_(-bound, bound))
+        self.beta_bias = nn.Parameter(torch.zeros(shape.heads))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, L, D)`; `mask` `(B, L)` bool or None."""
+        return self._run(x, mask, plainly=False)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` token by token."""
+        return self._run(x, mask, plainly=True)
+
+    def _run(self, x: Tensor, mask: Tensor | None, plainly: bool) -> Tensor:
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        q, k, v = self.heads.split(x, mask)
+        with without_autocast(x):
+            _, g = self.heads.steps(x, mask)
+            raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.beta_weight))
+            beta = torch.sigmoid(raw + self.beta_bias[:, None])
+            if mask is not None:
+                beta = beta.masked_fill(~mask[:, None], 0.0)
+            given = [q * q.shape[-1] ** -0.5, F.normalize(k, dim=-1), v, g, beta]
+            if self.bidirectional:
+                # The other side as more of a batch: the chunks of both go at once.
+                given = [torch.cat([each, each.flip(2)]) for each in given]
+            q, k, v, g, beta = given
+            if plainly:
+                heads = gated_delta_reference(q, k, v, g, beta)
+            else:
+                heads = gated_delta(q, k, v, g, beta, self.chunk)
+            if self.bidirectional:
+                ahead, back = heads.chunk(2)
+                heads = ahead + back.flip(2)
+        return self.heads.merge(heads, x)

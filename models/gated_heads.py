@@ -1,0 +1,72 @@
+"""What attention with a gate a head and token has besides queries, keys and values.
+
+Axes: B batch, L length, D model width, H heads, K head width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import AttentionShape, HeadProjections
+from models.precision import full_precision
+
+
+class GatedHeads(nn.Module):
+    """Projections, decay and gated norm of heads that keep a state, as Mamba-2 has them.
+
+    A step dt = softplus(w x + b) and a rate A a head give the decay exp(-A dt) of each token; what
+    the heads answer is divided by its root mean square and multiplied by silu(W x). At the start A
+    is uniform in [0, 16] and dt log-uniform in [.001, .1] (arXiv 2405.21060, released code).
+
+    Args:
+        shape: Sizes and biases.
+        epsilon: Added to the mean square.
+    """
+
+    parameter_roles = {"log_rate": "A", "step_bias": "dt"}
+
+    def __init__(self, shape: AttentionShape, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        heads, width = shape.heads, shape.head_dim
+        self.projections = HeadProjections(shape)
+        self.epsilon = epsilon
+        rate = torch.empty(heads).uniform_(0, 16).clamp(min=1e-2)
+        step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.log_rate = nn.Parameter(rate.log())
+        # The inverse of softplus.
+        self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        bound = 1 / math.sqrt(shape.dim)
+        self.step_weight = nn.Parameter(torch.empty(heads, shape.dim).uniform_(-bound, bound))
+        self.gate = nn.Parameter(torch.empty(heads, width, shape.dim).uniform_(-bound, bound))
+        self.norm = nn.Parameter(torch.ones(heads, width))
+
+    def split(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values `(B, H, L, K)` of `x` `(B, L, D)`, at least float32."""
+        q, k, v = map(full_precision, self.projections.split(x, mask))
+        return q, k, v
+
+    def steps(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return dt and the logarithm of the decay, at most 0, each `(B, H, L)`.
+
+        Both are 0 where `mask` `(B, L)` is False, so that a state passes padding as it is.
+        """
+        raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.step_weight))
+        step = F.softplus(raw + self.step_bias[:, None])
+        if mask is not None:
+            step = step.masked_fill(~mask[:, None], 0.0)
+        return step, -self.log_rate.exp()[:, None] * step
+
+    def merge(self, heads: Tensor, x: Tensor) -> Tensor:
+        """Norm and gate `heads` `(B, H, L, K)` and project them to `(B, L, D)`, as `x` is."""
+        size = torch.rsqrt(heads.square().mean(-1, keepdim=True) + self.epsilon)
+        gate = F.silu(torch.einsum("bld,hkd->bhlk", full_precision(x), full_precision(self.gate)))
+        return self.projections.merge(heads * size * self.norm[:, None] * gate).to(x.dtype)
+
+
+def in_chunks(x: Tensor, chunk: int) -> Tensor:
+    """Divide `x` `(B, H, L, ...)`, padded by zeros, into `(B, H, M, chunk, ...)`."""
+    short = -x.shape[2] % chunk
+    padded = F.pad(x, (0, 0) * (x.dim() - 3) + (0, short)) if short else x
+    return padded.view(*x.shape[:2], -1, chunk, *x.shape[3:])

@@ -1,0 +1,154 @@
+"""State-space duality: linear attention with a scalar decay a head and token (arXiv 2405.21060).
+
+Mamba-2's recurrence from both sides, as a benchmark that classifies whole sequences wants it; by
+queries, keys and values of one width, without its short convolution.
+
+Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.gated_heads import GatedHeads, in_chunks
+from models.heads import AttentionShape
+from models.options import at_least
+from models.precision import full_precision, without_autocast
+
+# Chunks whose pairs are computed at once.
+GROUP = 64
+
+
+def decayed_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, bidirectional: bool = True
+) -> Tensor:
+    """Compute `decayed_attention` by the recurrence, token by token: the plain form.
+
+    S[t] = exp(g[t]) S[t-1] + k[t] v[t]^T and o[t] = q[t] S[t]; from behind the same, without the
+    token itself, which was seen.
+    """
+    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    outputs = []
+    for t in range(q.shape[2]):
+        state = g[:, :, t, None, None].exp() * state + k[:, :, t, :, None] * v[:, :, t, None]
+        outputs.append((q[:, :, t, None] @ state)[:, :, 0])
+    state = torch.zeros_like(state)
+    for t in reversed(range(q.shape[2] if bidirectional else 0)):
+        state = g[:, :, t, None, None].exp() * state
+        outputs[t] = outputs[t] + (q[:, :, t, None] @ state)[:, :, 0]
+        state = state + k[:, :, t, :, None] * v[:, :, t, None]
+    return torch.stack(outputs, 2)
+
+
+def decayed_attention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk: int, bidirectional: bool = True
+) -> Tensor:
+    """Attend linearly, the weight of a pair decaying by every token between them.
+
+        o[i] = sum_j exp(sum of g between i and j) (q[i] . k[j]) v[j]
+
+    Between are the tokens j + 1 to i where j comes first, and i to j - 1 where i does. Within a
+    chunk all pairs are computed, between chunks the sums of k v^T, one a chunk.
+
+    Args:
+        q: Queries `(B, H, L, K)`.
+        k: Keys, the same.
+        v: Values, the same.
+        g: Logarithms of decays `(B, H, L)`, at most 0.
+        chunk: C; as long as the sequence, it is the parallel form.
+        bidirectional: Whether a token sees those after it.
+
+    Returns:
+        `(B, H, L, K)`.
+    """
+    length = q.shape[2]
+    q, k, v, g = (in_chunks(each, min(chunk, length)) for each in (q, k, v, g))
+    after = g.cumsum(-1)  # (B, H, M, C), this token's decay included
+    before = after - g
+    whole = after[..., -1]
+    # Differences before exponentials, which overflow alone.
+    past = (after[..., :, None] - after[..., None, :]).tril()
+    decay = past.exp().tril()
+    if bidirectional:
+        decay = decay + (before[..., None, :] - before[..., :, None]).triu(1).exp().triu(1)
+    output = (q @ k.mT * decay) @ v
+    if q.shape[2] > 1:
+        ends = (k * (whole[..., None] - after).exp()[..., None]).mT @ v  # (B, H, M, K, K)
+        earlier = _carried(ends.flatten(-2), whole).view_as(ends)
+        output = output + (q * after.exp()[..., None]) @ earlier
+    if q.shape[2] > 1 and bidirectional:
+        starts = (k * before.exp()[..., None]).mT @ v
+        later = _carried(starts.flatten(-2).flip(2), whole.flip(2)).flip(2).view_as(starts)
+        output = output + (q * (whole[..., None] - before).exp()[..., None]) @ later
+    return output.flatten(2, 3)[:, :, :length]
+
+
+def _carried(states: Tensor, whole: Tensor) -> Tensor:
+    """Return what reaches each chunk of the states of those before it.
+
+    Chunks are gathered like tokens: pairs within a group, and between groups one state each.
+
+    Args:
+        states: What each chunk leaves, flat, `(B, H, M, K K)`.
+        whole: Logarithm of each chunk's decay `(B, H, M)`.
+    """
+    number = whole.shape[2]
+    states, whole = in_chunks(states, GROUP), in_chunks(whole, GROUP)
+    after = whole.cumsum(-1)  # (B, H, groups, GROUP)
+    before = after - whole
+    # A state passes the chunks between, neither its own nor the one that it reaches.
+    between = (before[..., :, None] - after[..., None, :]).tril(-1).exp().tril(-1)
+    reached = between @ states
+    if states.shape[2] > 1:
+        ends = (after[..., -1:] - after).exp()[..., None, :] @ states  # (B, H, groups, 1, K K)
+        earlier = _carried(ends[..., 0, :], after[..., -1])
+        reached = reached + before.exp()[..., None] * earlier[..., None, :]
+    return reached.flatten(2, 3)[:, :, :number]
+
+
+class SSD(nn.Module):
+    """Linear attention with decays that follow from the tokens, from both sides.
+
+    Values are multiplied by the step dt, as Mamba-2 discretises them. Masked positions add nothing
+    and do not decay what passes them. Everything but the projections is float32 at least. No
+    weights are formed, so there are none to drop: `shape.dropout` has no effect.
+
+    Args:
+        shape: Sizes and biases.
+        chunk: Tokens of a chunk; changes no number but by rounding.
+        bidirectional: Whether a token sees those after it.
+
+    Raises:
+        ValueError: `chunk` is below 1.
+    """
+
+    pad_invariant = True
+    memory_growth = 1
+
+    def __init__(
+        self, shape: AttentionShape, *, chunk: int = 64, bidirectional: bool = True
+    ) -> None:
+        super().__init__()
+        at_least(1, chunk=chunk)
+        self.chunk, self.bidirectional = chunk, bidirectional
+        self.heads = GatedHeads(shape)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, L, D)`; `mask` `(B, L)` bool or None."""
+        return self._run(x, mask, plainly=False)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` token by token."""
+        return self._run(x, mask, plainly=True)
+
+    def _run(self, x: Tensor, mask: Tensor | None, plainly: bool) -> Tensor:
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        q, k, v = self.heads.split(x, mask)
+        with without_autocast(x):
+            step, g = self.heads.steps(x, mask)
+            q, v = q * q.shape[-1] ** -0.5, v * step[..., None]
+            if plainly:
+                heads = decayed_attention_reference(q, k, v, g, self.bidirectional)
+            else:
+                heads = decayed_attention(q, k, v, g, self.chunk, self.bidirectional)
+        return self.heads.merge(full_precision(heads), x)
