@@ -156,6 +156,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("mega", "chunk", 0, "must be at least 1"),
     ("mega", "norm", "group", "must be one of none, layer, batch, scale"),
     ("mega", "dropout", 1.5, "must be from 0 to 1"),
+    ("ssd", "chunk", 0, "must be at least 1"),
+    ("gated_delta", "chunk", 0, "must be at least 1"),
 ]
 
 
