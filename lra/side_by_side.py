@@ -5,9 +5,9 @@ wait for each other at the end of an update. Sums are added up in the order of t
 that the number of threads changes no bit.
 
 A backend of the suite keeps nothing on itself between lines of its forward, and draws random
-numbers by `models.randomness`. A class of a user's does so where it says `thread_safe = True`
-itself, as a subclass may not; else its micro-batches come one after the other, with threads inside
-of operations.
+numbers by `models.randomness`. A user's class does so where it says `thread_safe = True` itself;
+what its base class says does not count. Else its micro-batches come one after the other, with
+threads inside of operations.
 """
 
 import weakref
@@ -66,7 +66,8 @@ def is_thread_safe(model: nn.Module) -> bool:
 
 
 def _is_safe(module: nn.Module) -> bool:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    if before or after or module._backward_hooks or module._backward_pre_hooks:
         return False
     # Asked of the class itself: one that is derived from a safe one has another forward.
     if "thread_safe" in vars(type(module)):

@@ -79,7 +79,8 @@ class GatedDelta(nn.Module):
     Keys have length 1; beta = sigmoid(w x + b) is a number a head and token. What the two sides
     answer is added. Masked positions write nothing and let nothing fade. Everything but the
     projections is float32 at least. No weights are formed, so there are none to drop:
-    `shape.dropout` has no effect. There is no short convolution, which the paper has.
+    `shape.dropout` has no effect. Unlike the paper's, queries keep their length, and there is no
+    short convolution and no SiLU behind it.
 
     Args:
         shape: Sizes and biases.

@@ -14,18 +14,19 @@ from models.precision import full_precision
 
 
 class GatedHeads(nn.Module):
-    """Projections, decay and gated norm of heads that keep a state, as Mamba-2 has them.
+    """Projections, decay and gated norm of heads that keep a state, as Gated DeltaNet has them.
 
     A step dt = softplus(w x + b) and a rate A a head give the decay exp(-A dt) of each token; what
-    the heads answer is divided by its root mean square and multiplied by silu(W x). At the start A
-    is uniform in [0, 16] and dt log-uniform in [.001, .1] (arXiv 2405.21060, released code).
+    a head answers is divided by its root mean square and multiplied by silu(W x). At the start A is
+    uniform in [0, 16], at least .01, and dt log-uniform in [.001, .1] (arXiv 2412.06464, whose code
+    follows Mamba-2's; that has A from 1, and gates before it norms all heads together).
 
     Args:
         shape: Sizes and biases.
         epsilon: Added to the mean square.
     """
 
-    parameter_roles = {"log_rate": "A", "step_bias": "dt"}
+    parameter_roles = {"log_rate": "A", "step_bias": "dt", "norm": "norm"}
 
     def __init__(self, shape: AttentionShape, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -61,8 +62,9 @@ class GatedHeads(nn.Module):
     def merge(self, heads: Tensor, x: Tensor) -> Tensor:
         """Norm and gate `heads` `(B, H, L, K)` and project them to `(B, L, D)`, as `x` is."""
         size = torch.rsqrt(heads.square().mean(-1, keepdim=True) + self.epsilon)
-        gate = F.silu(torch.einsum("bld,hkd->bhlk", full_precision(x), full_precision(self.gate)))
-        return self.projections.merge(heads * size * self.norm[:, None] * gate).to(x.dtype)
+        gate = F.silu(full_precision(torch.einsum("bld,hkd->bhlk", x, self.gate)))
+        merged = heads * size * self.norm[:, None] * gate
+        return self.projections.merge(merged.to(self.gate.dtype)).to(x.dtype)
 
 
 def in_chunks(x: Tensor, chunk: int) -> Tensor:

@@ -1,7 +1,8 @@
 """State-space duality: linear attention with a scalar decay a head and token (arXiv 2405.21060).
 
-Mamba-2's recurrence from both sides, as a benchmark that classifies whole sequences wants it; by
-queries, keys and values of one width, without its short convolution.
+Mamba-2's recurrence from both sides, as a benchmark that classifies whole sequences wants it, by
+queries, keys and values of one width for each head; without its short convolution and the SiLU
+behind it, and without its skip D x.
 
 Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
 """
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from models.gated_heads import GatedHeads, in_chunks
 from models.heads import AttentionShape
 from models.options import at_least
-from models.precision import full_precision, without_autocast
+from models.precision import without_autocast
 
 # Chunks whose pairs are computed at once.
 GROUP = 64
@@ -92,8 +93,10 @@ def _carried(states: Tensor, whole: Tensor) -> Tensor:
         whole: Logarithm of each chunk's decay `(B, H, M)`.
     """
     number = whole.shape[2]
-    states, whole = in_chunks(states, GROUP), in_chunks(whole, GROUP)
-    after = whole.cumsum(-1)  # (B, H, groups, GROUP)
+    # Groups of one size, so that little is added to fill them.
+    group = -(-number // -(-number // GROUP))
+    states, whole = in_chunks(states, group), in_chunks(whole, group)
+    after = whole.cumsum(-1)  # (B, H, groups, chunks of a group)
     before = after - whole
     # A state passes the chunks between, neither its own nor the one that it reaches.
     between = (before[..., :, None] - after[..., None, :]).tril(-1).exp().tril(-1)
@@ -151,4 +154,4 @@ class SSD(nn.Module):
                 heads = decayed_attention_reference(q, k, v, g, self.bidirectional)
             else:
                 heads = decayed_attention(q, k, v, g, self.chunk, self.bidirectional)
-        return self.heads.merge(full_precision(heads), x)
+        return self.heads.merge(heads, x)

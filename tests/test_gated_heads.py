@@ -102,7 +102,7 @@ def test_one_direction_sees_nothing_that_follows(attention: type[SSD] | type[Gat
     assert grad[0, :7].any(-1).all() and not grad[0, 7:].any()
 
 
-def test_rates_and_steps_start_where_mamba_2_has_them() -> None:
+def test_rates_and_steps_start_where_the_released_code_has_them() -> None:
     torch.manual_seed(0)
     heads = SSD(AttentionShape(dim=4, heads=4_000, head_dim=1, max_length=8)).heads
     rate = heads.log_rate.detach().exp()

@@ -154,7 +154,7 @@ class Updates:
         parts = self.parts()
         watch.stop("batch")
         self.optimiser.zero_grad()
-        # `accumulate` sees to that where it is given the model itself.
+        # `accumulate` does this where it is given the model itself.
         with sharing(self.model, parts) if forward is not self.model else nullcontext():
             loss = accumulate(forward, parts, train.precision, self.scaler)
         watch.stop("backward")

@@ -5,7 +5,7 @@ allow, and the time is scaled to the whole batch. Where one sequence alone would
 too much memory, a part of its length is measured at two lengths, and a quadratic through both
 leads to the whole. Batches are computed in micro-batches as in training; where they are trimmed to
 their own longest sequence, a sequence counts with the root of the mean square of the lengths. Where
-threads take a micro-batch each, one thread is timed and divided by what more of them give. Data
+threads take a micro-batch each, one thread is timed and divided by what several give. Data
 that stand in the cache are read; else sequences have the full length.
 """
 
@@ -379,20 +379,28 @@ def measure(
     at_once = batch_size if division.is_whole else division.rows(width, config.task.sequences)
     num_parts = -(-batch_size // at_once)
     together = 1
-    if side_by_side.suits(model, num_parts, device) and not config.train.compile:
+    alone = config.train.compile or scaler.is_enabled()
+    if side_by_side.suits(model, num_parts, device) and not alone:
         together = min(torch.get_num_threads(), num_parts)
     with _threads(1 if together > 1 else torch.get_num_threads()):
         reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
         each = evaluation(config, task, model, splits[config.validation], device)
-    times = max(1.0, OF_A_CORE * together)
     trainable = [p for p in model.parameters() if p.requires_grad]
+    parameter_bytes = sum(p.numel() * p.element_size() for p in trainable)
+    faster = faster_tests = 1.0
+    waiting = 0
+    if together > 1:
+        # The last round may leave threads without a micro-batch; a split has many batches.
+        rounds = -(-num_parts // together)
+        faster, faster_tests = max(1.0, OF_A_CORE * num_parts / rounds), OF_A_CORE * together
+        waiting = min(num_parts, 2 * together) - together
     return Cost(
-        update_seconds=reading.seconds / times,
-        example_seconds=each / times,
+        update_seconds=reading.seconds / faster,
+        example_seconds=each / faster_tests,
         # A longer one takes no more than its square.
-        step_bytes=together * reading.bytes * (longest / width) ** 2,
+        step_bytes=together * reading.bytes * (longest / width) ** 2 + waiting * parameter_bytes,
         model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        parameter_bytes=sum(p.numel() * p.element_size() for p in trainable),
+        parameter_bytes=parameter_bytes,
         num_tensors=len(trainable),
         repeats=reading.repeats,
         rows=reading.rows,
