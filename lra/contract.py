@@ -300,7 +300,7 @@ def threads(subject: Subject) -> None:
             "its class does not say thread_safe = True: one thread at a time calls it"
         )
     x, mask = subject.inputs()
-    before, random = torch.get_num_threads(), torch.get_rng_state()
+    random = torch.get_rng_state()
 
     def called(number: int) -> list[Tensor]:
         length = LENGTH - number % 8
@@ -309,14 +309,13 @@ def threads(subject: Subject) -> None:
             output = backend(inputs[0], mask[:, :length])
         return [output, *_gradients(output, inputs)]
 
-    try:
-        torch.set_num_threads(1)
+    with side_by_side.threads_set(1):
         alone = [called(number) for number in range(CALLS)]
-        torch.set_num_threads(THREADS)
-        with closing(side_by_side.in_order(called, range(CALLS))) as results:
-            together = list(results)
-    finally:
-        torch.set_num_threads(before)
+    with (
+        side_by_side.threads_set(THREADS),
+        closing(side_by_side.in_order(called, range(CALLS))) as results,
+    ):
+        together = list(results)
     if not torch.equal(random, torch.get_rng_state()):
         raise BrokenError("it draws from torch's generator; draw by models.randomness.draw_seed")
     for one, other in zip(chain(*alone), chain(*together), strict=True):

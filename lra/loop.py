@@ -339,8 +339,8 @@ class Run:
                 raise
             except (RuntimeError, MemoryError) as error:
                 most = max(len(part.labels) for part in parts)
-                together = not self.scaler.is_enabled() and side_by_side.suits(
-                    self._forward, len(parts), self.device
+                together = side_by_side.suits(
+                    self._forward, len(parts), self.device, self.scaler.is_enabled()
                 )
                 whole = most == 1 or needs_whole_batch(self.model)
                 if (whole and not together) or not is_out_of_memory(error):

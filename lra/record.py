@@ -131,7 +131,7 @@ class Record:
     status: Status
     reason: str = ""
     attention_source: str = ""
-    pretrain: str = "none"
+    pretrain: str = NO_PRETRAINING
     pretrain_objective: str = ""
     pretrain_steps: int = 0
     pretrain_seconds: float = 0.0
@@ -269,7 +269,7 @@ def checked_record(values: Any, where: str) -> Record:
     for key, kind in hints.items():
         if not fits(values[key], kind):
             raise RecordError(f"{where}: {key}={values[key]!r} must be {describe(kind)}")
-    optional = () if values["pretrain"] != "none" else _OF_PRETRAINING
+    optional = () if values["pretrain"] != NO_PRETRAINING else _OF_PRETRAINING
     missing = [key for key, value in values.items() if value is None and key not in optional]
     if values["status"] == "ok" and missing:
         raise RecordError(f"{where}: {missing[0]} is null though status is ok")

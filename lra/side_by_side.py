@@ -12,8 +12,9 @@ threads inside of operations.
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -47,16 +48,28 @@ def allows(model: object, device: torch.device) -> bool:
     return not hooked and is_thread_safe(model)
 
 
-def suits(model: object, num_parts: int, device: torch.device) -> bool:
+@contextmanager
+def threads_set(number: int) -> Iterator[None]:
+    """Let torch use a number of threads, and then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def suits(model: object, num_parts: int, device: torch.device, scaled: bool = False) -> bool:
     """Tell whether threads should take a micro-batch each: not where half of them would have none.
 
     Args:
         model: What is called with each.
         num_parts: How many there are.
         device: Where they are.
+        scaled: Whether the loss is scaled, as in float16; then they come one after the other.
     """
     threads = torch.get_num_threads()
-    enough = threads > 1 and 2 * num_parts > threads
+    enough = threads > 1 and 2 * num_parts > threads and not scaled
     return enough and allows(model, device) and model not in _refused
 
 
@@ -100,20 +113,17 @@ def in_order(
     pool, left = workers(threads), iter(items)
     waiting: deque[Future[Result]] = deque()
     # MKL has one count for all threads, and the workers would take it for theirs.
-    torch.set_num_threads(1)
-    try:
-        while True:
-            for item in left:
-                waiting.append(pool.submit(call, item))
-                if len(waiting) == 2 * threads:
-                    break
-            if not waiting:
-                return
-            # Among the waiting until it is there: a signal may be raised in between.
-            wait([waiting[0]])
-            yield waiting.popleft().result()
-    finally:
+    with threads_set(1):
         try:
-            wait([future for future in waiting if not future.cancel()])
+            while True:
+                for item in left:
+                    waiting.append(pool.submit(call, item))
+                    if len(waiting) == 2 * threads:
+                        break
+                if not waiting:
+                    return
+                # Among the waiting until it is there: a signal may be raised in between.
+                wait([waiting[0]])
+                yield waiting.popleft().result()
         finally:
-            torch.set_num_threads(threads)
+            wait([future for future in waiting if not future.cancel()])

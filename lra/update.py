@@ -1,7 +1,6 @@
 """One update: the gradients of a batch, summed over its micro-batches, and the step they make."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 
@@ -86,7 +85,7 @@ def accumulate(
         return loss_of(answers, part)
 
     with sharing(forward, parts):
-        if not scaler.is_enabled() and side_by_side.suits(forward, len(parts), device):
+        if side_by_side.suits(forward, len(parts), device, scaler.is_enabled()):
             assert isinstance(forward, nn.Module)
             total = _accumulate_side_by_side(forward, loss, own_draws, len(parts))
             if total is not None:
@@ -156,7 +155,7 @@ def _accumulate_side_by_side(
         leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
     if shared:
         with closing(side_by_side.in_order(SharedKernel.carry, shared)) as carried:
-            deque(carried, maxlen=0)
+            list(carried)
     return total
 
 

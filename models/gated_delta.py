@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.gated_heads import GatedHeads, in_chunks
+from models.gated_heads import GatedAttention, Qkv, in_chunks
 from models.heads import AttentionShape
-from models.options import at_least
-from models.precision import full_precision, without_autocast
+from models.precision import full_precision
 
 
 def gated_delta_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk:
     return torch.stack(outputs, 2).flatten(2, 3)[:, :, :length]
 
 
-class GatedDelta(nn.Module):
+class GatedDelta(GatedAttention):
     """The gated delta rule over the real tokens, from both sides.
 
     Keys have length 1; beta = sigmoid(w x + b) is a number a head and token. What the two sides
@@ -91,48 +90,32 @@ class GatedDelta(nn.Module):
         ValueError: `chunk` is below 1.
     """
 
-    pad_invariant = True
-    memory_growth = 1
-
     def __init__(
         self, shape: AttentionShape, *, chunk: int = 32, bidirectional: bool = True
     ) -> None:
-        super().__init__()
-        at_least(1, chunk=chunk)
-        self.chunk, self.bidirectional = chunk, bidirectional
-        self.heads = GatedHeads(shape)
+        super().__init__(shape, chunk, bidirectional)
         bound = 1 / math.sqrt(shape.dim)
         self.beta_weight = nn.Parameter(torch.empty(shape.heads, shape.dim).uniform_(-bound, bound))
         self.beta_bias = nn.Parameter(torch.zeros(shape.heads))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the real positions of `x` `(B, L, D)`; `mask` `(B, L)` bool or None."""
-        return self._run(x, mask, plainly=False)
-
-    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` token by token."""
-        return self._run(x, mask, plainly=True)
-
-    def _run(self, x: Tensor, mask: Tensor | None, plainly: bool) -> Tensor:
+    def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
+        """Run the rule from both sides, in chunks or by the recurrence."""
+        q, k, v = qkv
+        _, g = self.heads.steps(x, mask)
+        raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.beta_weight))
+        beta = torch.sigmoid(raw + self.beta_bias[:, None])
         if mask is not None:
-            x = x.masked_fill(~mask[..., None], 0.0)
-        q, k, v = self.heads.split(x, mask)
-        with without_autocast(x):
-            _, g = self.heads.steps(x, mask)
-            raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.beta_weight))
-            beta = torch.sigmoid(raw + self.beta_bias[:, None])
-            if mask is not None:
-                beta = beta.masked_fill(~mask[:, None], 0.0)
-            given = [q * q.shape[-1] ** -0.5, F.normalize(k, dim=-1), v, g, beta]
-            if self.bidirectional:
-                # The other side as more of a batch: the chunks of both go at once.
-                given = [torch.cat([each, each.flip(2)]) for each in given]
-            q, k, v, g, beta = given
-            if plainly:
-                heads = gated_delta_reference(q, k, v, g, beta)
-            else:
-                heads = gated_delta(q, k, v, g, beta, self.chunk)
-            if self.bidirectional:
-                ahead, back = heads.chunk(2)
-                heads = ahead + back.flip(2)
-        return self.heads.merge(heads, x)
+            beta = beta.masked_fill(~mask[:, None], 0.0)
+        given = [q * q.shape[-1] ** -0.5, F.normalize(k, dim=-1), v, g, beta]
+        if self.bidirectional:
+            # The other side as more of a batch: the chunks of both go at once.
+            given = [torch.cat([each, each.flip(2)]) for each in given]
+        q, k, v, g, beta = given
+        if plainly:
+            heads = gated_delta_reference(q, k, v, g, beta)
+        else:
+            heads = gated_delta(q, k, v, g, beta, self.chunk)
+        if not self.bidirectional:
+            return heads
+        ahead, back = heads.chunk(2)
+        return ahead + back.flip(2)

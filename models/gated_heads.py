@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections
-from models.precision import full_precision
+from models.options import at_least
+from models.precision import full_precision, without_autocast
+
+Qkv = tuple[Tensor, Tensor, Tensor]
 
 
 class GatedHeads(nn.Module):
@@ -65,6 +68,50 @@ class GatedHeads(nn.Module):
         gate = F.silu(full_precision(torch.einsum("bld,hkd->bhlk", x, self.gate)))
         merged = heads * size * self.norm[:, None] * gate
         return self.projections.merge(merged.to(self.gate.dtype)).to(x.dtype)
+
+
+class GatedAttention(nn.Module):
+    """What has gated heads: masked positions enter as zeros, and only projections are rounded.
+
+    A backend gives `attend`, in both of its forms.
+
+    Args:
+        shape: Sizes and biases.
+        chunk: Tokens of a chunk; changes no number but by rounding.
+        bidirectional: Whether a token sees those after it.
+
+    Raises:
+        ValueError: `chunk` is below 1.
+    """
+
+    pad_invariant = True
+    memory_growth = 1
+
+    def __init__(self, shape: AttentionShape, chunk: int, bidirectional: bool) -> None:
+        super().__init__()
+        at_least(1, chunk=chunk)
+        self.chunk, self.bidirectional = chunk, bidirectional
+        self.heads = GatedHeads(shape)
+
+    def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
+        """Return what the heads answer, `(B, H, L, K)`, or compute it `plainly`, token by token."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over the real positions of `x` `(B, L, D)`; `mask` `(B, L)` bool or None."""
+        return self._run(x, mask, plainly=False)
+
+    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` token by token."""
+        return self._run(x, mask, plainly=True)
+
+    def _run(self, x: Tensor, mask: Tensor | None, plainly: bool) -> Tensor:
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0.0)
+        qkv = self.heads.split(x, mask)
+        with without_autocast(x):
+            heads = self.attend(x, mask, qkv, plainly)
+        return self.heads.merge(heads, x)
 
 
 def in_chunks(x: Tensor, chunk: int) -> Tensor:

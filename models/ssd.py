@@ -8,12 +8,10 @@ Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.gated_heads import GatedHeads, in_chunks
+from models.gated_heads import GatedAttention, Qkv, in_chunks
 from models.heads import AttentionShape
-from models.options import at_least
-from models.precision import without_autocast
 
 # Chunks whose pairs are computed at once.
 GROUP = 64
@@ -108,7 +106,7 @@ def _carried(states: Tensor, whole: Tensor) -> Tensor:
     return reached.flatten(2, 3)[:, :, :number]
 
 
-class SSD(nn.Module):
+class SSD(GatedAttention):
     """Linear attention with decays that follow from the tokens, from both sides.
 
     Values are multiplied by the step dt, as Mamba-2 discretises them. Masked positions add nothing
@@ -124,34 +122,16 @@ class SSD(nn.Module):
         ValueError: `chunk` is below 1.
     """
 
-    pad_invariant = True
-    memory_growth = 1
-
     def __init__(
         self, shape: AttentionShape, *, chunk: int = 64, bidirectional: bool = True
     ) -> None:
-        super().__init__()
-        at_least(1, chunk=chunk)
-        self.chunk, self.bidirectional = chunk, bidirectional
-        self.heads = GatedHeads(shape)
+        super().__init__(shape, chunk, bidirectional)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the real positions of `x` `(B, L, D)`; `mask` `(B, L)` bool or None."""
-        return self._run(x, mask, plainly=False)
-
-    def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` token by token."""
-        return self._run(x, mask, plainly=True)
-
-    def _run(self, x: Tensor, mask: Tensor | None, plainly: bool) -> Tensor:
-        if mask is not None:
-            x = x.masked_fill(~mask[..., None], 0.0)
-        q, k, v = self.heads.split(x, mask)
-        with without_autocast(x):
-            step, g = self.heads.steps(x, mask)
-            q, v = q * q.shape[-1] ** -0.5, v * step[..., None]
-            if plainly:
-                heads = decayed_attention_reference(q, k, v, g, self.bidirectional)
-            else:
-                heads = decayed_attention(q, k, v, g, self.chunk, self.bidirectional)
-        return self.heads.merge(heads, x)
+    def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
+        """Attend linearly with decays, or by the recurrence."""
+        q, k, v = qkv
+        step, g = self.heads.steps(x, mask)
+        q, v = q * q.shape[-1] ** -0.5, v * step[..., None]
+        if plainly:
+            return decayed_attention_reference(q, k, v, g, self.bidirectional)
+        return decayed_attention(q, k, v, g, self.chunk, self.bidirectional)

@@ -13,8 +13,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -329,6 +328,13 @@ def typical_width(batches: Batches, batch_size: int, division: Division) -> tupl
     return min(max(widths), -(-math.isqrt(int(mean_square)) // TRIM) * TRIM), max(widths)
 
 
+def _together(model: Model, num_parts: int, device: torch.device, alone: bool) -> int:
+    """Return how many threads take a micro-batch each; 1 where they work inside of operations."""
+    if alone or not side_by_side.suits(model, num_parts, device):
+        return 1
+    return min(torch.get_num_threads(), num_parts)
+
+
 def measure(
     config: Config,
     task: Task,
@@ -378,25 +384,19 @@ def measure(
     width, longest = typical_width(batches, batch_size, division)
     at_once = batch_size if division.is_whole else division.rows(width, config.task.sequences)
     num_parts = -(-batch_size // at_once)
-    together = 1
-    alone = config.train.compile or scaler.is_enabled()
-    if side_by_side.suits(model, num_parts, device) and not alone:
-        together = min(torch.get_num_threads(), num_parts)
-    with _threads(1 if together > 1 else torch.get_num_threads()):
+    together = _together(model, num_parts, device, config.train.compile or scaler.is_enabled())
+    with side_by_side.threads_set(1 if together > 1 else torch.get_num_threads()):
         reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
         each = evaluation(config, task, model, splits[config.validation], device)
+    # The last round may leave threads without a micro-batch; a split has many batches.
+    rounds = -(-num_parts // together)
+    faster = max(1.0, OF_A_CORE * num_parts / rounds)
+    waiting = min(num_parts, 2 * together) - together if together > 1 else 0
     trainable = [p for p in model.parameters() if p.requires_grad]
     parameter_bytes = sum(p.numel() * p.element_size() for p in trainable)
-    faster = faster_tests = 1.0
-    waiting = 0
-    if together > 1:
-        # The last round may leave threads without a micro-batch; a split has many batches.
-        rounds = -(-num_parts // together)
-        faster, faster_tests = max(1.0, OF_A_CORE * num_parts / rounds), OF_A_CORE * together
-        waiting = min(num_parts, 2 * together) - together
     return Cost(
         update_seconds=reading.seconds / faster,
-        example_seconds=each / faster_tests,
+        example_seconds=each / max(1.0, OF_A_CORE * together),
         # A longer one takes no more than its square.
         step_bytes=together * reading.bytes * (longest / width) ** 2 + waiting * parameter_bytes,
         model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
@@ -408,13 +408,3 @@ def measure(
         batch_size=batch_size,
         batch_width=width,
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
