@@ -14,7 +14,7 @@ from lra.tasks.stand_ins import Draws, Example, StandIn
 from lra.tasks.stand_ins.text import CONSONANTS, TURN, word
 
 # The rare consonant of each topic.
-TOPICS = "cfhjvx"
+TOPICS = "cfhjqvwxz"
 # Rare words on each side of the turn: of its topic, and of any.
 OWN, STRAY = 3, 2
 
@@ -43,7 +43,7 @@ def document(draws: Draws, topic: int) -> bytes:
 class RetrievalStandIn(StandIn):
     """Options of the stand-in: those of `StandIn`."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     content: ClassVar[str] = "invented documents that turn to a topic"
 
     def examples(self, split: str, count: int) -> Iterator[Example]:
