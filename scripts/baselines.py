@@ -1,0 +1,111 @@
+"""Say what a task's test accuracy is without any order: what models have to be better than.
+
+    python scripts/baselines.py task=text scale=small data_dir=/where/raw/data/lie
+    python scripts/baselines.py task=listops scale=small --runs RUN [RUN ...]
+
+Counts: a logistic regression on how often each symbol is in a sequence, of pairs on the difference
+and the overlap of both counts. Of ListOps also beginnings: the label that training expressions with
+the same first symbols have most often, the first being the outermost operator; with `--runs`, how
+often the stored test answers of finished ListOps cells are what follows from the first symbol.
+"""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import lra
+from lra.examples import Examples
+from lra.predictions import read_predictions
+from lra.record import RECORD, read_record
+
+BEGINNINGS = (1, 2, 3)
+# Of the logistic regression, on counts of mean 0 and standard deviation 1.
+DECAY = 1e-3
+
+
+def counts(examples: Examples, symbols: int) -> Tensor:
+    """Return features of each example, `(B, symbols)`, of pairs `(B, 2 symbols)`, in float64."""
+    rows = []
+    for tokens, _ in examples:
+        sequences = tokens if isinstance(tokens, tuple) else (tokens,)
+        first, *other = (np.bincount(each, minlength=symbols) for each in sequences)
+        features = [abs(first - other[0]), np.minimum(first, other[0])] if other else [first]
+        rows.append(np.concatenate(features))
+    return torch.tensor(np.array(rows), dtype=torch.float64)
+
+
+def by_counts(train: Examples, test: Examples, symbols: int, classes: int) -> NDArray[np.int64]:
+    """Return the answers to `test` of a logistic regression on counts, fitted to `train`."""
+    x, rows = counts(train, symbols), counts(test, symbols)
+    labels = torch.tensor([label for _, label in train])
+    varied = x.std(0) > 0
+    mean, deviation = x[:, varied].mean(0), x[:, varied].std(0)
+    x, rows = ((each[:, varied] - mean) / deviation for each in (x, rows))
+    weight = torch.zeros(x.shape[1], classes, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        error = torch.nn.functional.cross_entropy(x @ weight + bias, labels)
+        total = error + DECAY * weight.square().sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return (rows @ weight + bias).argmax(1).numpy()
+
+
+def by_beginning(train: Examples, test: Examples, length: int) -> NDArray[np.int64]:
+    """Return what the first `length` symbols of each test sequence make most likely.
+
+    A beginning that no training sequence has is answered by the most frequent label of all.
+    """
+
+    def beginning(tokens: object) -> tuple[int, ...]:
+        return tuple(np.asarray(tokens)[:length].tolist())
+
+    seen: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for tokens, label in train:
+        seen[beginning(tokens)][label] += 1
+    likely = {start: labels.most_common(1)[0][0] for start, labels in seen.items()}
+    [(fallback, _)] = sum(seen.values(), Counter()).most_common(1)
+    return np.array([likely.get(beginning(tokens), fallback) for tokens, _ in test])
+
+
+def main() -> None:
+    """Print accuracies on the test set, and the agreement of runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="+", help="as of lra train")
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="run folders")
+    args = parser.parse_args()
+    config = lra.load(*args.words)
+    splits = lra.dataset(config)
+    train, test = splits["train"], splits["test"]
+    labels = np.array([label for _, label in test])
+    symbols, classes = config.task.num_symbols, config.task.num_classes
+    answers = {"counts": by_counts(train, test, symbols, classes)}
+    if config.task.name == "listops":
+        answers |= {f"first {k}": by_beginning(train, test, k) for k in BEGINNINGS}
+    for name, answered in answers.items():
+        print(f"{config.task.name}, {name}: {(answered == labels).mean():.2%} of {len(labels):,}")
+    for run in args.runs:
+        record = read_record(run / RECORD)
+        stored = read_predictions(run, record.test_correct, record.test_total)
+        if stored is None or not np.array_equal(stored.labels, labels):
+            sys.exit(
+                f"{run}: has no test answers of these data; give the words it was trained with"
+            )
+        share = (stored.predicted == answers["first 1"]).mean()
+        print(f"{run}: {share:.1%} of its answers are those of the first symbol")
+
+
+if __name__ == "__main__":
+    main()
