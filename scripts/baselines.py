@@ -55,7 +55,7 @@ def by_counts(train: Examples, test: Examples, symbols: int, classes: int) -> ND
         optimiser.zero_grad()
         error = torch.nn.functional.cross_entropy(x @ weight + bias, labels)
         total = error + DECAY * weight.square().sum()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         return total
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
