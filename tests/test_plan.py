@@ -214,11 +214,11 @@ def test_validations_that_are_left_are_those_the_loop_would_make(every: int) -> 
 
 def test_hours_are_updates_and_validations_and_the_test() -> None:
     cell = replace(made_up(), cost=COST, step=250)
-    # 600 updates, a validation of 3 examples every 100, a test of 4.
-    assert cell.seconds == 350 * 0.5 + 4 * 3 * 0.25 + 4 * 0.25
+    # 1,000 updates, a validation of 3 examples every 100, a test of 4.
+    assert cell.seconds == 750 * 0.5 + 8 * 3 * 0.25 + 4 * 0.25
     assert cell.config is not None
     on_test = replace(cell, config=replace(cell.config, validation="test"))
-    assert on_test.seconds == 350 * 0.5 + 4 * 4 * 0.25 + 4 * 0.25
+    assert on_test.seconds == 750 * 0.5 + 8 * 4 * 0.25 + 4 * 0.25
     assert replace(cell, cost=None).seconds == 0
     assert cell.memory(1_000) == 1_000 + 2 * 400 + 2 * 360 + 7e6
 
@@ -394,7 +394,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
 ) -> None:
     monkeypatch.setattr("lra.memory.total", lambda device: 5 * 10**6)
     big = made_up("text", hours=30)
-    light = replace(COST, step_bytes=1e6, update_seconds=6.0, example_seconds=0.0)
+    light = replace(COST, step_bytes=1e6, update_seconds=3.6, example_seconds=0.0)
     done = replace(made_up("image"), cost=None, state="done")
     stops = replace(made_up("image", "mra"), cost=None, state="stops", detail="other")
     cells = [big, replace(made_up("listops"), cost=light), done, stops, made_up("text", "mra")]
