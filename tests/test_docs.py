@@ -16,7 +16,8 @@ from models import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "attention.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FINDINGS = ROOT / "results" / "FINDINGS.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", FINDINGS, *sorted((ROOT / "docs").glob("*.md"))]
 # Those whose words describe cells.
 OF_CELLS = ("train", "plan", "report", "show", "data", "preflight", "reproduce")
 PLACES = "lra|models|configs|scripts|results|tests|docs"
