@@ -23,8 +23,13 @@ from lra.report.submissions import (
 )
 from lra.submission import oversized, parameters_of_softmax
 
+# Data with as many test examples as the records of these tests have.
 PAPER, LISTOPS = (
-    next(row for row in known_data() if (row["task"], row["scales"]) == ("listops", scale))
+    next(
+        row
+        for row in known_data()
+        if (row["task"], row["scales"], row["test_total"]) == ("listops", scale, "2000")
+    )
     for scale in ("paper", "mini")
 )
 GOOD = replace(
