@@ -1,4 +1,4 @@
-"""Say what a task's test accuracy is without any order: what models have to be better than.
+"""Say how well simple rules answer a task's test set: what models have to be better than.
 
     python scripts/baselines.py task=text scale=small data_dir=/where/raw/data/lie
     python scripts/baselines.py task=listops scale=small --runs RUN [RUN ...]
@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="run folders")
     args = parser.parse_args()
     config = lra.load(*args.words)
+    if args.runs and config.task.name != "listops":
+        parser.error(f"--runs with task={config.task.name}: is for task=listops")
     splits = lra.dataset(config)
     train, test = splits["train"], splits["test"]
     labels = np.array([label for _, label in test])

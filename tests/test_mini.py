@@ -19,7 +19,7 @@ def test_softmax_beats_the_majority_class_by_five_standard_errors(
         f"task={task}", "scale=mini", f"seed={seed}", f"cache_dir={tmp_path / 'cache'}"
     )
     record = run_cell(config, tmp_path)
-    assert record is not None and record.test_total >= 2_000
+    assert record is not None and record.test_total == config.task.options["num_test"]
     assert record.data_source in ("generated", "stand-in")
     rate = record.test_majority_rate
     assert record.test_accuracy > rate + 5 * math.sqrt(rate * (1 - rate) / record.test_total)

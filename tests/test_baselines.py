@@ -1,0 +1,46 @@
+"""The simple rules of `scripts/baselines.py`, on examples whose answers are known."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.examples import Example
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "baselines.py"
+RULES = runpy.run_path(str(SCRIPT))
+
+
+def example(label: int, *sequences: list[int]) -> Example:
+    arrays = tuple(np.array(each) for each in sequences)
+    return Example(arrays if len(arrays) > 1 else arrays[0], label)
+
+
+def test_a_beginning_is_answered_by_its_most_frequent_label_and_a_new_one_by_that_of_all() -> None:
+    train = [example(2, [7, 1])] * 2 + [example(0, [7, 3])] * 3 + [example(2, [8, 1])] * 4
+    test = [example(0, [7, 1]), example(0, [7, 3]), example(0, [8, 9]), example(0, [9, 9])]
+    assert RULES["by_beginning"](train, test, 1).tolist() == [0, 0, 2, 2]
+    assert RULES["by_beginning"](train, test, 2).tolist() == [2, 0, 2, 2]
+
+
+def test_counts_tell_which_symbol_leads_whatever_the_order() -> None:
+    train = [example(0, [1, 1, 2]), example(1, [2, 2, 1]), example(0, [2, 1, 1])] * 4
+    test = [example(0, [1, 2, 1]), example(1, [1, 2, 2])]
+    assert RULES["by_counts"](train, test, 4, 2).tolist() == [0, 1]
+
+
+def test_counts_of_a_pair_tell_whether_its_sequences_are_alike() -> None:
+    alike = [example(1, [k, k, 5], [k, 5, k]) for k in (1, 2, 3)]
+    unlike = [example(0, [k, k, 5], [k % 3 + 1, 5, 5]) for k in (1, 2, 3)]
+    assert RULES["by_counts"](alike + unlike, alike + unlike, 6, 2).tolist() == [1] * 3 + [0] * 3
+
+
+def test_runs_are_compared_on_listops_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["baselines.py", "task=text", "scale=mini", "--runs", "there"])
+    with pytest.raises(SystemExit):
+        RULES["main"]()
+    assert "--runs with task=text: is for task=listops" in capsys.readouterr().err
