@@ -6,7 +6,9 @@
 Counts: a logistic regression on how often each symbol is in a sequence, of pairs on the difference
 and the overlap of both counts. Of ListOps also beginnings: the label that training expressions with
 the same first symbols have most often, the first being the outermost operator; with `--runs`, how
-often the stored test answers of finished ListOps cells are what follows from the first symbol.
+often the stored test answers of finished ListOps cells are what follows from the first symbol. Of
+Pathfinder and Path-X also the distance of the marked ends: joined are those nearer than what
+divides the training images best.
 """
 
 import argparse
@@ -79,6 +81,33 @@ def by_beginning(train: Examples, test: Examples, length: int) -> NDArray[np.int
     return np.array([likely.get(beginning(tokens), fallback) for tokens, _ in test])
 
 
+def apart(examples: Examples, side: int) -> NDArray[np.float64]:
+    """Return how far the ends of each image of `side` x `side` pixels are apart, in pixels.
+
+    Nothing is as bright as the two disks that mark them: the deviation of their pixels from the
+    middle between them is half the distance.
+    """
+    found = []
+    for tokens, _ in examples:
+        image = np.asarray(tokens)
+        places = np.stack(np.divmod(np.flatnonzero(image == image.max()), side))
+        found.append(2 * np.sqrt(places.var(1).sum()))
+    return np.array(found)
+
+
+def by_distance(train: Examples, test: Examples, side: int) -> NDArray[np.int64]:
+    """Return 1 for the test images whose ends are nearer than what divides `train` best."""
+    far = apart(train, side)
+    order = np.argsort(far)
+    joined = np.array([label for _, label in train])[order]
+    # Right ones where the first k are called joined, for every k.
+    right = np.concatenate([[0], joined.cumsum()]) + np.concatenate(
+        [(1 - joined)[::-1].cumsum()[::-1], [0]]
+    )
+    limits = np.append(far[order], np.inf)
+    return (apart(test, side) < limits[right.argmax()]).astype(np.int64)
+
+
 def main() -> None:
     """Print accuracies on the test set, and the agreement of runs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,6 +125,8 @@ def main() -> None:
     answers = {"counts": by_counts(train, test, symbols, classes)}
     if config.task.name == "listops":
         answers |= {f"first {k}": by_beginning(train, test, k) for k in BEGINNINGS}
+    if config.task.name in ("pathfinder", "pathx"):
+        answers["distance of ends"] = by_distance(train, test, config.task.options["size"])
     for name, answered in answers.items():
         print(f"{config.task.name}, {name}: {(answered == labels).mean():.2%} of {len(labels):,}")
     for run in args.runs:

@@ -37,6 +37,19 @@ def test_counts_of_a_pair_tell_whether_its_sequences_are_alike() -> None:
     assert RULES["by_counts"](alike + unlike, alike + unlike, 6, 2).tolist() == [1] * 3 + [0] * 3
 
 
+def test_ends_that_are_near_are_called_joined() -> None:
+    def image(label: int, distance: int) -> Example:
+        pixels = np.zeros((16, 16), np.int64)
+        pixels[3, 1:14] = 200
+        pixels[3, 1] = pixels[3, 1 + distance] = 255
+        return example(label, pixels.reshape(-1).tolist())
+
+    near = [image(1, 2), image(1, 3), image(0, 4), image(1, 5), image(1, 6)]
+    train = [*near, image(0, 8), image(0, 12)]
+    assert RULES["apart"](train, 16) == pytest.approx([2, 3, 4, 5, 6, 8, 12])
+    assert RULES["by_distance"](train, [image(1, 7), image(0, 9)], 16).tolist() == [1, 0]
+
+
 def test_runs_are_compared_on_listops_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from tiny_cell import configure
 from lra.build import build_task
 from lra.predictions import Predictions, by_value, read_predictions, write_predictions
 from lra.record import RECORD, Record, RecordError, read_record, write_record
+from lra.report.binned_figures import accuracy_against_group
 from lra.report.effective_range import (
     Range,
     bootstrap,
@@ -21,7 +22,6 @@ from lra.report.effective_range import (
     last_bin,
 )
 from lra.report.grid import build_grid
-from lra.report.group_figure import accuracy_against_group
 from lra.report.lengths import by_group
 from lra.report.pages import write_report
 from lra.report.significance import wilson

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image as Picture
 from PIL import PngImagePlugin
 
 from lra.compose import load
-from lra.tasks import DataError, Task, cache, cifar10, hub, pathfinder, raw, text
+from lra.tasks import DataError, Source, Task, cache, cifar10, hub, pathfinder, raw, text
 from lra.tasks.image import Image
 from lra.tasks.listops import FILES, ListOps
 from lra.tasks.pathfinder import Pathfinder
@@ -523,3 +524,16 @@ def test_pictures_that_went_through_jpeg_are_told(raw_data_dir: Path) -> None:
     assert not cifar10.verdict(source, "test", images, labels)
     images[0, 0, 0] ^= 1
     assert "than published" in cifar10.verdict(source, "test", images, labels)
+
+
+def test_what_is_not_as_published_is_told_of_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(cifar10, "read", lambda source, part: (pixels, np.array([0, 1])))
+    monkeypatch.setattr(cifar10, "verdict", lambda source, part, *content: f"of which 3 in {part}")
+    rows: list[object] = []
+    writer = SimpleNamespace(add=lambda label, tokens: rows.append(label))
+    source = Source("published", "files")
+    written: Any = dict.fromkeys(cache.SPLITS, writer)
+    found = Image().write(source, written)
+    assert found is not None and found.kind == "other" and len(rows) == 4
+    assert found.description == "files of which 3 in train and of which 3 in test"

@@ -18,11 +18,11 @@ from test_report import FAILED, OK, scored
 from test_report_tables import BINS, seeds
 
 from lra.events import Events
+from lra.report.binned_figures import accuracy_against_length
 from lra.report.curve_figure import learning_curves, logged
 from lra.report.figure import COLOURS, MARKERS, look, pareto, save
 from lra.report.grid import Grid, build_grid
 from lra.report.heat_map import heat_map
-from lra.report.length_figure import accuracy_against_length
 from lra.report.speed_figure import accuracy_against_speed
 
 FOUR = ("softmax", "fourier", "linear", "mra")
@@ -81,6 +81,19 @@ def test_a_name_stands_at_every_point_and_covers_no_other_and_no_marker(
         assert not any(box.contains(*marker) for marker in markers)
 
 
+def test_an_unsteady_speed_is_hollow_and_no_front_joins_speeds_of_several_commits() -> None:
+    steady = replace(OK, attention="mra", steps_per_second=2 * (OK.steps_per_second or 1))
+    disturbed = {"speed_windows": 9, "steps_per_second_low": 1.0, "steps_per_second_high": 9.0}
+    unsteady = replace(steady, attention="linear", **disturbed)
+    [axis] = accuracy_against_speed(build_grid([OK, steady, unsteady]), "t").axes
+    hollow = [not each.get_facecolor().any() for each in axis.collections]
+    assert sorted(hollow) == [False, False, True] and "x softmax" in axis.get_xlabel()
+    [other] = accuracy_against_speed(build_grid([OK, replace(steady, commit="f" * 40)]), "t").axes
+    assert "several commits" in other.get_xlabel()
+    # The majority class alone.
+    assert len(other.lines) == len(axis.lines) - 1 == 1
+
+
 @pytest.mark.parametrize("length", [5, 240])
 def test_the_legend_lies_below_the_panels_whatever_the_length_of_names(length: int) -> None:
     grid = grid_of(THIRTEEN, "v" * length)
@@ -115,7 +128,7 @@ def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
     records = [
         *seeds("softmax", 800, 900, 1000),
         *seeds("mra", 812, 910, 1008),
-        *seeds("linear", 700, 1000, 1000),
+        *seeds("linear", 700, 1000, 999),
         *seeds("softmax", 500, task="image"),
         *seeds("mra", 900, task="image"),
         FAILED,
@@ -135,6 +148,7 @@ def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
     assert columns == ["listops", "image"] and "fourier" not in rows
     assert cells == {
         ("mra", "listops"): "+0.5",
+        # A little below, and no negative zero.
         ("linear", "listops"): "(+0.0)",
         ("mra", "image"): "+20.0",
         ("linear", "image"): "failed",

@@ -19,10 +19,10 @@ from test_report import FAILED, OK, scored, store
 
 from lra.predictions import Predictions, write_predictions
 from lra.record import Method, Record
+from lra.report.binned_figures import accuracy_against_length
 from lra.report.curve_figure import learning_curves
 from lra.report.grid import build_grid
 from lra.report.latex import latex, literal
-from lra.report.length_figure import accuracy_against_length
 from lra.report.lengths import by_length, length_table
 from lra.report.notes import heading
 from lra.report.pages import latex_tables, write_report

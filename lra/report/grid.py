@@ -14,6 +14,8 @@ BASELINE = "softmax"
 STAR = "[*]"
 # An entry is above chance when it beats the majority rate by more than this many standard errors.
 CHANCE_ERRORS = 2
+# A speed whose quartiles are further apart than this share of it is unsteady.
+MOST_SPREAD = 0.2
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Entry:
         """The largest interquartile range of a seed's speed, over its median."""
         spreads = [record.speed_spread for record in self.finished]
         return max((spread for spread in spreads if spread is not None), default=None)
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the machine was disturbed while speed was measured."""
+        return (self.speed_spread or 0.0) > MOST_SPREAD
 
     @property
     def accuracy_text(self) -> str:
@@ -183,7 +190,7 @@ class Grid:
         entry, baseline = self.entry(task, method), self.entry(task, Method(BASELINE))
         if entry is None or baseline is None or not baseline.finished:
             return None
-        if len({_measured_on(record) for record in entry.finished + baseline.finished}) != 1:
+        if not measured_alike([entry, baseline]):
             return None
         return entry.median("steps_per_second") / baseline.median("steps_per_second")
 
@@ -191,6 +198,11 @@ class Grid:
     def records(self) -> list[Record]:
         """Every record."""
         return [record for entry in self.entries.values() for record in entry.records]
+
+
+def measured_alike(entries: Iterable[Entry]) -> bool:
+    """Tell whether speeds compare: of one machine, device, precision, torch and commit."""
+    return len({_measured_on(record) for entry in entries for record in entry.finished}) == 1
 
 
 def build_grid(

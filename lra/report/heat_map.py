@@ -63,7 +63,8 @@ def _differences(
                 texts[row, column] = "failed" if grid.entry(task, method) else "missing"
                 continue
             difference = values[row, column] = entry.mean - baseline.mean
-            text = f"{difference:+.1f}"
+            # Adding 0 makes a zero of a negative one.
+            text = f"{round(difference, 1) + 0.0:+.1f}"
             alike = against(baseline, entry, answers).place == AS_BEST
             texts[row, column] = f"({text})" if alike else text
     return values, texts

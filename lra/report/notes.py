@@ -1,10 +1,10 @@
 """What a reader must know of the numbers of a report, the same in every format."""
 
 from lra.report.effective_range import SHARE
-from lra.report.grid import CHANCE_ERRORS, Grid
+from lra.report.grid import CHANCE_ERRORS, MOST_SPREAD, Grid
 from lra.report.significance import LEVEL
 from lra.report.standing import EXPLAINED
-from lra.report.tables import MARK, MOST_SPREAD
+from lra.report.tables import MARK
 
 ACCURACY = "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds)."
 CHANCE = (
@@ -26,7 +26,10 @@ RANGES = (
     f" {1 - LEVEL:.0%} interval of a bootstrap over test examples, where their predictions are"
     " stored. A method at chance has none."
 )
-LENGTHS = "Bins of equal numbers of test examples, by tokens of the longest sequence."
+LENGTHS = (
+    "Bins by tokens of the longest sequence, of equal numbers of test examples, as far as examples"
+    " of one length, such as those that are cut there, share a bin."
+)
 
 SUBMITTED = (
     "Results that others submitted, of backends of theirs: not run here, and checked for what a"

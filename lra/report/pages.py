@@ -9,15 +9,14 @@ from lra.compose import departures
 from lra.config import ConfigError
 from lra.markdown import Table, escaped, markdown, printable
 from lra.record import Record, records_of
+from lra.report.binned_figures import accuracy_against_group, accuracy_against_length
 from lra.report.curve_figure import learning_curves, logged
 from lra.report.deviations import deviation_lines
 from lra.report.effective_range import GroupTables, group_tables
 from lra.report.figure import save
 from lra.report.grid import Grid, build_grid, task_of
-from lra.report.group_figure import accuracy_against_group
 from lra.report.heat_map import heat_map
 from lra.report.latex import latex
-from lra.report.length_figure import accuracy_against_length
 from lra.report.lengths import by_length, length_table, write_group_csv, write_length_csv
 from lra.report.notes import (
     ACCURACY,

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from lra.record import Method
 from lra.report.figure import describe, literal, look, panels, pareto, seeds
 from lra.report.figure import shortened as short
-from lra.report.grid import Grid
+from lra.report.grid import Grid, measured_alike
 from lra.report.labels import place_labels
 
 # Square points of the smallest and the largest marker.
@@ -16,8 +16,9 @@ LEAST, MOST = 25.0, 260.0
 def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     """Draw accuracy against training speed, a panel a task.
 
-    Speed is the ratio to softmax where every entry of a task has one, else updates per second. The
-    dashed line is the majority class; error bars are standard deviations over seeds.
+    Speed is the ratio to softmax where every entry of a task has one, else updates per second,
+    without a front where they do not compare. The dashed line is the majority class; error bars
+    are standard deviations over seeds; markers of unsteady speeds are hollow.
 
     Args:
         grid: What is drawn.
@@ -29,8 +30,8 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("test accuracy, %", fontsize=8)
     caption = (
-        f"{seeds(grid)}; area: peak memory, the largest is the most of its panel; thin line:"
-        " Pareto front; bars: standard deviation; dashed: majority class"
+        f"{seeds(grid)}; area: peak memory, the largest is the most of its panel; hollow: of"
+        " unsteady speed; thin line: Pareto front; bars: standard deviation; dashed: majority class"
     )
     describe(figure, title, caption)
     figure.draw_without_rendering()
@@ -38,7 +39,7 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
         names = [literal(short(grid.name(method, task))) for method in points]
         place = [(x, y) for x, y, _ in points.values()]
         areas = [area for _, _, area in points.values()]
-        lines = [pareto(place)]
+        lines = [pareto(place)] if measured_alike(grid.of(task).values()) else []
         if (majority := grid.majority_rate(task)) is not None:
             lines.append([(end, majority) for end in axis.get_xlim()])
         place_labels(axis, place, areas, names, lines)
@@ -62,16 +63,19 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
         style = look(grid, method)
         if (deviation := entries[method].deviation) is not None:
             axis.errorbar(x, y, deviation, color=style["color"], lw=0.8, capsize=2, zorder=2)
-        face = (style["color"], 0.45)
+        face = "none" if entries[method].unsteady else (style["color"], 0.45)
         axis.scatter(
             x, y, area, marker=style["marker"], color=face, edgecolor=style["color"], zorder=3
         )
-    front = pareto([(x, y) for x, y, _ in points.values()])
-    axis.plot(*zip(*front, strict=True), color="0.35", lw=0.8, zorder=1)
+    alike = measured_alike(entries.values())
+    if alike:
+        front = pareto([(x, y) for x, y, _ in points.values()])
+        axis.plot(*zip(*front, strict=True), color="0.35", lw=0.8, zorder=1)
     if (majority := grid.majority_rate(task)) is not None:
         axis.axhline(majority, color="grey", linestyle="--", lw=1, zorder=1)
     axis.set_title(literal(grid.label(task)), fontsize=9)
-    axis.set_xlabel("training speed, x softmax" if relative else "training steps/s", fontsize=8)
+    steps = "training steps/s" if alike else "training steps/s, of several commits or machines"
+    axis.set_xlabel("training speed, x softmax" if relative else steps, fontsize=8)
     axis.margins(0.22)
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 0), min(high, 104))

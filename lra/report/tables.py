@@ -13,8 +13,8 @@ from lra.report.published import figures
 from lra.report.standing import MARKS, Standing
 
 Value = str | int | float | None
-# A speed whose quartiles are further apart than this share of it is marked.
-MOST_SPREAD, MARK = 0.2, "(!)"
+# Of an unsteady speed.
+MARK = "(!)"
 AVERAGES = ("average", "above chance")
 Standings = Mapping[tuple[str, Method], Standing]
 
@@ -65,13 +65,13 @@ def _spread(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
 
 
 def _unsteady(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
-    return (entry.speed_spread or 0.0) > MOST_SPREAD
+    return entry.unsteady
 
 
 def _unsteady_ratio(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
     baseline = grid.entry(task, Method(BASELINE))
     both = [entry, *([baseline] if baseline is not None else [])]
-    return any(_unsteady(grid, task, method, each) for each in both)
+    return any(each.unsteady for each in both)
 
 
 def _format(pattern: str, divisor: int = 1) -> Callable[[Value], str]:

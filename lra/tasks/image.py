@@ -69,8 +69,9 @@ class Image:
             images, labels = cifar10.read(source, part)
             for index, (pixels, label) in enumerate(zip(grey(images), labels, strict=True)):
                 splits[targets[index >= NUM_TRAIN]].add(int(label), pixels)
-            if found := cifar10.verdict(source, part, images, labels):
-                verdicts.append(found)
+            if verdict := cifar10.verdict(source, part, images, labels):
+                verdicts.append(verdict)
         if not verdicts:
             return None
-        return replace(source, kind="other", description=f"{source.description} {verdicts[0]}")
+        found = " and ".join(verdicts)
+        return replace(source, kind="other", description=f"{source.description} {found}")

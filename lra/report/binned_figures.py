@@ -1,0 +1,74 @@
+"""Accuracy in bins of the test set, a line a method: by length, or by what a task groups by."""
+
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lra.report.figure import describe, literal, look, panels, seeds
+from lra.report.grid import Grid
+from lra.report.lengths import Binned, by_group, by_length
+
+BANDS = "bands: binomial, 95 %; dashed: majority, faint: at chance"
+
+
+def accuracy_against_length(grid: Grid, title: str) -> Figure | None:
+    """Draw accuracy in the bins of length; None where no record has it.
+
+    Args:
+        grid: What is drawn.
+        title: What is written above the panels.
+    """
+
+    def dress(axis: Axes, each: Binned) -> list[float]:
+        axis.set_xticks(range(len(each.edges)), each.names, rotation=35, ha="right")
+        axis.set_xlabel("tokens of the longest sequence", fontsize=8)
+        return [float(place) for place in range(len(each.edges))]
+
+    return _drawn(grid, by_length(grid), title, dress)
+
+
+def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
+    """Draw accuracy over what examples are grouped by, such as a distance; None where none is.
+
+    Args:
+        grid: What is drawn.
+        title: What is written above the panels.
+    """
+
+    def dress(axis: Axes, each: Binned) -> list[float]:
+        axis.set_xlabel(literal(each.what), fontsize=8)
+        # In the middle of the bins, on a logarithmic scale where there is one.
+        if each.edges[0][0] <= 0:
+            return [(low + high) / 2 for low, high in each.edges]
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        return [(low * high) ** 0.5 for low, high in each.edges]
+
+    return _drawn(grid, by_group(grid), title, dress)
+
+
+def _drawn(
+    grid: Grid, found: list[Binned], title: str, dress: Callable[[Axes, Binned], list[float]]
+) -> Figure | None:
+    """Draw a panel for each of `found`; `dress` labels its axis and says where its bins are."""
+    if not found:
+        return None
+    figure, axes = panels(len(found), grid, [m for each in found for m in each.correct])
+    for axis, each in zip(axes, found, strict=True):
+        places = dress(axis, each)
+        for method, shares in each.shares.items():
+            looks, entry = look(grid, method), grid.entry(each.task, method)
+            # What learnt nothing stays behind what did.
+            if entry is not None and entry.at_chance:
+                axis.plot(places, shares, lw=0.6, markersize=3, alpha=0.35, zorder=1, **looks)
+                continue
+            axis.plot(places, shares, lw=1, markersize=4, alpha=0.85, **looks)
+            low, high = zip(*each.bands(method), strict=True)
+            axis.fill_between(places, low, high, color=looks["color"], alpha=0.15, lw=0)
+        if (majority := grid.majority_rate(each.task)) is not None:
+            axis.axhline(majority, color="grey", linestyle="--", lw=1)
+        axis.set_title(literal(grid.label(each.task)), fontsize=9)
+    axes[0].set_ylabel("test accuracy, %", fontsize=8)
+    describe(figure, title, f"{seeds(grid)}; {BANDS}")
+    return figure
