@@ -1,8 +1,10 @@
 """README and docs: links lead somewhere, commands and code run, names are all there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from models import ATTENTION
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "attention.md"
 FINDINGS = ROOT / "results" / "FINDINGS.md"
+RUNS = ROOT / "results" / "runs" / "small" / "nystromformer"
 PAGES = [README, ROOT / "CONTRIBUTING.md", FINDINGS, *sorted((ROOT / "docs").glob("*.md"))]
 # Those whose words describe cells.
 OF_CELLS = ("train", "plan", "report", "show", "data", "preflight", "reproduce")
@@ -46,6 +49,46 @@ def commands(file: Path) -> list[str]:
 
 def test_readme_is_at_most_150_lines() -> None:
     assert len(README.read_text().splitlines()) <= 150
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """Return the tables of a page as rows of cells, the header first and no line below it."""
+    found = re.findall(r"(?:^ *\|.*\n)+", page.read_text(), re.MULTILINE)
+    rows = [[line.strip().strip("|").split("|") for line in each.splitlines()] for each in found]
+    return [[[cell.strip() for cell in row] for row in [each[0], *each[2:]]] for each in rows]
+
+
+def result(task: str, method: str) -> dict[str, Any] | None:
+    """Return the record of a cell of scale small that is committed, None where none is."""
+    name, _, variant = method.partition(" ")
+    folder = RUNS / task / name / (variant.strip("()") or "default") / "seed0"
+    file = folder / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+@pytest.mark.parametrize("page", [README, FINDINGS], ids=lambda page: page.stem)
+def test_the_table_of_scale_small_is_that_of_the_records(page: Path) -> None:
+    every = [[cell.removesuffix(" (other)") for cell in table[0]] for table in tables(page)]
+    header = ["attention", "listops", "text", "retrieval", "image", "pathfinder"]
+    table = tables(page)[every.index(header)]
+    methods = {row[0]: row[1:] for row in table if row[0] in ATTENTION}
+    assert {"softmax", "fourier", "mra", "wavspa"} <= methods.keys()
+    trained = {folder.parts[-2] for task in header[1:] for folder in RUNS.glob(f"{task}/*/default")}
+    assert trained <= methods.keys()
+    for method, shown in methods.items():
+        records = [result(task, method) for task in header[1:]]
+        assert shown == [f"{100 * r['test_accuracy']:.1f}" if r else "-" for r in records], method
+
+
+def test_the_table_of_recall_is_that_of_the_records() -> None:
+    [table] = [table for table in tables(ROOT / "docs/range.md") if "498–1023" in table[0]]
+    for method, *shown in table[1:-1]:
+        record = result("recall", method)
+        assert record is not None, method
+        shares = [100 * each["correct"] / each["total"] for each in record["test_by_group"]]
+        assert shown[: len(shares)] == [f"{share:.1f}" for share in shares], method
+    trained = {f"{run.parts[-2]} ({run.name})" for run in RUNS.glob("recall/*/*")}
+    assert trained <= {f"{row[0]} (default)" for row in table} | {row[0] for row in table}
 
 
 @page
