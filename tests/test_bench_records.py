@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from test_report import OK
 
 from lra.bench.again import of_machines
 from lra.bench.growth import growth
-from lra.bench.growth_figure import apart, growth_figure
+from lra.bench.growth_figure import MARKER_AT, apart, growth_figure
 from lra.bench.measured import MODES, Bench, Cell, Document, Machine, add, read, write
 from lra.bench.page import page
-from lra.record import RecordError
+from lra.record import Method, RecordError
+from lra.report.figure import look, look_of
+from lra.report.grid import build_grid
 from models import ATTENTION
 
 HERE = Machine(name="Some Processor (R) 9", processors=2, id="abc123")
@@ -195,6 +198,26 @@ def test_every_line_has_its_power_beside_it_and_no_name_covers_another(
     caption = figure.get_suptitle()
     for said in ("Some Processor", "float32", "threads: 1", "batches of 4", "95 %"):
         assert said in caption.replace("\n", " ")
+
+
+def test_a_backend_looks_in_the_bench_as_it_does_in_a_report() -> None:
+    names = ("linear", "linear order=2", "softmax", "s4d")
+    figure = growth_figure(HERE, run_of(*names))
+    assert figure is not None
+    for axis in figure.axes:
+        points = [line for line in axis.get_lines() if len(line.get_xdata()) == len(LENGTHS)]
+        fits = [line for line in axis.get_lines() if list(line.get_xdata()) == [1024, 4096]]
+        beside = [line for line in axis.get_lines() if list(line.get_xdata()) == [MARKER_AT]]
+        for drawn in (points, beside):
+            found = [(line.get_color(), line.get_marker()) for line in drawn]
+            looks = [look_of(name, names) for name in names]
+            assert found == [(each["color"], each["marker"]) for each in looks]
+        assert [(line.get_color(), line.get_linestyle()) for line in fits] == [
+            (each["color"], each["linestyle"]) for each in looks
+        ]
+    own = build_grid([replace(OK, attention=name) for name in ("softmax", "s4d")])
+    for name in ("softmax", "s4d"):
+        assert look(own, Method(name)) == look_of(name, names)
 
 
 def test_places_move_apart_no_further_than_they_must() -> None:

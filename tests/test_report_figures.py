@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from PIL import Image
 from tensorboard.summary.writer import event_file_writer
@@ -18,12 +19,14 @@ from test_report import FAILED, OK, scored
 from test_report_tables import BINS, seeds
 
 from lra.events import Events
+from lra.record import Method
 from lra.report.binned_figures import accuracy_against_length
 from lra.report.curve_figure import learning_curves, logged
-from lra.report.figure import COLOURS, MARKERS, look, pareto, save
+from lra.report.figure import BACKENDS, COLOURS, MARKERS, STYLES, look, look_of, pareto, save
 from lra.report.grid import Grid, build_grid
 from lra.report.heat_map import heat_map
 from lra.report.speed_figure import accuracy_against_speed
+from models import ATTENTION
 
 FOUR = ("softmax", "fourier", "linear", "mra")
 THIRTEEN = (
@@ -122,6 +125,39 @@ def test_no_two_of_a_hundred_methods_look_alike() -> None:
     grid = build_grid([replace(OK, attention=f"a{k}") for k in range(100)])
     looks = {tuple(look(grid, method).values()) for method in grid.methods}
     assert len(looks) == 100 and len(set(MARKERS)) == len(MARKERS) and len(set(COLOURS)) == 8
+
+
+def test_a_built_in_backend_looks_the_same_in_every_picture_and_others_come_after() -> None:
+    assert sorted(BACKENDS) == sorted(ATTENTION), "a new backend has its look in lra/report/figure"
+    assert BACKENDS[:4] == ("softmax", "fourier", "wavspa", "mra")
+    narrow = grid_of(("mra", "softmax", "mine.Mine"), "wide")
+    broad = grid_of((*ATTENTION, "mine.Mine"))
+    for name in ("softmax", "mra"):
+        looks = look(narrow, Method(name))
+        assert looks == look(broad, Method(name)) == look_of(name, ["linear", name])
+    assert look(narrow, Method("softmax")) == {"color": COLOURS[0], "marker": "o", "linestyle": "-"}
+    after = {"color": COLOURS[20 % 8], "marker": MARKERS[20 % 15], "linestyle": STYLES[20 // 8]}
+    assert look(narrow, Method("mine.Mine", "wide")) == look(broad, Method("mine.Mine")) == after
+
+
+def test_lines_of_one_colour_differ_in_style_and_the_legend_shows_both() -> None:
+    grid = grid_of((*ATTENTION, "mine.Mine"))
+    looks = [look(grid, method) for method in grid.methods]
+    assert len({(each["color"], each["linestyle"]) for each in looks}) == len(looks) == 21
+
+    def shown(line: Line2D) -> tuple[object, ...]:
+        return line.get_color(), line.get_marker(), line.get_linestyle()
+
+    told = [tuple(each[key] for key in ("color", "marker", "linestyle")) for each in looks]
+    figure = learning_curves(grid, "t", lambda record: {10: 20.0, 20: 30.0})
+    assert figure is not None
+    assert [shown(line) for line in figure.axes[0].get_lines()] == told
+    handles = figure.legends[0].legend_handles
+    assert [shown(handle) for handle in handles if isinstance(handle, Line2D)] == told
+    # Where there are points alone, so there are in the legend.
+    handles = accuracy_against_speed(grid, "t").legends[0].legend_handles
+    points = [shown(handle) for handle in handles if isinstance(handle, Line2D)]
+    assert points == [(colour, marker, "None") for colour, marker, _ in told]
 
 
 def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lra.bench.measured import MODES, Bench, Machine, Mode, Quantity
-from lra.report.figure import COLOURS, FONT, MARKERS, PANEL, describe, literal, shortened
+from lra.report.figure import FONT, PANEL, describe, literal, look_of, shortened
 
 # Inches that the names beside a panel take, and those of a line of them.
 BESIDE, LINE = 1.25, 0.125
@@ -85,15 +85,12 @@ def _panel(
     axis.set_yscale("log")
     unit, names = UNITS[quantity], []
     lasts: list[float] = []
-    for index, attention in enumerate(attentions):
+    for attention in attentions:
         if not (cells := run.of(attention, mode)):
             continue
-        style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            # Hollow, so that none hides another.
-            "fillstyle": "none",
-        }
+        # Hollow, so that none hides another.
+        style = {**look_of(attention, attentions), "fillstyle": "none"}
+        colour, of_line = style["color"], style.pop("linestyle")
         lengths = [cell.length for cell in cells]
         values = [cell.value(quantity) / unit for cell in cells]
         # Around those that stand at the same place, as of equal memory.
@@ -103,11 +100,13 @@ def _panel(
         axis.plot(lengths, values, linestyle="none", markersize=size, markeredgewidth=1.1, **style)
         if quantity == "seconds":
             ends = zip(*(cell.quartiles for cell in cells), strict=True)
-            axis.vlines(lengths, *ends, color=style["color"], lw=1)
+            axis.vlines(lengths, *ends, color=colour, lw=1)
         text, last = literal(shortened(attention)), values[-1]
         if (found := run.growth(attention, mode, quantity)) is not None:
             fitted = [found(length) / unit for length in (lengths[0], lengths[-1])]
-            axis.plot([lengths[0], lengths[-1]], fitted, color=style["color"], lw=1, zorder=1)
+            axis.plot(
+                [lengths[0], lengths[-1]], fitted, color=colour, linestyle=of_line, lw=1, zorder=1
+            )
             text, last = f"{text}  N^{found}", fitted[-1]
         names.append(_name(axis, text, (lengths[-1], last), style))
     _ticks(axis, run.lengths)

@@ -64,7 +64,8 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
                 found.setdefault(task, {})[method] = points
     if not found:
         return None
-    figure, axes = panels(len(found), grid, [m for rows in found.values() for m in rows])
+    drawn = [method for rows in found.values() for method in rows]
+    figure, axes = panels(len(found), grid, drawn, lines=True)
     for axis, (task, rows) in zip(axes, found.items(), strict=True):
         for method, points in rows.items():
             means = [sum(values) / len(values) for values in points.values()]

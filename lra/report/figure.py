@@ -16,6 +16,14 @@ from lra.report.grid import Grid
 # Told apart by the colour-blind (Paul Tol's bright scheme), and in grey by their markers.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
 MARKERS = "os^DvPX<>*phd8H"
+# One for each cycle of the colours, so that lines of one colour differ.
+STYLES = ("-", "--", ":")
+# Those built in, in the order of their looks; that of a new one is the next.
+BACKENDS = (
+    "softmax", "fourier", "wavspa", "mra", "fourier_space", "mra_sparse", "linear", "nystromformer",
+    "linformer", "longformer", "performer", "bigbird", "reformer", "s4d", "s5", "lru",
+    "ema", "mega", "ssd", "gated_delta",
+)  # fmt: skip
 # Inches and points: panels are readable at the width of a column.
 PANEL, MOST_COLUMNS, FONT = (3.4, 3.0), 3, 8
 # Characters of a line of text per inch of width, and inches of a line of the legend.
@@ -24,18 +32,40 @@ LEGEND_LINE = 36
 
 
 def look(grid: Grid, method: Method) -> dict[str, Any]:
-    """Return colour and marker of a method, the same in every picture of a grid."""
-    index = grid.methods.index(method)
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    """Return colour, marker and style of line of a method; see `look_of`."""
+    return look_of(str(method), [str(each) for each in grid.methods])
 
 
-def panels(count: int, grid: Grid, methods: Iterable[Method]) -> tuple[Figure, list[Axes]]:
+def look_of(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return colour, marker and style of line of a name, as keywords of `Axes.plot`.
+
+    A built-in backend by itself has the same in every picture; variants and backends of a user's
+    own have those after, in the order of the names.
+
+    Args:
+        name: What is drawn.
+        names: All that the picture may show.
+    """
+    others = [each for each in names if each not in BACKENDS]
+    known = name in BACKENDS
+    index = BACKENDS.index(name) if known else len(BACKENDS) + others.index(name)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
+    }
+
+
+def panels(
+    count: int, grid: Grid, methods: Iterable[Method], *, lines: bool = False
+) -> tuple[Figure, list[Axes]]:
     """Return a figure and as many panels, at least one, in rows of a few, with names below them.
 
     Args:
         count: Number of panels.
         grid: The methods are its.
         methods: What is drawn in any of them; the figure grows by what their names take.
+        lines: Whether it is lines that are drawn, which names then show beside markers.
     """
     count = max(1, count)
     columns = min(count, MOST_COLUMNS)
@@ -43,10 +73,10 @@ def panels(count: int, grid: Grid, methods: Iterable[Method]) -> tuple[Figure, l
     found = [method for method in grid.methods if method in set(methods)]
     names = [_filled(grid.name(method)) for method in found]
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
-    # A marker takes the room of some characters.
-    beside = max(1, min(len(found), int(width * PER_INCH) // (longest + 6)))
-    lines = sum(sorted((name.count("\n") + 1 for name in names), reverse=True)[::beside])
-    height = PANEL[1] * rows + 0.6 + LINE * lines
+    # A marker takes the room of some characters, and a line of more.
+    beside = max(1, min(len(found), int(width * PER_INCH) // (longest + (9 if lines else 6))))
+    rows_of_text = sum(sorted((name.count("\n") + 1 for name in names), reverse=True)[::beside])
+    height = PANEL[1] * rows + 0.6 + LINE * rows_of_text
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis in axes[count:]:
@@ -54,7 +84,8 @@ def panels(count: int, grid: Grid, methods: Iterable[Method]) -> tuple[Figure, l
     for axis in axes[:count]:
         axis.tick_params(labelsize=FONT - 1)
         axis.grid(alpha=0.25)
-    handles = [Line2D([], [], linestyle="none", markersize=6, **look(grid, m)) for m in found]
+    looks = [look(grid, m) | ({} if lines else {"linestyle": "none"}) for m in found]
+    handles = [Line2D([], [], lw=1, markersize=4 if lines else 6, **each) for each in looks]
     if found:
         figure.legend(
             handles,
@@ -63,6 +94,7 @@ def panels(count: int, grid: Grid, methods: Iterable[Method]) -> tuple[Figure, l
             ncols=beside,
             frameon=False,
             fontsize=FONT - 1,
+            handlelength=4 if lines else 2,
         )
     return figure, axes[:count]
 
