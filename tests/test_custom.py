@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_cell import TINY
+from tiny_cell import TINY, TINY_RECALL
 
 import lra.check
 import lra.compose
 import lra.config
-from lra import custom, provenance
+from lra import custom, provenance, reach
 from lra.bench import measurement
 from lra.bench.lengths import BenchConfig, cell_config, measure
 from lra.build import build_attention, build_model
@@ -288,6 +288,32 @@ def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_pa
     with pytest.raises(ConfigError, match=message):
         run_cell(configure(tmp_path, "Pooled"), folder)
     assert not (folder / RECORD).exists()
+
+
+def test_recall_and_reach_take_a_backend_of_a_users_own(
+    mine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caches = str(tmp_path / "cache")
+    path = "attention.path=lra_user_pkg.mine:Scaled"
+    words = [*TINY_RECALL, "attention=custom", path, f"cache_dir={caches}"]
+    folder = tmp_path / "runs/mini/nystromformer/recall/lra_user_pkg.mine.Scaled/default/seed0"
+    folder.mkdir(parents=True)
+    record = run_cell(lra.compose.load(*words), folder)
+    assert record is not None and record.group == "distance, in tokens"
+    assert sum(each["total"] for each in record.test_by_group) == 40
+    page = write_report(tmp_path / "runs", tmp_path / "out", "mini", "nystromformer")
+    assert "## recall: accuracy by distance, in tokens, in percent" in page
+    words = [str(folder), "--examples", "2", "--positions", "4", "--cache-dir", caches]
+    monkeypatch.setattr("sys.argv", ["reach", *words])
+    reach.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    name = "| recall/lra_user_pkg.mine.Scaled seed0"
+    chosen = f"{name}, update {record.best_step}"
+    assert [row[0].strip() for row in rows[2:]] == [chosen, f"{name} at initialisation"]
+    assert all(0 < float(row[1]) < 64 for row in rows[2:])
 
 
 def test_bench_takes_paths_beside_names(mine: Path) -> None:

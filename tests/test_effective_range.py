@@ -8,8 +8,9 @@ import matplotlib.collections
 import numpy as np
 import pytest
 from test_report import OK, scored, store
-from tiny_cell import configure
+from tiny_cell import TINY_RECALL, configure
 
+import lra.compose
 from lra.build import build_task
 from lra.predictions import Predictions, by_value, read_predictions, write_predictions
 from lra.record import RECORD, Record, RecordError, read_record, write_record
@@ -170,20 +171,10 @@ def test_few_values_have_a_bin_each_and_many_share_bins_of_equal_numbers() -> No
     assert [each["total"] for each in many] == [10] * 8
 
 
-RECALL = [
-    "task=recall", "task.truncate=64", "model.max_length=64", "task.options.length=64",
-    "task.options.num_train=64", "task.options.num_validation=16", "task.options.num_test=40",
-    "train.steps=6", "train.warmup_steps=2", "train.batch_size=4",
-]  # fmt: skip
-QUICK = ["scale=mini", "threads=1", "device=cpu", "variant=default", "train.validate_every=3"]
-
-
 def test_a_run_of_recall_records_accuracy_by_distance_and_keeps_the_distances(
     tmp_path: Path,
 ) -> None:
-    import lra.compose
-
-    config = lra.compose.load(*QUICK, *RECALL, f"cache_dir={tmp_path / 'cache'}")
+    config = lra.compose.load(*TINY_RECALL, f"cache_dir={tmp_path / 'cache'}")
     run_cell(config, tmp_path)
     record = read_record(tmp_path / RECORD)
     kept = read_predictions(tmp_path, record.test_correct, 40)

@@ -134,6 +134,24 @@ def test_variants_have_their_own_rows() -> None:
     assert [row[0] for row in table[1:3]] == ["softmax", "softmax (wide)"]
 
 
+def test_a_pretrained_method_is_a_row_of_its_own_in_every_table(tmp_path: Path) -> None:
+    spt = {"pretrain": "spt", "pretrain_objective": "hidden", "pretrain_loss": 2.5}
+    config = CONFIG | {"pretrain": {"name": "spt"}}
+    after = replace(scored(OK, 1000), variant="spt", config=config, **spt)
+    recall = [replace(record, task="recall") for record in (OK, after)]
+    page = write_report(
+        store(tmp_path / "runs", OK, after, *recall), tmp_path / "out", "mini", "nystromformer"
+    )
+    for row in (
+        "| softmax          | 40.0 (n=1) ",
+        "| softmax (spt)    | 50.0 (n=1) best ",
+        "| recall  | softmax       |",
+        "| recall  | softmax (spt) |",
+    ):
+        assert row in page, page
+    assert page.index("| listops  ") < page.index("| recall  ")
+
+
 def test_speed_is_a_ratio_to_softmax_of_the_same_task() -> None:
     fast = replace(OK, attention="fourier", steps_per_second=25.0)
     table = throughput_table(build_grid([OK, fast]))

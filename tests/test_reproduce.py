@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lra import reproduce
+from lra.plan import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 Calls = list[tuple[str, ...]]
@@ -86,6 +87,32 @@ def test_data_that_are_missing_do_not_keep_a_plan_away(monkeypatch: pytest.Monke
     assert end(monkeypatch, "task=text,image", "--plan", "--missing", "skip") == 0
     assert noted[0][-2:] == ("--missing", "skip")
     assert noted[1][0] == "plan" and "task=text,image" in noted[1]
+
+
+def test_recall_is_a_sixth_task_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    tasks = ["listops", "text", "retrieval", "image", "pathfinder", "recall"]
+    words = [f"TASKS={','.join(tasks)}", "ATTENTIONS=softmax", "SCALE=mini"]
+    words.append(f"ARGS=runs_dir={tmp_path}/runs cache_dir={tmp_path}/cache threads=1 device=cpu")
+    _, call, _ = make(tmp_path, "reproduce-lra", *words)
+    assert end(monkeypatch, *call[3:]) == 0
+    assert [name for name, *_ in calls] == ["plan", "train", "report"]
+    assert all(f"task={','.join(tasks)}" in words for words in calls)
+    # Nothing is measured, and nothing built.
+    monkeypatch.setattr(sweep, "measured", lambda cell, known, budget: cell)
+    cells = sweep.plan(calls[0][1:])
+    assert [(cell.task, cell.state) for cell in cells] == [(task, "to do") for task in tasks]
+    recall = cells[-1]
+    assert recall.config is not None and recall.data is not None
+    assert recall.folder == tmp_path / "runs/mini/nystromformer/recall/softmax/default/seed0"
+    assert recall.config.task.truncate == recall.config.model.max_length == 256
+    assert recall.config.model.pooling == "last" and recall.updates == 400
+    assert recall.data.sizes == {"train": 20_000, "validation": 500, "test": 2_000}
+    # Not by default.
+    calls.clear()
+    assert end(monkeypatch, "scale=mini") == 0
+    assert not any("recall" in word for call in calls for word in call)
 
 
 def test_a_wrong_word_is_told_before_anything_runs(

@@ -26,6 +26,24 @@ TINY = [
     "train.validate_every=25",
     "variant=default",
 ]
+# Of recall, as a whole.
+TINY_RECALL = [
+    "scale=mini",
+    "task=recall",
+    "threads=1",
+    "device=cpu",
+    "task.truncate=64",
+    "model.max_length=64",
+    "task.options.length=64",
+    "task.options.num_train=64",
+    "task.options.num_validation=16",
+    "task.options.num_test=40",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.warmup_steps=2",
+    "train.validate_every=3",
+    "variant=default",
+]
 
 
 def configure(folder: Path, *overrides: str) -> Config:
