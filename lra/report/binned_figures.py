@@ -54,7 +54,8 @@ def _drawn(
     """Draw a panel for each of `found`; `dress` labels its axis and says where its bins are."""
     if not found:
         return None
-    figure, axes = panels(len(found), grid, [m for each in found for m in each.correct])
+    methods = [m for each in found for m in each.correct]
+    figure, axes = panels(len(found), grid, methods, lines=True)
     for axis, each in zip(axes, found, strict=True):
         places = dress(axis, each)
         for method, shares in each.shares.items():
