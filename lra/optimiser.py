@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lra.config import TrainConfig
+from lra.config import ROLES, ConfigError, TrainConfig
 from models.norms import ScaleNorm
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -48,10 +48,17 @@ def roles(model: nn.Module) -> dict[str, str]:
 
     A module gives roles to its own parameters by an attribute `parameter_roles`, a dictionary by
     their names; what it leaves out is a `bias`, of a `norm`, of an `embedding`, or a `weight`.
+
+    Raises:
+        ConfigError: A module gives a role that is not in `lra.config.ROLES`.
     """
     found: dict[str, str] = {}
     for prefix, module in model.named_modules():
         given = getattr(module, "parameter_roles", {})
+        for own, role in given.items():
+            if role not in ROLES:
+                where = f"{type(module).__name__}.parameter_roles"
+                raise ConfigError(f"{where}: {own}={role!r}: must be one of {', '.join(ROLES)}")
         for name, parameter in module.named_parameters(prefix, recurse=False):
             # The same parameter in two places counts once, as in an optimiser.
             if parameter.requires_grad:
@@ -74,12 +81,16 @@ def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
 
     Each names the roles in it as `roles`. Where all parameters are alike there is a single one,
     with the parameters in the order of the model.
+
+    Raises:
+        ConfigError: A module gives a role that there is not, whether it would matter or not.
     """
+    role_of = roles(model)
     if train.kernel_learning_rate is None and not train.undecayed:
         return [{"params": list(model.parameters())}]
     parameters = dict(model.named_parameters())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, role in roles(model).items():
+    for name, role in role_of.items():
         own = train.kernel_learning_rate if role in train.kernel_roles else None
         rate = train.learning_rate if own is None else own
         decay = 0.0 if role in train.undecayed else train.weight_decay

@@ -8,7 +8,7 @@ import torch
 
 import lra.compose
 from lra.build import build_model
-from lra.config import TrainConfig
+from lra.config import ROLES, TrainConfig
 from lra.optimiser import describe_groups, groups_for, optimiser_for, roles
 
 BASE = lra.compose.load("task=listops").train
@@ -112,6 +112,28 @@ def test_every_parameter_has_one_role(attention: str) -> None:
     assert found["encoder.blocks.0.attention_norm.bias"] == "norm"
     assert found["encoder.blocks.1.output.linear.bias"] == "bias"
     assert found["head.0.weight"] == "weight" and found["head.0.bias"] == "bias"
+
+
+class Mine(torch.nn.Module):
+    """A layer of a user's own."""
+
+    def __init__(self, role: str | None) -> None:
+        super().__init__()
+        self.nu = torch.nn.Parameter(torch.zeros(3))
+        self.parameter_roles = {"nu": role}
+
+
+@pytest.mark.parametrize("role", ["a", "delta", "", None])
+@pytest.mark.parametrize("undecayed", [[], ["A"]])
+def test_a_role_that_there_is_not_is_refused_with_the_choices(
+    role: str | None, undecayed: list[str]
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), Mine(role))
+    with pytest.raises(ValueError) as refused:
+        groups_for(model, replace(BASE, undecayed=undecayed))
+    told = f"Mine.parameter_roles: nu={role!r}: must be one of {', '.join(ROLES)}"
+    assert str(refused.value) == told
+    assert roles(Mine("A")) == {"nu": "A"}
 
 
 def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model() -> None:
