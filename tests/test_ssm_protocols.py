@@ -97,6 +97,9 @@ def test_model_and_training_are_the_published_ones(protocol: str, task: str) -> 
     assert found == [gelu, initialisation, last_norm, tied]
     assert (model.positions, model.pooling, model.zero_is_padding) == ("none", "mean", False)
     assert train.warmup_power == (2 if (protocol, task) == ("mega", "pathx") else 1)
+    # torch's default; the release of S5 has shares of .05 and .1.
+    share = 0.05 if protocol == "s5" and task not in ("pathfinder", "pathx") else 0.1
+    assert (model.norm_momentum, model.norm_padding) == (share, False)
 
 
 @every_cell
@@ -157,46 +160,66 @@ def test_every_parameter_is_in_the_group_of_its_role(protocol: str, task: str) -
         assert found[id(parameter)] == (float(row[11] if slow else row[10]), decay), name
 
 
-OPTIONS = {
-    ("s4", "listops"): {"states": 4, "copies": 1, "step_min": 0.001},
+# Every option of a protocol's layers, and what a task has of its own.
+STEPS = {"step_min": 0.001, "step_max": 0.1}
+S4D_LAYER = {"discretisation": "zoh", "step_transform": "softplus", "bidirectional": True, **STEPS}
+EVERY_OPTION: dict[str, dict[str, Any]] = {
+    "s4": {**S4D_LAYER, "init": "legs"},
+    "s4_small": {**S4D_LAYER, "init": "lin"},
+    "s5": {"bidirectional": True, "clip": False, "as_released": False, **STEPS},
+    "lru": {"bidirectional": False, "max_phase": 2 * math.pi, "as_released": False},
+    "mega": {
+        **{"states": 16, "values": None, "queries": 64, "truncation": 1024, "chunk": None},
+        **{"bidirectional": True, "weighting": "softmax", "norm": "none", "dropout": 0.1},
+    },
+}
+PIXELS_OF_MEGA = {"weighting": "laplace", "norm": "batch", "dropout": 0.0}
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("s4", "listops"): {"states": 4, "copies": 1},
     ("s4", "text"): {"states": 4, "copies": 1},
     ("s4", "retrieval"): {"states": 4, "copies": 1},
     ("s4", "image"): {"states": 64, "copies": 1},
-    ("s4", "pathfinder"): {"states": 64, "copies": None, "step_min": 0.001},
-    ("s4", "pathx"): {"states": 64, "copies": None, "step_min": 0.0001, "step_max": 0.1},
-    ("s4_small", "image"): {"states": 64, "copies": None, "init": "lin", "discretisation": "zoh"},
-    ("s5", "listops"): {"states": 16, "blocks": 8, "c_init": "lecun_normal", "clip": False},
+    ("s4", "pathfinder"): {"states": 64, "copies": None},
+    ("s4", "pathx"): {"states": 64, "copies": None, "step_min": 0.0001},
+    ("s4_small", "image"): {"states": 64, "copies": None},
+    ("s5", "listops"): {"states": 16, "blocks": 8, "c_init": "lecun_normal"},
     ("s5", "text"): {"states": 192, "blocks": 12, "c_init": "lecun_normal"},
     ("s5", "retrieval"): {"states": 256, "blocks": 16, "c_init": "trunc_standard_normal"},
     ("s5", "image"): {"states": 384, "blocks": 3, "c_init": "lecun_normal", "clip": True},
     ("s5", "pathfinder"): {"states": 256, "blocks": 8, "c_init": "trunc_standard_normal"},
     ("s5", "pathx"): {"states": 256, "blocks": 16, "c_init": "complex_normal", "step_min": 0.0001},
-    ("lru", "listops"): {"states": 256, "r_min": 0, "r_max": 0.99, "bidirectional": False},
-    ("lru", "text"): {"states": 192, "r_min": 0.5, "r_max": 0.9, "bidirectional": False},
-    ("lru", "retrieval"): {"states": 256, "r_min": 0.5, "r_max": 0.9, "bidirectional": False},
-    ("lru", "image"): {"states": 384, "r_min": 0.9, "r_max": 0.999, "bidirectional": False},
+    ("lru", "listops"): {"states": 256, "r_min": 0.0, "r_max": 0.99},
+    ("lru", "text"): {"states": 192, "r_min": 0.5, "r_max": 0.9},
+    ("lru", "retrieval"): {"states": 256, "r_min": 0.5, "r_max": 0.9},
+    ("lru", "image"): {"states": 384, "r_min": 0.9, "r_max": 0.999},
     ("lru", "pathfinder"): {"states": 256, "r_min": 0.9, "r_max": 0.999, "bidirectional": True},
-    ("lru", "pathx"): {"states": 256, "r_min": 0.999, "r_max": 0.9999, "bidirectional": True},
-    ("mega", "listops"): {"queries": 64, "truncation": 1024, "dropout": 0.1, "norm": "none"},
-    ("mega", "text"): {"queries": 64, "weighting": "softmax", "dropout": 0.1, "norm": "none"},
-    ("mega", "retrieval"): {"queries": 64, "weighting": "softmax", "dropout": 0.1},
-    ("mega", "image"): {"queries": 96, "weighting": "laplace", "norm": "batch", "dropout": 0.0},
-    ("mega", "pathfinder"): {"queries": 64, "weighting": "laplace", "norm": "batch"},
-    ("mega", "pathx"): {"queries": 32, "weighting": "laplace", "truncation": 4096},
+    ("lru", "pathx"): {
+        **{"states": 256, "r_min": 0.999, "r_max": 0.9999, "max_phase": math.pi / 10},
+        "bidirectional": True,
+    },
+    ("mega", "listops"): {},
+    ("mega", "text"): {},
+    ("mega", "retrieval"): {},
+    ("mega", "image"): {**PIXELS_OF_MEGA, "queries": 96},
+    ("mega", "pathfinder"): PIXELS_OF_MEGA,
+    ("mega", "pathx"): {**PIXELS_OF_MEGA, "queries": 32, "truncation": 4096},
 }
 
 
 @every_cell
-def test_the_layer_has_the_published_options(protocol: str, task: str) -> None:
+def test_the_layer_has_the_published_options_and_no_other(protocol: str, task: str) -> None:
     found = recipe(protocol, task).attention.options
-    expected = OPTIONS[protocol, task]
-    assert {key: found[key] for key in expected} == expected
-    if protocol == "lru":
-        assert found["max_phase"] == pytest.approx(math.pi / 10 if task == "pathx" else 2 * math.pi)
-    if protocol in ("s4", "s5", "mega"):
-        assert found["bidirectional"]
-    if protocol == "mega":
-        assert (found["states"], found["values"], found["chunk"]) == (16, None, None)
+    assert found == EVERY_OPTION[protocol] | OPTIONS[protocol, task]
+
+
+@every_cell
+def test_sequences_are_as_long_as_published(protocol: str, task: str) -> None:
+    config = recipe(protocol, task)
+    released = (2002, 4002, 4002) if protocol == "mega" else (2048, 4096, 4000)
+    longest = dict(zip(TASKS, (*released, 1024, 1024, 16_384), strict=True))[task]
+    assert config.model.max_length == longest
+    # All expressions are shorter than 2,000.
+    assert config.task.truncate in ({longest, 2000} if task == "listops" else {longest})
 
 
 @pytest.mark.parametrize(
