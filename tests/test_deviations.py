@@ -823,6 +823,24 @@ def test_the_cosine_of_s5_begins_at_its_peak_and_ends_with_the_training(task: st
     assert rate(last - w) > 0 == form(last - w, counted_from_0=True)
 
 
+@shows("s5", "the first update has rate 0")
+@shows("task/s5/text", "the warm-up is the first update")
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "image", "pathfinder", "pathx"])
+def test_the_first_update_of_s5_has_rate_0_and_not_the_peak(task: str) -> None:
+    train, rate = schedule_of("s5", task)
+    peak, w = train.learning_rate, train.warmup_steps
+
+    def form(update: int, set_after: bool = False) -> float:
+        # In the release what an update sets is the rate of the next one.
+        return peak if set_after and update == 0 else peak * update / w
+
+    updates = sorted({0, 1, w // 2, w})
+    assert [rate(update) for update in updates] == pytest.approx([form(u) for u in updates])
+    assert rate(0) == 0 and form(0, set_after=True) == peak
+    # Without a warm-up that is all of it.
+    assert (rate(1) == peak) == (w == 1) == (task == "text")
+
+
 @shows("lru", "the paper tunes the base rate")
 def test_the_rates_of_lru_are_one_base_rate_times_the_published_factors() -> None:
     factors = {"listops": 0.5, "text": 0.1, "retrieval": 0.5}
@@ -875,6 +893,29 @@ def test_padding_has_no_part_in_norms_layers_and_mean_in_training(
         assert spread(**published) > 1e-4, published
     if protocol in ("lru", "s5"):
         assert spread(as_released=True) > 1e-4
+
+
+@shows("lru", "the running statistics of BatchNorm take a tenth")
+def test_statistics_of_lru_take_a_tenth_of_a_batch_where_flax_takes_a_hundredth() -> None:
+    words = ["protocol=lru", "task=image", "attention=lru", "model.layers=1", "model.dim=8"]
+    tokens = torch.randint(0, 256, (3, 40))
+
+    def remembered(*more: str) -> Tensor:
+        torch.manual_seed(0)
+        model = build_model(load(*words, "model.heads=1", *more)).train()
+        # Means start at 0, so that they are the share of the batch's.
+        model(tokens)
+        return model.encoder.blocks[0].attention_norm.running_mean
+
+    model = build_model(load(*words, "model.heads=1"))
+    mean = model.encoder.embedding(tokens).detach().flatten(0, 1).mean(0)
+
+    def form(share: float = 0.1) -> Tensor:
+        return share * mean
+
+    torch.testing.assert_close(remembered(), form())
+    torch.testing.assert_close(remembered("model.norm_momentum=0.01"), form(share=0.01))
+    assert (form(share=0.01) - remembered()).abs().max() > 1e-2
 
 
 @shows("s4", "the embedding of padding is a row of its own")
