@@ -75,6 +75,20 @@ def test_the_gated_delta_rule_in_chunks_is_the_recurrence(length: int, chunk: in
     assert_same(gated_delta(*given, chunk), gated_delta_reference(*given), given)
 
 
+@pytest.mark.parametrize("attention", [SSD, GatedDelta])
+def test_no_decay_exceeds_1_after_a_thousand_random_updates(
+    attention: type[SSD] | type[GatedDelta],
+) -> None:
+    layer, x = attention(SHAPE), torch.randn(2, 64, 12)
+    for _ in range(1000):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+    step, g = layer.heads.steps(x, None)
+    assert (step >= 0).all() and (g <= 0).all()
+    assert layer(x).isfinite().all()
+
+
 def test_the_delta_rule_replaces_what_stood_under_a_key() -> None:
     k = torch.eye(5, dtype=torch.float64)[[0, 1, 0]].expand(1, 1, 3, 5)
     v = torch.randn(1, 1, 3, 5, dtype=torch.float64)

@@ -133,6 +133,16 @@ def test_it_stays_stable_under_a_thousand_random_updates(name, options):
     assert (factors.abs() < 1).all()
 
 
+def test_a_repeated_input_with_smaller_steps_gives_s5_the_same():
+    """Zero-order hold is exact for inputs that are constant between samples."""
+    layer, x = build("s5", bidirectional=False).double(), sequence(1, 37, 6)
+    coarse = layer(x)
+    with torch.no_grad():
+        layer.step -= math.log(4)
+    fine = layer(x.repeat_interleave(4, 1))[:, 3::4]
+    torch.testing.assert_close(fine, coarse, atol=1e-9, rtol=0)
+
+
 def test_lru_starts_uniform_in_area_on_its_ring():
     layer = build("lru", states=20_000, r_min=0.5, r_max=0.9, max_phase=math.pi / 10, dim=2)
     factors = layer.factors()

@@ -80,6 +80,14 @@ def test_beyond_the_truncation_nothing_is_seen():
     assert seen.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
 
 
+def test_in_one_direction_nothing_comes_from_later():
+    layer, x = average(bidirectional=False), sequence(1, 11, 6).requires_grad_()
+    for t in range(11):
+        (gradient,) = torch.autograd.grad(layer(x)[0, t].sum(), x)
+        assert not (gradient[0, t + 1 :].abs() > 1e-12).any()
+        assert (gradient[0, : t + 1].abs() > 1e-12).all()
+
+
 def test_its_decay_stays_between_0_and_1_under_a_thousand_random_updates():
     layer = average().float()
     for _ in range(1000):

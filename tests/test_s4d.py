@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lra.memory import peak_of
 from models.geometric_sums import geometric_sums_reference
 from models.heads import AttentionShape
 from models.legs import legs_spectrum
@@ -35,8 +36,11 @@ def test_the_convolution_is_the_recurrence(discretisation, bidirectional, length
 
 
 @pytest.mark.parametrize("init", ["lin", "inv", "legs"])
-def test_gradients_of_all_parameters_are_those_of_the_recurrence(init):
-    layer = build(init=init, copies=2, step_transform="exp").double()
+@pytest.mark.parametrize("discretisation", ["zoh", "bilinear"])
+@pytest.mark.parametrize("transform", ["exp", "softplus"])
+def test_gradients_of_all_parameters_are_those_of_the_recurrence(init, discretisation, transform):
+    options = {"discretisation": discretisation, "step_transform": transform}
+    layer = build(init=init, copies=2, **options).double()
     x = sequence(2, 37, 6)
     found = [
         torch.autograd.grad(form(x).square().sum(), list(layer.parameters()))
@@ -205,6 +209,19 @@ def test_the_kernel_of_float32_is_that_of_float64_at_the_length_of_path_x():
     weights = 2 * torch.view_as_complex(layer.c) * b
     exact = geometric_sums_reference(weights, log_a, 16_384)
     assert (ours - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
+@pytest.mark.slow
+def test_forward_and_backward_at_path_x_add_less_than_300_megabytes():
+    layer = S4D(AttentionShape(dim=256, heads=4, head_dim=64, max_length=16_384), states=64)
+    x = torch.randn(1, 16_384, 256, requires_grad=True)
+
+    def there_and_back():
+        layer(x).sum().backward()
+
+    # Gradients of parameters are there before.
+    there_and_back()
+    assert peak_of(there_and_back, torch.device("cpu")) < 300e6
 
 
 def test_dropout_takes_single_outputs_in_training():
