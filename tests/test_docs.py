@@ -124,6 +124,27 @@ def test_readme_names_every_backend_task_and_protocol() -> None:
         assert f"`{name}`" in text, name
 
 
+def test_every_property_of_a_layer_names_its_test_and_how_far_that_lets_it_miss() -> None:
+    section = (ROOT / "docs" / "protocols.md").read_text().partition("## Properties of the layers")
+    rows = re.findall(r"^\| (P\d+ )?\| (.*)\| (`.*`) \| (.+) \| `(.+)` \|$", section[2], re.M)
+    assert [number.strip() for number, *_ in rows if number] == [f"P{n}" for n in range(1, 13)]
+    assert len(rows) == section[2].count("\n| ") - 1
+    backends: set[str] = set()
+    contract = (ROOT / "lra" / "contract.py").read_text()
+    for number, words, of, at_most, test in rows:
+        # What is left out is as in the row above.
+        assert words.strip() or not number
+        backends |= set(re.findall(r"`(\w+)`", of))
+        file, _, name = test.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert f"\ndef {name}(" in text, test
+        for small in re.findall(r"\d+e-\d+", f"{words} {at_most}"):
+            # What torch allows where nothing else is asked for.
+            default = small == "1e-7" and re.search(r"assert_close\((?!.*atol)", text)
+            assert default or small in text + contract, f"{small} of {test}"
+    assert backends == {"s4d", "s5", "lru", "ema", "mega", "ssd", "gated_delta"} <= set(ATTENTION)
+
+
 @pytest.mark.parametrize("file", [README, GUIDE], ids=lambda file: file.stem)
 def test_the_attention_of_a_page_keeps_the_contract(
     file: Path,
