@@ -4,20 +4,22 @@
 
 One sequence, float32, forward and backward. What is compared takes turns; each figure is the
 median of its turns after one to warm up, so read ratios rather than milliseconds. `exponent` is the
-slope of log time over log length. Memory is that of all tensors alive at once. Takes a minute.
+slope of log time over log length, of all lengths and of the last three. Memory is that of all
+tensors alive at once. Takes a minute.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lra.machine import interleaved, processor
+from lra.machine import code_version, interleaved, processor
 from lra.memory import peak_of
 from models.ema import EMA
 from models.geometric_sums import geometric_sums, geometric_sums_reference
@@ -30,6 +32,8 @@ from models.softmax import Softmax
 
 WIDTH, STATES, LENGTH = 64, 64, 4096
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
+# The last doublings, whose exponent is told by itself.
+LAST = 3
 PATHX_LENGTH, PATHX_WIDTH = 16_384, 256
 CPU = torch.device("cpu")
 
@@ -88,7 +92,9 @@ def exponents(repeats: int) -> dict[str, dict[int, float]]:
         seconds = interleaved(steps, repeats, CPU)
         found[name] = {int(length): taken for length, taken in seconds.items()}
         times = ", ".join(f"{1e3 * taken:.1f}" for taken in seconds.values())
-        print(f"  {name:10} {times} ms, exponent {slope(found[name]):.2f}")
+        last = dict(list(found[name].items())[-LAST:])
+        local = f"{slope(last):.2f} from {min(last):,} on"
+        print(f"  {name:10} {times} ms, exponent {slope(found[name]):.2f}, {local}")
     return found
 
 
@@ -131,9 +137,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    commit, dirty = code_version()
     figures = {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "machine": f"{processor()}, {arguments.threads} thread(s)",
         "torch": torch.__version__,
+        "commit": commit,
+        "dirty": dirty,
         "shares": shares(arguments.repeats),
         "lengths": exponents(arguments.repeats),
         "kernels": kernels(arguments.repeats),
