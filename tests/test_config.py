@@ -94,7 +94,7 @@ def test_the_table_of_parameters_shows_the_published_numbers() -> None:
     protocols = ("nystromformer", "lra", "wavspa")
     order = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
     text = (CONFIGS.parent / "docs" / "protocols.md").read_text()
-    lines = [line.strip("|").split("|") for line in text.splitlines() if "published |" in line]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if "| published |" in line]
     shown = [[number.strip() for number in line[3:]] for line in lines]
     assert shown == [
         [f"{PARAMETERS[p, task]:,}" if (p, task) in PARAMETERS else "-" for task in order]
