@@ -83,7 +83,7 @@ def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     with the parameters in the order of the model.
 
     Raises:
-        ConfigError: A module gives a role that there is not, whether it would matter or not.
+        ConfigError: A module gives an unknown role, whether it would matter or not.
     """
     role_of = roles(model)
     if train.kernel_learning_rate is None and not train.undecayed:

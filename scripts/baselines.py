@@ -85,7 +85,7 @@ def apart(examples: Examples, side: int) -> NDArray[np.float64]:
     """Return how far the ends of each image of `side` x `side` pixels are apart, in pixels.
 
     Nothing is as bright as the two disks that mark them: the deviation of their pixels from the
-    middle between them is half the distance.
+    middle between them is nearly half the distance.
     """
     found = []
     for tokens, _ in examples:
@@ -104,8 +104,10 @@ def by_distance(train: Examples, test: Examples, side: int) -> NDArray[np.int64]
     right = np.concatenate([[0], joined.cumsum()]) + np.concatenate(
         [(1 - joined)[::-1].cumsum()[::-1], [0]]
     )
+    # What is equally far is on one side.
+    cuts = np.append(np.flatnonzero(np.diff(far[order], prepend=-1.0)), len(order))
     limits = np.append(far[order], np.inf)
-    return (apart(test, side) < limits[right.argmax()]).astype(np.int64)
+    return (apart(test, side) < limits[cuts[right[cuts].argmax()]]).astype(np.int64)
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ RANGES = (
     " stored. A method at chance has none."
 )
 LENGTHS = (
-    "Bins by tokens of the longest sequence, of equal numbers of test examples, as far as examples"
-    " of one length, such as those that are cut there, share a bin."
+    "Bins by tokens of the longest sequence, with equal numbers of test examples, except that"
+    " examples of one length, such as those cut there, share a bin."
 )
 
 SUBMITTED = (
