@@ -60,6 +60,19 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("mega", {"weighting": "laplace", "norm": "scale", "dropout": 0.2}),
     ("mega", {"chunk": 5, "norm": "batch", "values": 7, "queries": 3}),
 ]
+# Whose code the others run too, but for a branch or a size.
+RARE: list[tuple[str, dict[str, Any]]] = [
+    ("nystromformer", {"landmarks": 64, "exact_count": True}),
+    ("nystromformer", {"landmarks": 7, "conv": None}),
+    ("performer", {"num_features": 13, "epsilon": 1e-4}),
+    ("performer", {"features": "relu_plain"}),
+    ("reformer", {"chunk_length": 5, "num_hashes": 3, "eval_hashes": 1}),
+    ("linear", {"feature_map": "square"}),
+    ("ssd", {"chunk": 5, "bidirectional": False}),
+    ("gated_delta", {"chunk": 5, "bidirectional": False}),
+    ("wavspa", {"wavelet": "lift53", "channel_reverse": True}),
+    ("ema", {"truncation": None, "states": 3, "inner": "linformer"}),
+]
 CASES = [(name, {}) for name in ATTENTION] + SMALL_OPTIONS
 OPTIONS = {
     (name, key): parameter.annotation
@@ -76,7 +89,9 @@ def words(case: tuple[str, dict[str, Any]]) -> str:
     return "-".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
 
 
-@pytest.mark.parametrize("case", CASES, ids=words)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in RARE), id=words(c)) for c in CASES]
+)
 @pytest.mark.parametrize(
     "check", [pytest.param(c, marks=MARKS.get(c, ()), id=c.__name__) for c in CHECKS]
 )
