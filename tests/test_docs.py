@@ -1,5 +1,6 @@
 """README and docs: links lead somewhere, commands and code run, names are all there."""
 
+import ast
 import json
 import re
 import shlex
@@ -80,6 +81,19 @@ def test_the_table_of_scale_small_is_that_of_the_records(page: Path) -> None:
         assert shown == [f"{100 * r['test_accuracy']:.1f}" if r else "-" for r in records], method
 
 
+def test_the_minutes_of_scale_small_are_those_of_the_records() -> None:
+    [table] = [table for table in tables(ROOT / "docs/small.md") if table[0][0] == "attention"]
+    total = 0.0
+    for method, *shown in table[1:]:
+        for task, minutes in zip(table[0][1:], shown, strict=True):
+            record = result(task, method)
+            assert record is not None
+            updates = record["steps"] / record["steps_per_second"]
+            total += updates
+            assert minutes == f"{record['seconds'] / 60:.0f} ({updates / 60:.0f})", (task, method)
+    assert f"{total / 3600:.1f} hours of one thread" in (ROOT / "docs/small.md").read_text()
+
+
 def test_the_table_of_recall_is_that_of_the_records() -> None:
     [table] = [table for table in tables(ROOT / "docs/range.md") if "498–1023" in table[0]]
     for method, *shown in table[1:-1]:
@@ -124,24 +138,37 @@ def test_readme_names_every_backend_task_and_protocol() -> None:
         assert f"`{name}`" in text, name
 
 
+def source_of(file: str, name: str) -> str:
+    """Return a test with the functions of its file that it calls; of the contract, all of that."""
+    text = (ROOT / "tests" / file).read_text()
+    functions = {
+        node.name: ast.get_source_segment(text, node) or ""
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    own = functions[name]
+    called = [source for other, source in functions.items() if f"{other}(" in own]
+    contract = (ROOT / "lra" / "contract.py").read_text() if "CHECKS" in text else ""
+    return "\n".join([own, *called, contract])
+
+
 def test_every_property_of_a_layer_names_its_test_and_how_far_that_lets_it_miss() -> None:
     section = (ROOT / "docs" / "protocols.md").read_text().partition("## Properties of the layers")
     rows = re.findall(r"^\| (P\d+ )?\| (.*)\| (`.*`) \| (.+) \| `(.+)` \|$", section[2], re.M)
     assert [number.strip() for number, *_ in rows if number] == [f"P{n}" for n in range(1, 13)]
     assert len(rows) == section[2].count("\n| ") - 1
     backends: set[str] = set()
-    contract = (ROOT / "lra" / "contract.py").read_text()
     for number, words, of, at_most, test in rows:
         # What is left out is as in the row above.
         assert words.strip() or not number
         backends |= set(re.findall(r"`(\w+)`", of))
-        file, _, name = test.partition("::")
-        text = (ROOT / "tests" / file).read_text()
-        assert f"\ndef {name}(" in text, test
+        text = source_of(*test.split("::"))
         for small in re.findall(r"\d+e-\d+", f"{words} {at_most}"):
             # What torch allows where nothing else is asked for.
             default = small == "1e-7" and re.search(r"assert_close\((?!.*atol)", text)
-            assert default or small in text + contract, f"{small} of {test}"
+            assert default or small in text, f"{small} of {test}"
+        for percent in re.findall(r"(\d+) %", at_most):
+            assert f"{int(percent) / 100:g}" in text, f"{percent} % of {test}"
     assert backends == {"s4d", "s5", "lru", "ema", "mega", "ssd", "gated_delta"} <= set(ATTENTION)
 
 
