@@ -126,7 +126,7 @@ def test_groups_that_cannot_be_break_the_contract(
     assert status == 1 and line.startswith("FAIL")
 
 
-@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("scale", ["mini", pytest.param("paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_the_recipe_follows_from_what_the_task_says(
     guide: Path, attention: str, scale: str

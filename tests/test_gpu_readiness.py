@@ -52,7 +52,13 @@ def one_update(config: Config, device: torch.device) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("words", [(), ("train.clip_norm=1.0", "model.zero_is_padding=true")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.clip_norm=1.0", "model.zero_is_padding=true"),
+        pytest.param((), marks=pytest.mark.slow),
+    ],
+)
 def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tuple) -> None:
     # Tensors on the meta device have no contents: whatever asks for them raises.
     config = lra.compose.load(*TINY, f"attention={attention}", *words)
