@@ -126,8 +126,19 @@ def test_groups_that_cannot_be_break_the_contract(
     assert status == 1 and line.startswith("FAIL")
 
 
-@pytest.mark.parametrize("scale", ["mini", pytest.param("paper", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize(
+    ("attention", "scale"),
+    [
+        *((name, "mini") for name in ATTENTION),
+        # Of the scale paper one without settings of its own, and one with some.
+        *((name, "paper") for name in ("softmax", "mra")),
+        *(
+            pytest.param(name, "paper", marks=pytest.mark.slow)
+            for name in ATTENTION
+            if name not in ("softmax", "mra")
+        ),
+    ],
+)
 def test_the_recipe_follows_from_what_the_task_says(
     guide: Path, attention: str, scale: str
 ) -> None:

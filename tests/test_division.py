@@ -60,8 +60,8 @@ DIVISIONS = [
 
 
 # Every pooling and either number of sequences; what else they combine to is for `make test-all`.
-POOLED = [("cls", 2), ("mean", 2), ("mean_padded", 1)]
-REST = [("cls", 1), ("mean", 1), ("mean_padded", 2)]
+POOLED = [("cls", 1), ("mean", 1), ("mean_padded", 2)]
+REST = [("cls", 2), ("mean", 2), ("mean_padded", 1)]
 
 
 @pytest.mark.parametrize(
