@@ -26,7 +26,7 @@ from lra.report.significance import NORMAL, mcnemar, student
 from lra.report.standing import Answers, discordant, stored
 from lra.terminal import run
 from lra.variant import DEFAULT
-from lra.words import shown
+from lra.words import printable, shown
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def page(
         )
     if not found:
         return shown(f"{one} and {other} have no task with equal seeds and data.")
-    return "\n".join([markdown(table), "", *map(shown, lines)])
+    return "\n".join([markdown(table), "", *map(printable, lines)])
 
 
 def main() -> None:

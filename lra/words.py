@@ -128,9 +128,14 @@ class Groups:
         return f"{nearest}there are {', '.join(options)}{own}"
 
 
+def printable(text: str) -> str:
+    """Return a text as one line, whatever is in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def shown(text: str) -> str:
     """Return a text as one short line, for a message."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = printable(text)
     return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 4]} ..."
 
 

@@ -106,5 +106,11 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
     [without] = comparisons(records, one, other)
     assert without.alone is None and without.half_width > 3
     text = page(records, one, other, answers)
+    # Names as long as these leave no sentence without its end.
+    named = [
+        replace(record, variant=f"rate_{index}e-3_for_longer")
+        for index, record in enumerate(records)
+    ]
+    assert page(named, *(record.method for record in named), answers).count("p = 2.4e-05.") == 1
     assert f"only {one} is right on 10 test examples, only {other} on 40" in text
     assert "McNemar's exact p = 2.4e-05" in text and f"{other} is better than {one}" in text

@@ -87,7 +87,9 @@ def test_the_minutes_of_scale_small_are_those_of_the_records() -> None:
     for method, *shown in table[1:]:
         for task, minutes in zip(table[0][1:], shown, strict=True):
             record = result(task, method)
-            assert record is not None
+            if record is None:
+                assert minutes == "-", (task, method)
+                continue
             updates = record["steps"] / record["steps_per_second"]
             total += updates
             assert minutes == f"{record['seconds'] / 60:.0f} ({updates / 60:.0f})", (task, method)
