@@ -174,7 +174,7 @@ def page(
             "Of one seed the interval knows the test set's size alone, not what another seed gives."
         )
     if not found:
-        return shown(f"{one} and {other} have no task with equal seeds and data.")
+        return printable(f"{one} and {other} have no task with equal seeds and data.")
     return "\n".join([markdown(table), "", *map(printable, lines)])
 
 

@@ -128,15 +128,14 @@ def test_groups_that_cannot_be_break_the_contract(
 
 @pytest.mark.parametrize(
     ("attention", "scale"),
+    # Soon of the scale paper: one without settings of its own, and one with some.
     [
-        *((name, "mini") for name in ATTENTION),
-        # Of the scale paper one without settings of its own, and one with some.
-        *((name, "paper") for name in ("softmax", "mra")),
-        *(
-            pytest.param(name, "paper", marks=pytest.mark.slow)
-            for name in ATTENTION
-            if name not in ("softmax", "mra")
-        ),
+        pytest.param(
+            *(name, scale),
+            marks=[pytest.mark.slow] * (scale == "paper" and name not in ("softmax", "mra")),
+        )
+        for name in ATTENTION
+        for scale in ("mini", "paper")
     ],
 )
 def test_the_recipe_follows_from_what_the_task_says(
