@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Progress:
         tokens: Real tokens seen.
         best_accuracy: Best measure of a validation; -1 before the first one.
         best_step: Updates made at that validation.
+        validations: Updates made and the measure, of each validation.
         micro_batches: Micro-batches they were computed in.
         compiled_shapes: Shapes of micro-batches that one process compiled, at most.
     """
@@ -69,6 +70,7 @@ class Progress:
     tokens: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
+    validations: list[tuple[int, float]] = field(default_factory=list)
     micro_batches: int = 0
     compiled_shapes: int = 0
 
@@ -449,6 +451,7 @@ class Run:
             return
         self._unvalidated = False
         measured = measures[objective.measure]
+        progress.validations.append((progress.step, measured))
         self._shown[objective.shown] = f"{measured:.4f}"
         bar.set_postfix(self._shown)
         if not progress.best_step or objective.is_better(measured, progress.best_accuracy):

@@ -333,7 +333,7 @@ def _write(folder: Path, record: Record, outcome: Outcome, run: Run) -> None:
     if outcome.test is not None:
         write_predictions(folder, outcome.test)
     if len(run.losses):
-        write_trajectory(folder, run.losses)
+        write_trajectory(folder, run.losses, run.progress.validations)
     if record.test_accuracy is not None and run.has_curves:
         with Events(folder, record.steps + 1) as events:
             events.add(BEST_ACCURACY, record.best_accuracy or 0.0, record.steps)

@@ -1,11 +1,14 @@
-"""The loss at every update of a run, kept beside its record so that anyone can train it again.
+"""The loss at every update of a run and its validations, kept beside its record.
 
 A few updates, trained again from the record's own configuration, have the same losses where the
 record belongs to it, and others where a learning rate, a seed or the data are not those it names.
+The validations are the run's learning curve.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +31,21 @@ def fingerprint(losses: NDArray[np.float32]) -> str:
     return hashlib.sha256(losses.astype("<f4").tobytes()).hexdigest()
 
 
-def write_trajectory(folder: Path, losses: NDArray[np.float32]) -> None:
+def write_trajectory(
+    folder: Path, losses: NDArray[np.float32], validations: Sequence[tuple[int, float]] = ()
+) -> None:
     """Write `trajectory.npz` into a run folder, whole or not at all.
 
     Args:
         folder: Run folder.
         losses: `(steps,)`, of every update; NaN where it is unknown.
+        validations: Updates made and share right, 0 to 1, of each validation in their order.
 
     Raises:
         FolderError: The folder cannot be written to.
     """
-    write_arrays(folder, TRAJECTORY, loss=losses.astype(np.float32))
+    points = np.array(validations, np.float64).reshape(-1, 2)
+    write_arrays(folder, TRAJECTORY, loss=losses.astype(np.float32), validations=points)
 
 
 def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float32]:
@@ -53,15 +60,7 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
         TrajectoryError: There is none, or not the one that the record tells of.
     """
     file = folder / TRAJECTORY
-    try:
-        with open(file, "rb") as source, np.load(source, allow_pickle=False) as arrays:
-            losses: NDArray[np.float32] = arrays["loss"]
-    except FileNotFoundError as error:
-        raise TrajectoryError(
-            f"{file}: there is none; runs of earlier versions kept none"
-        ) from error
-    except Exception as error:  # zip and header are parsed by modules with errors of their own
-        raise TrajectoryError(f"{file}: not readable as a trajectory ({error})") from error
+    losses = _read(file, "loss", (0,))
     if losses.shape != (steps,) or losses.dtype != np.float32:
         found = f"{losses.dtype} of shape {losses.shape}"
         raise TrajectoryError(f"{file}: {found}, the record tells of {steps} float32 losses")
@@ -71,6 +70,41 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
             f" of {expected[:16]}"
         )
     return losses
+
+
+def read_validations(folder: Path) -> dict[int, float]:
+    """Return the share right of each validation of a run, 0 to 1, by updates made.
+
+    Empty where the run is of an earlier version, which kept none.
+
+    Raises:
+        TrajectoryError: There is no trajectory, or it is damaged.
+    """
+    file = folder / TRAJECTORY
+    points = _read(file, "validations", (0, 2))
+    if points.ndim != 2 or points.shape[1] != 2 or points.dtype != np.float64:
+        found = f"{points.dtype} of shape {points.shape}"
+        raise TrajectoryError(f"{file}: validations are {found}, should be pairs of float64")
+    steps, shares = points.T
+    is_whole = np.isfinite(points).all() and (steps % 1 == 0).all()
+    is_rising = is_whole and (np.diff(steps, prepend=0) > 0).all()
+    if not (is_rising and ((shares >= 0) & (shares <= 1)).all()):
+        raise TrajectoryError(f"{file}: validations must be rising updates with shares, 0 to 1")
+    return {int(step): float(share) for step, share in points}
+
+
+def _read(file: Path, name: str, missing: tuple[int, ...]) -> NDArray[Any]:
+    """Return an array of a trajectory; one of shape `missing` where it has none of that name."""
+    try:
+        with open(file, "rb") as source, np.load(source, allow_pickle=False) as arrays:
+            found: NDArray[Any] = arrays[name] if name in arrays else np.empty(missing)
+    except FileNotFoundError as error:
+        raise TrajectoryError(
+            f"{file}: there is none; runs of earlier versions kept none"
+        ) from error
+    except Exception as error:  # zip and header are parsed by modules with errors of their own
+        raise TrajectoryError(f"{file}: not readable as a trajectory ({error})") from error
+    return found
 
 
 def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[np.float64]:

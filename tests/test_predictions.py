@@ -34,7 +34,13 @@ from lra.predictions import (
 from lra.record import RECORD, RecordError, read_record, write_record
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import Split, cache
-from lra.trajectory import TRAJECTORY, TrajectoryError, read_trajectory, write_trajectory
+from lra.trajectory import (
+    TRAJECTORY,
+    TrajectoryError,
+    read_trajectory,
+    read_validations,
+    write_trajectory,
+)
 
 
 def train(folder: Path, *overrides: str) -> Config:
@@ -153,7 +159,7 @@ def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
 ) -> None:
     caplog.set_level(logging.ERROR)
     write_predictions(tmp_path, Predictions(np.arange(10), np.arange(10)))
-    write_trajectory(tmp_path, np.linspace(2, 1, 10, dtype=np.float32))
+    write_trajectory(tmp_path, np.linspace(2, 1, 10, dtype=np.float32), [(5, 0.5), (10, 0.6)])
     rng = random.Random(0)
     for file in (tmp_path / PREDICTIONS, tmp_path / TRAJECTORY):
         whole = file.read_bytes()
@@ -175,6 +181,8 @@ def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
             else:
                 with suppress(TrajectoryError):
                     assert len(read_trajectory(tmp_path, 10, "")) == 10
+                with suppress(TrajectoryError):
+                    assert read_validations(tmp_path).keys() <= {5, 10}
 
 
 def test_bins_of_length_hold_equal_numbers_and_say_their_edges() -> None:

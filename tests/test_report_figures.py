@@ -1,12 +1,14 @@
 """Pictures of a report: what they show, and that nothing in them covers anything else."""
 
 import itertools
-import struct
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib.text
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,18 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from PIL import Image
-from tensorboard.summary.writer import event_file_writer
 from test_report import FAILED, OK, scored
 from test_report_tables import BINS, seeds
 
-from lra.events import Events
 from lra.record import Method
 from lra.report.binned_figures import accuracy_against_length
-from lra.report.curve_figure import learning_curves, logged
+from lra.report.curve_figure import learning_curves, validated
 from lra.report.figure import BACKENDS, COLOURS, MARKERS, STYLES, look, look_of, pareto, save
 from lra.report.grid import Grid, build_grid
 from lra.report.heat_map import heat_map
 from lra.report.speed_figure import accuracy_against_speed
+from lra.trajectory import TRAJECTORY, write_trajectory
 from models import ATTENTION
 
 FOUR = ("softmax", "fourier", "linear", "mra")
@@ -207,23 +208,14 @@ def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
     assert not list(tmp_path.iterdir())
 
 
-def test_curves_are_read_from_events_and_seeds_are_a_band(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Files of one second are read in the order of this number as text: 10 would come before 9.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -> None:
     grid = build_grid(seeds("softmax", 800, 900) + seeds("mra", 850))
-    heights = {0: [0.2, 0.3, 0.4], 1: [0.4, 0.5]}
-    for seed, values in heights.items():
+    kept = {0: [(10, 0.2), (20, 0.3), (30, 0.4)], 1: [(10, 0.4), (20, 0.5)]}
+    for seed, validations in kept.items():
         folder = tmp_path.joinpath("listops", "softmax", "default", f"seed{seed}")
-        # A run that was interrupted after its second validation and began again before it.
-        with Events(folder, 1) as events:
-            for step, value in ((10, values[0]), (20, 0.99)):
-                events.add("validation/accuracy", value, step)
-        with Events(folder, 11) as events:
-            for k, value in enumerate(values[1:]):
-                events.add("validation/accuracy", value, 20 + 10 * k)
-    figure = learning_curves(grid, "t", logged(tmp_path))
+        folder.mkdir(parents=True)
+        write_trajectory(folder, np.ones(30, np.float32), validations)
+    figure = learning_curves(grid, "t", validated(tmp_path))
     assert figure is not None
     [axis] = figure.axes
     [line] = axis.get_lines()
@@ -233,7 +225,7 @@ def test_curves_are_read_from_events_and_seeds_are_a_band(
     corners = band.get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((20, 50), abs=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
-    assert learning_curves(grid, "t", logged(tmp_path / "elsewhere")) is None
+    assert learning_curves(grid, "t", validated(tmp_path / "elsewhere")) is None
 
 
 @pytest.mark.parametrize("name", ["<b>&--", "$a_{b$", "]]>", "--><script>x</script>", "a\x1b[31m"])
@@ -255,18 +247,24 @@ def test_a_report_without_results_has_a_picture_that_says_so() -> None:
     assert "no result" in figure.get_suptitle()
 
 
-def framed(content: bytes, size: int | None = None) -> bytes:
-    """Return a record of an event file, whose checksums are right."""
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    length = struct.pack("<Q", len(content) if size is None else size)
-    parts = (length, struct.pack("<I", masked_crc32c(length)), content)
-    return b"".join(parts) + struct.pack("<I", masked_crc32c(content))
-
-
-@pytest.mark.parametrize("content", [framed(b"\xff" * 4), framed(b"x", 2**62), b"", b"\xff" * 99])
-def test_a_damaged_event_file_leaves_a_curve_out(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({}, ""),
+        ({"validations": np.ones(4)}, r"float64 of shape \(4,\), should be pairs"),
+        ({"validations": np.ones((2, 2), np.int64)}, r"int64 of shape \(2, 2\), should be pairs"),
+        ({"validations": np.array([[20, 0.5], [10, 0.5]])}, "must be rising updates"),
+        ({"validations": np.array([[10.5, 0.5]])}, "must be rising updates"),
+        ({"validations": np.array([[10, 0.5], [np.inf, 0.5]])}, "must be rising updates"),
+        ({"validations": np.array([[10, 1.5]])}, "shares, 0 to 1"),
+        ({"validations": np.array([[10, np.nan]])}, "shares, 0 to 1"),
+    ],
+)
+def test_validations_that_are_missing_or_damaged_leave_a_curve_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, arrays: dict[str, Any], reason: str
+) -> None:
     folder = tmp_path.joinpath(*OK.place)
     folder.mkdir(parents=True)
-    (folder / "events.out.tfevents.1.host").write_bytes(content)
-    assert logged(tmp_path)(OK) == {}
+    np.savez(folder / TRAJECTORY, loss=np.ones(30, np.float32), **arrays)
+    assert validated(tmp_path)(OK) == {}
+    assert re.search(f"left out: .*{reason}", caplog.text) if reason else not caplog.text

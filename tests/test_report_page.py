@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from markupsafe import escape
 from selenium import webdriver
@@ -19,13 +20,13 @@ from selenium_axe_python import Axe
 from test_report import FAILED, OK, scored, store
 from test_report_tables import BINS
 
-from lra.events import Events
 from lra.record import Record
 from lra.report.grid import build_grid
 from lra.report.pages import write_report
 from lra.report.tables import THROUGHPUT, accuracy_table, throughput_table
 from lra.report.web.curve import HEIGHT, WIDTH, draw
 from lra.report.web.page import Report, whole_page
+from lra.trajectory import write_trajectory
 
 RECORDS = [
     scored(replace(OK, scale="paper"), 900),
@@ -40,9 +41,9 @@ def written(folder: Path, *records: Record) -> Path:
     """Return the page of records, which it writes."""
     runs = store(folder / "runs", *records)
     for record in records[:2]:
-        with Events(runs.joinpath(record.scale, record.protocol, *record.place), 1) as events:
-            for step in (50, 100):
-                events.add("validation/accuracy", step / 200 + record.seed / 10, step)
+        validations = [(step, step / 200 + record.seed / 10) for step in (50, 100)]
+        there = runs.joinpath(record.scale, record.protocol, *record.place)
+        write_trajectory(there, np.ones(100, np.float32), validations)
     scale, protocol = records[0].scale, records[0].protocol
     write_report(runs, folder / "out", scale, protocol)
     return folder / "out" / scale / protocol / "index.html"

@@ -1,4 +1,4 @@
-"""The loss at every update: what a run keeps, through stops and failures, and what damage does."""
+"""What a run keeps of its losses and validations, through stops and failures, and damage to it."""
 
 import subprocess
 from pathlib import Path
@@ -20,6 +20,7 @@ from lra.trajectory import (
     TrajectoryError,
     fingerprint,
     read_trajectory,
+    read_validations,
     write_trajectory,
 )
 
@@ -77,6 +78,8 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
     assert not (tmp_path / "run" / TRAJECTORY).exists()
     continued = train(tmp_path, words)
     assert np.isfinite(whole).all() and whole.tobytes() == continued.tobytes()
+    curves = [read_validations(tmp_path / name) for name in ("whole", "run")]
+    assert curves[0] == curves[1] and [*curves[0]] == [25, 50, 60]
 
 
 def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
@@ -90,6 +93,26 @@ def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
     checkpoint.save(file, state)
     continued = train(tmp_path)
     assert np.isnan(continued[:33]).all() and continued[33:].tobytes() == whole[33:].tobytes()
+
+
+def test_validations_of_before_they_were_kept_are_not_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(33, monkeypatch, tmp_path)
+    file = tmp_path / "run" / CHECKPOINT
+    state = load(file, torch.device("cpu"))
+    del state["progress"]["validations"]
+    checkpoint.save(file, state)
+    train(tmp_path)
+    assert [*read_validations(tmp_path / "run")] == [50, 60]
+
+
+def test_the_accuracy_that_chose_the_checkpoint_is_among_the_validations(tmp_path: Path) -> None:
+    train(tmp_path)
+    record = read_record(tmp_path / "run" / RECORD)
+    curve = read_validations(tmp_path / "run")
+    assert record.best_step is not None and record.best_accuracy == curve[record.best_step]
+    assert record.best_accuracy == max(curve.values())
 
 
 def test_a_run_that_fails_keeps_its_losses_up_to_the_one_it_failed_by(tmp_path: Path) -> None:

@@ -10,23 +10,22 @@ from matplotlib.figure import Figure
 from lra.record import Method, Record
 from lra.report.figure import describe, literal, look, panels, seeds
 from lra.report.grid import Entry, Grid
+from lra.trajectory import TRAJECTORY, TrajectoryError, read_validations
 
 Curve = Mapping[int, float]
 Curves = Callable[[Record], Curve]
 
 log = logging.getLogger(__name__)
 
-SCALAR = "validation/accuracy"
 
-
-def logged(folder: Path) -> Curves:
-    """Return what reads the validations of a record from its TensorBoard events.
+def validated(folder: Path) -> Curves:
+    """Return what reads the validations of a record, which lie beside it.
 
     Args:
         folder: Run folders of a scale and protocol.
 
     Returns:
-        A function that gives percent right by update; empty where there are no events.
+        A function that gives percent right by update; empty where none were kept.
     """
     # Asked for by the picture and by the page.
     read = functools.cache(_read)
@@ -35,17 +34,12 @@ def logged(folder: Path) -> Curves:
 
 def _read(there: Path) -> Curve:
     """Return the validations of a run folder, percent right by update."""
-    if not any(there.glob("events.out.tfevents.*")):
+    if not (there / TRAJECTORY).exists():
         return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    # All points, of which it would keep a sample else.
-    events = EventAccumulator(str(there), size_guidance={"scalars": 0})
     try:
-        events.Reload()
-        return {each.step: 100 * each.value for each in events.Scalars(SCALAR)}
-    except Exception as error:  # whatever a damaged file makes of its format
-        log.warning("left out: %s: no curve of %s (%s)", there, SCALAR, error)
+        return {step: 100 * share for step, share in read_validations(there).items()}
+    except TrajectoryError as error:
+        log.warning("left out: %s", error)
         return {}
 
 

@@ -10,7 +10,7 @@ from lra.config import ConfigError
 from lra.markdown import Table, escaped, markdown, printable
 from lra.record import Record, records_of
 from lra.report.binned_figures import accuracy_against_group, accuracy_against_length
-from lra.report.curve_figure import learning_curves, logged
+from lra.report.curve_figure import learning_curves, validated
 from lra.report.deviations import deviation_lines
 from lra.report.effective_range import GroupTables, group_tables
 from lra.report.figure import save
@@ -264,7 +264,7 @@ def write_report(
     ranks = standings(grid, answers)
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)
-    curves, groups = logged(runs_dir / scale / protocol), group_tables(grid, answers)
+    curves, groups = validated(runs_dir / scale / protocol), group_tables(grid, answers)
     report = Report(grid, scale, protocol, published, ranks, curves, groups, submissions)
     pages = _write_tables(folder, report)
     _write_pictures(folder, report, answers)

@@ -23,7 +23,7 @@ class Details:
         title: Task and method.
         facts: Names and values of what holds for all its seeds together.
         seeds: A row for each seed.
-        curve: Its learning curve; None where nothing was logged.
+        curve: Its learning curve; None where no validations were kept.
         config: Every value of its configuration, a line each.
         records: The records, the configuration left out, by seed.
     """
