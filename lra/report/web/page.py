@@ -127,7 +127,7 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
             if name in pictures
         ],
         entries=details(grid, report.standings, report.curves)
-        # Of these there are no events here.
+        # Of these there are no validations here.
         + details(report.submitted, {}, lambda record: {}, SUBMITTED_ENTRY),
         notes=notes(grid) + settings_notes(grid),
         deviations=deviation_lines(grid),
