@@ -5,6 +5,7 @@ Axes: B batch, S sequences per example (absent where it is 1), N length.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Batches:
         batches = []
         for rows_of in division.divide(widths, self._per_example):
             rows = division.rows(widths[rows_of.start], self._per_example)
-            fill = min(rows, batch_size) if division.shapes else 0
+            fill = min(rows, -(-batch_size // parts)) if division.shapes else 0
             batches.append(self.gather(indices[rows_of], division, fill, batch_size))
         return batches
 
@@ -190,9 +191,9 @@ class Batches:
         longest = max(1, int(self._lengths[indices].max()))
         return min(self._padded_length, -(-longest // unit) * unit)
 
-    def _on_device(self, indices: NDArray[np.int64]) -> Tensor:
-        """Copy indices to the device, which a GPU does while this process goes on."""
-        there = torch.from_numpy(np.ascontiguousarray(indices))
+    def on_device(self, array: NDArray[Any]) -> Tensor:
+        """Copy an array to the device, which a GPU does while this process goes on."""
+        there = torch.from_numpy(np.ascontiguousarray(array))
         if self._device.type == "cuda":
             there = there.pin_memory()
         return there.to(self._device, non_blocking=True)
@@ -214,7 +215,7 @@ class Batches:
         """
         lengths, width = self._lengths[indices], self._width(indices, division)
         num_tokens, missing = int(lengths.sum()), max(0, fill - len(indices))
-        rows = self._on_device(np.append(indices, indices[-1:].repeat(missing)))
+        rows = self.on_device(np.append(indices, indices[-1:].repeat(missing)))
         weights = None
         if fill:
             weights = (torch.arange(fill, device=self._device) < len(indices)).float()

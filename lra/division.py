@@ -3,7 +3,8 @@
 Sorted by length and computed a few at a time, examples are padded to the longest of these few and
 not to the longest of all: of Text at 4,096 tokens a third is left to compute. What is computed at
 once follows from a budget: of tokens, which activations grow with, and of squares of lengths, which
-materialised attention does. On a CPU the budget is what its caches hold, on a GPU its memory.
+materialised attention does. On a CPU the budget is what its caches hold, on a GPU its memory, and
+there squares count only where a backend's memory grows with them.
 """
 
 import re
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from lra import memory
+from models.encoder import Block
 
 # Fits the caches of common processors: 64 floats a token are a megabyte, and a head's weights at
 # these squares sixteen. Fixed, so that every machine divides alike and gives the same bits.
@@ -133,9 +135,9 @@ def division_for(
         device: Where it computes.
         compiled: Whether the model runs through `torch.compile`.
     """
-    if micro_batch == 0 or needs_whole_batch(model):
-        return WHOLE
     shapes = COMPILED_SHAPES if compiled else 0
+    if micro_batch == 0 or needs_whole_batch(model):
+        return Division(shapes=shapes)
     if micro_batch is not None:
         return Division(examples=micro_batch, shapes=shapes)
     if device.type == "cpu":
@@ -144,7 +146,10 @@ def division_for(
     widths = sum(layer.in_features + layer.out_features for layer in linear)
     size = GPU_SHARE * memory.total(device)
     tokens = int(size / (4 * TENSORS * widths))
-    return Division(tokens=tokens, squares=int(size / SQUARE_BYTES), shapes=shapes)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    growths = {getattr(block.attention, "memory_growth", None) for block in blocks}
+    squares = 0 if growths == {1} else int(size / SQUARE_BYTES)
+    return Division(tokens=tokens, squares=squares, shapes=shapes)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

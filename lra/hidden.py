@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lra.batches import Batch, Batches
@@ -101,7 +100,7 @@ class HiddenBatches:
         asked = np.zeros((len(part.tokens), sequences, width), dtype=np.bool_)
         for row, number in enumerate(part.examples.tolist()):
             asked[row, :, : masks[number].shape[1]] = masks[number]
-        there = torch.from_numpy(asked).to(part.tokens.device).view_as(part.tokens)
+        there = self._batches.on_device(asked).view_as(part.tokens)
         hides, tokens, mask = self._share is not None, part.tokens, part.mask
         labels = (tokens if hides else tokens.roll(-1, -1)).where(there, NOTHING)
         if hides:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lra import checkpoint, side_by_side
 from lra.bar import FORMAT, progress_bar, shortened
 from lra.batches import Batch
-from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, Identity
+from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, Identity
 from lra.config import TrainConfig
 from lra.division import (
     Division,
@@ -390,7 +390,7 @@ class Run:
 
         So does the published code; torch warns of it where the first update is skipped.
         """
-        if not self.scaler.is_enabled():
+        if self.progress.step > 1 or not self.scaler.is_enabled():
             self.schedule.step()
             return
         with warnings.catch_warnings():
@@ -528,17 +528,21 @@ class Run:
         self.scaler.load_state_dict(state.get("scaler", {}))
         checkpoint.set_random_state(state["random"], self.device)
         self.best_model = state["best_model"]
-        self.progress = Progress(**state["progress"])
+        same = state.get("micro_batch", ...) == self.train_config.micro_batch
+        try:
+            self.progress = Progress(**state["progress"])
+            # These are absent from older checkpoints, as the losses are.
+            self.speed = Speed(**state.get("speed", {}))
+            self.division = Division(**state["division"]) if same else self.division
+        except TypeError as error:
+            file = self.folder / CHECKPOINT
+            raise DamagedError(f"{file}: written by a later version ({error})") from error
         self._saved_step = self.progress.step
         # There only where a signal came before or in a validation.
         self._unvalidated = state.get("unvalidated", False)
         self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
-        # These four are absent from older checkpoints.
-        self.speed = Speed(**state.get("speed", {}))
         if "losses" in state:
             self._losses[: self.progress.step] = state["losses"].cpu()
-        if state.get("micro_batch", ...) == self.train_config.micro_batch:
-            self.division = Division(**state["division"])
         log.info("%s continues at step %d", self.label, self.progress.step)
         if self.earlier_code:
             was = ", ".join(self.earlier_code)

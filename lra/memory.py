@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 def reset(device: torch.device) -> None:
     """Forget the peak so far, so that the next cell of a sweep is measured by itself."""
     if device.type == "cuda":
+        # A GPU that is named by its index has no allocator to reset before its first tensor.
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.reset_peak_memory_stats(device)
         return
     # Linux: "5" sets the high-water mark of resident memory back to what is resident now.

@@ -60,7 +60,9 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
         TrajectoryError: There is none, or not the one that the record tells of.
     """
     file = folder / TRAJECTORY
-    losses = _read(file, "loss", (0,))
+    losses = _read(file, "loss")
+    if losses is None:
+        raise TrajectoryError(f"{file}: holds no losses")
     if losses.shape != (steps,) or losses.dtype != np.float32:
         found = f"{losses.dtype} of shape {losses.shape}"
         raise TrajectoryError(f"{file}: {found}, the record tells of {steps} float32 losses")
@@ -81,7 +83,9 @@ def read_validations(folder: Path) -> dict[int, float]:
         TrajectoryError: There is no trajectory, or it is damaged.
     """
     file = folder / TRAJECTORY
-    points = _read(file, "validations", (0, 2))
+    points = _read(file, "validations")
+    if points is None:
+        return {}
     if points.ndim != 2 or points.shape[1] != 2 or points.dtype != np.float64:
         found = f"{points.dtype} of shape {points.shape}"
         raise TrajectoryError(f"{file}: validations are {found}, should be pairs of float64")
@@ -93,11 +97,11 @@ def read_validations(folder: Path) -> dict[int, float]:
     return {int(step): float(share) for step, share in points}
 
 
-def _read(file: Path, name: str, missing: tuple[int, ...]) -> NDArray[Any]:
-    """Return an array of a trajectory; one of shape `missing` where it has none of that name."""
+def _read(file: Path, name: str) -> NDArray[Any] | None:
+    """Return an array of a trajectory; None where it has none of that name."""
     try:
         with open(file, "rb") as source, np.load(source, allow_pickle=False) as arrays:
-            found: NDArray[Any] = arrays[name] if name in arrays else np.empty(missing)
+            found: NDArray[Any] | None = arrays.get(name)
     except FileNotFoundError as error:
         raise TrajectoryError(
             f"{file}: there is none; runs of earlier versions kept none"

@@ -14,6 +14,7 @@ from lra.config import TrainConfig
 from lra.division import COMPILED_SHAPES
 from lra.precision import autocast
 from lra.signals import UnfinishedError, never
+from models.encoder import Block
 from models.randomness import draw_seed, seeded
 from models.shared_kernel import SharedKernel, kernels_shared, shared_kernels
 
@@ -23,8 +24,9 @@ def compiled(model: nn.Module) -> Callable[..., Tensor]:
 
     With sizes that are variables the second shape would compile everything anew, and slower.
     """
-    # Where a graph breaks, every layer has graphs of its own, all counted at one place.
-    limit = COMPILED_SHAPES * max(1, sum(isinstance(m, nn.LayerNorm) for m in model.modules()))
+    # Where a graph breaks, every norm has graphs of its own, all counted at one place: two a block,
+    # and the last.
+    limit = COMPILED_SHAPES * max(1, 2 * sum(isinstance(m, Block) for m in model.modules()) + 1)
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
     forward: Callable[..., Tensor] = torch.compile(model, dynamic=False)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.precision import without_autocast
+from models.precision import unrounded
 
 
 def correlate(signal: Tensor, taps: Tensor, stride: int) -> Tensor:
@@ -26,7 +26,7 @@ def correlate(signal: Tensor, taps: Tensor, stride: int) -> Tensor:
     Returns:
         `(B, K, C)` with K = (N - F) // stride + 1.
     """
-    with without_autocast(signal):
+    with unrounded(signal):
         out = F.conv2d(_image(signal), _kernel(taps), stride=(1, stride), groups=taps.shape[1])
     return _sequence(out)
 
@@ -42,7 +42,7 @@ def spread(coefficients: Tensor, taps: Tensor, stride: int) -> Tensor:
     Returns:
         `(B, stride (K - 1) + F, C)`.
     """
-    with without_autocast(coefficients):
+    with unrounded(coefficients):
         out = F.conv_transpose2d(
             _image(coefficients), _kernel(taps), stride=(1, stride), groups=taps.shape[1]
         )
@@ -68,7 +68,7 @@ def tap_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: int) -
     """
     rows, channels = num_taps // stride, signal.shape[2]
     assert num_taps == rows * stride, (num_taps, stride)
-    with without_autocast(signal):
+    with unrounded(signal):
         kernel: Tensor = torch.ops.aten.convolution_backward(
             _upright(gradient, 1),
             _upright(signal, stride),

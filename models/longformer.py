@@ -82,6 +82,7 @@ def window_attention(
     places: Sequence[int],
     dilation: int = 1,
     dropout: float = 0.0,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Attend within a sliding window, and from and to the global tokens.
 
@@ -96,15 +97,18 @@ def window_attention(
             are left out.
         dilation: Steps between the tokens of a window.
         dropout: Probability of dropping an attention weight.
+        index: `places` as a tensor on the device, which else waits for a copy of them.
 
     Returns:
         `(B, H, N, K)`, section 3.1 of arXiv 2004.05150.
     """
     batch, heads, length, width = q.shape
     chosen = [place for place in places if place < length]
+    index = torch.tensor(places, device=q.device) if index is None else index
+    index = index[: len(chosen)]
     # A slice where they are the first ones, since it copies nothing.
     first = chosen == list(range(len(chosen)))
-    here = slice(len(chosen)) if first else torch.tensor(chosen, device=q.device)
+    here = slice(len(chosen)) if first else index
     q = q / width**0.5
     real = torch.ones(1, length, dtype=torch.bool, device=q.device) if mask is None else mask
     local = real.clone()
@@ -120,7 +124,7 @@ def window_attention(
     everywhere = drop(weights, dropout) @ v
     if first:
         return torch.cat([everywhere, output[..., len(chosen) :, :]], -2)
-    return output.index_copy(-2, torch.tensor(chosen, device=q.device), everywhere.to(output.dtype))
+    return output.index_copy(-2, index, everywhere.to(output.dtype))
 
 
 def _attend_nearby(
@@ -222,12 +226,17 @@ class Longformer(HeadAttention):
         self.window, self.dilation = window, dilation
         first = range(min(num_global, shape.max_length))
         self.places = tuple(sorted({*first, *global_positions}))
+        # Where the model is, so that no forward waits for a copy.
+        self.place_index: Tensor
+        index = torch.tensor(self.places, dtype=torch.int64)
+        self.register_buffer("place_index", index, persistent=False)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
     ) -> Tensor:
         """Attend within the window, and from and to the global tokens."""
-        return window_attention(q, k, v, mask, self.window, self.places, self.dilation, dropout)
+        places, index = self.places, self.place_index
+        return window_attention(q, k, v, mask, self.window, places, self.dilation, dropout, index)
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute `attend` by the plain form, without dropout."""

@@ -31,6 +31,7 @@ from models.mra_blocks import (
     heads_a_slice,
     live_pairs,
     selected_map,
+    to_blocks,
     valid_tokens,
 )
 from models.options import at_least, one_of
@@ -122,23 +123,24 @@ def select_blocks(q: Tensor, k: Tensor, mask: Tensor | None, selection: Selectio
     size = selection.block_size
     blocks = -(-length // size)
     num_pairs = min(selection.num_blocks, blocks**2)
-    pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64, device=q.device)
-
     counts = valid_tokens(q, mask, size).sum(-1)  # (G, X)
 
-    def run(start: int, stop: int) -> None:
-        some = counts[start:stop]
-        q_means, k_means = (
-            block_means(head_blocks(x, start, stop, size, mask), some) for x in (q, k)
-        )
-        scores = block_scores(q_means, k_means, some > 0, selection)
-        pairs[start:stop] = scores.flatten(1).topk(num_pairs, sorted=False).indices
+    def best(q_blocks: Tensor, k_blocks: Tensor, counts: Tensor) -> Tensor:
+        q_means, k_means = (block_means(each, counts) for each in (q_blocks, k_blocks))
+        scores = block_scores(q_means, k_means, counts > 0, selection)
+        return scores.flatten(1).topk(num_pairs, sorted=False).indices
 
     with torch.no_grad():
-        if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            over_heads(run, batch * heads, heads_a_slice(batch * heads, blocks))
+        if q.device.type != "cpu" or torch.compiler.is_compiling():
+            pairs = best(to_blocks(q, size, mask), to_blocks(k, size, mask), counts)
         else:
-            run(0, batch * heads)
+            pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64)
+
+            def run(start: int, stop: int) -> None:
+                q_blocks, k_blocks = (head_blocks(x, start, stop, size, mask) for x in (q, k))
+                pairs[start:stop] = best(q_blocks, k_blocks, counts[start:stop])
+
+            over_heads(run, batch * heads, heads_a_slice(batch * heads, blocks))
     return pairs.view(batch, heads, num_pairs)
 
 
@@ -204,7 +206,7 @@ def gathered_attention(
     """
     batch, heads, length, width = q.shape
     total_heads = batch * heads
-    Q, K, V = (head_blocks(x, 0, total_heads, block_size, mask) for x in (q, k, v))
+    Q, K, V = (to_blocks(x, block_size, mask) for x in (q, k, v))
     valid = valid_tokens(q, mask, block_size)  # (G, X, b)
     blocks = valid.shape[1]
     counts = valid.sum(-1)

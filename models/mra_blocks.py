@@ -39,8 +39,19 @@ def heads_a_slice(heads: int, num_blocks: int) -> int:
     return max(1, min(-(-heads // threads), BLOCKS_A_SLICE // num_blocks))
 
 
+def to_blocks(x: Tensor, block_size: int, mask: Tensor | None) -> Tensor:
+    """Return all heads of `x` `(B, H, N, K)` as blocks `(G, X, b, K)`, 0 under the mask."""
+    if mask is not None:
+        # Not a product: what is under the mask may be infinite.
+        x = x.masked_fill(~mask[:, None, :, None], 0.0)
+    length, width = x.shape[2:]
+    num_blocks = -(-length // block_size)
+    x = F.pad(x, (0, 0, 0, num_blocks * block_size - length))
+    return x.reshape(-1, num_blocks, block_size, width)
+
+
 def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:
-    """Take heads `start` to `stop` of `x` `(B, H, N, K)` as `(G, X, b, K)`, 0 under the mask."""
+    """Do what `to_blocks` does for heads `start` to `stop`, one by one, for caches are small."""
     _, heads, length, width = x.shape
     num_blocks = -(-length // block_size)
     if x.is_contiguous() and mask is None and length % block_size == 0:
@@ -49,7 +60,6 @@ def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor 
     for i, head in enumerate(range(start, stop)):
         tokens = x[head // heads, head % heads]
         if mask is not None:
-            # Not a product: what is under the mask may be infinite.
             tokens = tokens.masked_fill(~mask[head // heads, :, None], 0.0)
         blocks[i, :length] = tokens
     return blocks.view(-1, num_blocks, block_size, width)

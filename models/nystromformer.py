@@ -56,6 +56,16 @@ class Segments:
         pairs = zip(cuts, cuts[1:], strict=False)
         return [range(start, min(end, length)) for start, end in pairs if start < length]
 
+    def bounds(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return where each of `within` starts and ends, `(L,)` int64, made on the device."""
+        number = torch.arange(len(self.within(length)) + 1, device=device)
+        if self.exact_count:
+            cuts = (number * self.length + self.number - 1) // self.number
+        else:
+            cuts = number * self.size
+        cuts = cuts.clamp(max=length)
+        return cuts[:-1], cuts[1:]
+
 
 def nystrom_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, segments: Segments, iterations: int
@@ -107,8 +117,9 @@ def _cut(x: Tensor, segments: Segments) -> Tensor:
     if not segments.exact_count:
         return F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segments.size, width)
     # One row of zeros more, which shorter segments are filled up with.
-    places = [[*some, *[length] * (segments.size - len(some))] for some in segments.within(length)]
-    index = torch.tensor(places, device=x.device)  # (L, s)
+    starts, ends = segments.bounds(length, x.device)
+    index = starts[:, None] + torch.arange(segments.size, device=x.device)  # (L, s)
+    index = index.where(index < ends[:, None], length)
     rows = F.pad(x, (0, 0, 0, 1)).index_select(2, index.flatten())
     return rows.view(batch, heads, *index.shape, width)
 
@@ -124,8 +135,8 @@ def _segment_means(x: Tensor, real: Tensor, segments: Segments) -> tuple[Tensor,
     total = _cut(x, segments).masked_fill(~real[:, None, ..., None], 0.0).sum(-2)
     count = real.sum(-1)
     if segments.over_padding:
-        sizes = [len(some) for some in segments.within(length)]
-        count = torch.tensor(sizes, device=x.device).expand_as(count)
+        starts, ends = segments.bounds(length, x.device)
+        count = (ends - starts).expand_as(count)
     return total / count.clamp(min=1)[:, None, :, None], count > 0
 
 

@@ -1,6 +1,7 @@
 """Arithmetic that stays in float32 where autocast would shorten it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,3 +18,22 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)
+
+
+def unrounded(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which nothing rounds convolutions on the device of `x`, cuDNN included.
+
+    cuDNN takes 10 bits of a float32 (TF32) unless it is told not to. Compiled code cannot be told
+    here, and follows `torch.backends.cudnn.allow_tf32`.
+    """
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return without_autocast(x)
+    return _told_not_to_round(x)
+
+
+@contextmanager
+def _told_not_to_round(x: Tensor) -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    others = (cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic)
+    with without_autocast(x), cudnn.flags(*others, allow_tf32=False):
+        yield

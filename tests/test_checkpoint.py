@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import run
+from test_trajectory import stop_at
 from tiny_cell import configure
 from torch import Tensor
 
@@ -96,6 +97,19 @@ def test_a_checkpoint_of_another_shape_is_told_in_one_line(
     with pytest.raises(DamagedError, match=f"{CHECKPOINT}: not a readable .*{message}") as caught:
         load_last(tmp_path, CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_later_version_is_told_and_leaves_no_failed_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(33, monkeypatch, tmp_path)
+    file = tmp_path / "run" / CHECKPOINT
+    state = load(file, torch.device("cpu"))
+    state["progress"]["moons"] = 3
+    checkpoint.save(file, state)
+    with pytest.raises(DamagedError, match="written by a later version .*moons"):
+        run_cell(configure(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / RECORD).exists()
 
 
 def test_two_are_kept_and_the_one_before_is_read_where_the_last_is_damaged(

@@ -185,6 +185,40 @@ def test_a_budget_on_the_cpu_is_the_same_on_every_machine_and_on_a_gpu_follows_i
     assert division_for(0, model, CPU) == WHOLE
     assert division_for(6, model, CPU) == Division(examples=6)
     assert division_for(None, model, CPU, compiled=True).shapes == 8
+    assert division_for(0, model, CPU, compiled=True) == Division(shapes=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "grows"),
+    [
+        ((), False),
+        (("attention=mra", "attention.options.block_size=32"), False),
+        (("attention.options.fused=false",), True),
+        (("attention=wavspa", "attention.inner.options.fused=false"), True),
+    ],
+)
+def test_squares_of_lengths_limit_a_gpu_only_where_memory_grows_with_them(
+    words: tuple[str, ...], grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(division.memory, "total", lambda device: 80e9)
+    model = build_model(lra.compose.load(*TINY, *words))
+    assert bool(division_for(None, model, torch.device("cuda")).squares) == grows
+    # What says nothing of itself may hold any.
+    unknown = nn.Linear(3, 3)
+    assert division_for(None, unknown, torch.device("cuda")).squares
+
+
+def test_a_compiled_whole_batch_stays_one_of_few_shapes() -> None:
+    division = Division(shapes=3)
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for step in range(40):
+        batches = batches_of(split_of(rng.integers(1, 97, 12).tolist()))
+        [batch] = batches.divided(step, 6, 0, division)
+        assert sorted(batch.examples.tolist()) == sorted(batches.drawn(step, 6, 0).tolist())
+        shapes.add(batch.tokens.shape)
+    assert len(shapes) <= 3 and all(shape[0] == 6 for shape in shapes)
+    assert Division.said(str(division)) == division
 
 
 def test_statistics_over_the_batch_keep_it_whole() -> None:
@@ -194,6 +228,7 @@ def test_statistics_over_the_batch_keep_it_whole() -> None:
     for module in (nn.BatchNorm1d(3), Own()):
         model = nn.Sequential(nn.Linear(3, 3), module)
         assert needs_whole_batch(model) and division_for(4, model, CPU) == WHOLE
+        assert division_for(4, model, CPU, compiled=True) == Division(shapes=8)
     assert not needs_whole_batch(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
 
 

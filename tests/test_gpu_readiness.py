@@ -9,6 +9,7 @@ from tiny_cell import TINY, configure
 
 import lra.compose
 import lra.update
+from lra import memory
 from lra.batches import Batches
 from lra.build import build_model
 from lra.config import Config
@@ -19,6 +20,7 @@ from lra.runner import run_cell
 from lra.tasks import Split
 from lra.update import update
 from models import ATTENTION
+from models.precision import unrounded
 
 
 def split_of(lengths: list[int]) -> Split:
@@ -66,6 +68,45 @@ def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tu
     assert loss.device.type == "meta" and loss.shape == ()
     with pytest.raises(RuntimeError):
         loss.item()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("attention=longformer", "attention.options.global_positions=[3,9]"),
+        ("attention=nystromformer", "attention.options.exact_count=true"),
+        ("attention=nystromformer", "attention.options.landmarks_over_padding=true"),
+    ],
+)
+def test_no_option_has_a_list_copied_to_the_device_in_an_update(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = torch.tensor
+
+    def on_host(data: object, **options: object) -> torch.Tensor:
+        # A GPU is waited for until its copy of what lies in ordinary memory is made.
+        assert torch.device(options.get("device") or "cpu").type == "cpu", data
+        return tensor(data, **options)
+
+    monkeypatch.setattr(torch, "tensor", on_host)
+    assert one_update(lra.compose.load(*TINY, *words), torch.device("meta")).shape == ()
+
+
+def test_a_gpu_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: called.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", called.append)
+    memory.reset(torch.device("cuda:1"))
+    assert called == ["init", torch.device("cuda:1")]
+
+
+def test_convolutions_of_wavelets_are_not_rounded_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32
+    with unrounded(torch.ones(1)):
+        assert not cudnn.allow_tf32 and cudnn.enabled
+    assert cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("attention", ["softmax", "fourier"])

@@ -28,7 +28,7 @@ from models.mra import (
     select_blocks,
     tile_order,
 )
-from models.mra_blocks import attend_blocks
+from models.mra_blocks import attend_blocks, head_blocks, to_blocks
 from models.softmax import softmax_attention
 
 MODES = ("full", "sparse")
@@ -66,6 +66,19 @@ def holes(batch: int, length: int, seed: int = 0) -> Tensor:
     mask[:, 16:32] = False
     mask[-1] = False
     return mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 45])
+def test_blocks_are_the_same_taken_at_once_or_head_by_head(length: int, masked: bool) -> None:
+    x = torch.randn(3, length, 2, 5).transpose(1, 2)
+    mask = holes(3, length) if masked else None
+    if mask is not None:
+        x[~mask[:, None].expand(3, 2, length)] = torch.inf
+    whole = to_blocks(x, 16, mask)
+    assert whole.shape == (6, -(-length // 16), 16, 5) and whole.isfinite().all()
+    for start, stop in ((0, 6), (1, 4)):
+        assert torch.equal(head_blocks(x, start, stop, 16, mask), whole[start:stop])
 
 
 def as_map(pairs: Tensor, length: int, block_size: int) -> Tensor:

@@ -209,8 +209,12 @@ def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
 
 
 def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -> None:
-    grid = build_grid(seeds("softmax", 800, 900) + seeds("mra", 850))
-    kept = {0: [(10, 0.2), (20, 0.3), (30, 0.4)], 1: [(10, 0.4), (20, 0.5)]}
+    cells = [
+        replace(r, best_step=20, best_accuracy=0.3 + 0.2 * r.seed)
+        for r in seeds("softmax", 800, 900)
+    ]
+    grid = build_grid(cells + seeds("mra", 850, 860, 870))
+    kept = {0: [(10, 0.2), (20, 0.3), (30, 0.25)], 1: [(10, 0.4), (20, 0.5)]}
     for seed, validations in kept.items():
         folder = tmp_path.joinpath("listops", "softmax", "default", f"seed{seed}")
         folder.mkdir(parents=True)
@@ -225,6 +229,9 @@ def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -
     corners = band.get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((20, 50), abs=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
+    # Seeds that are drawn, and who is not.
+    caption = " ".join(figure.get_suptitle().split())
+    assert "n = 2;" in caption and caption.endswith("no validations kept: listops/mra")
     assert learning_curves(grid, "t", validated(tmp_path / "elsewhere")) is None
 
 
@@ -268,3 +275,17 @@ def test_validations_that_are_missing_or_damaged_leave_a_curve_out(
     np.savez(folder / TRAJECTORY, loss=np.ones(30, np.float32), **arrays)
     assert validated(tmp_path)(OK) == {}
     assert re.search(f"left out: .*{reason}", caplog.text) if reason else not caplog.text
+
+
+def test_validations_of_another_run_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = replace(OK, best_step=20, best_accuracy=0.3)
+    folder = tmp_path.joinpath(*record.place)
+    folder.mkdir(parents=True)
+    write_trajectory(folder, np.ones(30, np.float32), [(10, 0.2), (20, 0.3)])
+    curves = validated(tmp_path)
+    assert curves(record) == {10: 20.0, 20: 30.0}
+    for other in (replace(record, best_step=30), replace(record, best_accuracy=0.31)):
+        assert curves(other) == {}
+        assert f"without that of its record, {other.best_accuracy} at update" in caplog.text

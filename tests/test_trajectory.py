@@ -137,6 +137,9 @@ def test_losses_that_are_missing_damaged_or_of_another_run_are_refused(tmp_path:
     losses = np.linspace(2, 1, 50, dtype=np.float32)
     with pytest.raises(TrajectoryError, match="there is none; runs of earlier versions kept none"):
         read_trajectory(tmp_path, 50, "")
+    np.savez(tmp_path / TRAJECTORY, other=losses)
+    with pytest.raises(TrajectoryError, match="holds no losses"):
+        read_trajectory(tmp_path, 50, "")
     write_trajectory(tmp_path, losses)
     with pytest.raises(TrajectoryError, match=r"float32 of shape \(50,\), the record tells of 60"):
         read_trajectory(tmp_path, 60, fingerprint(losses))
@@ -149,6 +152,17 @@ def test_losses_that_are_missing_damaged_or_of_another_run_are_refused(tmp_path:
         (tmp_path / TRAJECTORY).write_bytes(damaged)
         with pytest.raises(TrajectoryError, match="not readable as a trajectory"):
             read_trajectory(tmp_path, 50, fingerprint(losses))
+
+
+def test_committed_validations_are_those_of_their_records() -> None:
+    kept = 0
+    for file in (ROOT / "results/runs").glob(f"*/**/{TRAJECTORY}"):
+        if curve := read_validations(file.parent):
+            record = read_record(file.parent / RECORD)
+            assert record.best_step is not None and record.best_accuracy == max(curve.values())
+            assert record.best_accuracy == curve[record.best_step] and max(curve) == record.steps
+            kept += 1
+    assert kept
 
 
 def test_git_keeps_what_a_record_of_a_full_run_is_checked_by() -> None:

@@ -382,7 +382,7 @@ def measure(
 
     model.train()
     width, longest = typical_width(batches, batch_size, division)
-    at_once = batch_size if division.is_whole else division.rows(width, config.task.sequences)
+    at_once = min(batch_size, division.rows(width, config.task.sequences))
     num_parts = -(-batch_size // at_once)
     together = _together(model, num_parts, device, config.train.compile or scaler.is_enabled())
     with side_by_side.threads_set(1 if together > 1 else torch.get_num_threads()):

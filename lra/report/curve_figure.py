@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lra.record import Method, Record
-from lra.report.figure import describe, literal, look, panels, seeds
+from lra.report.figure import describe, in_words, literal, look, panels
 from lra.report.grid import Entry, Grid
 from lra.trajectory import TRAJECTORY, TrajectoryError, read_validations
 
@@ -27,20 +27,26 @@ def validated(folder: Path) -> Curves:
     Returns:
         A function that gives percent right by update; empty where none were kept.
     """
+
     # Asked for by the picture and by the page.
-    read = functools.cache(_read)
-    return lambda record: read(folder.joinpath(*record.place))
+    @functools.cache
+    def read(there: Path, step: int | None, accuracy: float | None) -> Curve:
+        if not (there / TRAJECTORY).exists():
+            return {}
+        try:
+            found = read_validations(there)
+        except TrajectoryError as error:
+            log.warning("left out: %s", error)
+            return {}
+        if found and found.get(step or 0) != accuracy:
+            file, at = there / TRAJECTORY, f"{accuracy} at update {step}"
+            log.warning("left out: %s: validations without that of its record, %s", file, at)
+            return {}
+        return {step: 100 * share for step, share in found.items()}
 
-
-def _read(there: Path) -> Curve:
-    """Return the validations of a run folder, percent right by update."""
-    if not (there / TRAJECTORY).exists():
-        return {}
-    try:
-        return {step: 100 * share for step, share in read_validations(there).items()}
-    except TrajectoryError as error:
-        log.warning("left out: %s", error)
-        return {}
+    return lambda record: read(
+        folder.joinpath(*record.place), record.best_step, record.best_accuracy
+    )
 
 
 def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
@@ -52,10 +58,15 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
         curves: Gives the validations of a record.
     """
     found: dict[str, dict[Method, dict[int, list[float]]]] = {}
+    counts: set[int] = set()
+    without: list[str] = []
     for task in grid.tasks:
         for method, entry in grid.of(task).items():
             if points := _over_seeds(entry, curves):
                 found.setdefault(task, {})[method] = points
+                counts.add(len(next(iter(points.values()))))
+            elif entry.finished:
+                without.append(f"{grid.label(task)}/{grid.name(method)}")
     if not found:
         return None
     drawn = [method for rows in found.values() for method in rows]
@@ -71,7 +82,10 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
         axis.set_title(literal(grid.label(task)), fontsize=9)
         axis.set_xlabel("updates", fontsize=8)
     axes[0].set_ylabel("validation accuracy, %", fontsize=8)
-    describe(figure, title, f"{seeds(grid)}; line: mean; band: lowest to highest seed")
+    caption = f"{in_words(counts)}; line: mean; band: lowest to highest seed"
+    if without:
+        caption += f"; no validations kept: {', '.join(without)}"
+    describe(figure, title, caption)
     return figure
 
 

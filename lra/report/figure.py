@@ -114,8 +114,11 @@ def describe(figure: Figure, title: str, caption: str) -> None:
 def seeds(grid: Grid) -> str:
     """Return how many seeds entries have, in words."""
     counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
-    if not counts:
-        return "no result"
+    return in_words(counts) if counts else "no result"
+
+
+def in_words(counts: set[int]) -> str:
+    """Return numbers of seeds in words, their range where they differ."""
     return "n = " + "–".join(str(each) for each in sorted({min(counts), max(counts)}))
 
 
