@@ -303,13 +303,15 @@ def run_of(
         ),
         device,
         folder,
-        config.seed,
-        identity(values, dataset.fingerprint, custom.sources(config.attention), code_name()),
-        work.label,
-        work.stop,
-        work.processes,
-        f"start again{' without force=true' if config.force else ''} to continue",
-        _about(config),
+        seed=config.seed,
+        identity=identity(
+            values, dataset.fingerprint, custom.sources(config.attention), code_name()
+        ),
+        label=work.label,
+        stop=work.stop,
+        processes=work.processes,
+        to_continue=f"start again{' without force=true' if config.force else ''} to continue",
+        about=_about(config),
     )
     torch.manual_seed(derive(config.seed, "dropout"))
     return run
@@ -370,9 +372,19 @@ def _pretraining(config: Config, model: Model, run: Run, validation: Batches) ->
         objective.asks,
         config.pretrain.loss,
     )
-    train, seed = optimisation(config.pretrain, config.train), derive(config.seed, "pretraining")
-    others = (run.identity, label, run.stop, run.processes, run.to_continue)
-    return Run(restorer, train, objective, run.device, folder, seed, *others)
+    return Run(
+        restorer,
+        optimisation(config.pretrain, config.train),
+        objective,
+        run.device,
+        folder,
+        seed=derive(config.seed, "pretraining"),
+        identity=run.identity,
+        label=label,
+        stop=run.stop,
+        processes=run.processes,
+        to_continue=run.to_continue,
+    )
 
 
 def _fit(run: Run, before: Run | None) -> None:
