@@ -104,16 +104,16 @@ def window_attention(
     """
     batch, heads, length, width = q.shape
     chosen = [place for place in places if place < length]
-    index = torch.tensor(places, device=q.device) if index is None else index
+    if index is None:
+        index = torch.tensor(places, dtype=torch.int64, device=q.device)
     index = index[: len(chosen)]
     # A slice where they are the first ones, since it copies nothing.
     first = chosen == list(range(len(chosen)))
     here = slice(len(chosen)) if first else index
     q = q / width**0.5
     real = torch.ones(1, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    local = real.clone()
     # The global tokens come first among a block's keys, and not again in the window.
-    local[:, here] = False
+    local = real.index_fill(1, index, False)
     global_kv = k[..., here, :], v[..., here, :]
     output = _attend_nearby(
         q, k, v, local, *global_kv, real[:, here], window // 2, dilation, dropout

@@ -134,7 +134,7 @@ def select_blocks(q: Tensor, k: Tensor, mask: Tensor | None, selection: Selectio
         if q.device.type != "cpu" or torch.compiler.is_compiling():
             pairs = best(to_blocks(q, size, mask), to_blocks(k, size, mask), counts)
         else:
-            pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64)
+            pairs = torch.empty(batch * heads, num_pairs, dtype=torch.int64, device=q.device)
 
             def run(start: int, stop: int) -> None:
                 q_blocks, k_blocks = (head_blocks(x, start, stop, size, mask) for x in (q, k))

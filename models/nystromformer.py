@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 from models.options import at_least, odd
-from models.precision import full_precision, without_autocast
+from models.precision import full_precision, unrounded, without_autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,8 @@ class Nystromformer(nn.Module):
         if self.conv is None:
             return heads
         values = v if mask is None else v.masked_fill(~mask[:, None, :, None], 0.0)
-        added: Tensor = heads + self.conv(values)
+        with unrounded(values):
+            added: Tensor = heads + self.conv(values)
         return added
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ def unrounded(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which nothing rounds convolutions on the device of `x`, cuDNN included.
 
     cuDNN takes 10 bits of a float32 (TF32) unless it is told not to. Compiled code cannot be told
-    here, and follows `torch.backends.cudnn.allow_tf32`.
+    here, nor can autograd's own backward: both follow `torch.backends.cudnn.conv.fp32_precision`.
     """
     if not x.is_cuda or torch.compiler.is_compiling():
         return without_autocast(x)
@@ -33,7 +33,11 @@ def unrounded(x: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def _told_not_to_round(x: Tensor) -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    others = (cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic)
-    with without_autocast(x), cudnn.flags(*others, allow_tf32=False):
-        yield
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        with without_autocast(x):
+            yield
+    finally:
+        convolutions.fp32_precision = before

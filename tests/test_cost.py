@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lra import machine, memory
-from lra.batches import Batch
+from lra.batches import Batch, Batches
 from lra.build import batches_for, build_model, build_task
 from lra.compose import load
 from lra.config import Config
+from lra.division import Division
 from lra.plan import cost
 from lra.plan.cost import Climb, full_length, measure, part, stratified, take, through
 from lra.tasks import Split, cache
@@ -172,6 +173,20 @@ def test_a_part_of_a_batch_keeps_rows_and_their_first_tokens() -> None:
     assert cut.mask is not None and batch.mask is not None
     assert cut.tokens.equal(tokens[:2, :, :3]) and cut.mask.equal(batch.mask[:2, :, :3])
     assert cut.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "division", [Division(), Division(shapes=3), Division(tokens=10**6), Division(tokens=200)]
+)
+def test_a_batch_that_stays_whole_counts_with_its_longest(division: Division) -> None:
+    split = split_of([20, 30, 40, 64, 200] * 20)
+    options = {"padded_length": 512, "truncate": 512, "id_shift": 0, "trim": True}
+    batches = Batches(split, device=torch.device("cpu"), **options)
+    width, longest = cost.typical_width(batches, 16, division)
+    at_once = division.rows(longest) >= 16
+    # Of the 16 some are of the longest, which lengths of few shapes are rounded up from.
+    assert width == longest if at_once else width < longest
+    assert longest == (384 if division.shapes else 224)
 
 
 @pytest.mark.parametrize("task", ["listops", "text", "retrieval", "pathfinder"])

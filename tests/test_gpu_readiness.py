@@ -22,6 +22,13 @@ from lra.update import update
 from models import ATTENTION
 from models.precision import unrounded
 
+# Those that place something by an index.
+INDEXED = (
+    ("attention=longformer", "attention.options.global_positions=[3,9]"),
+    ("attention=nystromformer", "attention.options.exact_count=true"),
+    ("attention=nystromformer", "attention.options.landmarks_over_padding=true"),
+)
+
 
 def split_of(lengths: list[int]) -> Split:
     rng = np.random.default_rng(0)
@@ -70,14 +77,7 @@ def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tu
         loss.item()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("attention=longformer", "attention.options.global_positions=[3,9]"),
-        ("attention=nystromformer", "attention.options.exact_count=true"),
-        ("attention=nystromformer", "attention.options.landmarks_over_padding=true"),
-    ],
-)
+@pytest.mark.parametrize("words", INDEXED)
 def test_no_option_has_a_list_copied_to_the_device_in_an_update(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,11 +102,11 @@ def test_a_gpu_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.Monke
 
 def test_convolutions_of_wavelets_are_not_rounded_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    cudnn = torch.backends.cudnn
-    assert cudnn.allow_tf32
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
     with unrounded(torch.ones(1)):
-        assert not cudnn.allow_tf32 and cudnn.enabled
-    assert cudnn.allow_tf32
+        assert convolutions.fp32_precision == "ieee"
+    assert convolutions.fp32_precision == before and torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("attention", ["softmax", "fourier"])
@@ -163,11 +163,12 @@ def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_no_update_on_a_gpu_synchronises(attention: str, precision: str) -> None:
+@pytest.mark.parametrize("words", [*((f"attention={each}",) for each in ATTENTION), *INDEXED])
+def test_no_update_on_a_gpu_synchronises(words: tuple[str, ...], precision: str) -> None:
     device = torch.device("cuda")
-    config = lra.compose.load(*TINY, f"attention={attention}", f"train.precision={precision}")
+    config = lra.compose.load(*TINY, *words, f"train.precision={precision}")
     # What is set up once may wait.
     one_update(config, device)
     model = build_model(config).to(device)
@@ -182,8 +183,8 @@ def test_no_update_on_a_gpu_synchronises(attention: str, precision: str) -> None
     optimiser, _ = optimiser_for(model, config.train)
     assert optimiser.defaults["fused"]
     scaler, division = scaler_for(device, precision), division_for(None, model, device)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for step in range(2):
             parts = batches.divided(step, 3, 0, division)
             update(model, optimiser, parts, config.train, scaler)

@@ -81,6 +81,13 @@ def test_blocks_are_the_same_taken_at_once_or_head_by_head(length: int, masked: 
         assert torch.equal(head_blocks(x, start, stop, 16, mask), whole[start:stop])
 
 
+def test_another_default_device_changes_nothing() -> None:
+    q, k, v = inputs(length=45)
+    want = attend(q, k, v, None, num_blocks=4, block_size=16)
+    with torch.device("meta"):
+        assert torch.equal(attend(q, k, v, None, num_blocks=4, block_size=16), want)
+
+
 def as_map(pairs: Tensor, length: int, block_size: int) -> Tensor:
     """Turn pairs `(B, H, M)` into the map `(B, H, X, Y)`."""
     blocks = -(-length // block_size)

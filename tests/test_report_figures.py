@@ -231,7 +231,7 @@ def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
     # Seeds that are drawn, and who is not.
     caption = " ".join(figure.get_suptitle().split())
-    assert "n = 2;" in caption and caption.endswith("no validations kept: listops/mra")
+    assert "n = 2;" in caption and caption.endswith("no validations shown: listops/mra")
     assert learning_curves(grid, "t", validated(tmp_path / "elsewhere")) is None
 
 

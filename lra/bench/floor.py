@@ -27,6 +27,7 @@ COUNTED = (
     "_scaled_dot_product_flash_attention_for_cpu_backward",
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_efficient_attention_backward",
+    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
 )
 # What stands for a tensor in the key of a call: shape, strides, type and device.
 Outline = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]

@@ -311,19 +311,24 @@ def evaluation(
         rows = min(most, max(2, int(ENOUGH / seconds)) * rows)
 
 
-def typical_width(batches: Batches, batch_size: int, division: Division) -> tuple[int, int]:
+def typical_width(
+    batches: Batches, batch_size: int, division: Division, sequences: int = 1
+) -> tuple[int, int]:
     """Return the length that a sequence of a batch counts with, and the longest, in tokens.
 
     Args:
         batches: Of the data.
         batch_size: Examples of a batch.
         division: What is computed at once.
+        sequences: Sequences per example.
     """
-    if division.is_whole:
-        widths = [batches.shuffled(n, batch_size, 0).tokens.shape[-1] for n in range(5)]
-        return sorted(widths)[2], sorted(widths)[2]
     alone = Division(examples=1)
     widths = [batch.tokens.shape[-1] for batch in batches.divided(0, 4 * batch_size, 0, alone)]
+    if division.rows(max(widths), sequences) >= batch_size:
+        # A batch that stays whole is as wide as its longest.
+        some = (batches.divided(n, batch_size, 0, division)[0] for n in range(5))
+        width = sorted(batch.tokens.shape[-1] for batch in some)[2]
+        return width, width
     mean_square = statistics.mean(width**2 for width in widths)
     return min(max(widths), -(-math.isqrt(int(mean_square)) // TRIM) * TRIM), max(widths)
 
@@ -381,7 +386,7 @@ def measure(
         return step
 
     model.train()
-    width, longest = typical_width(batches, batch_size, division)
+    width, longest = typical_width(batches, batch_size, division, config.task.sequences)
     at_once = min(batch_size, division.rows(width, config.task.sequences))
     num_parts = -(-batch_size // at_once)
     together = _together(model, num_parts, device, config.train.compile or scaler.is_enabled())

@@ -84,7 +84,7 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
     axes[0].set_ylabel("validation accuracy, %", fontsize=8)
     caption = f"{in_words(counts)}; line: mean; band: lowest to highest seed"
     if without:
-        caption += f"; no validations kept: {', '.join(without)}"
+        caption += f"; no validations shown: {', '.join(without)}"
     describe(figure, title, caption)
     return figure
 
