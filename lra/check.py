@@ -43,6 +43,7 @@ from lra.contract import (
     Subject,
     compiles,
     sentence,
+    shape_and_type,
 )
 from lra.task_contract import TASK_CHECKS
 from lra.tasks import DataError
@@ -208,7 +209,8 @@ def _check(
     except Exception as error:  # whatever the backend raises is a finding
         print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
         return True
-    return _run_all(name, CHECKS, subject, compiles if fast else None, is_one)
+    left_out = compiles if fast else None
+    return _run_all(name, CHECKS, subject, left_out, is_one, needed=shape_and_type)
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
@@ -223,11 +225,20 @@ def _run_all(
     subject: S,
     leave_out: Callable[[S], None] | None = None,
     is_one: bool = True,
+    needed: Callable[[S], None] | None = None,
 ) -> bool:
-    """Run checks, print a line for each or only for those that fail, return whether one did."""
+    """Run checks, print a line for each or only for those that fail, return whether one did.
+
+    Where the one that the others need fails, these are left out: they would only fail by it.
+    """
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
+    usable = True
     for check in checks:
-        state, why = ("skip", "--fast") if check is leave_out else run(check, subject)
+        if not usable:
+            state, why = "skip", "there is no output to look at"
+        else:
+            state, why = ("skip", "--fast") if check is leave_out else run(check, subject)
+        usable = usable and (check is not needed or state != "FAIL")
         counts[state] += 1
         if is_one or state == "FAIL":
             print(f"{state}  {sentence(check)}{': ' if why else ''}{why}", flush=True)

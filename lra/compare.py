@@ -173,6 +173,10 @@ def page(
         lines.append(
             "Of one seed the interval knows the test set's size alone, not what another seed gives."
         )
+    if any(len(each.first) == 2 for each in found):
+        lines.append(
+            "Two seeds leave one degree of freedom, so the interval is wide; three tell more."
+        )
     if not found:
         return printable(f"{one} and {other} have no task with equal seeds and data.")
     return "\n".join([markdown(table), "", *map(printable, lines)])

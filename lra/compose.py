@@ -45,6 +45,9 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
         ConfigError: A value is missing, of the wrong type or out of range.
     """
     try:
+        if "variant" in composed:
+            # As the folder was named; what follows from the updates is no departure of its own.
+            composed.variant = composed.variant
         _follow_steps(composed)
         config = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, ValueError) as error:
@@ -284,10 +287,12 @@ def _in_a_line(error: Exception) -> str:
         protocol, task = found.groups()
         recipes = CONFIGS / "protocol" / "task"
         there = ", ".join(sorted(file.stem for file in (recipes / protocol).glob("*.yaml")))
-        others = sorted(file.parent.name for file in recipes.glob(f"*/{task}.yaml"))
+        # A task of one's own goes by its path.
+        file = "custom" if ":" in task else task
+        others = sorted(each.parent.name for each in recipes.glob(f"*/{file}.yaml"))
+        where = f"; {task} is in protocol={','.join(others)}" if others else ""
         return (
-            f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'};"
-            f" {task} is in protocol={','.join(others) or 'none'}"
+            f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'}{where}"
         )
     if found := _PLUGIN.search(text):
         kind, name = found.groups()
@@ -392,6 +397,9 @@ def _register_own(group: str, path: str, there: Groups) -> None:
         schema: dict[str, Any] = {"defaults": ["/attention_schema@_here_", "_self_"]}
         store(group=group, name=path, node=schema | {"name": backend_name(path), "path": path})
         return
+    # What the task says of its data is asked for while a cell is composed.
+    import lra.custom  # noqa: F401
+
     store(group=group, name=path, node={"defaults": ["custom", "_self_"], "path": path})
     # What protocols and scales have for it.
     for folder in there.folders:

@@ -7,7 +7,7 @@ to be installed: `python -m lra.train` finds modules of the current folder.
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from lra import networks, provenance
 from lra.config import AttentionConfig, ConfigError, bind, is_path
-from lra.tasks import SPLITS, Task
+from lra.tasks import SPLITS, DataError, Split, Task
 
 EXAMPLE = "my_pkg.my_file:MyAttention"
 SIGNATURE = "def __init__(self, shape: AttentionShape, *, window: int = 64)"
@@ -113,6 +113,24 @@ def check_facts(task: Task, where: str) -> None:
     sizes = task.sizes
     if not isinstance(sizes, dict) or set(sizes) != set(SPLITS):
         raise ConfigError(f"{where}: {name}.sizes must be a dict of {', '.join(SPLITS)}")
+
+
+def check_data(task: Task, splits: Mapping[str, Split]) -> None:
+    """Refuse data of a user's own task that its facts do not cover, which no model could read.
+
+    Raises:
+        DataError: A label or a symbol is out of range; `lra check` looks for more.
+    """
+    for name, split in splits.items():
+        for what, values, shift, fact in (
+            ("label", split.labels, 0, "num_classes"),
+            ("id", split.tokens, task.id_shift, "num_symbols"),
+        ):
+            low, high, most = int(values.min()), int(values.max()) + shift, getattr(task, fact)
+            if low < 0 or high >= most:
+                wrong = low if low < 0 else high
+                bound = f"0 to {fact} - 1 = {most - 1}"
+                raise DataError(f"{type(task).__name__}: {what} {wrong} in {name}, must be {bound}")
 
 
 # At import, so that the processes of a parallel sweep have it too.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from lra import custom
 from lra.build import batches_for, build_task
 from lra.cell import check_same_data, load_run, run_folders
 from lra.evaluation import count_correct
@@ -61,6 +62,10 @@ def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str)
     correct, total = count_correct(model, batches, config.train), record.test_total or 0
     print(f"{config.cell}: test {correct / total:.4f} ({correct} of {total})")
     print(f"recorded: {record.test_accuracy:.4f} ({record.test_correct} of {total})")
+    if correct != record.test_correct and custom.sources(config.attention) != (
+        record.attention_source
+    ):
+        print(f"{config.attention.name} has changed since this run")
     return correct == record.test_correct
 
 

@@ -112,7 +112,7 @@ def _first_line(error: Exception) -> str:
 def _command(config: Config, data_dir: Path | None) -> str:
     """Return the command that fetches a task's published files, where they can be fetched."""
     if config.task.name not in archive.PARTS:
-        return "these files, and DATA_DIR=/where/they/lie"
+        return "these files, and data_dir=/where/they/lie (of make DATA_DIR)"
     folder = data_dir or "/where/raw/data/shall/lie"
     words = [f"task={config.task.name}", f"protocol={config.protocol.name}", f"data_dir={folder}"]
     return shlex.join(["lra", "data", "--fetch", *words])
@@ -124,7 +124,7 @@ def _copy(hub: HubFile, data_dir: Path | None) -> str:
     download = ["hf", "download", hub.name, "--repo-type", "dataset", "--revision", hub.revision]
     return (
         f"{shlex.join([*download, '--local-dir', str(folder)])} on a machine with a connection;"
-        f" copy that folder to here, and DATA_DIR={shlex.quote(str(raw))}"
+        f" copy that folder to here, and data_dir={shlex.quote(str(raw))} (of make DATA_DIR)"
     )
 
 

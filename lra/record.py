@@ -240,6 +240,8 @@ def read_record(file: Path) -> Record:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordError(f"{file}: there is none; no run has ended here") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     return checked_record(values, str(file))

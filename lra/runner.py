@@ -222,6 +222,8 @@ def _train(
     # Before the data, which may take long to build, so that a refused option is told at once.
     model = build_model(config)
     dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
+    if config.task.path is not None:
+        custom.check_data(task, dataset.splits)
     if work.processes.size > 1 and needs_whole_batch(model):
         raise ConfigError(
             "torchrun: this model takes statistics over the batch, which has to be in one process"

@@ -98,7 +98,7 @@ class Stop:
         number = self._received.pop() if self._received else int(signal.SIGTERM)
         handler = self._previous.get(signal.Signals(number))
         self.restore()
-        told = f"{message} by {signal.Signals(number).name}"
+        told = f"{message} ({signal.Signals(number).name})"
         if not callable(handler) or handler is signal.default_int_handler:
             raise StoppedError(told, number)
         try:

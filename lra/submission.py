@@ -81,9 +81,17 @@ def make(file: Path, folders: Sequence[Path], link: str, commit: str) -> None:
         there = ", ".join(map(str, folders)) or "no folder"
         raise SubmissionError(f"{file}: no record in {there}; name folders that hold {RECORD}")
     values = {"name": file.stem, "link": link, "commit": commit, "records": records}
-    with writing("the submission", file.parent, f"writing {file.name}"):
+    with writing("FILE", file.parent, f"writing {file.name}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _put_back(file: Path, before: bytes | None) -> None:
+    """Leave a file as it was, None for none: what is refused would be read among the others."""
+    if before is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_bytes(before)
 
 
 def main() -> None:
@@ -96,6 +104,8 @@ def main() -> None:
     parser.add_argument("--link", default="", help="https:// address of the backend's code")
     parser.add_argument("--commit", default="", help="of that code, 7 to 40 hex digits")
     args = parser.parse_intermixed_args()
+    before = args.file.read_bytes() if args.file.is_file() else None
+    submission, found = None, []
     try:
         if args.action == "make":
             make(args.file, args.folders, args.link, args.commit)
@@ -105,10 +115,11 @@ def main() -> None:
         found = found or list(oversized(submission))
     except (SubmissionError, ConfigError) as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
     for line in found:
         print(printable(f"{args.file}: {line}"), file=sys.stderr)
-    if found:
+    if submission is None or found:
+        if args.action == "make":
+            _put_back(args.file, before)
         sys.exit(1)
     methods = sorted({str(record.method) for record in submission.records})
     count = len(submission.records)

@@ -74,6 +74,12 @@ def run(
     return status, *capsys.readouterr()
 
 
+def test_two_seeds_are_said_to_tell_little() -> None:
+    one, other = (record.method for record in pairs((900, 800))[:2])
+    said = {n: "Two seeds leave" in page(pairs(*[(900, 800)] * n), one, other) for n in (1, 2, 3)}
+    assert said == {1: False, 2: True, 3: False}
+
+
 def test_the_words_choose_the_two_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,11 @@ class Mean(nn.Module):
         return ((x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).expand_as(x)
 
 
+class Pair(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask), x
+
+
 class Length(Softmax):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().forward(x, mask) / x.shape[1] ** 0.5
@@ -405,6 +410,13 @@ def test_the_command_prints_a_line_a_check_and_its_status_says_whether_one_faile
     failed = [line for line in output.splitlines() if line.startswith("FAIL")]
     assert code == 1 and len(failed) == 1 and "more padding changed nothing" in failed[0]
     assert f"{__name__}:Timid: {15 + on_gpu} passed, 1 failed" in output
+
+
+def test_without_an_output_there_is_one_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = arguments(capsys, f"{__name__}:Pair", "--fast")
+    first, *others, _ = output.splitlines()
+    assert code == 1 and first.startswith("FAIL")
+    assert all(line.endswith(": there is no output to look at") for line in others)
 
 
 def test_options_may_follow_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

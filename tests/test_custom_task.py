@@ -1,7 +1,9 @@
 """A task of a user's own, by its path: what is refused and why, and every command with it."""
 
 import hashlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from lra.record import read_records
 from lra.report.pages import write_report
 from lra.runner import run_cell
 from lra.task_contract import TASK_CHECKS
-from lra.tasks import cache
+from lra.tasks import DataError, cache
 from models import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +65,25 @@ def test_the_example_of_contributing_passes_every_check(
     assert lines[:-1] == [f"pass  {sentence(each)}" for each in TASK_CHECKS]
 
 
+def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path) -> None:
+    words = ["status", "scale=mini", "task=same_ends:SameEnds", "attention=softmax", "seed=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lra", *words, f"runs_dir={guide.parent / 'runs'}"],
+        cwd=guide.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "to do" in done.stdout and "same_ends.SameEnds" in done.stdout
+
+
+def test_a_protocol_that_has_no_recipe_for_it_names_those_that_have() -> None:
+    with pytest.raises(ConfigError, match="no recipe for task=same_ends:SameEnds") as refused:
+        load("task=same_ends:SameEnds", "protocol=s4", "scale=mini")
+    assert "is in protocol=nystromformer" in str(refused.value)
+
+
 def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_path: Path) -> None:
     words = [*QUICK, *OWN, "task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}"]
     words += ["train.validate_every=4", f"runs_dir={tmp_path / 'runs'}"]
@@ -84,6 +105,22 @@ def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_p
     page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer", ["custom"])
     assert "| same_ends.SameEnds |" in page and "| custom" not in page
     assert len(list(read_records(tmp_path / "runs"))) == 1
+
+
+def test_data_that_no_model_could_read_are_told_before_training(
+    guide: Path, tmp_path: Path
+) -> None:
+    text = guide.read_text()
+    for old, new, told in (
+        ("int(symbols[0] ==", "2 * int(symbols[0] ==", "label 2 in train, must be 0 to"),
+        ("draw() * 4", "draw() * 9", "in train, must be 0 to num_symbols - 1 ="),
+    ):
+        assert old in text
+        guide.write_text(text.replace(old, new))
+        forget()
+        config = load(*QUICK, *OWN, "task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}")
+        with pytest.raises(DataError, match=f"SameEnds: .*{told}"):
+            run_cell(config, tmp_path)
 
 
 GROUPS = """

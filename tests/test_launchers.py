@@ -176,7 +176,7 @@ def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None
             stop.answer("saved")
             assert heard == [signal.SIGUSR2] and not stop.requested
             os.kill(os.getpid(), signal.SIGHUP)
-            with pytest.raises(StoppedError, match="saved by SIGHUP") as caught:
+            with pytest.raises(StoppedError, match="saved .SIGHUP.") as caught:
                 stop.answer("saved")
             assert caught.value.code == 129
         assert signal.getsignal(signal.SIGUSR2) not in (signal.SIG_DFL, stop._receive)
@@ -259,7 +259,7 @@ def test_a_launcher_that_ends_the_process_stops_the_run_with_its_own_code() -> N
     try:
         with listening() as stop, stop.deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
-            with pytest.raises(StoppedError, match="saved by SIGUSR2") as caught:
+            with pytest.raises(StoppedError, match="saved .SIGUSR2.") as caught:
                 stop.answer("saved")
         assert caught.value.code == 7
     finally:

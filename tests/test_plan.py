@@ -482,7 +482,7 @@ def test_cells_at_a_time_take_as_long_as_the_busiest_job() -> None:
 def test_a_plan_says_what_a_cell_per_core_takes() -> None:
     cells = [made_up(hours=5.0), made_up("text", hours=3.0), made_up("image", hours=4.0)]
     [line] = page.at_once_lines(cells, "cpu", 2)
-    assert line.startswith("With 2 cells at a time (LAUNCHER=joblib ARGS='hydra.launcher.n_jobs=2")
+    assert line.startswith("With 2 cells at a time (hydra/launcher=joblib hydra.launcher.n_jobs=2")
     assert "threads=1'): 7.0 h at best" in line
     assert page.at_once_lines(cells, "cpu", 1) == page.at_once_lines(cells, "cuda", 8) == []
     assert page.at_once_lines(cells[:1], "cpu", 8) == []

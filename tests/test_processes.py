@@ -133,7 +133,7 @@ def test_a_cell_that_torchrun_began_goes_on_with_more_processes_or_fewer(
     state = load(folder / "checkpoint.pt", CPU)
     # Each of them heard it at the same update, of the second validation's first batch.
     assert state["progress"]["step"] == 20 and state["unvalidated"], done.stdout
-    assert "stopped at step 20; start again to continue by SIGTERM" in done.stdout
+    assert "stopped at step 20; start again to continue (SIGTERM)" in done.stdout
     output = torchrun(tmp_path, processes=then)
     assert "continues at step 20" in output
     assert read_record(folder / RECORD).processes == then

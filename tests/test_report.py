@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import lra.report.__main__
 from lra.machine import code_version
 from lra.markdown import markdown, printable
 from lra.record import (
@@ -212,6 +213,43 @@ def store(folder: Path, *records: Record) -> Path:
         target.mkdir(parents=True)
         write_record(target, record)
     return folder
+
+
+def test_tables_go_beside_the_runs_and_nothing_is_written_of_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reported(*words: str) -> None:
+        monkeypatch.setattr("sys.argv", ["lra report", "scale=mini", *words])
+        lra.report.__main__.main()
+
+    for name, beside in (("runs", "results"), ("mine", "results/mine")):
+        runs = store(tmp_path / "results" / name, OK)
+        reported(f"runs_dir={runs}")
+        assert (tmp_path / beside / "mini/nystromformer/accuracy.md").is_file()
+    before = sorted(tmp_path.rglob("*"))
+    for words in ((f"runs_dir={tmp_path / 'none'}",), (f"runs_dir={runs}", "attention=mra")):
+        with pytest.raises(SystemExit, match="1"):
+            reported(*words)
+        assert "no record of what was asked for in" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_seeds_of_several_versions_of_a_backend_are_told(tmp_path: Path) -> None:
+    own = replace(OK, attention="mine.Mine", attention_source="mine.py sha256 1111")
+    runs = store(tmp_path / "runs", own, replace(own, seed=1, attention_source="mine.py sha256 2"))
+    for full in (True, False):
+        text = write_report(runs, tmp_path, "mini", "nystromformer", full=full)
+        assert "Not one method: listops/mine.Mine has seeds of 2 versions of its file" in text
+
+
+def test_others_are_compared_with_the_only_variant_of_softmax() -> None:
+    short = replace(OK, variant="steps=120")
+    fast = replace(short, attention="mra", steps_per_second=2 * OK.steps_per_second)
+    assert build_grid([short, fast]).speed_ratio("listops", fast.method) == 2
+    # Of several, only that of the recipe.
+    other = replace(OK, variant="heads=1")
+    assert build_grid([short, other, fast]).speed_ratio("listops", fast.method) is None
+    assert build_grid([OK, short, fast]).speed_ratio("listops", fast.method) == 2
 
 
 def test_a_report_writes_tables_figure_and_notes(tmp_path: Path) -> None:

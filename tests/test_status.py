@@ -55,7 +55,7 @@ def test_every_state_is_told_from_files(tmp_path: Path) -> None:
     child.wait()
     note(folder, pid=child.pid, step=7, steps=60)
     assert (status(folder).state, status(folder).step) == ("killed", 7)
-    note(folder, ended="StoppedError: stopped at step 9; start again to continue by SIGTERM")
+    note(folder, ended="StoppedError: stopped at step 9; start again to continue (SIGTERM)")
     assert status(folder).state == "stopped"
     note(folder, ended="DataError: no raw data")
     assert (status(folder).state, status(folder).detail) == ("failed", "DataError: no raw data")

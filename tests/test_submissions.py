@@ -147,7 +147,7 @@ def test_no_record_counts_twice(tmp_path: Path) -> None:
 def test_seeds_of_one_backend_have_one_number_of_parameters(tmp_path: Path) -> None:
     other = replace(GOOD, seed=1, parameters=80_001)
     [line] = problems(read_submission(submit(tmp_path, GOOD, other)))
-    assert "parameters=80000, 80001 differ between seeds" in line
+    assert "parameters=80000 and 80001 differ between seeds" in line
 
 
 def test_more_than_a_tenth_beyond_softmax_is_too_large(tmp_path: Path) -> None:
@@ -157,6 +157,12 @@ def test_more_than_a_tenth_beyond_softmax_is_too_large(tmp_path: Path) -> None:
         found = list(oversized(read_submission(file)))
         assert len(found) == lines
     assert "parameters=87,730 must be at most 87,729, a tenth more than softmax" in found[0]
+
+
+def test_seeds_of_one_backend_are_of_one_version_of_its_file(tmp_path: Path) -> None:
+    other = replace(GOOD, seed=1, attention_source="their_file.py sha256 0000")
+    [line] = problems(read_submission(submit(tmp_path, GOOD, other)))
+    assert "attention_source=" in line and line.endswith("differ between seeds")
 
 
 def test_run_folders_become_a_submission_and_what_is_missing_is_told(
@@ -180,6 +186,12 @@ def test_run_folders_become_a_submission_and_what_is_missing_is_told(
         with pytest.raises(SystemExit, match="1"):
             made(*words)
         assert message in capsys.readouterr().err
+        # What was there stays.
+        assert read_submission(file).records == (GOOD, replace(GOOD, seed=1))
+    file.unlink()
+    with pytest.raises(SystemExit, match="1"):
+        made(str(runs), "--commit", COMMIT)
+    assert not file.exists()
 
 
 def test_the_command_says_what_is_wrong_and_ends_accordingly(

@@ -25,7 +25,7 @@ from lra.checkpoint import BEST, CHECKPOINT, load
 from lra.compose import place
 from lra.config import ConfigError
 from lra.predictions import Predictions
-from lra.record import RECORD, Record, read_record
+from lra.record import RECORD, Record, read_record, read_records
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import DataError, Source
 from lra.tasks.listops import ListOps
@@ -268,6 +268,18 @@ def test_a_run_that_is_told_to_stop_saves_its_checkpoint_first(tmp_path: Path) -
     assert code == 143
     step = load(run_folder(tmp_path) / CHECKPOINT, torch.device("cpu"))["progress"]["step"]
     assert step >= 30 and f"stopped at step {step}; start again to continue" in output
+
+
+def test_a_run_of_fewer_updates_than_the_warm_up_is_found_where_its_name_says(
+    tmp_path: Path,
+) -> None:
+    few = {"variant", "train.steps", "train.warmup_steps"}
+    words = [word for word in TINY if word.partition("=")[0] not in few]
+    words += [f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}", "train.steps=4"]
+    subprocess.run([sys.executable, "-m", "lra.train", *words], cwd=ROOT, check=True)
+    [record] = read_records(tmp_path)
+    assert record.steps == 4 and record.config["train"]["warmup_steps"] == 2
+    assert "steps=4" in record.variant and "warmup" not in record.variant
 
 
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:

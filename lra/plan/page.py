@@ -305,9 +305,10 @@ def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> lis
     if device != "cpu" or jobs < 2:
         return []
     whole = duration(makespan([cell.seconds for cell in cells], jobs))
-    words = f"LAUNCHER=joblib ARGS='hydra.launcher.n_jobs={jobs} threads={each}'"
+    words = f"hydra.launcher.n_jobs={jobs} threads={each}"
     return [
-        f"With {jobs} cells at a time ({words}): {whole} at best, as they share caches and memory."
+        f"With {jobs} cells at a time (hydra/launcher=joblib {words}, of make LAUNCHER=joblib"
+        f" ARGS='{words}'): {whole} at best, as they share caches and memory."
     ]
 
 

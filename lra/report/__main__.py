@@ -6,9 +6,9 @@
 Words filter: a key that a record has keeps the records that have one of its values, and what was
 asked for and is not there shows as missing. Writes accuracy, throughput and accuracy by length as
 Markdown, CSV and LaTeX, pictures of them as SVG and PNG, and `index.html`, a page of it all, to
-`results/<scale>/<protocol>/`, and prints the tables. Measured and published figures are never
-mixed: published ones come below, beside ours with the difference and with their source, and only
-at the paper scale.
+`results/<scale>/<protocol>/` beside the runs, and prints the tables. Measured and published figures
+are never mixed: published ones come below, beside ours with the difference and with their source,
+and only at the paper scale.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
-from lra.paths import results_dir, submissions_dir
-from lra.report.pages import write_report
+from lra.paths import submissions_dir
+from lra.report.pages import NothingError, write_report
 from lra.report.selection import selections
 from lra.report.submissions import read_submissions
 from lra.terminal import run
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="lra report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="*", help="key=value as of lra train; runs_dir=FOLDER")
-    parser.add_argument("--out-dir", type=Path, default=Path(results_dir()), help="of the tables")
+    parser.add_argument("--out-dir", type=Path, help="of the tables; else beside the runs")
     parser.add_argument("--full", action="store_true", help="print the pages as they are written")
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
@@ -41,11 +41,12 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     try:
-        with writing("--out-dir", args.out_dir, "writing tables"):
-            for each in asked:
+        for each in asked:
+            out_dir = args.out_dir or beside_runs(each.runs_dir)
+            with writing("--out-dir", out_dir, "writing tables"):
                 page = write_report(
                     each.runs_dir,
-                    args.out_dir,
+                    out_dir,
                     each.scale,
                     each.protocol,
                     each.tasks,
@@ -55,10 +56,18 @@ def main() -> None:
                     full=args.full,
                     submissions=read_submissions(submissions_dir()),
                 )
-                print(page)
+            print(page)
+    except NothingError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     except FolderError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def beside_runs(runs_dir: Path) -> Path:
+    """Return where tables go unasked: beside a folder named runs, into one of another name."""
+    return runs_dir.parent if runs_dir.name == "runs" else runs_dir
 
 
 if __name__ == "__main__":

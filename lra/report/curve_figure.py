@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lra.record import Method, Record
 from lra.report.figure import describe, in_words, literal, look, panels
@@ -81,6 +82,7 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
             axis.fill_between([*points], low, high, color=style["color"], alpha=0.15, lw=0)
         axis.set_title(literal(grid.label(task)), fontsize=9)
         axis.set_xlabel("updates", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].set_ylabel("validation accuracy, %", fontsize=8)
     caption = f"{in_words(counts)}; line: mean; band: lowest to highest seed"
     if without:

@@ -78,6 +78,11 @@ class Entry:
         """What departs from the recipe, in words, of records that have other values."""
         return sorted({record.departures for record in self.records} - {"", UNKNOWN})
 
+    @property
+    def versions(self) -> list[str]:
+        """The files of the user's own backend that its results are of, one unless it changed."""
+        return sorted({record.attention_source for record in self.finished})
+
     def median(self, key: str) -> float:
         """Return the median over seeds of a number in the record, such as `steps_per_second`."""
         numbers: list[float] = [getattr(record, key) for record in self.finished]
@@ -185,9 +190,16 @@ class Grid:
             for text in entry.departures
         ]
 
+    def baseline(self, task: str) -> Method | None:
+        """Return what the others of a task are compared with: softmax, or its only variant."""
+        there = [method for method in self.of(task) if method.attention == BASELINE]
+        plain = Method(BASELINE)
+        return plain if plain in there else there[0] if len(there) == 1 else None
+
     def speed_ratio(self, task: str, method: Method) -> float | None:
         """Return speed over the baseline's, None unless both were measured alike."""
-        entry, baseline = self.entry(task, method), self.entry(task, Method(BASELINE))
+        entry, base = self.entry(task, method), self.baseline(task)
+        baseline = self.entry(task, base) if base else None
         if entry is None or baseline is None or not baseline.finished:
             return None
         if not measured_alike([entry, baseline]):

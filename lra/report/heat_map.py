@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lra.record import Method
 from lra.report.figure import FONT, describe, literal, seeds
-from lra.report.grid import BASELINE, Grid
+from lra.report.grid import Grid
 from lra.report.standing import AS_BEST, Answers, against
 
 
@@ -20,9 +20,13 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
         title: What is written above the map.
         answers: Gives the test predictions of a record, for the tests of the differences.
     """
-    base = Method(BASELINE)
-    tasks = [task for task in grid.tasks if base in grid.of(task)]
-    methods = [m for m in grid.methods if m != base and any(m in grid.of(task) for task in tasks)]
+    bases = {task: base for task in grid.tasks if (base := grid.baseline(task))}
+    tasks = [*bases]
+    methods = [
+        method
+        for method in grid.methods
+        if any(method in grid.of(task) and method != base for task, base in bases.items())
+    ]
     if not methods:
         return None
     values, texts = _differences(grid, tasks, methods, answers)
@@ -58,7 +62,9 @@ def _differences(
     texts: dict[tuple[int, int], str] = {}
     for row, method in enumerate(methods):
         for column, task in enumerate(tasks):
-            entry, baseline = grid.of(task).get(method), grid.of(task)[Method(BASELINE)]
+            base = grid.baseline(task)
+            assert base is not None, task
+            entry, baseline = grid.of(task).get(method), grid.of(task)[base]
             if entry is None or entry.mean is None or baseline.mean is None:
                 texts[row, column] = "failed" if grid.entry(task, method) else "missing"
                 continue

@@ -71,6 +71,7 @@ def notes(grid: Grid) -> list[str]:
     lines += [f"Bad rows left out of {task}: {count:,}." for task, count in sorted(skipped)]
     if selected := sorted({r.task for r in grid.records if r.selected_on == "test"}):
         lines.append(f"Selected on test, as published: {', '.join(selected)}.")
+    lines += changed(grid)
     own = {(r.attention, r.attention_source) for r in grid.records if r.attention_source}
     lines += [f"Backend {name}: {source}." for name, source in sorted(own)]
     machines = {
@@ -87,6 +88,17 @@ def notes(grid: Grid) -> list[str]:
     failed = [r for r in grid.records if r.status == "failed"]
     lines += [f"Failed: {r.task}/{r.method} seed {r.seed}: {r.reason}." for r in failed]
     return lines
+
+
+def changed(grid: Grid) -> list[str]:
+    """Return what has seeds of several versions of a user's own backend, one line each."""
+    return [
+        f"Not one method: {task}/{method} has seeds of {len(entry.versions)} versions of its file"
+        " (`force=true` trains them again)."
+        for task in grid.tasks
+        for method, entry in grid.of(task).items()
+        if len(entry.versions) > 1
+    ]
 
 
 def settings_notes(grid: Grid) -> list[str]:

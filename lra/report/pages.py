@@ -24,6 +24,7 @@ from lra.report.notes import (
     RANGES,
     SPEED,
     SUBMITTED,
+    changed,
     explanations,
     heading,
     notes,
@@ -116,6 +117,7 @@ def _stars(grid: Grid) -> str:
 def screen(grid: Grid, scale: str, protocol: str, published: Table, standings: Standings) -> str:
     """Return what a terminal shows of a report: its tables, and below each what must be known."""
     failed = [line for line in notes(grid) if line.startswith("Failed")]
+    failed += changed(grid)
     parts = [
         f"Training speed, scale {scale}, protocol {protocol}:",
         markdown(throughput_table(grid)),
@@ -217,6 +219,10 @@ def _with_departures(record: Record) -> Record:
         return record
 
 
+class NothingError(Exception):
+    """Nothing that a report was asked for is there."""
+
+
 def write_report(
     runs_dir: Path,
     out_dir: Path,
@@ -245,6 +251,9 @@ def write_report(
 
     Returns:
         The text, with where the files are.
+
+    Raises:
+        NothingError: There is no such record; files that are there stay.
     """
     found = map(_with_departures, records_of(runs_dir, scale, protocol))
     records = [record for record in found if only is None or only.has(record)]
@@ -252,6 +261,9 @@ def write_report(
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
             records.remove(record)
+    if not records and not submitted(submissions, scale, protocol):
+        there = runs_dir / scale / protocol
+        raise NothingError(f"no record of what was asked for in {there}; `lra train` leaves them")
     # Those of the user's own go by their paths.
     tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)

@@ -30,7 +30,7 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("test accuracy, %", fontsize=8)
     caption = (
-        f"{seeds(grid)}; area: peak memory, the largest is the most of its panel; hollow: of"
+        f"{seeds(grid)}; area: peak memory, relative to the largest of the panel; hollow: of"
         " unsteady speed; thin line: Pareto front; bars: standard deviation; dashed: majority class"
     )
     describe(figure, title, caption)

@@ -124,15 +124,16 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
             found.append(f"record {number}: is record {first} again")
         if _cell(record) in there:
             found.append(f"record {number}: is in submission {there[_cell(record)]} already")
-    counts: dict[tuple[str, ...], set[int]] = {}
-    for record in submission.records:
-        cell = (record.scale, record.protocol, *record.place[:3])
-        counts.setdefault(cell, set()).add(record.parameters)
-    found += [
-        f"{'/'.join(cell)}: parameters={', '.join(map(str, sorted(numbers)))} differ between seeds"
-        for cell, numbers in counts.items()
-        if len(numbers) > 1
-    ]
+    for key in ("parameters", "attention_source"):
+        values: dict[tuple[str, ...], set[str]] = {}
+        for record in submission.records:
+            cell = (record.scale, record.protocol, *record.place[:3])
+            values.setdefault(cell, set()).add(str(getattr(record, key)))
+        found += [
+            f"{'/'.join(cell)}: {key}={' and '.join(sorted(several))} differ between seeds"
+            for cell, several in values.items()
+            if len(several) > 1
+        ]
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lra.markdown import Table, printable
 from lra.record import Method
-from lra.report.grid import BASELINE, Entry, Grid
+from lra.report.grid import Entry, Grid
 from lra.report.published import figures
 from lra.report.standing import MARKS, Standing
 
@@ -69,9 +69,9 @@ def _unsteady(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
 
 
 def _unsteady_ratio(grid: Grid, task: str, method: Method, entry: Entry) -> bool:
-    baseline = grid.entry(task, Method(BASELINE))
-    both = [entry, *([baseline] if baseline is not None else [])]
-    return any(each.unsteady for each in both)
+    base = grid.baseline(task)
+    baseline = grid.entry(task, base) if base else None
+    return entry.unsteady or (baseline is not None and baseline.unsteady)
 
 
 def _format(pattern: str, divisor: int = 1) -> Callable[[Value], str]:
