@@ -20,7 +20,8 @@ from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
 from lra.paths import submissions_dir
-from lra.report.pages import NothingError, write_report
+from lra.record import RECORD
+from lra.report.pages import write_report
 from lra.report.selection import selections
 from lra.report.submissions import read_submissions
 from lra.terminal import run
@@ -42,6 +43,11 @@ def main() -> None:
         sys.exit(2)
     try:
         for each in asked:
+            there = each.runs_dir / each.scale / each.protocol
+            if not any(there.glob(f"**/{RECORD}")) and not any(submissions_dir().glob("*.json")):
+                # Tables of nothing would replace those that are there.
+                print(f"no record in {there}; `lra train` leaves them", file=sys.stderr)
+                sys.exit(1)
             out_dir = args.out_dir or beside_runs(each.runs_dir)
             with writing("--out-dir", out_dir, "writing tables"):
                 page = write_report(
@@ -57,9 +63,6 @@ def main() -> None:
                     submissions=read_submissions(submissions_dir()),
                 )
             print(page)
-    except NothingError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
     except FolderError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

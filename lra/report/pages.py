@@ -219,10 +219,6 @@ def _with_departures(record: Record) -> Record:
         return record
 
 
-class NothingError(Exception):
-    """Nothing that a report was asked for is there."""
-
-
 def write_report(
     runs_dir: Path,
     out_dir: Path,
@@ -251,9 +247,6 @@ def write_report(
 
     Returns:
         The text, with where the files are.
-
-    Raises:
-        NothingError: There is no such record; files that are there stay.
     """
     found = map(_with_departures, records_of(runs_dir, scale, protocol))
     records = [record for record in found if only is None or only.has(record)]
@@ -261,9 +254,6 @@ def write_report(
         for record in [r for r in records if r.data_source == "stand-in"]:
             log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
             records.remove(record)
-    if not records and not submitted(submissions, scale, protocol):
-        there = runs_dir / scale / protocol
-        raise NothingError(f"no record of what was asked for in {there}; `lra train` leaves them")
     # Those of the user's own go by their paths.
     tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)
