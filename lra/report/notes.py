@@ -121,4 +121,5 @@ def settings_notes(grid: Grid) -> list[str]:
 
 def sources(grid: Grid) -> str:
     """Return where the data of a grid's records are from, in words."""
-    return " and ".join(sorted({record.data_source for record in grid.records})) or "no"
+    *first, last = sorted({record.data_source for record in grid.records}) or ["no"]
+    return f"{', '.join(first)} and {last}" if first else last
