@@ -128,6 +128,9 @@ def run_folders(words: Sequence[str]) -> Iterator[Path]:
         ConfigError: A word is none, and no folder.
     """
     there = [word for word in words if Path(word).is_dir() or Path(word).name == RECORD]
+    for word in words:
+        if "=" not in word and word not in there:
+            raise ConfigError(f"{word}: no such run folder, and no word such as task=listops")
     yield from (Path(word) if Path(word).is_dir() else Path(word).parent for word in there)
     if ready := command([word for word in words if word not in there]):
         for each in expand(ready, groups(ready)):

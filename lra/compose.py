@@ -300,6 +300,7 @@ def _in_a_line(error: Exception) -> str:
         brings = f": pip install -e '.[{extra}]' brings it" if extra else ""
         return f"hydra/{kind}={name} is not installed{brings}"
     first = text.strip().splitlines()[0].removeprefix("In 'train': ")
+    first = first.removeprefix("ConfigError raised while resolving interpolation: ")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     return first if not cause or cause in first else f"{first}: {cause}"
 

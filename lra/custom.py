@@ -160,6 +160,9 @@ def _find(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
             f" what is installed{networks.hint(module_name)}"
         ) from error
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}: {error.msg}"
+        raise ConfigError(f"{where}={path}: Python cannot read {place}") from error
     except SystemExit as error:
         raise ConfigError(f"{where}={path}: {module_name} calls exit when imported") from error
     found = getattr(module, class_name, None)

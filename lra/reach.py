@@ -1,11 +1,12 @@
 """How far a trained model looks: how much an output position depends on inputs at a distance.
 
+    lra reach task=listops attention=softmax,mra scale=mini
     lra reach results/runs/mini/nystromformer/listops/softmax/default/seed0
 
+A run is named by its words, or by its folder; several share one table, and one picture by `--out`.
 Reads a finished run's `best.pt` and test inputs of its own, and prints how the influence of inputs
 is distributed over distance, beside that of the same model at its initialisation. What is measured
-are the parameters that validation chose; their name says after how many updates. Several runs share
-one table, and one picture by `--out`.
+are the parameters that validation chose; their name says after how many updates.
 
 The influence of input position j on output position i is the Frobenius norm of the Jacobian
 d h_i / d x_j, where x is what the embedding gives the first block and h what the last norm returns.
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from lra.batches import Batches
 from lra.build import Model, batches_for, build_model, build_task
-from lra.cell import check_same_data, load_run
+from lra.cell import check_same_data, load_run, run_folders
 from lra.config import Config, ConfigError
 from lra.folders import writing
 from lra.machine import resolve_device
@@ -281,7 +282,7 @@ def profiles_of(args: argparse.Namespace) -> dict[str, Profile]:
         ValueError: A model looks nowhere.
     """
     device = resolve_device(args.device)
-    folders = list(dict.fromkeys(args.runs))
+    folders = list(dict.fromkeys(run_folders(args.runs)))
     loaded = [load_run(folder) for folder in folders]
     names = named(folders, [config for config, _, _ in loaded])
     profiles: dict[str, Profile] = {}
@@ -301,7 +302,7 @@ def main() -> None:
     """Measure the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="lra reach", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, with result.json, best.pt")
+    parser.add_argument("runs", nargs="+", help="key=value as of lra train, or run folders")
     parser.add_argument("--examples", type=int, default=4, help="test inputs (%(default)s)")
     parser.add_argument("--positions", type=int, default=16, help="output positions (%(default)s)")
     parser.add_argument("--projections", type=int, default=4, help="directions (%(default)s)")

@@ -143,6 +143,13 @@ def test_what_is_no_backend_is_named_with_what_would_be_right(
         build_attention(config)
 
 
+def test_a_file_that_python_cannot_read_is_told_in_a_line(mine: Path) -> None:
+    mine.write_text("class Mine(:\n")
+    with pytest.raises(ConfigError, match=r"Python cannot read .*mine.py, line 1: ") as told:
+        custom.load("lra_user_pkg.mine:Mine", "attention.path")
+    assert "\n" not in str(told.value)
+
+
 def test_an_error_within_the_users_module_is_shown_as_it_is(mine: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         custom.load("lra_user_pkg.broken:Mine", "attention.path")
