@@ -44,7 +44,7 @@ def main() -> None:
     try:
         for each in asked:
             there = each.runs_dir / each.scale / each.protocol
-            if not any(there.glob(f"**/{RECORD}")) and not any(submissions_dir().glob("*.json")):
+            if not (args.out_dir or _has_some(there)):
                 # Tables of nothing would replace those that are there.
                 print(f"no record in {there}; `lra train` leaves them", file=sys.stderr)
                 sys.exit(1)
@@ -66,6 +66,11 @@ def main() -> None:
     except FolderError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _has_some(folder: Path) -> bool:
+    """Tell whether there is anything to show, of runs in a folder or of what others submitted."""
+    return any(folder.glob(f"**/{RECORD}")) or any(submissions_dir().glob("*.json"))
 
 
 def beside_runs(runs_dir: Path) -> Path:
