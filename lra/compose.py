@@ -318,8 +318,17 @@ def recorded(values: dict[str, Any]) -> Config:
     return resolve(merged)
 
 
-# At import, so that the processes of a parallel sweep have it too.
+def _task_fact(fact: str, path: str | None, options: DictConfig | dict[str, Any]) -> int:
+    """Return what a task of the user's own says of its data, asked for while a cell is composed."""
+    # Torch takes seconds, and other cells need none.
+    from lra.custom import task_fact
+
+    return task_fact(fact, path, options)
+
+
+# At import, so that the processes of a parallel sweep have them too.
 OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
+OmegaConf.register_new_resolver("task_fact", _task_fact, replace=True)
 
 
 def groups(words: Iterable[str] = ()) -> Groups:
@@ -398,9 +407,6 @@ def _register_own(group: str, path: str, there: Groups) -> None:
         schema: dict[str, Any] = {"defaults": ["/attention_schema@_here_", "_self_"]}
         store(group=group, name=path, node=schema | {"name": backend_name(path), "path": path})
         return
-    # What the task says of its data is asked for while a cell is composed.
-    import lra.custom  # noqa: F401
-
     store(group=group, name=path, node={"defaults": ["custom", "_self_"], "path": path})
     # What protocols and scales have for it.
     for folder in there.folders:

@@ -133,10 +133,6 @@ def check_data(task: Task, splits: Mapping[str, Split]) -> None:
                 raise DataError(f"{type(task).__name__}: {what} {wrong} in {name}, must be {bound}")
 
 
-# At import, so that the processes of a parallel sweep have it too.
-OmegaConf.register_new_resolver("task_fact", task_fact, replace=True)
-
-
 def find(path: str, where: str) -> type[Any]:
     """Return the class that a path names, whatever it is; see `load` and `load_task`."""
     return _find(path, where, EXAMPLE, "classes", lambda value: isinstance(value, type))

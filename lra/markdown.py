@@ -1,5 +1,7 @@
 """Tables as text."""
 
+from lra.words import printable
+
 Table = list[list[str]]
 
 
@@ -10,11 +12,6 @@ def escaped(text: str) -> str:
     cursor.
     """
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
-
-
-def printable(text: str) -> str:
-    """Return a text in one line, in which what cannot be printed is spelled by its code."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def markdown(table: Table) -> str:

@@ -24,7 +24,6 @@ from lra.build import build_model, num_parameters
 from lra.compose import load
 from lra.config import ConfigError
 from lra.folders import writing
-from lra.markdown import printable
 from lra.record import RECORD, Record, read_records
 from lra.report.submissions import (
     Submission,
@@ -34,6 +33,7 @@ from lra.report.submissions import (
     read_submissions,
 )
 from lra.terminal import run
+from lra.words import printable
 
 # "within at best 10% larger in terms of parameters compared to the base Transformer model": README
 # of google-research/long-range-arena, for its fixed setting.

@@ -211,9 +211,6 @@ def main() -> None:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    # What a task of one's own says of its data is asked for while a cell is composed.
-    import lra.custom  # noqa: F401
-
     several = (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         single = [word for word in words if not is_sweep([word], there)]

@@ -32,7 +32,6 @@ from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
 from lra.machine import code_name, machine, named, resolve_device, resolve_threads
-from lra.markdown import printable
 from lra.paths import cache_dir
 from lra.processes import ALONE
 from lra.record import NOTE, RECORD, Record, contradiction, read_record
@@ -42,6 +41,7 @@ from lra.tasks import DataError, cache
 from lra.terminal import run
 from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
 from lra.variant import NO_PRETRAINING
+from lra.words import printable
 
 # Updates after which rounding can have grown to anything, in the least stable training there was.
 UNSTABLE = 50

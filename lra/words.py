@@ -129,7 +129,7 @@ class Groups:
 
 
 def printable(text: str) -> str:
-    """Return a text as one line, whatever is in it."""
+    """Return a text in one line, in which what cannot be printed is spelled by its code."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

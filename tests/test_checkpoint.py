@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import run
-from test_trajectory import stop_at
+from test_trajectory import stop_and_change
 from tiny_cell import configure
 from torch import Tensor
 
@@ -102,11 +102,7 @@ def test_a_checkpoint_of_another_shape_is_told_in_one_line(
 def test_a_checkpoint_of_a_later_version_is_told_and_leaves_no_failed_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at(33, monkeypatch, tmp_path)
-    file = tmp_path / "run" / CHECKPOINT
-    state = load(file, torch.device("cpu"))
-    state["progress"]["moons"] = 3
-    checkpoint.save(file, state)
+    stop_and_change(monkeypatch, tmp_path, lambda state: state["progress"].update(moons=3))
     with pytest.raises(DamagedError, match="written by a later version .*moons"):
         run_cell(configure(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run" / RECORD).exists()

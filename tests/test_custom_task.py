@@ -65,8 +65,9 @@ def test_the_example_of_contributing_passes_every_check(
     assert lines[:-1] == [f"pass  {sentence(each)}" for each in TASK_CHECKS]
 
 
-def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path) -> None:
-    words = ["status", "scale=mini", "task=same_ends:SameEnds", "attention=softmax", "seed=0"]
+@pytest.mark.parametrize("task", [["task=same_ends:SameEnds"], OWN])
+def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path, task: list[str]) -> None:
+    words = ["status", "scale=mini", *task, "attention=softmax", "seed=0"]
     done = subprocess.run(
         [sys.executable, "-m", "lra", *words, f"runs_dir={guide.parent / 'runs'}"],
         cwd=guide.parent,
@@ -165,7 +166,7 @@ def test_groups_that_cannot_be_break_the_contract(
 
 @pytest.mark.parametrize(
     ("attention", "scale"),
-    # Soon of the scale paper: one without settings of its own, and one with some.
+    # Of the scale paper, `make test` takes one without settings of its own, and one with some.
     [
         pytest.param(
             *(name, scale),

@@ -13,7 +13,7 @@ import pytest
 
 import lra.report.__main__
 from lra.machine import code_version
-from lra.markdown import markdown, printable
+from lra.markdown import markdown
 from lra.record import (
     RECORD,
     Record,
@@ -32,6 +32,7 @@ from lra.report.tables import (
     throughput_table,
     write_accuracy_csv,
 )
+from lra.words import printable
 
 CONFIG = {
     "model": {

@@ -1,7 +1,9 @@
 """What a run keeps of its losses and validations, through stops and failures, and damage to it."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +53,17 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides
         run_cell(configure(folder, *overrides, "train.checkpoint_seconds=0"), folder / "run")
 
 
+def stop_and_change(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """End `run` after step 33, and change what its checkpoint holds."""
+    stop_at(33, monkeypatch, folder)
+    file = folder / "run" / CHECKPOINT
+    state = load(file, torch.device("cpu"))
+    change(state)
+    checkpoint.save(file, state)
+
+
 def test_a_run_keeps_the_loss_of_every_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,11 +99,7 @@ def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tmp_path, name="whole")
-    stop_at(33, monkeypatch, tmp_path)
-    file = tmp_path / "run" / CHECKPOINT
-    state = load(file, torch.device("cpu"))
-    del state["losses"]
-    checkpoint.save(file, state)
+    stop_and_change(monkeypatch, tmp_path, lambda state: state.pop("losses"))
     continued = train(tmp_path)
     assert np.isnan(continued[:33]).all() and continued[33:].tobytes() == whole[33:].tobytes()
 
@@ -98,11 +107,7 @@ def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
 def test_validations_of_before_they_were_kept_are_not_made_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at(33, monkeypatch, tmp_path)
-    file = tmp_path / "run" / CHECKPOINT
-    state = load(file, torch.device("cpu"))
-    del state["progress"]["validations"]
-    checkpoint.save(file, state)
+    stop_and_change(monkeypatch, tmp_path, lambda state: state["progress"].pop("validations"))
     train(tmp_path)
     assert [*read_validations(tmp_path / "run")] == [50, 60]
 

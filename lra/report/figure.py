@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from lra.record import Method
 from lra.report.grid import Grid
+from lra.words import printable
 
 # Told apart by the colour-blind (Paul Tol's bright scheme), and in grey by their markers.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
@@ -141,8 +142,7 @@ def save(figure: Figure | None, file: Path) -> None:
 
 def literal(text: str) -> str:
     """Return a text that matplotlib does not read as mathematics, and can draw."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return line.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def shortened(text: str, most: int = 22) -> str:

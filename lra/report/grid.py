@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lra.markdown import printable
 from lra.record import Method, Record
 from lra.variant import UNKNOWN
+from lra.words import printable
 
 TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "recall")
 BASELINE = "softmax"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from lra.markdown import Table
+from lra.words import printable
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -22,7 +23,7 @@ _SPECIAL = {
 
 def literal(text: str) -> str:
     """Return a text that LaTeX sets as it is, on one line."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = printable(text)
     return "".join(_SPECIAL.get(c, c) for c in line)
 
 

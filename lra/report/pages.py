@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lra.compose import departures
 from lra.config import ConfigError
-from lra.markdown import Table, escaped, markdown, printable
+from lra.markdown import Table, escaped, markdown
 from lra.record import Record, records_of
 from lra.report.binned_figures import accuracy_against_group, accuracy_against_length
 from lra.report.curve_figure import learning_curves, validated
@@ -51,6 +51,7 @@ from lra.report.tables import (
 )
 from lra.report.web.page import PICTURES, Report, whole_page
 from lra.variant import UNKNOWN, told
+from lra.words import printable
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,12 @@ from typing import Any
 
 from lra.compose import groups
 from lra.config import config_hash
-from lra.markdown import Table, printable
+from lra.markdown import Table
 from lra.paths import KNOWN_DATA
 from lra.record import Record, RecordError, checked_record, contradiction
 from lra.report.grid import Grid, build_grid
 from lra.report.tables import accuracy_table
+from lra.words import printable
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lra.markdown import Table, printable
+from lra.markdown import Table
 from lra.record import Method
 from lra.report.grid import Entry, Grid
 from lra.report.published import figures
 from lra.report.standing import MARKS, Standing
+from lra.words import printable
 
 Value = str | int | float | None
 # Of an unsteady speed.
