@@ -1,6 +1,6 @@
 """The Long Range Arena benchmark: data, training, records and tables.
 
-From Python, as in `docs/python.md`:
+Use it from Python as in `docs/python.md`:
 
     config = lra.load("task=listops", "attention=fourier", "scale=mini")
     splits = lra.dataset(config)
@@ -8,7 +8,7 @@ From Python, as in `docs/python.md`:
     record = lra.train(config)
     table = lra.records()
 
-What these need, torch among it, is imported when they are first used.
+Their dependencies, torch among them, are imported on first use.
 """
 
 import importlib
@@ -26,17 +26,17 @@ __all__ = ["dataset", "load", "model", "records", "train"]
 __version__ = "0.1.0"
 
 networks.claim()
-# Read when torch is imported, which must not be before. Threads that wait for each other at the end
-# of an operation spin for some microseconds and then sleep: where a neighbour has one of the
-# processor's cores, spinning on makes two threads ten times as slow as one, and to sleep at once
-# costs a quiet machine a quarter. No number depends on it; what is set already holds.
+# torch reads this at import, so it must be set before that. Threads that wait for each other at the
+# end of an operation then spin for some microseconds before they sleep. If another process occupies
+# one of the processor's cores, spinning longer makes two threads ten times as slow as one; sleeping
+# at once costs a quarter on an idle machine. No number depends on it; an existing setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def __getattr__(name: str) -> Any:
     if name == "train":
-        # A module that can be called, so that it may be imported before or after.
+        # The module itself is callable, so it may be imported before or after this.
         return importlib.import_module("lra.train")
     if name in __all__:
         module = {"load": "lra.compose", "records": "lra.record"}.get(name, "lra.interface")

@@ -1,7 +1,7 @@
-"""One command for everything: `lra COMMAND WORDS`, also as `python -m lra COMMAND WORDS`.
+"""The one command for everything: `lra COMMAND WORDS`, or `python -m lra COMMAND WORDS`.
 
-WORDS are those of Hydra, the same for every command: task=listops,text attention=softmax,mra
-seed=0,1 scale=mini. Nothing heavy is imported before a command is known.
+WORDS are Hydra overrides, the same for every command: task=listops,text attention=softmax,mra
+seed=0,1 scale=mini. Nothing heavy is imported until the command is known.
 """
 
 import importlib
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A command.
+    """A command of `lra`.
 
     Args:
-        module: Where its `main` is.
-        about: What it does, in a line.
-        example: Words that work.
+        module: The module that defines its `main`.
+        about: What it does, in one line.
+        example: Words that work with it.
     """
 
     module: str
@@ -38,10 +38,10 @@ COMMANDS = {
     ),
     "eval": Command("lra.eval", "Test a finished run again", "task=listops scale=mini"),
     "verify": Command(
-        "lra.verify", "Train a record's first updates again", "task=listops scale=mini"
+        "lra.verify", "Repeat the first updates of a record", "task=listops scale=mini"
     ),
     "plan": Command(
-        "lra.plan.__main__", "Say what a grid will take", "task=listops,text scale=mini"
+        "lra.plan.__main__", "Estimate what a grid will take", "task=listops,text scale=mini"
     ),
     "report": Command("lra.report.__main__", "Print and write the tables", "scale=mini"),
     "compare": Command(
@@ -49,37 +49,37 @@ COMMANDS = {
     ),
     "submission": Command(
         "lra.submission",
-        "Make and check results to submit",
+        "Prepare and check results to submit",
         "check results/submissions/NAME.json",
     ),
-    "status": Command("lra.status", "Say how far the cells of a grid are", "scale=mini"),
-    "board": Command("lra.board", "Open TensorBoard on the curves", "scale=mini"),
+    "status": Command("lra.status", "Show the progress of a grid's cells", "scale=mini"),
+    "board": Command("lra.board", "Open the curves in TensorBoard", "scale=mini"),
     "bench": Command(
         "lra.bench.__main__",
         "Measure speed and memory",
         "attention=softmax,mra",
     ),
     "check": Command(
-        "lra.check", "Hold a backend to its contract", "attention=my_file:MyAttention"
+        "lra.check", "Check a backend against its contract", "attention=my_file:MyAttention"
     ),
-    "reach": Command("lra.reach", "Say how far a trained model looks", "--help"),
+    "reach": Command("lra.reach", "Measure how far a trained model looks", "--help"),
     "show": Command(
-        "lra.show", "Show every value, and where it is from", "task=text attention=mra"
+        "lra.show", "Show every value and where it comes from", "task=text attention=mra"
     ),
     "data": Command("lra.data", "Build the data sets of tasks", "task=listops scale=mini"),
-    "preflight": Command("lra.preflight", "Say where data come from", "task=text,image"),
+    "preflight": Command("lra.preflight", "Show where the data come from", "task=text,image"),
     "new": Command("lra.new", "Write a backend of your own", "attention my_file:Mine"),
-    "completion": Command("lra.completion", "Print what completes words in a shell", "bash"),
+    "completion": Command("lra.completion", "Print a shell completion script", "bash"),
 }
 _TAIL = """
-WORDS are key=value, as of Hydra, and mean the same to every command:
+WORDS are key=value, as in Hydra, and mean the same in every command:
   task=listops,text attention=softmax,my_file:Mine seed=range(0,3) scale=mini train.steps=100
-`lra COMMAND --help` has more; `lra train --help` lists every key. A shell completes words after
-eval "$(lra completion bash)"; `lra completion` says where to put that."""
+`lra COMMAND --help` says more; `lra train --help` lists every key. Shell completion:
+eval "$(lra completion bash)"; `lra completion` says where to put that line."""
 
 
 def listing() -> str:
-    """Return the commands, a line and an example each."""
+    """Return the list of commands, each on one line with an example."""
     there = {name: command for name, command in COMMANDS.items() if _file(command).exists()}
     width = max(len(command.about) for command in there.values())
     lines = [
@@ -95,8 +95,8 @@ def _file(command: Command) -> Path:
 
 
 def main() -> None:
-    """Run the command that the command line names; without one, list them."""
-    # Quiet ends and spellings are the same for every command.
+    """Run the command that the command line names, or list all commands if it names none."""
+    # Quiet exits and the spelling of characters that a terminal lacks are shared by all commands.
     from lra.terminal import run
 
     words = sys.argv[1:]
@@ -109,7 +109,7 @@ def main() -> None:
 
         close = difflib.get_close_matches(name.partition("=")[0], COMMANDS, 1)
         hint = f"did you mean lra {close[0]}? " if close else ""
-        print(f"lra {name}: there is no such command; {hint}`lra` lists them", file=sys.stderr)
+        print(f"lra {name}: no such command; {hint}`lra` lists all commands", file=sys.stderr)
         sys.exit(2)
     if name == "train" and {"-h", "--help"} & set(words):
         from lra.help import text
@@ -121,7 +121,7 @@ def main() -> None:
 
         run(lambda: print(usage(_file(COMMANDS[name]))))
         return
-    # Modules of the current folder are found, as by python -m.
+    # Modules in the current folder can be imported, as with python -m.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     sys.argv = [f"lra {name}", *words[1:]]

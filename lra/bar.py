@@ -1,30 +1,30 @@
-"""Bars that show how far something is: on a terminal and in a notebook, never in a log file."""
+"""Progress bars: shown on a terminal and in a notebook, never in a log file."""
 
 import sys
 from typing import Any
 
 from tqdm.auto import tqdm
 
-# What a terminal of 80 columns must show comes first, the loss among it; the rest may be cut.
+# What an 80-column terminal must show comes first, the loss included; the rest may be cut off.
 FORMAT = "{desc} {percentage:3.0f}%{postfix} {bar} {n_fmt}/{total_fmt} {remaining} left, {rate_fmt}"
 LONGEST = 36
 
 
 def shortened(label: str) -> str:
-    """Return the name of what a bar is of, cut where the bar would have no room beside it."""
+    """Return a bar's label, shortened if it would leave no room for the bar itself."""
     return label if len(label) <= LONGEST else f"{label[: LONGEST - 4]} ..."
 
 
 def progress_bar(*arguments: Any, **options: Any) -> Any:
-    """Return a bar of tqdm's, with its arguments and options.
+    """Return a tqdm progress bar, built from the arguments and options of tqdm.
 
-    In a notebook it is one of widgets, or of text where `ipywidgets` is not installed.
+    In a notebook the bar is a widget, or plain text if `ipywidgets` is not installed.
     """
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    # A kernel's output is no terminal, by which tqdm goes.
+    # tqdm shows a bar only on a terminal, and the output of a notebook kernel is not one.
     disable = None if getattr(shell, "kernel", None) is None else False
-    # A service, or a program of windows alone, may have nothing to write to.
+    # A service, or a program with a graphical interface only, may have no stderr.
     if sys.stderr is None:
         disable = True
     return tqdm(*arguments, disable=disable, **options)

@@ -1,6 +1,6 @@
 """Batches as a pure function of seed and step, so that a run continues where it stopped.
 
-Axes: B batch, S sequences per example (absent where it is 1), N length.
+Axes: B batch, S sequences per example (absent if there is only 1), N length.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from lra.division import WHOLE, Division
 from lra.seeds import derive
 from lra.tasks import Split
 
-# Trimmed lengths are multiples of this: kernels like it, and compiled models see fewer shapes.
+# Trimmed lengths are multiples of this, which suits kernels and shows compiled models fewer shapes.
 TRIM = 32
 
 
@@ -26,13 +26,15 @@ class Batch:
 
     Args:
         tokens: `(B, N)` or `(B, S, N)` int64 ids; 0 under the mask.
-        mask: The same shape, True for real tokens; None when all are.
+        mask: The same shape, True for real tokens; None if all are real.
         labels: `(B,)` int64.
-        num_tokens: Tokens of its sequences, before any is taken for padding.
-        whole: Examples of the whole batch that this is a micro-batch of; None where it is that.
-        weights: `(B,)`, 1 for an example and 0 for one that only fills the shape; None when all
-            count.
-        examples: Their numbers in the split, without those that only fill; on the CPU.
+        num_tokens: Number of tokens in the sequences, before any token is treated as padding.
+        whole: Number of examples in the whole batch that this is a micro-batch of; None if this is
+            the whole batch.
+        weights: `(B,)`, 1 for an example and 0 for one that only fills the shape; None if all
+            examples count.
+        examples: Indices of the examples in the split, without those that only fill the shape; on
+            the CPU.
     """
 
     tokens: Tensor
@@ -50,11 +52,11 @@ class Batches:
     Args:
         split: The data.
         padded_length: The protocol's length.
-        truncate: Longest part of a sequence that is read.
+        truncate: Largest number of tokens of a sequence that are read.
         id_shift: Added to a symbol to get its id.
-        zero_is_padding: Mask id 0 wherever it is, as published code does with black pixels.
-        trim: Pad to the longest sequence of a batch only; for backends that are pad-invariant.
-        device: Where batches are wanted; on a GPU the split moves there once.
+        zero_is_padding: Mask id 0 wherever it occurs, as published code does with black pixels.
+        trim: Pad only to the longest sequence of a batch; for backends that are pad-invariant.
+        device: The device of the batches; for a GPU, the split is moved there once.
 
     Attributes:
         labels: `(num_examples,)` int64, in the split's order.
@@ -78,7 +80,7 @@ class Batches:
         self._per_example = len(split.lengths) // len(split)
         self._lengths = np.minimum(split.lengths, truncate).reshape(len(split), -1)
         self._ragged = bool((self._lengths < padded_length).any())
-        # All of it lies on the device, and a batch is gathered there from its indices alone.
+        # The whole split is on the device, so a batch is gathered there from its indices alone.
         starts = split.offsets[:-1].reshape(len(split), self._per_example)
         self._starts = torch.from_numpy(starts).to(device)
         self._counts = torch.from_numpy(self._lengths).to(device)
@@ -92,20 +94,20 @@ class Batches:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens that are read of every example's longest sequence, `(num_examples,)`."""
+        """Number of tokens read from each example's longest sequence, `(num_examples,)`."""
         longest: NDArray[np.int64] = self._lengths.max(1)
         return longest
 
     @property
     def every_length(self) -> NDArray[np.int64]:
-        """Tokens that are read of every sequence, `(num_examples, S)`."""
+        """Number of tokens read from each sequence, `(num_examples, S)`."""
         return self._lengths
 
     def shuffled(self, step: int, batch_size: int, seed: int) -> Batch:
         """Return the batch of a training step, counted from 0.
 
-        The stream of examples is one permutation after the other, each drawn from (seed, epoch);
-        a batch may reach from one into the next, so that no example is ever left out.
+        The stream of examples is one permutation after another, each drawn from (seed, epoch);
+        a batch may extend from one permutation into the next, so that no example is ever left out.
         """
         [batch] = self.divided(step, batch_size, seed, WHOLE)
         return batch
@@ -122,10 +124,11 @@ class Batches:
 
         Args:
             step: Number of the step, from 0.
-            batch_size: Examples of the whole batch.
-            seed: Of the order of examples.
-            division: What is computed at once.
-            share: Which part of the batch, from 0, of how many of about equal lengths.
+            batch_size: Number of examples in the whole batch.
+            seed: Seed of the order of examples.
+            division: How much is computed at once.
+            share: Which part of the batch, counted from 0, and the number of parts, all of about
+                equal lengths.
         """
         indices, (part, parts) = self.drawn(step, batch_size, seed), share
         if division.is_whole:
@@ -141,11 +144,11 @@ class Batches:
         return batches
 
     def num_tokens(self, step: int, batch_size: int, seed: int) -> int:
-        """Return the tokens of the sequences of a whole batch."""
+        """Return the number of tokens in the sequences of a whole batch."""
         return int(self._lengths[self.drawn(step, batch_size, seed)].sum())
 
     def drawn(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-        """Return the numbers of the examples of a training step, `(batch_size,)`."""
+        """Return the indices of the examples of a training step, `(batch_size,)`."""
         start = step * batch_size
         indices: list[NDArray[np.int64]] = []
         while (missing := batch_size - sum(map(len, indices))) > 0:
@@ -154,11 +157,11 @@ class Batches:
         return np.concatenate(indices)
 
     def once(self, batch_size: int, division: Division = WHOLE) -> Iterator[Batch]:
-        """Yield every example once, sorted by length, so that little is padding.
+        """Yield every example once, sorted by length to keep padding small.
 
         Args:
-            batch_size: Examples at once, at most.
-            division: What else is computed at once, at most.
+            batch_size: Largest number of examples in a batch.
+            division: Further limits on what is computed at once.
         """
         yield from map(self.gather, self.groups(batch_size, division))
 
@@ -192,7 +195,7 @@ class Batches:
         return min(self._padded_length, -(-longest // unit) * unit)
 
     def on_device(self, array: NDArray[Any]) -> Tensor:
-        """Copy an array to the device, which a GPU does while this process goes on."""
+        """Copy an array to the device; with a GPU, the copy runs while this process goes on."""
         there = torch.from_numpy(np.ascontiguousarray(array))
         if self._device.type == "cuda":
             there = there.pin_memory()
@@ -208,10 +211,10 @@ class Batches:
         """Return examples as a batch.
 
         Args:
-            indices: Their numbers, at least one.
-            division: How the batch that they are of is divided.
-            fill: Examples that the last one is repeated up to, so that shapes recur.
-            whole: Examples of the whole batch that they are a part of.
+            indices: Indices of the examples, at least one.
+            division: How the batch that they belong to is divided.
+            fill: Number of examples up to which the last one is repeated, so that shapes recur.
+            whole: Number of examples in the whole batch that they are part of.
         """
         lengths, width = self._lengths[indices], self._width(indices, division)
         num_tokens, missing = int(lengths.sum()), max(0, fill - len(indices))
@@ -222,7 +225,7 @@ class Batches:
         steps = torch.arange(width, device=self._device)
         places = self._starts[rows][..., None] + steps
         mask = None
-        # Where shapes are few, a mask is there always or never.
+        # If the number of shapes is limited, there is either always a mask or never one.
         if (lengths < width).any() or (fill and self._ragged):
             mask = steps < self._counts[rows][..., None]
             tokens = self._tokens[places.where(mask, 0)].long() + self._id_shift

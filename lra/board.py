@@ -1,10 +1,11 @@
-"""Open TensorBoard on the curves of cells, each by a name of at most thirty characters.
+"""Open the curves of cells in TensorBoard, each under a name of at most thirty characters.
 
     lra board scale=mini
     lra board task=listops attention=softmax,mra --port 6007
 
-The words choose as in `lra report`. TensorBoard calls a run by its folder, here `listops mra s0`,
-or with a variant `listops mra s0 steps=100`; cells that begin while it is open appear in it.
+The words select cells as in `lra report`. TensorBoard names a run after its folder, here
+`listops mra s0`, or with a variant `listops mra s0 steps=100`; cells that start while it is open
+appear in it.
 """
 
 import argparse
@@ -25,12 +26,12 @@ from lra.terminal import run
 from lra.variant import DEFAULT
 
 LONGEST = 30
-# Seconds between two looks for cells that have begun.
+# Seconds between two checks for cells that have started.
 AGAIN = 20.0
 
 
 def cells(asked: Selection) -> Iterator[Path]:
-    """Yield the run folders with curves that words ask for, finished or not, sorted."""
+    """Yield the selected run folders that have curves, finished or not, sorted."""
     root = asked.runs_dir / asked.scale / asked.protocol
     for folder in sorted({file.parent for file in root.glob("*/*/*/seed*/events.out.tfevents.*")}):
         task, attention, variant, seed = folder.parts[-4:]
@@ -48,7 +49,7 @@ def cells(asked: Selection) -> Iterator[Path]:
 
 
 def _recorded(asked: Selection, folder: Path) -> bool:
-    """Tell whether the record of a cell has what only a record tells."""
+    """Return whether a cell's record matches the words that only a record can answer."""
     try:
         return asked.has(read_record(folder / RECORD))
     except RecordError:
@@ -56,9 +57,9 @@ def _recorded(asked: Selection, folder: Path) -> bool:
 
 
 def names(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return run folders by names that tell them apart, of at most `LONGEST` characters."""
+    """Return run folders by distinct names of at most `LONGEST` characters."""
     found = list(folders)
-    # Where all have the same scale and protocol, nobody needs to read it.
+    # If all share one scale or protocol, the names need not include it.
     places = {folder.parts[-6:-4] for folder in found}
     several = [len({place[index] for place in places}) > 1 for index in (0, 1)]
     named = {}
@@ -74,12 +75,12 @@ def names(folders: Iterable[Path]) -> dict[str, Path]:
 def _shortened(name: str) -> str:
     if len(name) <= LONGEST:
         return name
-    # What is cut off still tells names apart.
+    # The hash keeps names distinct that differ only in the part that is cut off.
     return f"{name[: LONGEST - 7]}~{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def link(board: Path, named: Mapping[str, Path]) -> None:
-    """Let a folder hold the run folders by their names, those that it lacks.
+    """Link run folders into a folder under their names, unless they are already there.
 
     Args:
         board: The folder.
@@ -91,19 +92,19 @@ def link(board: Path, named: Mapping[str, Path]) -> None:
 
 
 def main() -> None:
-    """Run TensorBoard until it is ended."""
+    """Run TensorBoard until it is stopped."""
     parser = argparse.ArgumentParser(prog="lra board", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train; runs_dir=FOLDER")
-    parser.add_argument("--port", default="6006", help="of this machine; 6006")
-    parser.add_argument("--host", default="localhost", help="whom it answers; localhost")
+    parser.add_argument("words", nargs="*", help="key=value as in lra train; runs_dir=FOLDER")
+    parser.add_argument("--port", default="6006", help="port on this machine; default 6006")
+    parser.add_argument("--host", default="localhost", help="host to serve on; default localhost")
     args = parser.parse_intermixed_args()
     try:
         asked = list(selections(command(args.words), groups(args.words)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    # Ended by a signal, it would leave the server behind.
+    # Without a handler, a signal that ends this process would leave the server running.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         _serve(asked, ["--port", args.port, "--host", args.host])
@@ -121,7 +122,7 @@ def _serve(asked: Sequence[Selection], words: Sequence[str]) -> None:
 
         number = look()
         having = "1 cell has" if number == 1 else f"{number} cells have"
-        print(f"{having} curves; Ctrl-C ends TensorBoard", flush=True)
+        print(f"{having} curves; press Ctrl-C to stop TensorBoard", flush=True)
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", board, *words]
         with subprocess.Popen(command) as server:
             try:
@@ -133,7 +134,7 @@ def _serve(asked: Sequence[Selection], words: Sequence[str]) -> None:
                         look()
             finally:
                 server.terminate()
-                # At Ctrl-C Popen would wait for a quarter of a second only.
+                # On Ctrl-C, Popen would wait only a quarter of a second.
                 server.wait()
     sys.exit(status)
 

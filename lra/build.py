@@ -37,62 +37,64 @@ def build_task(config: Config) -> Task:
 
 
 def find_task(config: TaskConfig) -> type[Task]:
-    """Return the class of a task: of the registry by its name, of a user's own by its path.
+    """Return the class of a task, from the registry by name or from the user's code by path.
 
     Raises:
-        ConfigError: There is no such task, or it cannot be one.
+        ConfigError: There is no such task, or the class cannot be a task.
     """
     tasks, name = STAND_INS if config.stand_in else TASKS, config.name
     if name in tasks:
         if config.path is not None:
             raise ConfigError(
-                f"task.path={config.path}: {name} is built in and has none; a task of your own is"
-                " task=custom"
+                f"task.path={config.path}: {name} is built in and has no path; for a task of your"
+                " own use task=custom"
             )
         return tasks[name]
     if config.path is None and name != "custom":
         kind = "stand-in for" if config.stand_in else "task"
         raise ConfigError(
-            f"task.name={name}: no such {kind}; known are {', '.join(tasks)}, and task=custom with"
-            f" task.path={custom.TASK_EXAMPLE}"
+            f"task.name={name}: no such {kind}; choose one of {', '.join(tasks)}, or task=custom"
+            f" with task.path={custom.TASK_EXAMPLE}"
         )
     task = custom.load_task(config.path)
     if name != (own := backend_name(config.path)):
-        raise ConfigError(f"task.name={name}: of task.path={config.path} it is {own}")
+        raise ConfigError(f"task.name={name}: for task.path={config.path} it must be {own}")
     return task
 
 
 def find_backend(config: AttentionConfig, where: str = "attention") -> type[nn.Module]:
-    """Return the class of a backend: of the registry by its name, of a user's own by its path.
+    """Return the class of a backend, from the registry by name or from the user's code by path.
 
     Raises:
-        ConfigError: There is no such backend, or it cannot be one.
+        ConfigError: There is no such backend, or the class cannot be a backend.
     """
     if config.name in ATTENTION:
         if config.path is not None:
             raise ConfigError(
-                f"{where}.path={config.path}: {config.name} is built in and has none; a backend"
-                f" of your own is {_group(where)}=custom"
+                f"{where}.path={config.path}: {config.name} is built in and has no path; for a"
+                f" backend of your own use {_group(where)}=custom"
             )
         return ATTENTION[config.name]
     if config.path is None and config.name != "custom":
         raise ConfigError(
-            f"{where}.name={config.name}: no such backend; known are {', '.join(ATTENTION)}, and"
+            f"{where}.name={config.name}: no such backend; choose one of {', '.join(ATTENTION)}, or"
             f" {_group(where)}=custom with {where}.path={custom.EXAMPLE}"
         )
     backend = custom.load(config.path, f"{where}.path")
     if config.name != (name := backend_name(config.path)):
-        raise ConfigError(f"{where}.name={config.name}: of {where}.path={config.path} it is {name}")
+        raise ConfigError(
+            f"{where}.name={config.name}: for {where}.path={config.path} it must be {name}"
+        )
     return backend
 
 
 def _group(where: str) -> str:
-    """Return how Hydra calls the group of backends at a key such as `attention.inner`."""
+    """Return Hydra's name for the group of backends at a key such as `attention.inner`."""
     return where if where == "attention" else f"attention@{where}"
 
 
 def build_attention(config: AttentionConfig, where: str = "attention") -> Attention:
-    """Return what builds a backend from its shape, options checked.
+    """Return a callable that builds a backend from its shape, with the options checked.
 
     Raises:
         ConfigError: There is no such backend or option.
@@ -102,7 +104,7 @@ def build_attention(config: AttentionConfig, where: str = "attention") -> Attent
     nests = "inner" in inspect.signature(backend).parameters
     if nests != (config.inner is not None):
         inside = f"{_group(f'{where}.inner')}=softmax"
-        state = f"needs a backend: +{inside}" if nests else "takes no backend inside"
+        state = f"needs a backend: +{inside}" if nests else "takes no inner backend"
         raise ConfigError(f"{where}.inner: {config.name} {state}")
     if config.inner is not None:
         options["inner"] = build_attention(config.inner, f"{where}.inner")
@@ -113,7 +115,7 @@ def build_model(config: Config) -> Model:
     """Return the classifier of a cell, its parameters drawn from the seed.
 
     Raises:
-        ConfigError: The backend refuses its options, or lacks `pad_invariant`.
+        ConfigError: The backend rejects its options, or lacks `pad_invariant`.
     """
     attention = build_attention(config.attention)
     torch.manual_seed(derive(config.seed, "parameters"))

@@ -1,4 +1,4 @@
-"""What a cell is known by, whether it is finished, and a finished one read again."""
+"""Identify a cell, tell whether it is finished, and load a finished one."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -22,19 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def finished(folder: Path, values: dict[str, Any]) -> bool:
-    """Tell whether a folder holds the finished record of a configuration.
+    """Return whether a folder holds the finished record of a configuration.
 
-    Knobs that are younger than the record count with their defaults.
+    Options that are newer than the record count with their defaults.
 
     Raises:
-        ConfigError: It holds the record of another one; the message shows where they differ.
+        ConfigError: It holds the record of another configuration; the message shows where they
+            differ.
     """
     if not (folder / RECORD).exists():
         return False
     try:
         record = read_record(folder / RECORD)
     except RecordError as error:
-        log.warning("%s; the cell is not finished", error)
+        log.warning("%s; the cell counts as not finished", error)
         return False
     stored = dict(record.config)
     data = stored.pop("data", None)
@@ -43,42 +44,42 @@ def finished(folder: Path, values: dict[str, Any]) -> bool:
         there = comparable(recorded(stored), **keys, data=data or values["data"])
     except ConfigError as error:
         raise ConfigError(
-            f"{folder} holds the record of another configuration, of another version: {error}."
-            " Give this one a name by variant=..., or replace that one by force=true"
+            f"{folder} holds the record of another configuration, from another version: {error}."
+            " Give this one a name with variant=..., or replace the other with force=true"
         ) from error
-    # Raw data may be gone by now; what was made of them still counts.
+    # The raw data may be gone by now; a record that was made from them still counts.
     here = values if values["data"] else values | {"data": there["data"]}
     if config_hash(there) != config_hash(here):
         raise ConfigError(
             f"{folder} holds the record of another configuration:\n"
             + "\n".join(differences(there, here))
-            + "\nGive this one a name by variant=..., or replace that one by force=true"
+            + "\nGive this one a name with variant=..., or replace the other with force=true"
         )
     return record.status == "ok"
 
 
 def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
-    """Return what tells one kind of data from another, None where they are missing."""
+    """Return what distinguishes these data from others, or None if they are missing."""
     try:
         found = {"source": task.locate(data_dir).kind, "version": task.version}
     except DataError:
         return None
-    # Of a user's own task the file is the version.
+    # The version of a user's own task is its file.
     code = cache.code_of(task)
     return found | {"code": code} if code else found
 
 
 def decided(config: Config, task: Task, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Return what a cell's hash covers: its configuration as this machine and its data decide it.
+    """Return what a cell's hash covers: its configuration, completed by this machine and the data.
 
-    What is left to the machine is what the cell was begun with: `threads=0` always, `device=auto`
-    for a finished cell, which is finished wherever it is asked for. An unfinished one continues
-    only on the kind of device that it began on.
+    Values that are left to the machine keep what the cell was started with: `threads=0` always,
+    `device=auto` only for a finished cell, which counts as finished on any machine. An unfinished
+    one continues only on the kind of device that it was started on.
 
     Args:
         config: The cell.
         task: Its task.
-        device: Where it would be trained.
+        device: The device it would be trained on.
         folder: Its run folder; it need not exist.
 
     Raises:
@@ -96,24 +97,24 @@ def decided(config: Config, task: Task, device: torch.device, folder: Path) -> d
 
 
 def _begun(folder: Path) -> dict[str, Any]:
-    """Return what a machine decided when a cell was begun, and its status where it has one."""
+    """Return what the machine decided when a cell was started, and the cell's status if any."""
     try:
         record = read_record(folder / RECORD)
         return {"threads": record.threads, "device": record.device, "status": record.status}
     except RecordError:
         pass
-    # In the order in which they are left: training's is the younger.
+    # The newer first: the checkpoint of training is written after that of pretraining.
     config = checkpoint.begun_as(folder) or checkpoint.begun_as(folder / PRETRAINING)
     return {"threads": config["threads"]} if "threads" in config else {}
 
 
 def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str = "") -> Identity:
-    """Return what a checkpoint is known by.
+    """Return the identity of a checkpoint.
 
     Args:
-        values: The configuration, as `decided`.
-        fingerprint: Of the data.
-        sources: The files of the user's own backends, as `custom.sources` tells them.
+        values: The configuration, as `decided` returns it.
+        fingerprint: Fingerprint of the data.
+        sources: The files of the user's own backends, as `custom.sources` returns them.
         code: Version of the suite.
     """
     own = {"sources": sources} if sources else {}
@@ -122,15 +123,15 @@ def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str =
 
 
 def run_folders(words: Sequence[str]) -> Iterator[Path]:
-    """Yield the run folders that words name, or are; the file of a record stands for its folder.
+    """Yield the run folders that words select or name; a record's file stands for its folder.
 
     Raises:
-        ConfigError: A word is none, and no folder.
+        ConfigError: A word is neither an override nor a folder.
     """
     there = [word for word in words if Path(word).is_dir() or Path(word).name == RECORD]
     for word in words:
         if "=" not in word and word not in there:
-            raise ConfigError(f"{word}: no such run folder, and no word such as task=listops")
+            raise ConfigError(f"{word}: neither a run folder nor a word such as task=listops")
     yield from (Path(word) if Path(word).is_dir() else Path(word).parent for word in there)
     if ready := command([word for word in words if word not in there]):
         for each in expand(ready, groups(ready)):
@@ -138,12 +139,12 @@ def run_folders(words: Sequence[str]) -> Iterator[Path]:
 
 
 def load_run(folder: Path) -> tuple[Config, Record, Model]:
-    """Return a finished run's configuration, its record and its model as validation chose it.
+    """Return a finished run's configuration, its record and the model that validation chose.
 
     Raises:
         RecordError: The folder holds no record, or a damaged one.
-        ConfigError: The run failed, is of another version, or `best.pt` is missing, damaged or of
-            other code.
+        ConfigError: The run failed or is from another version, or `best.pt` is missing, damaged or
+            from other code.
     """
     record = read_record(folder / RECORD)
     if record.status != "ok":
@@ -158,21 +159,21 @@ def load_run(folder: Path) -> tuple[Config, Record, Model]:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{folder / BEST} is of another model: {reason}") from error
+        raise ConfigError(f"{folder / BEST} belongs to another model: {reason}") from error
     return config, record, model
 
 
 def check_same_data(here: str, there: str) -> None:
-    """Refuse data that are not those of a run.
+    """Reject data that differ from those of a run.
 
     Args:
-        here: Their fingerprint.
-        there: That of its record.
+        here: Fingerprint of the data.
+        there: Fingerprint in the run's record.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: The fingerprints differ.
     """
     if here != there:
         raise ConfigError(
-            f"the data are not those of the run: sha256 {here[:16]} here, {there[:16]} there"
+            f"the data differ from those of the run: sha256 {here[:16]} here, {there[:16]} there"
         )

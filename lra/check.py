@@ -1,4 +1,4 @@
-"""Hold a backend, or a task of your own, to its contract: one line a check, 1 where one fails.
+"""Check a backend, or a task of your own, against its contract.
 
     lra check my_pkg.my_file:MyAttention window=32
     lra check my_file:MyTask num_train=100
@@ -7,10 +7,11 @@
     lra check attention=softmax,mra,my_file:MyAttention
     lra check
 
-The checks of a backend are those that the tests run over every built-in one; those of a task build
-its data, from LRA_DATA_DIR where it reads some. Each prints `pass`, `FAIL` with the reason, or
-`skip` with the reason. Of several, and of every built-in backend where none is named, only what
-fails has a line of its own. Nothing has to be installed: modules of the current folder are found.
+The checks of a backend are those that the tests run on every built-in one; the checks of a task
+build its data, from LRA_DATA_DIR if it reads any. Each check prints one line: `pass`, `FAIL` with
+the reason, or `skip` with the reason. With several backends, or with none named, which checks every
+built-in one, only a failed check has a line of its own. The exit code is 1 if a check fails.
+Nothing has to be installed: modules in the current folder are found.
 """
 
 import argparse
@@ -62,11 +63,12 @@ SIZES = {
 def attention_config(
     word: str, options: dict[str, Any] | None = None, where: str = "attention"
 ) -> AttentionConfig:
-    """Return what the command line calls a backend: its name or its path, with options.
+    """Return the configuration of the backend that the command line names.
 
     Args:
-        word: Such as `softmax` or `my_pkg.my_file:MyAttention`.
-        options: Its options, and under `inner` the backend inside, softmax where one is needed.
+        word: Its name or path, such as `softmax` or `my_pkg.my_file:MyAttention`.
+        options: Its options, with the inner backend under `inner`; softmax if one is needed and
+            none is given.
         where: The key that would hold it, for messages.
 
     Raises:
@@ -87,7 +89,7 @@ S = TypeVar("S")
 
 
 def run(check: Callable[[S], None], subject: S) -> tuple[str, str]:
-    """Return how a check ended, `pass`, `FAIL` or `skip`, and why."""
+    """Return the result of a check, `pass`, `FAIL` or `skip`, and the reason."""
     try:
         check(subject)
     except BrokenError as error:
@@ -105,7 +107,7 @@ def _finding(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Return file and line of the innermost frame outside torch."""
+    """Return the file and line of the innermost frame outside torch."""
     frames = traceback.extract_tb(error.__traceback__)
     torch_folder = str(Path(torch.__file__).parent)
     own = [frame for frame in frames if not frame.filename.startswith((torch_folder, "<"))]
@@ -120,18 +122,18 @@ def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         prog="lra check",
         description=__doc__,
         epilog=f"checks of a backend:\n{backend}\n\nchecks of a task:\n{task}\n\n"
-        "What they must have is in lra/contract.py and lra/task_contract.py.",
+        "lra/contract.py and lra/task_contract.py say what each must provide.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "words", nargs="*", help="attention=NAME and attention.options.KEY=VALUE, or NAME KEY=VALUE"
     )
-    parser.add_argument("--fast", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--fast", action="store_true", help="skip the check of torch.compile")
     for key, what in SIZES.items():
         default = getattr(SMALL, key)
         flag = f"--{key.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=default, help=f"{what} ({default})")
-    # Intermixed, so that options may follow a flag.
+    # Intermixed, so that words may follow a flag.
     return parser, parser.parse_intermixed_args(words)
 
 
@@ -139,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run every check on the backend or task that the command line names.
 
     Args:
-        words: The command line; that of the process where None.
+        words: The command line; None takes that of the process.
     """
     parser, args = _arguments(words)
     if args.max_length < LEAST_LENGTH:
@@ -159,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return what words name, each with its options: backends, or a task of the user's own.
+    """Return the backends, or the user's own task, that words name, each with its options.
 
     Raises:
         ConfigError: A word is wrong.
@@ -168,7 +170,7 @@ def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         return [(name, {}) for name in groups().get_group_options("attention")]
     if "=" not in words[0]:
         if wrong := [word for word in words[1:] if "=" not in word]:
-            raise ConfigError(f"{wrong[0]}: an option is written key=value")
+            raise ConfigError(f"{wrong[0]}: options are written key=value")
         return [(words[0], _options(words[1:]))]
     found = []
     ready = command(words)
@@ -189,10 +191,10 @@ def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 def _check(
     name: str, options: dict[str, Any], sizes: dict[str, Any], fast: bool, is_one: bool
 ) -> bool:
-    """Run every check on a backend or task, print how they ended, and return whether one failed.
+    """Run every check on a backend or task, print the results, and return whether one failed.
 
     Raises:
-        ConfigError: There is no such backend or option, or it refuses the sizes.
+        ConfigError: There is no such backend or option, or the backend rejects the sizes.
         DataError: The raw data of a task are missing.
     """
     if ":" in name and _is_task(name):
@@ -203,8 +205,8 @@ def _check(
         subject.build()
     except ValueError as error:
         raise ConfigError(
-            f"{name} refuses to be built with {shape}: {error}\nGive options that fit"
-            " these sizes, by key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
+            f"{name} cannot be built with {shape}: {error}\nGive options that fit"
+            " these sizes, as key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
         ) from error
     except Exception as error:  # whatever the backend raises is a finding
         print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
@@ -227,9 +229,9 @@ def _run_all(
     is_one: bool = True,
     needed: Callable[[S], None] | None = None,
 ) -> bool:
-    """Run checks, print a line for each or only for those that fail, return whether one did.
+    """Run checks, print a line for each or only for failures, and return whether one failed.
 
-    Where the one that the others need fails, these are left out: they would only fail by it.
+    If the check that the others need fails, they are skipped: they would only fail because of it.
     """
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
     usable = True

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to continue as if it had never stopped.
 
-A file holds a checksum over the content of the rest, so that one that was damaged is noticed
-whatever bit it was; two are kept, and the one before is read where the last cannot be.
+A checkpoint holds a checksum of the rest of its content, so that damage to any bit is noticed. Two
+checkpoints are kept; if the last one cannot be read, the one before it is.
 """
 
 import hashlib
@@ -26,24 +26,24 @@ log = logging.getLogger(__name__)
 # The checkpoint before the last, and the parameters that validation chose.
 PREVIOUS, BEST = "checkpoint.previous.pt", "best.pt"
 CHECKSUM = "checksum"
-# What a run's checkpoint holds; the others came later, and older files lack them.
+# The keys of a run's checkpoint; the optional ones were added later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
 OPTIONAL = {"scaler", "config", "code", "speed", "losses", "division", "micro_batch"}
-OPTIONAL |= {"unvalidated"}
+OPTIONAL |= {"unvalidated", "first_division", "first_divided"}
 
 
 class DamagedError(ConfigError):
-    """A file is not the checkpoint that was written."""
+    """A file differs from the checkpoint that was written."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint is known by.
+    """The identity of a checkpoint.
 
     Args:
-        hash: Of configuration, data and the user's own backends.
-        config: The configuration, as `decided`.
-        code: Version of the suite, as `machine.code_name` tells it.
+        hash: Hash of the configuration, the data and the user's own backends.
+        config: The configuration, as `decided` returns it.
+        code: Version of the suite, as `machine.code_name` returns it.
     """
 
     hash: str
@@ -51,27 +51,27 @@ class Identity:
     code: str
 
     def check(self, file: Path, state: dict[str, Any], steps: int) -> None:
-        """Refuse the checkpoint of another cell.
+        """Reject the checkpoint of another cell.
 
         Args:
-            file: Where it was read from, for messages.
-            state: What is in it.
-            steps: Updates of the whole run.
+            file: The file it was read from, for messages.
+            state: Its content.
+            steps: Updates in the whole run.
 
         Raises:
-            ConfigError: It is another one's; the message shows where they differ.
+            ConfigError: It belongs to another cell; the message shows where the two differ.
         """
         if state["identity"] != self.hash:
             lines = differences(state.get("config", self.config), self.config)
             where = ":\n" + "\n".join(lines) + "\n" if lines else ": "
             raise ConfigError(
                 f"{file} belongs to another configuration, other data or an attention that has"
-                f" changed since{where}give this one a name by variant=..., or delete the file"
+                f" changed since{where}give this cell a name with variant=..., or delete the file"
             )
         if (step := state["progress"]["step"]) > steps:
             raise DamagedError(
                 f"{file}: not a readable checkpoint (progress.step={step} of {steps}); delete it"
-                " to start anew"
+                " to start over"
             )
 
 
@@ -102,17 +102,17 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
-    """Write `state` to `path` so that a reader finds the old file or the new, never a part.
+    """Write `state` to `path` so that a reader finds the old file or the new one, never a part.
 
     Args:
         path: The file.
-        state: What it will hold; a checksum is added.
-        previous: Where the file that was there goes; it is replaced without one.
+        state: Its content; a checksum is added.
+        previous: Where an existing file is moved to; without it, that file is replaced.
 
     Raises:
-        FolderError: The disk is full or cannot be written to; what was there stays.
+        FolderError: The disk is full or cannot be written to; an existing file stays.
     """
-    # In memory first: torch tells a full disk as an error of its own archive format.
+    # In memory first: torch reports a full disk as an error of its own archive format.
     buffer = io.BytesIO()
     torch.save(state | {CHECKSUM: checksum(state)}, buffer)
     partial = path.with_name(f"{path.name}.partial")
@@ -127,13 +127,13 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
                 _keep(path, previous)
             os.replace(partial, path)
         except OSError:
-            # It would keep the disk full.
+            # Left behind, it would keep the disk full.
             partial.unlink(missing_ok=True)
             raise
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, so that whoever reads the first meanwhile finds it."""
+    """Give a file a second name, while it remains readable under its first."""
     link = previous.with_name(f"{previous.name}.partial")
     link.unlink(missing_ok=True)
     try:
@@ -144,12 +144,12 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a file of `save` onto `device`, tensors and plain values only.
+    """Load onto `device` a file written by `save`; it may hold only tensors and plain values.
 
-    One without a checksum was written by an earlier version and is taken as it is.
+    A file without a checksum was written by an earlier version and is accepted as it is.
 
     Raises:
-        DamagedError: It is not readable, or not what was written.
+        DamagedError: The file is not readable, or differs from what was written.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -158,7 +158,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict):
         kind = type(state).__name__
-        raise DamagedError(f"{path}: not a readable checkpoint (holds a {kind}, no dict)")
+        raise DamagedError(f"{path}: not a readable checkpoint (holds a {kind}, not a dict)")
     expected = state.pop(CHECKSUM, None)
     if expected is not None and expected != checksum(state):
         raise DamagedError(f"{path}: not a readable checkpoint (its content has changed)")
@@ -180,19 +180,19 @@ def load_best(folder: Path, device: torch.device) -> dict[str, Tensor]:
             model = _load_run(folder / CHECKPOINT, device)["best_model"]
         except DamagedError:
             raise error from None
-        log.warning("%s; the same parameters are read from %s", error, CHECKPOINT)
+        log.warning("%s; reading the same parameters from %s", error, CHECKPOINT)
     return model
 
 
 def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Return the last readable checkpoint of a run, None where it has none.
+    """Return the last readable checkpoint of a run, or None if it has no checkpoint.
 
     Raises:
-        DamagedError: There are some, and none is readable.
+        DamagedError: The run has checkpoints, but none is readable.
     """
     errors = []
     for name in (CHECKPOINT, PREVIOUS):
-        # Where files have no second name, only the one before is there between two renames.
+        # On a file system without links, only the previous one exists between two renames.
         if not (folder / name).exists():
             continue
         try:
@@ -201,20 +201,20 @@ def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
             errors.append(error)
             continue
         for damage in errors:
-            log.warning("%s; going on from the one before, %s", damage, name)
+            log.warning("%s; continuing from the one before, %s", damage, name)
         return state
     if errors:
         last = folder / PREVIOUS
         both = f", nor is {last.name}" if len(errors) > 1 else ""
-        raise DamagedError(f"{errors[0]}{both}; delete what is damaged to start anew")
+        raise DamagedError(f"{errors[0]}{both}; delete what is damaged to start over")
     return None
 
 
 def begun_as(folder: Path) -> dict[str, Any]:
-    """Return the configuration that a run was begun as; empty where no checkpoint tells it.
+    """Return the configuration that a run was started with; empty if no checkpoint holds it.
 
-    Tensors are not read, nor is the checksum, so that a large file costs no more than a small one.
-    What is wrong with a file is told when the run continues from it.
+    Neither the tensors nor the checksum are read, so a large file costs no more than a small one.
+    A fault in the file is reported when the run continues from it.
     """
     for name in (CHECKPOINT, PREVIOUS):
         try:
@@ -226,7 +226,7 @@ def begun_as(folder: Path) -> dict[str, Any]:
 
 
 def remove(folder: Path) -> None:
-    """Delete a run's checkpoints and its chosen parameters, those of pretraining too."""
+    """Delete a run's checkpoints and its chosen parameters, including those of pretraining."""
     for place in (folder, folder / PRETRAINING):
         for name in (CHECKPOINT, PREVIOUS, BEST):
             (place / name).unlink(missing_ok=True)

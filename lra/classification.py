@@ -1,4 +1,4 @@
-"""Classify examples: the cross-entropy of their classes, told by accuracy."""
+"""Classify examples: minimise the cross-entropy of their classes, measured by accuracy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Classification:
     """The objective of every task; see `lra.objective`.
 
     Args:
-        train: Batches to learn from.
+        train: The training batches.
         validation: The split that checkpoints are chosen on.
     """
 
@@ -28,7 +28,7 @@ class Classification:
     shown: str = "accuracy"
 
     def loss(self, answers: Tensor, part: Batch) -> Tensor:
-        """Return the share of a micro-batch in the mean cross-entropy of its batch."""
+        """Return a micro-batch's share of the mean cross-entropy of its batch."""
         return class_loss(answers, part)
 
     def validate(
@@ -38,10 +38,10 @@ class Classification:
         processes: Processes,
         stops: Callable[[], bool],
     ) -> dict[str, float]:
-        """Return the share of the validation split that is classified rightly, and the loss."""
+        """Return the share of the validation split that is classified correctly, and the loss."""
         answers = predict(model, self.validation, train, processes, stops)
         return {ACCURACY: answers.num_correct / len(self.validation), LOSS: answers.loss}
 
     def is_better(self, measured: float, best: float) -> bool:
-        """Tell whether an accuracy is above the best before it."""
+        """Return whether an accuracy is above the previous best."""
         return measured > best

@@ -1,12 +1,14 @@
-"""Compare two methods over their seeds: the difference, its interval, and what that says.
+"""Compare two methods over their seeds: the difference, its interval, and what it shows.
 
     lra compare attention=softmax,mra task=listops,text seed=0,1,2,3,4 scale=mini
     lra compare attention=fourier variant=default,norm=ortho scale=mini
 
-From records alone. Cells of one task and seed, trained on the same data, are a pair; the interval
-is Student's of the differences. One pair has no spread: its interval is that of a difference on one
-test set, by the examples that only one of both has right where predictions are stored, else as of
-two shares. Two methods are compared, the first two that the words name or that there are.
+It works from records alone. Cells of one task and seed, trained on the same data, form a pair; the
+interval is Student's interval of the differences. A single pair has no spread: its interval is that
+of a difference on one test set, computed from the examples that only one of the two methods
+classifies correctly if predictions are stored, and otherwise as for two shares. Which is better is
+decided by the same tests as in a report. Two methods are compared: the first two that the words
+name, or the first two that have records.
 """
 
 import argparse
@@ -21,9 +23,11 @@ from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.markdown import markdown
 from lra.record import Method, Record, records_of
+from lra.report.grid import beats_chance, build_grid
+from lra.report.notes import changed
 from lra.report.selection import Selection, selections
-from lra.report.significance import NORMAL, mcnemar, student
-from lra.report.standing import Answers, discordant, stored
+from lra.report.significance import LEVEL, NORMAL, difference_interval, mcnemar, student
+from lra.report.standing import Answers, correct, discordant, stored
 from lra.terminal import run
 from lra.variant import DEFAULT
 from lra.words import printable, shown
@@ -36,9 +40,9 @@ class Comparison:
     Args:
         task: Task.
         first: The first method's records, by seed.
-        second: The second's, of the same seeds.
-        alone: Test examples that only the first has right, and only the second, where there is one
-            seed and both predictions are stored.
+        second: The second method's records, for the same seeds.
+        alone: Number of test examples that only the first method classifies correctly, and that
+            only the second does, if there is one seed and both predictions are stored.
     """
 
     task: str
@@ -48,42 +52,44 @@ class Comparison:
 
     @property
     def differences(self) -> list[float]:
-        """The first's accuracy less the second's, in percent, a seed each."""
+        """The first method's accuracy minus the second's for each seed, in percent."""
         pairs = zip(self.first, self.second, strict=True)
         return [100 * ((a.test_accuracy or 0) - (b.test_accuracy or 0)) for a, b in pairs]
 
     @property
     def mean(self) -> float:
-        """Their mean, in percent."""
+        """The mean of the differences, in percent."""
         return statistics.mean(self.differences)
 
     @property
-    def half_width(self) -> float:
-        """Half the width of the 95 % interval, in percent."""
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference, in percent."""
         count = len(self.differences)
+        if count == 1 and self.alone is None:
+            low, high = difference_interval(correct(self.first[0]), correct(self.second[0]))
+            return 100 * low, 100 * high
         if self.alone is not None:
-            # Of a difference of shares of the same examples (Agresti, equation 11.1).
+            # For a difference of shares of the same examples (Agresti, equation 11.1).
             one, other = self.alone
-            spread = math.sqrt(one + other - (one - other) ** 2 / (self.first[0].test_total or 1))
-            return 100 * NORMAL * spread / (self.first[0].test_total or 1)
-        if count == 1:
-            return 100 * NORMAL * math.sqrt(_variance(self.first[0]) + _variance(self.second[0]))
-        return student(count - 1) * statistics.stdev(self.differences) / math.sqrt(count)
+            total = self.first[0].test_total or 1
+            half = 100 * NORMAL * math.sqrt(one + other - (one - other) ** 2 / total) / total
+        else:
+            half = student(count - 1) * statistics.stdev(self.differences) / math.sqrt(count)
+        return self.mean - half, self.mean + half
 
     @property
     def words(self) -> str:
-        """What it says, in words."""
+        """The result of the comparison in words."""
         one, other = self.first[0].method, self.second[0].method
-        if abs(self.mean) <= self.half_width:
+        if not beats_chance(self.first) and not beats_chance(self.second):
+            return f"{one} and {other} are both at chance"
+        low, high = self.interval
+        # The exact test decides if there is one: the interval is an approximation.
+        differ = mcnemar(*self.alone) < LEVEL if self.alone is not None else not low <= 0 <= high
+        if not differ:
             return f"no difference is shown between {one} and {other}"
         better, worse = (one, other) if self.mean > 0 else (other, one)
         return f"{better} is better than {worse}"
-
-
-def _variance(record: Record) -> float:
-    """Return the variance of a share of so many test examples."""
-    share, total = record.test_accuracy or 0, record.test_total or 1
-    return share * (1 - share) / total
 
 
 def comparisons(
@@ -92,13 +98,13 @@ def comparisons(
     other: Method,
     answers: Answers = lambda record: None,
 ) -> Iterator[Comparison]:
-    """Yield the comparison of two methods on every task that both have equal seeds and data of.
+    """Yield the comparison of two methods on every task where they share seeds and data.
 
     Args:
-        records: Of one scale and protocol.
+        records: Records of one scale and protocol.
         one: The first method.
-        other: The second.
-        answers: Gives the test predictions of a record, None where there are none.
+        other: The second method.
+        answers: Returns the test predictions of a record, or None if there are none.
     """
     results: dict[tuple[str, int, str], dict[Method, Record]] = {}
     for record in records:
@@ -114,16 +120,16 @@ def comparisons(
         source = first[0].data_source
         label = f"{task} (stand-in)" if source == "stand-in" else task
         if sum(each == task for each, _ in kinds) > 1:
-            # Seeds on other data are other examples: never averaged.
+            # Seeds on different data have different examples, so they are never averaged.
             label = f"{task} [{source} {data[:8]}]"
         yield Comparison(label, first, second, alone)
 
 
 def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method]:
-    """Return the two methods that words ask for: the first two, in the order of the words.
+    """Return the two methods that words select: the first two, in the order of the words.
 
     Raises:
-        ConfigError: There are not two.
+        ConfigError: There are fewer than two.
     """
     there = list(dict.fromkeys(record.method for record in records))
     order = list(asked.attentions)
@@ -135,13 +141,13 @@ def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method
         asked_for = variants.index(variant) if variant in variants else len(variants)
         return known, asked_for, variant != DEFAULT
 
-    # Of one backend its variants are compared; of several, one of each goes first.
+    # For one backend, its variants are compared; for several, two different backends.
     ranked = sorted(there, key=place)
     for one, other in combinations(ranked, 2):
         if len(order) < 2 or one.attention != other.attention:
             return one, other
     names = shown(", ".join(map(str, there))) or "none"
-    raise ConfigError(f"two methods with results are needed; those words find {names}")
+    raise ConfigError(f"two methods with results are needed; these words find {names}")
 
 
 def page(
@@ -150,11 +156,11 @@ def page(
     other: Method,
     answers: Answers = lambda record: None,
 ) -> str:
-    """Return the table of two methods, and below it what it says in words."""
+    """Return the table of two methods, followed by its meaning in words."""
     found = list(comparisons(records, one, other, answers))
     table = [["task", "seeds", str(one), str(other), "difference", "95 % interval"]]
     for each in found:
-        low, high = each.mean - each.half_width, each.mean + each.half_width
+        low, high = each.interval
         numbers = [
             f"{100 * statistics.mean(record.test_accuracy or 0 for record in side):.1f}"
             for side in (each.first, each.second)
@@ -166,19 +172,23 @@ def page(
         if each.alone is not None:
             a, b = each.alone
             lines.append(
-                f"{each.task}: only {one} is right on {a} test examples, only {other} on {b};"
+                f"{each.task}: {a} test examples are classified correctly only by {one},"
+                f" {b} only by {other};"
                 f" McNemar's exact p = {mcnemar(a, b):.2g}."
             )
     if any(len(each.first) == 1 for each in found):
         lines.append(
-            "Of one seed the interval knows the test set's size alone, not what another seed gives."
+            "For a single seed, the interval reflects only the size of the test set, not the"
+            " variation between seeds."
         )
     if any(len(each.first) == 2 for each in found):
         lines.append(
-            "Two seeds leave one degree of freedom, so the interval is wide; three tell more."
+            "Two seeds leave one degree of freedom, so the interval is wide; three say more."
         )
     if not found:
-        return printable(f"{one} and {other} have no task with equal seeds and data.")
+        return printable(f"{one} and {other} share no task with equal seeds and data.")
+    grid = build_grid(record for each in found for record in (*each.first, *each.second))
+    lines += [*changed(grid), *grid.departure_lines()]
     return "\n".join([markdown(table), "", *map(printable, lines)])
 
 
@@ -186,7 +196,7 @@ def main() -> None:
     """Print the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(prog="lra compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    parser.add_argument("words", nargs="*", help="key=value as in lra train")
     args = parser.parse_intermixed_args()
     try:
         for asked in selections(command(args.words), groups(args.words)):

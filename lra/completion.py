@@ -1,9 +1,9 @@
-"""Complete words in a shell: commands, keys, and the names that a group chooses from.
+"""Complete words in a shell: commands, keys, and the names that a group offers.
 
     eval "$(lra completion bash)"
     autoload -U +X bashcompinit && bashcompinit && eval "$(lra completion bash)"
 
-The first line is for bash, in `~/.bashrc`; the second for zsh, in `~/.zshrc`.
+Put the first line into `~/.bashrc` for bash, or the second into `~/.zshrc` for zsh.
 """
 
 import os
@@ -18,7 +18,7 @@ GROUPS = ("task", "attention", "pretrain", "protocol", "scale", "experiment", "s
 
 
 def candidates(line: str) -> list[str]:
-    """Return what the last word of a line may become, without what is before its last `=` or comma.
+    """Return the completions of a line's last word, without the part up to its `=`.
 
     Args:
         line: Such as `lra train task=lis`.
@@ -32,12 +32,12 @@ def candidates(line: str) -> list[str]:
         return [f"{each}=" for each in dict.fromkeys(keys) if each.startswith(key)]
     known = ["true", "false"] if key == "debug" else groups().get_group_options(key)
     before, comma, last = value.rpartition(",")
-    # The shell takes what follows `=` for a word of its own.
+    # The shell treats what follows `=` as a separate word.
     return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
 
 
 def main() -> None:
-    """Print the line for the shell, or answer it."""
+    """Print the line for the shell, or the completions that the shell asks for."""
     words = sys.argv[1:]
     if words[:1] == ["--words"]:
         line = os.environ.get("COMP_LINE", "")

@@ -1,7 +1,7 @@
-"""From words to a configuration: what Hydra composes is checked, and told from its recipe.
+"""From words to a configuration: check what Hydra composes, and compare it with its recipe.
 
-`resolve` turns what Hydra composed into a `Config`, or stops with a `ConfigError` that names the
-key, the value and what would be right.
+`resolve` turns what Hydra composed into a `Config`, or raises a `ConfigError` that names the key,
+the value and what would be right.
 """
 
 import copy
@@ -46,12 +46,13 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
     """
     try:
         if "variant" in composed:
-            # As the folder was named; what follows from the updates is no departure of its own.
+            # Fixed as the folder was named; a warm-up that follows from the number of updates is
+            # not a departure of its own.
             composed.variant = composed.variant
         _follow_steps(composed)
         config = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, ValueError) as error:
-        # What a value that follows from others cannot be made of is told by itself.
+        # A value that is derived from others has an error of its own.
         cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
         raise ConfigError(str(cause).splitlines()[0]) from error
     assert isinstance(config, Config)
@@ -59,9 +60,9 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
 
 
 def _follow_steps(composed: DictConfig | ListConfig) -> None:
-    """Let the warm-up follow in proportion where fewer updates were asked for than it takes.
+    """Shorten the warm-up in proportion if it takes at least as many updates as the whole run.
 
-    A warm-up that was asked for stays, to be refused.
+    A warm-up that was set explicitly stays, and is rejected later.
     """
     train = OmegaConf.select(composed, "train")
     if train is None or train.schedule != "one_cycle" or not 2 < train.steps <= train.warmup_steps:
@@ -75,7 +76,7 @@ def _follow_steps(composed: DictConfig | ListConfig) -> None:
         return
     train.warmup_steps = max(2, round(recipe["warmup_steps"] * train.steps / recipe["steps"]))
     log.info(
-        "train.warmup_steps=%d: follows train.steps=%d, as %d of %d in the recipe",
+        "train.warmup_steps=%d: in proportion to train.steps=%d, as %d of %d in the recipe",
         train.warmup_steps,
         train.steps,
         recipe["warmup_steps"],
@@ -84,7 +85,7 @@ def _follow_steps(composed: DictConfig | ListConfig) -> None:
 
 
 def load(*overrides: str) -> Config:
-    """Compose a configuration outside `lra.train`, from the words of its command line.
+    """Compose a configuration outside `lra.train`, from the same words as on its command line.
 
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
@@ -93,7 +94,7 @@ def load(*overrides: str) -> Config:
 
 
 def place(*overrides: str) -> tuple[Config, Path]:
-    """Return what `load` does, and the run folder that a sweep gives such a cell.
+    """Return what `load` returns, and the run folder that a sweep gives such a cell.
 
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
@@ -103,7 +104,7 @@ def place(*overrides: str) -> tuple[Config, Path]:
 
 
 def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
-    """Return what Hydra composes of a cell, its values unchecked, and its run folder.
+    """Return the configuration that Hydra composes for a cell, unchecked, and its run folder.
 
     Raises:
         ConfigError: A word names no group, option or key, or has a wrong value.
@@ -114,7 +115,7 @@ def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
             composed = compose("train", words, return_hydra_config=True)
         sweep = composed.hydra.sweep
         folder = Path(sweep.dir) / sweep.subdir
-        # A variant that follows from the recipe asks for what was chosen.
+        # Deriving a variant from the recipe needs the choices of Hydra, which are deleted below.
         composed.variant = composed.variant
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_a_line(error)) from error
@@ -124,14 +125,14 @@ def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
 
 
 def check_composes(name: str, words: Sequence[str]) -> None:
-    """Refuse words that Hydra would refuse, in a line.
+    """Reject words that Hydra would reject, with a message of one line.
 
     Args:
-        name: Of the configuration, such as `bench`.
-        words: As Hydra reads them.
+        name: Name of the configuration, such as `bench`.
+        words: The words as Hydra reads them.
 
     Raises:
-        ConfigError: A word has no key there, or a value of another type.
+        ConfigError: A word's key does not exist there, or its value has the wrong type.
     """
     try:
         with _hydra():
@@ -142,7 +143,7 @@ def check_composes(name: str, words: Sequence[str]) -> None:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Let Hydra compose from `configs`; a run of Hydra around this goes on as before."""
+    """Let Hydra compose from `configs`; an enclosing run of Hydra continues as before."""
     instance = GlobalHydra.instance()
     around = instance.hydra
     instance.clear()
@@ -153,7 +154,7 @@ def _hydra() -> Iterator[None]:
         instance.hydra = around
 
 
-# Words that leave a recipe as it is.
+# Keys that leave a recipe as it is.
 _IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
 _IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
 
@@ -161,19 +162,19 @@ _IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "att
 def departures(
     values: Mapping[str, Any], chosen: Mapping[str, str] | None = None, own: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return what departs from the recipe of a cell: values by key, the cell's and the recipe's.
+    """Return the cell's departures from its recipe, by key: the cell's value and the recipe's.
 
     Args:
-        values: Those of the cell, as `comparable` or `asdict` give them.
-        chosen: What was chosen of each group, where a file of the user's own has another name
-            than what it says.
+        values: The values of the cell, as `comparable` or `asdict` returns them.
+        chosen: The option chosen in each group, for files of the user's own whose name differs
+            from the name that they set.
         own: Folders of the user's own configurations.
 
     Raises:
         ConfigError: There is no such recipe.
     """
     recipe = _recipe_of(values, chosen, own)
-    # What a machine decides is the same for both.
+    # Values that depend on the machine are resolved alike for both.
     device, train = values["device"], dict(values["train"])
     for each in (train, recipe["train"]):
         each["precision"] = resolve_precision(each["precision"], device)
@@ -181,7 +182,7 @@ def departures(
 
 
 def told_departures(config: Config) -> str:
-    """Return what departs from a cell's recipe in words; empty where nothing does."""
+    """Return a cell's departures from its recipe in words; empty if there are none."""
     try:
         return variant.told(departures(asdict(config), *_surroundings(None)))
     except ConfigError:
@@ -191,9 +192,9 @@ def told_departures(config: Config) -> str:
 def _recipe_of(
     values: Mapping[str, Any], chosen: Mapping[str, str] | None, own: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the values of a cell's recipe, with the same backend inside where one nests."""
+    """Return the values of a cell's recipe, with the same inner backend if the backend nests."""
     names = {"scale": values["scale"]}
-    # Absent from what is hashed where there is none.
+    # Hashed values lack this key if there is no pretraining.
     values = {"pretrain": {"name": variant.NO_PRETRAINING}, **values}
     for group in ("task", "attention", "pretrain", "protocol"):
         name, path = values[group]["name"], values[group].get("path")
@@ -211,7 +212,7 @@ def _recipe_of(
 
 
 def _surroundings(hydra: DictConfig | None) -> tuple[dict[str, str] | None, list[str]]:
-    """Return what Hydra says was chosen of each group, and the folders of the user's own."""
+    """Return the option that Hydra chose in each group, and the user's own config folders."""
     if hydra is None:
         if not HydraConfig.initialized():
             return None, []
@@ -242,16 +243,16 @@ def _composed_recipe(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _derived_variant(own: str = "", *, _root_: DictConfig) -> str:
-    """Return the variant of a cell: what is given, or its departures from its recipe.
+    """Return the variant of a cell: the given one, or its departures from its recipe.
 
-    The name of a pretraining goes before it.
+    The name of a pretraining precedes it.
     """
     pretrain = str(OmegaConf.select(_root_, "pretrain.name"))
     return variant.with_pretraining(own or _departing(_root_), pretrain)
 
 
 def _departing(_root_: DictConfig) -> str:
-    """Return the variant that a cell's departures from its recipe name."""
+    """Return the variant named after a cell's departures from its recipe."""
     hydra = _root_.hydra if "hydra" in _root_ else None
     if hydra is None and HydraConfig.initialized():
         hydra = HydraConfig.get()
@@ -269,35 +270,35 @@ def _departing(_root_: DictConfig) -> str:
         named = {str(key): value for key, value in values.items()}
         return variant.name(departures(named, chosen, own))
     except ConfigError:
-        # A protocol of the user's own may have recipes for its own names alone.
+        # A user's own protocol may have recipes only for its own names.
         return variant.DEFAULT
 
 
 OmegaConf.register_new_resolver("derived_variant", _derived_variant, replace=True)
-# Plugins of Hydra's, and the extra of the project that has them.
+# Hydra plugins, and the extra of the project that installs them.
 _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/([^']+)'")
 _EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
 _NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
 
 
 def _in_a_line(error: Exception) -> str:
-    """Return what Hydra or OmegaConf says is wrong, in a line."""
+    """Return what Hydra or OmegaConf says is wrong, in one line."""
     text = str(error)
     if found := _NO_RECIPE.search(text):
         protocol, task = found.groups()
         recipes = CONFIGS / "protocol" / "task"
         there = ", ".join(sorted(file.stem for file in (recipes / protocol).glob("*.yaml")))
-        # A task of one's own goes by its path.
+        # A user's own task is named by its path.
         file = "custom" if ":" in task else task
         others = sorted(each.parent.name for each in recipes.glob(f"*/{file}.yaml"))
-        where = f"; {task} is in protocol={','.join(others)}" if others else ""
+        where = f"; for {task} use protocol={','.join(others)}" if others else ""
         return (
             f"protocol={protocol} has no recipe for task={task}, only for {there or 'none'}{where}"
         )
     if found := _PLUGIN.search(text):
         kind, name = found.groups()
         extra = _EXTRAS.get(name.partition("_")[0])
-        brings = f": pip install -e '.[{extra}]' brings it" if extra else ""
+        brings = f"; run pip install -e '.[{extra}]'" if extra else ""
         return f"hydra/{kind}={name} is not installed{brings}"
     first = text.strip().splitlines()[0].removeprefix("In 'train': ")
     first = first.removeprefix("ConfigError raised while resolving interpolation: ")
@@ -309,7 +310,7 @@ def recorded(values: dict[str, Any]) -> Config:
     """Return the configuration of a record, from what `comparable` kept of it.
 
     Raises:
-        ConfigError: The record is of another version of the configuration.
+        ConfigError: The record is from another version of the configuration.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), values)
@@ -319,20 +320,20 @@ def recorded(values: dict[str, Any]) -> Config:
 
 
 def _task_fact(fact: str, path: str | None, options: DictConfig | dict[str, Any]) -> int:
-    """Return what a task of the user's own says of its data, asked for while a cell is composed."""
-    # Torch takes seconds, and other cells need none.
+    """Return a fact that a user's own task states about its data, while a cell is composed."""
+    # Importing torch takes seconds, and other cells do not need it.
     from lra.custom import task_fact
 
     return task_fact(fact, path, options)
 
 
-# At import, so that the processes of a parallel sweep have them too.
+# Registered at import, so that the processes of a parallel sweep have them too.
 OmegaConf.register_new_resolver("backend_name", backend_name, replace=True)
 OmegaConf.register_new_resolver("task_fact", _task_fact, replace=True)
 
 
 def groups(words: Iterable[str] = ()) -> Groups:
-    """Return the groups of configuration files: those of `hydra.searchpath` before the suite's.
+    """Return the groups of configuration files, those in `hydra.searchpath` before the suite's.
 
     Raises:
         ConfigError: A word is not of the form key=value.
@@ -347,9 +348,9 @@ def groups(words: Iterable[str] = ()) -> Groups:
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """Return the words of a command as Hydra reads them, and make the schemas known to it.
+    """Return the words of a command as Hydra reads them, and register the schemas with Hydra.
 
-    A user's own backend or task may be written where a name is: attention=my_file:Mine.
+    A user's own backend or task may be given in place of a name: attention=my_file:Mine.
 
     Raises:
         ConfigError: A word is not of the form key=value, or names no key, group or option.
@@ -365,12 +366,12 @@ def command(words: Sequence[str]) -> list[str]:
 
 
 def known_keys() -> list[str]:
-    """Return every key of a cell; one that ends in a point holds keys of its own."""
+    """Return every key of a cell; a key that ends in a dot holds keys of its own."""
     return list(_keys(Config))
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """Return every key of a dataclass; one that ends in a point holds keys of its own."""
+    """Yield every key of a dataclass; a key that ends in a dot holds keys of its own."""
     types = get_type_hints(kind)
     for each in fields(kind):
         key, inside = f"{prefix}{each.name}", types[each.name]
@@ -383,10 +384,10 @@ def _keys(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def _paths(word: str, there: Groups) -> list[str]:
-    """Return those values of a word that are paths of a user's own backends.
+    """Return the values of a word that are paths of a user's own backends or tasks.
 
     Raises:
-        ConfigError: One has a colon and is no path.
+        ConfigError: A value has a colon but is not a path.
     """
     override = read(word, there)
     if override.is_delete() or override.is_interval_sweep():
@@ -408,7 +409,7 @@ def _register_own(group: str, path: str, there: Groups) -> None:
         store(group=group, name=path, node=schema | {"name": backend_name(path), "path": path})
         return
     store(group=group, name=path, node={"defaults": ["custom", "_self_"], "path": path})
-    # What protocols and scales have for it.
+    # The files that protocols and scales have for custom tasks.
     for folder in there.folders:
         for file in folder.glob("*/task/*/custom.yaml"):
             layer = str(file.parent.relative_to(folder))
@@ -417,12 +418,12 @@ def _register_own(group: str, path: str, there: Groups) -> None:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra under the names that `configs` start from."""
+    """Register the schemas with Hydra under the names that `configs` start from."""
     schema = OmegaConf.structured(Config)
     for key, group in {"task": TaskConfig, "attention": AttentionConfig}.items():
         schema[key] = OmegaConf.structured(group)
-        # Options are open, so that a wrong one reaches `bind`, which names the choices.
+        # Options are left open, so that a wrong one reaches `bind`, which lists the choices.
         OmegaConf.set_struct(schema[key].options, False)
     ConfigStore.instance().store(name="schema", node=schema)
-    # A user's own backend inside another one has options that no YAML lists.
+    # A user's own backend nested in another one has options that no YAML file lists.
     ConfigStore.instance().store(name="attention_schema", node=schema.attention)

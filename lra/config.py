@@ -1,6 +1,6 @@
-"""Every knob once, with its type, default and unit, and what of them can change a number.
+"""Every option once, with its type, default and unit, and which of them can change a number.
 
-`configs/*.yaml` hold values only; `lra.compose` makes a `Config` of them.
+`configs/*.yaml` hold values only; `lra.compose` builds a `Config` from them.
 """
 
 import hashlib
@@ -27,25 +27,26 @@ PRETRAININGS = (variant.NO_PRETRAINING, *variant.PRETRAININGS)
 PRETRAIN_LOSSES = ("cross_entropy", "l1")
 ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
-# AdamW divides it by numbers below 1, and what comes out must be a float32.
+# AdamW divides it by numbers below 1, and the result must be a float32.
 LARGEST_RATE = 1e30
-# What a generator of torch takes.
+# The bound on seeds of a torch generator.
 LEAST_WRONG_SEED = 2**63
-# File systems allow 255 bytes; a variant is a folder's name.
+# File systems allow names of 255 bytes; a variant is the name of a folder.
 LONGEST_VARIANT = 200
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
 
 @dataclass(kw_only=True)
 class TaskConfig:
-    """What the data of a task are.
+    """The data of a task.
 
     Args:
-        name: Key of the task in `lra.tasks`; of a user's own what `backend_name` makes of its
-            path.
+        name: Key of the task in `lra.tasks`; for a user's own task, the name that `backend_name`
+            derives from its path.
         path: Module and class of a user's own task, such as `my_file:MyTask`.
         num_classes: Number of labels.
-        num_symbols: Ids in use, padding included; the model's vocabulary is at least this.
+        num_symbols: Number of ids in use, padding included; the model's vocabulary is at least
+            this large.
         sequences: Sequences per example: 1, or 2 for Retrieval.
         truncate: Longest sequence that is kept, in tokens; longer ones are cut on the right.
         stand_in: Use the project's own procedural stand-in instead of the published data.
@@ -71,14 +72,14 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class AttentionConfig:
-    """Which backend mixes the tokens.
+    """The backend that mixes the tokens.
 
     Args:
-        name: Key of the backend in `models.ATTENTION`; of a user's own what `backend_name` makes
-            of its path.
+        name: Key of the backend in `models.ATTENTION`; for a user's own backend, the name that
+            `backend_name` derives from its path.
         path: Module and class of a user's own backend, such as `my_pkg.my_file:MyAttention`.
         options: Its options, checked against the keyword arguments of its `__init__`.
-        inner: The backend inside, for one that nests.
+        inner: The inner backend, for a backend that nests another.
     """
 
     name: str
@@ -89,12 +90,12 @@ class AttentionConfig:
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """Where the recipe comes from.
+    """The source of the recipe.
 
     Args:
         name: The protocol's name, also its folder in `configs/protocol/task`.
-        source: Paper and code it follows.
-        deviations: What differs from the published code; printed under every table.
+        source: The paper and code that it follows.
+        deviations: Differences from the published code; printed under every table.
     """
 
     name: str
@@ -109,35 +110,37 @@ class TrainConfig:
     Args:
         steps: Number of updates.
         batch_size: Examples per update.
-        learning_rate: Peak learning rate; of `rsqrt` the factor before the root.
-        warmup_steps: Updates of warm-up.
-        schedule: `one_cycle`: linear from a 25th of the peak up, then linear down to a 250,000th,
-            with beta 1 moving from .95 to .85 and back. With t updates made and w of warm-up,
+        learning_rate: Peak learning rate; for `rsqrt`, the factor in front of the root.
+        warmup_steps: Number of warm-up updates.
+        schedule: `one_cycle`: linear up from a 25th of the peak, then linear down to a 250,000th,
+            with beta 1 moving from .95 to .85 and back. After t updates, with w of warm-up,
             `rsqrt`: learning_rate min(1, t / w) / sqrt(max(t, w)); `cosine`: learning_rate
-            min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2; up to w `half_cosine` and
-            `linear`: learning_rate (t / w)^warmup_power, and then, with p = (t - w) / (steps - w),
-            learning_rate (1 + cos(pi p)) / 2 and learning_rate (1 - p); `constant`: learning_rate
-            min(1, t / w).
+            min(1, t / w) (1 + cos(pi frac((t - w) / cycle_steps))) / 2; `half_cosine` and
+            `linear`: learning_rate (t / w)^warmup_power up to w, and then, with
+            p = (t - w) / (steps - w), learning_rate (1 + cos(pi p)) / 2 and learning_rate (1 - p),
+            respectively; `constant`: learning_rate min(1, t / w).
         cycle_steps: Period of `cosine`.
-        clip_norm: Largest norm of the gradient; 0 clips nothing.
+        clip_norm: Largest norm of the gradient; 0 disables clipping.
         beta1: Decay of AdamW's first moment; `one_cycle` replaces it.
         beta2: Decay of AdamW's second moment.
         epsilon: AdamW's epsilon.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
-        kernel_learning_rate: Peak learning rate of the parameters that make a state-space layer's
+        kernel_learning_rate: Peak learning rate of the parameters that form a state-space layer's
             kernel; None takes `learning_rate`.
-        kernel_roles: Which those are, by the role that a layer gives them: `dt`, `A`, `B`, `C`.
-        undecayed: Roles without weight decay: those, and `weight`, `bias`, `norm`, `embedding`.
-        warmup_power: Of `half_cosine` and `linear`.
+        kernel_roles: Which parameters these are, by the role that a layer gives them: `dt`, `A`,
+            `B`, `C`.
+        undecayed: Roles without weight decay: the above, and `weight`, `bias`, `norm`, `embedding`.
+        warmup_power: Exponent of the warm-up of `half_cosine` and `linear`.
         validate_every: Updates between validations.
         eval_batch_size: Examples per batch in evaluation, at most.
         micro_batch: Examples of a batch that are computed at once, sorted by length; their
-            gradients add up to that of the whole batch, so that it changes numbers by rounding
-            only. 0 computes the whole batch at once; null as many as fit, by their lengths, the
-            caches of a CPU or the memory of a GPU. See `lra.division`.
+            gradients add up to that of the whole batch, so this changes numbers only by rounding.
+            0 computes the whole batch at once; null computes as many examples as fit, given their
+            lengths, into the caches of a CPU or the memory of a GPU. See `lra.division`.
         precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
-            attention in float32, as github.com/mlpen trains; or `float16_on_gpu`: that on a GPU,
-            and float32 on the CPU, where float16 is slow. Records say which it was.
+            attention in float32, as github.com/mlpen trains; or `float16_on_gpu`, which is
+            `float16` on a GPU and `float32` on the CPU, where float16 is slow. Records say which
+            it was.
         compile: Run the model through `torch.compile`.
         checkpoint_seconds: Seconds between checkpoints.
     """
@@ -172,7 +175,7 @@ class TrainConfig:
             if not 0 < (number := getattr(self, key)) < float("inf"):
                 raise ValueError(f"train.{key}={number}: must be a finite number above 0")
         if self.learning_rate > LARGEST_RATE:
-            least = f"must be at most {LARGEST_RATE:g}, what a float32 weight can be moved by"
+            least = f"must be at most {LARGEST_RATE:g}, so that a float32 weight can be moved by it"
             raise ValueError(f"train.learning_rate={self.learning_rate}: {least}")
         for key in ("beta1", "beta2"):
             if not 0 <= (number := getattr(self, key)) < 1:
@@ -180,7 +183,7 @@ class TrainConfig:
         if self.micro_batch is not None and self.micro_batch < 0:
             raise ValueError(
                 f"train.micro_batch={self.micro_batch}: must be at least 0 (0 = the whole batch),"
-                " or null for what fits"
+                " or null for as many as fit"
             )
         for key in ("weight_decay", "clip_norm", "checkpoint_seconds"):
             if not 0 <= (number := getattr(self, key)) < float("inf"):
@@ -218,22 +221,22 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class PretrainConfig:
-    """What comes before training: nothing, or the same encoder restores the task's own inputs.
+    """What precedes training: nothing, or the same encoder learns to restore the task's own inputs.
 
     `spt` is self-pretraining (Amos, Berant and Gupta, arXiv 2310.02980): AdamW with a constant rate
-    after a linear warm-up; what is not here is as in `train`. An encoder that sees no later token
-    says which one comes next, whatever `hidden_share` is.
+    after a linear warm-up; anything not listed here is as in `train`. An encoder that sees no later
+    token predicts the next one, whatever `hidden_share` is.
 
     Args:
         name: `none` or `spt`.
         steps: Number of updates.
         batch_size: Examples per update.
         learning_rate: Learning rate after the warm-up.
-        warmup_steps: Updates of warm-up.
+        warmup_steps: Number of warm-up updates.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         hidden_share: Probability that a token or pixel is hidden and has to be restored.
         loss: `cross_entropy` of the hidden symbols, or `l1`: absolute error of their grey values.
-        validate_every: Updates between validations, the best of which is trained on from.
+        validate_every: Updates between validations; training starts from the best one.
     """
 
     name: str = variant.NO_PRETRAINING
@@ -281,26 +284,26 @@ class Config:
     Args:
         task: The data.
         attention: The backend.
-        protocol: Source of the recipe.
+        protocol: The source of the recipe.
         model: Sizes.
         train: Optimisation.
-        pretrain: What comes before training.
+        pretrain: What precedes training.
         scale: `paper` (as published), `small` (the real tasks in an evening on two CPU cores) or
             `mini` (minutes).
-        seed: Seed of initialisation, data order and dropout; data have their own.
-        variant: Names what departs from the recipe, so that it has its own folder; without it,
-            what departs does, such as learning_rate=0.001,steps=3.
-        validation: What selects the checkpoint: `validation`, or `test` as some papers did, which
-            every table then says.
+        seed: Seed of initialisation, data order and dropout; data have seeds of their own.
+        variant: Name of a cell that departs from its recipe, so that it has its own folder; by
+            default it lists the departures, such as learning_rate=0.001,steps=3.
+        validation: Split that selects the checkpoint: `validation`, or `test` as in some papers,
+            which every table then says.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         threads: CPU threads; 0 takes torch's default.
         data_dir: Folder of raw data, with imdb, cifar10, aan, listops and pathfinder below it;
-            without it, the environment variable LRA_DATA_DIR.
-        cache_dir: Folder of the built data sets; without it, the environment variable
-            LRA_CACHE_DIR, then data/cache of the checkout, or the user's cache folder.
-        runs_dir: Folder of the run folders; without it, the environment variable LRA_RUNS_DIR,
-            then results/runs of the checkout, or the user's data folder.
-        force: Train again although the cell is finished.
+            default: the environment variable LRA_DATA_DIR.
+        cache_dir: Folder of the built data sets; default: the environment variable LRA_CACHE_DIR,
+            then data/cache of the checkout, or the user's cache folder.
+        runs_dir: Folder of the run folders; default: the environment variable LRA_RUNS_DIR, then
+            results/runs of the checkout, or the user's data folder.
+        force: Train again even if the cell is finished.
     """
 
     task: TaskConfig
@@ -362,18 +365,18 @@ class Config:
         return Path(self.runs_dir, *parts, f"seed{self.seed}")
 
     def raw_data_dir(self) -> Path | None:
-        """Return where raw data lie: the key `data_dir` before LRA_DATA_DIR, else None."""
+        """Return the folder of raw data: the key `data_dir`, else LRA_DATA_DIR, else None."""
         folder = self.data_dir or os.environ.get(DATA_DIR_VARIABLE)
         return expanded(folder) if folder else None
 
 
 def expanded(folder: str) -> Path:
-    """Return a folder with `~` and `$VARIABLES` replaced."""
+    """Return a folder with `~` and `$VARIABLES` expanded."""
     return Path(os.path.expandvars(folder)).expanduser()
 
 
 def problem_of_folder(name: str) -> str:
-    """Return why a name cannot be a folder's on every system; nothing where it can."""
+    """Return why a name is no valid folder name on every system; empty if it is one."""
     if len(name.encode()) > LONGEST_VARIANT:
         return f"must be a plain folder name of at most {LONGEST_VARIANT} bytes"
     forbidden = sorted(set(name) & set('/\\|<>:"?*') | {c for c in name if not c.isprintable()})
@@ -384,14 +387,14 @@ def problem_of_folder(name: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Return what `train.precision` means on a device; `auto` decides nothing yet."""
+    """Return what `train.precision` means on a device; `auto` leaves it undecided."""
     if precision != "float16_on_gpu" or device == "auto":
         return precision
     return "float32" if device == "cpu" else "float16"
 
 
-# Knobs that are younger than records and checkpoints: at their defaults they are left out of
-# hashes, so that those stay valid.
+# Options that are newer than existing records and checkpoints: at their defaults they are left out
+# of hashes, so that existing hashes stay valid.
 _YOUNGER: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "task": (TaskConfig, ("path",)),
     "model": (
@@ -408,7 +411,7 @@ _YOUNGER: dict[str, tuple[type[Any], tuple[str, ...]]] = {
         ("kernel_learning_rate", "kernel_roles", "undecayed", "warmup_power"),
     ),
 }
-# What a run may change without changing its numbers.
+# Keys that may change without changing a run's numbers.
 _OUTSIDE_HASH = ("force", "data_dir", "cache_dir", "runs_dir")
 
 
@@ -417,8 +420,8 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
 
     Args:
         config: The configuration.
-        resolved: What the machine decided, such as device and threads; replaces keys of the
-            same name.
+        resolved: Values that the machine decided, such as device and threads; they replace keys of
+            the same name.
     """
     values = asdict(config) | resolved
     if config.pretrain.name == variant.NO_PRETRAINING:
@@ -433,6 +436,23 @@ def comparable(config: Config, **resolved: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _OUTSIDE_HASH}
 
 
+def value_at(values: dict[str, Any], key: str) -> Any:
+    """Return the value of a key in what `comparable` returned; None if there is no such key.
+
+    Args:
+        values: The part of a configuration that records hold.
+        key: Key such as `train.steps`. One that was left out at its default has that default.
+    """
+    node: Any = values
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    group, _, option = key.partition(".")
+    owner, younger = _YOUNGER.get(group, (None, ()))
+    if node is None and owner is not None and option in younger:
+        return _default(owner, option)
+    return node
+
+
 def _default(owner: type[Any], key: str) -> Any:
     [found] = [each for each in fields(owner) if each.name == key]
     return found.default if found.default_factory is MISSING else found.default_factory()
@@ -445,12 +465,12 @@ def config_hash(values: dict[str, Any]) -> str:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return where two configurations differ, a line per key.
+    """Return where two configurations differ, one line per key.
 
     Args:
-        there: One, as `comparable` returns it.
-        here: The other.
-        prefix: Of the keys.
+        there: One configuration, as `comparable` returns it.
+        here: The other one.
+        prefix: Prefix of the keys.
     """
     lines = []
     for key in sorted(there | here):
@@ -471,7 +491,7 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
         where: The key that holds them, for messages, such as `attention.options`.
 
     Returns:
-        The options, lists turned to tuples where the signature asks for one.
+        The options, with lists turned into tuples.
 
     Raises:
         ConfigError: An option is unknown, lacks a value, or has one of the wrong type.
@@ -499,19 +519,19 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_path(text: str) -> bool:
-    """Tell whether a text has the form `my_pkg.my_file:MyAttention`."""
+    """Return whether a text has the form `my_pkg.my_file:MyAttention`."""
     return _PATH.fullmatch(text) is not None
 
 
 def backend_name(path: str | None) -> str:
-    """Return the name of a user's own backend or task, in run folders and tables.
+    """Return the name of a user's own backend or task in run folders and tables.
 
-    It is the whole path, since two classes that shared a name would share their folders and rows.
+    It is the whole path, since two classes of the same name would share their folders and rows.
 
     Args:
         path: Such as `my_pkg.my_file:MyAttention`.
 
     Returns:
-        `my_pkg.my_file.MyAttention`; `custom` for what is no path, which `lra.build` refuses.
+        `my_pkg.my_file.MyAttention`; `custom` if it is not a path, which `lra.build` rejects.
     """
     return path.replace(":", ".") if path is not None and is_path(path) else "custom"

@@ -1,19 +1,19 @@
-"""The contract of a backend, as checks: pytest runs them over the registry, `lra.check` over any.
+"""The contract of a backend, as checks: pytest runs them on the registry, `lra.check` on any.
 
 A backend is an `nn.Module` built as `Backend(shape, *, options...)` and called as
 `backend(x, mask)`, with `x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None; it
-returns `(B, N, D)`. Besides it says, by a class attribute or a property,
+returns `(B, N, D)`. By a class attribute or a property it must also state
 
-* `pad_invariant`: whether the amount of padding leaves its output at real positions as it is;
+* `pad_invariant`: whether its output at real positions is independent of the amount of padding;
 
-and it may say, or the check that needs it is skipped,
+and it may state the following, without which the check that needs it is skipped:
 
 * `reference(x, mask)`: its plain form, a method that computes the same from the same parameters;
-* `memory_growth`: the power of N that the memory of a training step grows with, such as 1 or 2;
-* `graph_break`: why `torch.compile` cannot keep it in one graph, where that is so;
-* `thread_safe`: whether threads may call it at once, which is so where it keeps nothing on itself
-  between lines of its forward and draws no random numbers but by `models.randomness`; it is not
-  inherited, as a subclass has another forward.
+* `memory_growth`: the power of N with which the memory of a training step grows, such as 1 or 2;
+* `graph_break`: why `torch.compile` cannot keep it in one graph, if it cannot;
+* `thread_safe`: whether several threads may call it at once, which holds if its forward keeps
+  nothing on the module between its lines and draws random numbers only by `models.randomness`; it
+  is not inherited, as a subclass has another forward.
 
 Every check is a function of a `Subject`; the first line of its docstring is its sentence. Axes: B
 batch, H heads, N length, K head width, D model width.
@@ -38,24 +38,24 @@ from models.encoder import Attention, pad_invariant
 from models.heads import AttentionShape, HeadProjections
 from models.randomness import seeded
 
-# The length of most inputs, and what more padding adds to it.
+# The length of most inputs, and the length of the padding that is added to it.
 LENGTH, MORE = 37, 19
 SMALL = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
-# A number that little else has, so that the tensors with an axis of heads can be told.
+# A size that hardly any other axis has, so that an axis of heads can be recognised.
 MANY_HEADS = 11
-# Threads that call a backend at once, and how often they do.
+# Number of threads that call a backend at once, and number of calls.
 THREADS, CALLS = 3, 12
-# Lengths at which memory is measured, and how far its power may be from the one that is claimed.
+# Lengths at which memory is measured, and how far its power may be from the claimed one.
 GROWING = (512, 1024, 2048)
 POWER_TOLERANCE = 0.2
 
 
 class BrokenError(AssertionError):
-    """A backend does not keep its contract; the message says in a line how."""
+    """A backend breaks its contract; the message says how in one line."""
 
 
 class SkippedError(Exception):
-    """A check says nothing about a backend; the message says why."""
+    """A check does not apply to a backend; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Subject:
     """A backend with its options, as checks build it.
 
     Args:
-        make: Builds it from a shape.
+        make: Builds the backend from a shape.
         shape: Sizes; `max_length` is at least 56.
     """
 
@@ -71,17 +71,17 @@ class Subject:
     shape: AttentionShape = SMALL
 
     def build(self, *, seed: int = 1, **sizes: Any) -> nn.Module:
-        """Build the backend for evaluation, its parameters drawn from a seed.
+        """Build the backend for evaluation, with parameters drawn from a seed.
 
         Args:
-            seed: Of the parameters.
-            sizes: Fields of the shape that differ.
+            seed: Seed of the parameters.
+            sizes: Fields of the shape to replace.
         """
         torch.manual_seed(seed)
         return self.make(replace(self.shape, **sizes)).eval()
 
     def inputs(self, length: int = LENGTH) -> tuple[Tensor, Tensor]:
-        """Return x `(3, length, D)`, and a mask with padding, a hole, and one sequence all real."""
+        """Return x `(3, length, D)`, and a mask with padding, a hole, and one all-real sequence."""
         generator = torch.Generator().manual_seed(2)
         x = torch.randn(3, length, self.shape.dim, generator=generator)
         mask = torch.ones(3, length, dtype=torch.bool)
@@ -96,7 +96,7 @@ Attend = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def sentence(check: Callable[..., None]) -> str:
-    """Return what a check says of what passes; its name where Python leaves docstrings out."""
+    """Return a check's sentence, or its name if Python runs without docstrings."""
     return (check.__doc__ or check.__name__.replace("_", " ")).splitlines()[0].rstrip(".")
 
 
@@ -116,7 +116,7 @@ def shape_and_type(subject: Subject) -> None:
 
 
 def masked_content(subject: Subject) -> None:
-    """What is under the mask never changes the output at real positions."""
+    """Content under the mask never changes the output at real positions."""
     backend, (x, mask) = subject.build(), subject.inputs()
     expected = backend(x, mask)[mask]
     for kind, filled in _other_padding(x, mask):
@@ -124,7 +124,7 @@ def masked_content(subject: Subject) -> None:
 
 
 def masked_gradient(subject: Subject) -> None:
-    """What is under the mask gets no gradient from real positions, and changes none."""
+    """Content under the mask gets no gradient from real positions, and changes no gradient."""
     backend, (x, mask) = subject.build(), subject.inputs()
     expected = _gradients(backend(x.requires_grad_(), mask)[mask], [x, *backend.parameters()])
     if expected[0][~mask].any():
@@ -143,7 +143,7 @@ def masked_gradient(subject: Subject) -> None:
 
 
 def _other_padding(x: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield `x` with other content under the mask, and what that is."""
+    """Yield a description of other content, and `x` with that content under the mask."""
     kinds = {"large numbers": 100 * torch.randn_like(x)}
     kinds |= {f"{value}": torch.full_like(x, value) for value in (math.nan, math.inf, -math.inf)}
     for kind, content in kinds.items():
@@ -151,7 +151,7 @@ def _other_padding(x: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def no_mask(subject: Subject) -> None:
-    """A mask of real tokens only is the same as none."""
+    """A mask of real tokens only is equivalent to no mask."""
     backend, (x, mask) = subject.build(), subject.inputs()
     _near(backend(x, torch.ones_like(mask)), backend(x, None), 1e-5, "outputs")
 
@@ -167,7 +167,7 @@ def all_padding(subject: Subject) -> None:
 
 
 def padding(subject: Subject) -> None:
-    """More padding changes the output exactly where pad_invariant is False."""
+    """More padding changes the output if and only if pad_invariant is False."""
     backend, (x, mask) = subject.build(), subject.inputs()
     try:
         claim = pad_invariant(backend)
@@ -180,8 +180,8 @@ def padding(subject: Subject) -> None:
         _near(padded, narrow, 2e-6, "pad_invariant is True, but outputs")
     elif _difference(padded, narrow) <= 2e-6:
         raise BrokenError(
-            "pad_invariant is False, but more padding changed nothing; with True, batches could be"
-            " trimmed to their longest sequence"
+            "pad_invariant is False, but more padding changed nothing; if it were True, batches"
+            " could be trimmed to their longest sequence"
         )
 
 
@@ -207,8 +207,8 @@ def head_permutation(subject: Subject) -> None:
 def permute_heads(backend: nn.Module, order: Tensor) -> None:
     """Permute the heads of a backend in place.
 
-    Of every `HeadProjections` inside the rows and columns of each head are moved; of other
-    parameters and buffers whose first axis is as long as there are heads, that axis.
+    In every `HeadProjections` inside, the rows and columns of each head are moved; in other
+    parameters and buffers, the first axis is permuted if its size is the number of heads.
 
     Args:
         backend: A backend with `len(order)` heads.
@@ -231,7 +231,7 @@ def permute_heads(backend: nn.Module, order: Tensor) -> None:
 
 
 def determinism(subject: Subject) -> None:
-    """The same seed and input give the same bits, outputs and gradients."""
+    """The same seed and input give bitwise equal outputs and gradients."""
     x, mask = subject.inputs()
     runs = []
     for _ in range(2):
@@ -240,9 +240,9 @@ def determinism(subject: Subject) -> None:
         output = backend(inputs[0], mask)
         runs.append([backend(x, mask), output, *_gradients(output[mask], inputs)])
     if not torch.equal(runs[0][0], runs[0][1]):
-        raise BrokenError("a second call gives other outputs")
+        raise BrokenError("a second call gives different outputs")
     if not all(map(torch.equal, *runs)):
-        raise BrokenError("a second one of the same seed gives other outputs or gradients")
+        raise BrokenError("a second one from the same seed gives different outputs or gradients")
 
 
 def untouched_inputs(subject: Subject) -> None:
@@ -257,7 +257,7 @@ def untouched_inputs(subject: Subject) -> None:
 
 
 def bfloat16(subject: Subject) -> None:
-    """Under bfloat16 autocast outputs stay near float32, gradients finite."""
+    """Under bfloat16 autocast, outputs stay near float32 and gradients stay finite."""
     backend, (x, mask) = subject.build(), subject.inputs()
     exact = backend(x, mask)[mask]
     with torch.autocast("cpu", torch.bfloat16):
@@ -282,22 +282,22 @@ def dropout(subject: Subject) -> None:
     _gradients(output, [x, *backend.parameters()])
     if torch.equal(output[mask], without.train()(x, mask)[mask]):
         if not any(map(_drops, backend.modules())):
-            raise SkippedError("no dropout")
-        raise BrokenError("with dropout=0.5 outputs in training are those without it")
+            raise SkippedError("it has no dropout")
+        raise BrokenError("with dropout=0.5, outputs in training equal those without it")
 
 
 def _drops(module: nn.Module) -> bool:
-    """Say whether a module is, or says that it has, dropout."""
+    """Return whether a module is a dropout layer, or states that it has dropout."""
     probability = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
     return isinstance(probability, float) and probability > 0
 
 
 def threads(subject: Subject) -> None:
-    """Threads that call it at once get what each gets alone."""
+    """Threads that call it at once get the same results as each gets alone."""
     backend = subject.build(dropout=0.1).train()
     if not side_by_side.is_thread_safe(backend):
         raise SkippedError(
-            "its class does not say thread_safe = True: one thread at a time calls it"
+            "its class does not set thread_safe = True, so one thread at a time calls it"
         )
     x, mask = subject.inputs()
     random = torch.get_rng_state()
@@ -317,14 +317,14 @@ def threads(subject: Subject) -> None:
     ):
         together = list(results)
     if not torch.equal(random, torch.get_rng_state()):
-        raise BrokenError("it draws from torch's generator; draw by models.randomness.draw_seed")
+        raise BrokenError("it draws from torch's generator; use models.randomness.draw_seed")
     for one, other in zip(chain(*alone), chain(*together), strict=True):
         if not torch.equal(one, other):
-            raise BrokenError("outputs or gradients are others: what is kept on the module?")
+            raise BrokenError("outputs or gradients differ: what is kept on the module?")
 
 
 def state_round_trip(subject: Subject) -> None:
-    """A state_dict carries everything from one to another of another seed."""
+    """A state_dict carries everything from one instance to another with a different seed."""
     backend, other = subject.build(), subject.build(seed=4)
     x, mask = subject.inputs()
     for parameter in other.parameters():
@@ -332,7 +332,7 @@ def state_round_trip(subject: Subject) -> None:
     other.load_state_dict(copy.deepcopy(backend.state_dict()))
     if not torch.equal(backend(x, mask), other(x, mask)):
         raise BrokenError(
-            "loaded into another one, it gives other outputs: is a random tensor neither a"
+            "loaded into another instance, it gives different outputs: is a random tensor neither a"
             " parameter nor a buffer?"
         )
 
@@ -348,7 +348,7 @@ def all_parameters_learn(subject: Subject) -> None:
 
 
 def plain_form(subject: Subject) -> None:
-    """The output and all gradients are those of the plain form."""
+    """The output and all gradients equal those of the plain form."""
     backend = subject.build().double()
     reference = getattr(backend, "reference", None)
     if reference is None:
@@ -368,17 +368,17 @@ def memory_growth(subject: Subject) -> None:
         peaks = [_training_peak(subject, length) for length in GROWING]
     except ValueError as error:
         raise SkippedError(f"cannot be built for long sequences: {error}") from error
-    # Of a + b N^p at lengths in the ratio 2 the first differences are too, to the power p.
+    # If memory is a + b N^p, its differences between doubled lengths have the ratio 2^p.
     power = math.log2((peaks[2] - peaks[1]) / (peaks[1] - peaks[0]))
     if not abs(power - claim) < POWER_TOLERANCE:
         measured = ", ".join(
             f"{p / 2**20:.1f} MiB at {n}" for n, p in zip(GROWING, peaks, strict=True)
         )
-        raise BrokenError(f"claims {claim:g}, but it is {power:.2f}: {measured}")
+        raise BrokenError(f"claims {claim:g}, but the power is {power:.2f}: {measured}")
 
 
 def _training_peak(subject: Subject, length: int) -> int:
-    """Return the peak bytes of the tensors that one sequence, a quarter padding, makes."""
+    """Return the peak bytes of the tensors for one sequence, a quarter of it padding."""
     backend = subject.build(max_length=length)
     x, mask = (tensor[:1] for tensor in subject.inputs(length))
     with PeakMemory(x, mask, *backend.parameters(), *backend.buffers()) as memory:
@@ -389,25 +389,25 @@ def _training_peak(subject: Subject, length: int) -> int:
 
 
 def compiles(subject: Subject) -> None:
-    """torch.compile keeps it in one graph, which gives the same."""
+    """torch.compile keeps it in one graph that gives the same results."""
     if shutil.which("g++") is None:
         raise SkippedError("no C++ compiler g++, which torch.compile needs")
     backend, (x, mask) = subject.build(), subject.inputs()
     reason = getattr(backend, "graph_break", None)
     with warnings.catch_warnings():
-        # The compiler's own modules use what torch has deprecated, and it warns of complex numbers.
+        # The compiler's own modules use deprecated parts of torch, and it warns of complex numbers.
         warnings.simplefilter("ignore")
         if reason is not None and _one_graph(backend, x, mask):
-            raise BrokenError(f"graph_break states {reason!r}, but one graph holds it")
+            raise BrokenError(f"graph_break states {reason!r}, but it fits into one graph")
         torch.compiler.reset()
         compiled = torch.compile(backend, fullgraph=reason is None)
         _same(backend, compiled, backend, x, mask, 1e-3)
     if reason is not None:
-        raise SkippedError(f"states why not: {reason}; in pieces it gives the same")
+        raise SkippedError(f"it states why not: {reason}; in pieces the results are the same")
 
 
 def _one_graph(backend: nn.Module, x: Tensor, mask: Tensor) -> bool:
-    # Here, as it takes seconds to import.
+    # Imported here, as it takes seconds.
     from torch._dynamo.exc import TorchDynamoException
 
     torch.compiler.reset()
@@ -420,7 +420,7 @@ def _one_graph(backend: nn.Module, x: Tensor, mask: Tensor) -> bool:
 
 
 def gpu(subject: Subject) -> None:
-    """A GPU gives what the CPU gives."""
+    """A GPU gives the same results as the CPU."""
     if not torch.cuda.is_available():
         raise SkippedError("no CUDA device")
     backend, (x, mask) = subject.build(), subject.inputs()
@@ -453,13 +453,13 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest value where that is over 1."""
+    """Return the largest difference, relative to the largest value if that is over 1."""
     scale = max(1.0, float(expected.detach().abs().max()))
     return float((actual - expected).detach().abs().max()) / scale
 
 
 def _near(actual: Tensor, expected: Tensor, most: float, what: str) -> None:
-    # A difference that is no number is not near either.
+    # Written so that a NaN difference is not near either.
     if not (difference := _difference(actual, expected)) <= most:
         raise BrokenError(f"{what} differ by {difference:.1e}, at most {most:.1e} is allowed")
 
@@ -489,10 +489,10 @@ def _same(
 
 
 def _gradients(output: Tensor, inputs: Iterable[Tensor], where: str = "") -> list[Tensor]:
-    """Return the gradients of the sum of squares; zeros where there is none.
+    """Return the gradients of the sum of squares, with zeros for missing ones.
 
     Raises:
-        BrokenError: One is not finite.
+        BrokenError: A gradient is not finite.
     """
     inputs = [tensor for tensor in inputs if tensor.requires_grad]
     if not inputs or not output.requires_grad:

@@ -1,7 +1,7 @@
-"""Code of the user's own, loaded by its path: `attention.path=my_pkg.my_file:MyAttention`.
+"""Load the user's own code by its path: `attention.path=my_pkg.my_file:MyAttention`.
 
-A backend goes by `attention=custom`, a task by `task=custom task.path=my_file:MyTask`. Nothing has
-to be installed: `python -m lra.train` finds modules of the current folder.
+A backend is chosen by `attention=custom`, a task by `task=custom task.path=my_file:MyTask`. Nothing
+has to be installed: `python -m lra.train` finds modules in the current folder.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lra.tasks import SPLITS, DataError, Split, Task
 EXAMPLE = "my_pkg.my_file:MyAttention"
 SIGNATURE = "def __init__(self, shape: AttentionShape, *, window: int = 64)"
 TASK_EXAMPLE = "my_file:MyTask"
-# What a task of the user's own says beside `lra.tasks.Task`, each at least so much.
+# The facts that a user's own task states beyond `lra.tasks.Task`, each with its least value.
 FACTS = {"version": 0, "id_shift": 0, "num_classes": 2, "num_symbols": 2, "length": 1}
 
 
@@ -65,23 +65,23 @@ def load_task(path: str | None, where: str = "task.path") -> type[Task]:
     needed_names = (*FACTS, "sizes", "locate", "write")
     if lacking := [each for each in needed_names if each not in fields and not hasattr(task, each)]:
         raise ConfigError(
-            f"{where}={path}: {name} lacks {', '.join(lacking)}; what a task of your own says"
-            " is in CONTRIBUTING.md"
+            f"{where}={path}: {name} lacks {', '.join(lacking)}; CONTRIBUTING.md lists what a"
+            " task of your own must state"
         )
     found: type[Task] = task
     return found
 
 
 def task_fact(fact: str, path: str | None, options: DictConfig | dict[str, Any]) -> int:
-    """Return what a task of the user's own says of its data, for the values that follow from it.
+    """Return a fact that a user's own task states about its data, for values that depend on it.
 
     Args:
-        fact: A key of `FACTS`, or `sequences`, which is 1 where the task doesn't say.
+        fact: A key of `FACTS`, or `sequences`, which is 1 if the task does not state it.
         path: Module and class of the task.
         options: Its options.
 
     Raises:
-        ConfigError: There is no such task or option, or the fact is no number that it can be.
+        ConfigError: There is no such task or option, or the fact has an impossible value.
     """
     kind = load_task(path)
     plain = OmegaConf.to_container(options) if isinstance(options, DictConfig) else options
@@ -97,16 +97,16 @@ def task_fact(fact: str, path: str | None, options: DictConfig | dict[str, Any])
 
 
 def check_facts(task: Task, where: str) -> None:
-    """Refuse a task of the user's own whose facts are no numbers that they can be.
+    """Reject a user's own task whose facts have impossible values.
 
     Raises:
-        ConfigError: One of them is not.
+        ConfigError: One of them has an impossible value.
     """
     name = type(task).__name__
     for fact, least in FACTS.items():
         value = getattr(task, fact)
         if not isinstance(value, int) or value < least:
-            message = f"{name}.{fact} is {value!r}, must be a whole number, at least {least}"
+            message = f"{name}.{fact} is {value!r}, must be a whole number of at least {least}"
             raise ConfigError(f"{where}: {message}")
     if getattr(task, "sequences", 1) not in (1, 2):
         raise ConfigError(f"{where}: {name}.sequences must be 1 or 2")
@@ -116,10 +116,10 @@ def check_facts(task: Task, where: str) -> None:
 
 
 def check_data(task: Task, splits: Mapping[str, Split]) -> None:
-    """Refuse data of a user's own task that its facts do not cover, which no model could read.
+    """Reject data that contradict the facts of a user's own task, which no model could read.
 
     Raises:
-        DataError: A label or a symbol is out of range; `lra check` looks for more.
+        DataError: A label or a symbol is out of range; `lra check` checks for more.
     """
     for name, split in splits.items():
         for what, values, shift, fact in (
@@ -134,7 +134,7 @@ def check_data(task: Task, splits: Mapping[str, Split]) -> None:
 
 
 def find(path: str, where: str) -> type[Any]:
-    """Return the class that a path names, whatever it is; see `load` and `load_task`."""
+    """Return the class that a path names, whatever its kind; see `load` and `load_task`."""
     return _find(path, where, EXAMPLE, "classes", lambda value: isinstance(value, type))
 
 
@@ -149,12 +149,12 @@ def _find(
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that this one imports in its turn is another matter: Python says where.
+        # A missing module that this one imports is a different fault: Python says where.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
-            f" what is installed{networks.hint(module_name)}"
+            f" the installed packages{networks.hint(module_name)}"
         ) from error
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}: {error.msg}"
@@ -168,19 +168,19 @@ def _find(
             f"{where}={path}: {module.__file__} has no class {class_name}; its {kind} are:"
             f" {', '.join(there) or 'none'}"
         )
-    # Now, and not when the record is written: the file may have been edited by then.
+    # Hashed now and not when the record is written: the file may have been edited by then.
     provenance.hashes(module_name)
     own: type[Any] = found
     return own
 
 
 def sources(config: AttentionConfig) -> str:
-    """Return path and sha256 of every user's own backend; empty where there is none.
+    """Return path and sha256 of each of the user's own backends; empty if there is none.
 
-    Those of its file as it was loaded, and of the modules of its package or folder that it imports.
+    The hashes cover its file as loaded, and the modules of its package or folder that it imports.
 
     Args:
-        config: A backend, with those inside it.
+        config: A backend, with those nested in it.
     """
     parts = [] if config.path is None else [f"{config.path}, {_hashes(config.path)}"]
     inner = "" if config.inner is None else sources(config.inner)
@@ -188,12 +188,12 @@ def sources(config: AttentionConfig) -> str:
 
 
 def _hashes(path: str) -> str:
-    # The class may be defined elsewhere, and only be named in the module of the path.
+    # The class may be defined elsewhere, and only be imported in the module of the path.
     return provenance.hashes(load(path, "attention.path").__module__)
 
 
 def is_network(value: Any) -> bool:
-    """Tell whether a value is a class of networks."""
+    """Return whether a value is a subclass of `nn.Module`."""
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 

@@ -1,10 +1,10 @@
-"""Build the data sets of tasks into the cache and print what is in them.
+"""Build the data sets of tasks into the cache and print what they contain.
 
     lra data task=listops,image data_dir=RAW [--fetch]
 
-A data set that is already there is only checked against its fingerprint. `--fetch` first puts the
-published files of ListOps, Retrieval, Pathfinder and Path-X into RAW, where it lacks them. Without
-a task it builds five of them.
+A data set that is already in the cache is only checked against its fingerprint. `--fetch` first
+downloads the published files of ListOps, Retrieval, Pathfinder and Path-X into RAW, unless they are
+there. Without a task, the command builds five data sets.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = "task source train validation test skipped mean-length max-length MiB 
 
 
 def row(task: str, data: cache.Dataset) -> list[str]:
-    """Return the line of a data set."""
+    """Return the row of a data set in the table."""
     lengths = [split.lengths for split in data.splits.values()]
     mean = sum(part.sum() for part in lengths) / sum(map(len, lengths))
     size = sum(file.stat().st_size for file in data.folder.iterdir())
@@ -44,7 +44,7 @@ def row(task: str, data: cache.Dataset) -> list[str]:
 
 
 def fetch(configs: Iterable[Config], data_dir: Path) -> None:
-    """Fetch the published files of those tasks that find none."""
+    """Fetch the published files of the tasks whose files are missing."""
     lacking = []
     for config in configs:
         try:
@@ -56,10 +56,10 @@ def fetch(configs: Iterable[Config], data_dir: Path) -> None:
 
 
 def cells_of(words: Sequence[str]) -> list[list[str]]:
-    """Return the words of those cells of a grid that differ in their data.
+    """Return the words of the cells of a grid that differ in their data.
 
     Args:
-        words: Complete words.
+        words: Complete words of the grid.
     """
     keys = ("task", "scale", "protocol", "data_dir", "cache_dir", "debug", "hydra.searchpath")
     about = [word for word in words if key_of(word) in keys or key_of(word).startswith("task.")]
@@ -67,10 +67,10 @@ def cells_of(words: Sequence[str]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Build and print."""
+    """Build the data sets and print the table."""
     parser = argparse.ArgumentParser(prog="lra data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train; data_dir=FOLDER")
+    parser.add_argument("words", nargs="*", help="key=value as in lra train; data_dir=FOLDER")
     parser.add_argument("--fetch", action="store_true", help="fetch what data_dir lacks, some 8 GB")
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -83,8 +83,8 @@ def main() -> None:
         if args.fetch:
             if folder is None or any(config.scale == "mini" for config in configs):
                 raise ConfigError(
-                    "--fetch needs data_dir=FOLDER (or LRA_DATA_DIR), and scale=small or paper:"
-                    " scale=mini makes its own data"
+                    "--fetch needs data_dir=FOLDER (or LRA_DATA_DIR), and scale=small or paper;"
+                    " scale=mini generates its own data"
                 )
             fetch(configs, folder)
     except (ConfigError, DataError) as error:

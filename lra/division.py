@@ -1,10 +1,10 @@
 """How a batch is divided into micro-batches, whose gradients add up to that of the whole batch.
 
-Sorted by length and computed a few at a time, examples are padded to the longest of these few and
-not to the longest of all: of Text at 4,096 tokens a third is left to compute. What is computed at
-once follows from a budget: of tokens, which activations grow with, and of squares of lengths, which
-materialised attention does. On a CPU the budget is what its caches hold, on a GPU its memory, and
-there squares count only where a backend's memory grows with them.
+Sorted by length and computed a few at a time, examples are padded to the longest of these few
+instead of the longest of all: for Text at 4,096 tokens, a third is left to compute. How much is
+computed at once follows from a budget of tokens, with which activations grow, and of squares of
+lengths, with which materialised attention grows. On a CPU the budget is what its caches hold, on a
+GPU its memory; on a GPU, squares count only if a backend's memory grows with them.
 """
 
 import re
@@ -17,32 +17,32 @@ from torch import nn
 from lra import memory
 from models.encoder import Block
 
-# Fits the caches of common processors: 64 floats a token are a megabyte, and a head's weights at
-# these squares sixteen. Fixed, so that every machine divides alike and gives the same bits.
+# These fit the caches of common processors: 64 floats per token take a megabyte, and a head's
+# weights at these squares sixteen. Fixed, so that all machines divide alike and give the same bits.
 CPU_TOKENS, CPU_SQUARES = 4_096, 2**22
-# Share of a GPU's memory that an update may take; twice that and no more if the estimate is low.
+# Share of a GPU's memory that an update may take; twice that, and no more, if the estimate is low.
 GPU_SHARE = 0.4
-# Tensors of a training step for every input and output of a linear layer, at 4 bytes; and bytes of
-# materialised attention for every square of a length, of two layers of two heads.
+# Tensors of a training step per input and output of a linear layer, at 4 bytes each; and bytes of
+# materialised attention per squared length, for two layers of two heads.
 TENSORS, SQUARE_BYTES = 4, 64
-# Shapes that `torch.compile` may see.
+# Number of shapes that `torch.compile` may see.
 COMPILED_SHAPES = 8
 
 
-# Its limits in words.
+# The limits of a division in words.
 _NAMES = {"examples": "examples", "tokens": "tokens", "squares": "squares of lengths"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """What is computed at once, at most; 0 is no limit, and one example always fits.
+    """Upper limits on what is computed at once; 0 means no limit, and one example always fits.
 
     Args:
-        examples: Examples.
-        tokens: Tokens, padding included.
+        examples: Number of examples.
+        tokens: Number of tokens, padding included.
         squares: Sum of the squares of the padded lengths of the sequences.
-        shapes: Shapes of a micro-batch; with a limit, lengths are rounded up to as many, and every
-            micro-batch of a length is filled up to the same number of examples.
+        shapes: Number of shapes of a micro-batch; with a limit, lengths are rounded up to that many
+            values, and every micro-batch of a length is filled up to the same number of examples.
     """
 
     examples: int = 0
@@ -52,7 +52,7 @@ class Division:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a batch stays as it was drawn."""
+        """Whether a batch is left as it was drawn."""
         return self == WHOLE
 
     def rows(self, width: int, sequences: int = 1) -> int:
@@ -84,28 +84,28 @@ class Division:
         """Return a division with half the budget.
 
         Args:
-            most: Examples of the largest micro-batch there was, at least 2.
+            most: Number of examples in the largest micro-batch so far, at least 2.
         """
         limits = {key: getattr(self, key) // 2 for key in ("tokens", "squares")}
         return replace(self, examples=-(-most // 2), **limits)
 
     @classmethod
-    def said(cls, words: str) -> "Division":
-        """Return the division that `str` tells of in these words.
+    def parse(cls, words: str) -> "Division":
+        """Return the division that `str` describes in these words.
 
         Raises:
-            ValueError: It tells of none so.
+            ValueError: The words describe no division.
         """
         limits = {key: rf"([\d,]+) {name}(?:,|$)" for key, name in _NAMES.items()}
         found = {k: re.search(limit, words) for k, limit in limits.items()}
         found["shapes"] = re.search(r"in (\d+) shapes$", words)
         numbers = {k: int(m.group(1).replace(",", "")) for k, m in found.items() if m}
         if str(division := cls(**numbers)) != words:
-            raise ValueError(f"micro_batch={words!r}: no division of a batch")
+            raise ValueError(f"micro_batch={words!r}: not a division of a batch")
         return division
 
     def __str__(self) -> str:
-        """Say it in words, as records do."""
+        """Describe it in words, as records do."""
         limits = [f"{getattr(self, k):,} {name}" for k, name in _NAMES.items() if getattr(self, k)]
         shapes = f", in {self.shapes} shapes" if self.shapes else ""
         return (f"at most {', '.join(limits)}" if limits else "whole") + shapes
@@ -115,10 +115,10 @@ WHOLE = Division()
 
 
 def needs_whole_batch(model: nn.Module) -> bool:
-    """Say whether a model's training must see a batch at once.
+    """Return whether a model's training must see a whole batch at once.
 
-    It must where statistics are taken over the batch, as BatchNorm does: of a micro-batch they
-    would be others. Besides torch's, a module says so by `whole_batch = True`.
+    It must if statistics are taken over the batch, as in BatchNorm: over a micro-batch, they would
+    differ. Modules other than torch's declare this with `whole_batch = True`.
     """
     norms = nn.modules.batchnorm._BatchNorm
     return any(isinstance(m, norms) or getattr(m, "whole_batch", False) for m in model.modules())
@@ -132,7 +132,7 @@ def division_for(
     Args:
         micro_batch: Examples at once; 0 is the whole batch; None is what fits the device.
         model: The network; one that needs the whole batch gets it.
-        device: Where it computes.
+        device: The device that it computes on.
         compiled: Whether the model runs through `torch.compile`.
     """
     shapes = COMPILED_SHAPES if compiled else 0
@@ -153,9 +153,9 @@ def division_for(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is that of a device, torch or numpy without memory."""
+    """Return whether an error means that a device, torch or numpy ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # Those of torch's allocator on the CPU and of CUDA's libraries have no class of their own.
+    # Errors of torch's CPU allocator and of CUDA's libraries have no class of their own.
     said = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
     return isinstance(error, RuntimeError) and any(each in str(error) for each in said)

@@ -1,12 +1,12 @@
-"""Test a finished run's chosen parameters again.
+"""Test the chosen parameters of a finished run again.
 
     lra eval task=listops attention=softmax scale=mini
     lra eval results/runs/mini/nystromformer/listops/softmax/default/seed0
 
-A run is named by its words, or by its folder; several words name several runs.
+Name a run by its words or by its folder; several words name several runs.
 
-Reads the run's record for its configuration, `best.pt` for the parameters and the same data, and
-prints the accuracy beside the recorded one; the exit code is 1 where they differ.
+The command reads the configuration from the run's record, the parameters from `best.pt`, and the
+same data. It prints the accuracy beside the recorded one; the exit code is 1 if they differ.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from lra.terminal import run
 
 
 def main() -> None:
-    """Test the run that the command line names."""
+    """Test the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="lra eval", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="+", help="key=value as of lra train, or run folders")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; else the run's")
-    parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
+    parser.add_argument("words", nargs="+", help="key=value as in lra train, or run folders")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; default: the run's")
+    parser.add_argument("--data-dir", help="folder of raw data, instead of LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_intermixed_args()
     try:
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str) -> bool:
-    """Test a run's parameters, print the accuracy, and tell whether it is the recorded one.
+    """Test a run's parameters, print the accuracy, and return whether it is the recorded one.
 
     Raises:
-        ConfigError: The run has no result, or the data are others.
+        ConfigError: The run has no result, or the data differ.
         DataError: The data are missing or damaged.
     """
     config, record, model = load_run(folder)

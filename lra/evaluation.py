@@ -1,4 +1,4 @@
-"""What a model answers on a whole split."""
+"""The answers of a model on a whole split."""
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,7 +32,7 @@ def count_correct(
     processes: Processes = ALONE,
     stops: Callable[[], bool] = never,
 ) -> int:
-    """Return how many examples of the whole split the model classifies rightly; see `predict`."""
+    """Return how many examples of the split the model classifies correctly; see `predict`."""
     return predict(model, batches, train, processes, stops).num_correct
 
 
@@ -46,23 +46,23 @@ def predict(
 ) -> Predictions:
     """Return the model's answer to every example of a split, in the split's order.
 
-    A batch that does not fit the memory is computed in halves.
+    A batch that does not fit into memory is computed in halves.
 
     Args:
         model: The network.
         batches: The split.
         train: Batch size and precision.
-        processes: Those that share the work; all return the same.
-        stops: Asked before each batch whether to go on; where any process's says so, none does.
+        processes: The processes that share the work; all return the same.
+        stops: Called before each batch; if it returns True in any process, all processes stop.
 
     Raises:
-        NotFiniteError: An answer is infinite or no number.
-        UnfinishedError: `stops` said so.
+        NotFiniteError: An answer is infinite or NaN.
+        UnfinishedError: `stops` returned True.
     """
     device = next(model.parameters()).device
     not_finite = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
-    # They stay on the device until all are there.
+    # The answers stay on the device until all are complete.
     predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
     groups = batches.groups(train.eval_batch_size, division_for(train.micro_batch, model, device))
 
@@ -76,7 +76,7 @@ def predict(
             loss += losses
             not_finite += wrong
     if processes.total(not_finite).item():
-        # The largest of NaNs is class 0, which is sometimes right by chance.
+        # The argmax of NaNs is class 0, which is sometimes right by chance.
         raise NotFiniteError("the model's answers in evaluation are not finite")
     mean = float(processes.total(loss)) / len(batches)
     return Predictions(processes.total(predicted).cpu().numpy(), batches.labels, loss=mean)
@@ -84,7 +84,7 @@ def predict(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a model evaluate, and then go on as before."""
+    """Put a model into evaluation mode, and then back into its previous mode."""
     was_training = model.training
     model.eval()
     try:
@@ -100,17 +100,17 @@ def answered(
     processes: Processes = ALONE,
     stops: Callable[[], bool] = never,
 ) -> Generator[tuple[NDArray[np.int64], Answer], None, None]:
-    """Yield examples and what is answered for them: of this process's share of all groups.
+    """Yield examples and their answers, for this process's share of all groups.
 
     Args:
-        groups: The examples of every batch; what does not fit the memory is divided.
+        groups: The examples of every batch; a batch that does not fit into memory is divided.
         answer: Called with examples, without gradients.
-        model: What it calls.
-        processes: Those that share the work.
-        stops: Asked before each batch whether to go on; where any process's says so, none does.
+        model: The model that `answer` calls.
+        processes: The processes that share the work.
+        stops: Called before each batch; if it returns True in any process, all processes stop.
 
     Raises:
-        UnfinishedError: `stops` said so.
+        UnfinishedError: `stops` returned True.
     """
     device = next(model.parameters()).device
 
@@ -138,8 +138,8 @@ def answered(
             if not is_out_of_memory(error):
                 raise
         side_by_side.one_after_another(model)
-        log.warning("out of memory in evaluation: one batch after another")
-    # As many rounds in each process, the last of them perhaps without a batch.
+        log.warning("out of memory in evaluation; continuing with one batch after another")
+    # Each process makes equally many rounds, the last one perhaps without a batch.
     for start in range(done, len(groups), processes.size):
         ask()
         for group in groups[start + processes.rank :][:1]:
@@ -149,7 +149,7 @@ def answered(
 def _in_parts(
     group: NDArray[np.int64], answer: Callable[[NDArray[np.int64]], Answer]
 ) -> Iterator[tuple[NDArray[np.int64], Answer]]:
-    """Yield examples and what is answered for them: all at once, or in parts that fit."""
+    """Yield examples and their answers, all at once or in parts that fit."""
     left = [group]
     while left:
         part = left.pop()
@@ -158,14 +158,16 @@ def _in_parts(
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not is_out_of_memory(error):
                 raise
-            log.warning("out of memory with %d examples in evaluation: in halves", len(part))
+            log.warning(
+                "out of memory with %d examples in evaluation; retrying in halves", len(part)
+            )
             left += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
         yield part, found
 
 
 def _answer(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the classes answered, `(B,)`, the summed loss, and how many logits are not finite."""
+    """Return the predicted classes, `(B,)`, the summed loss, and the count of non-finite logits."""
     with autocast(batch.tokens.device, precision):
         logits = model(batch.tokens, batch.mask)
     loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")

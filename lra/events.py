@@ -1,7 +1,7 @@
-"""Curves for TensorBoard; what cannot be written is warned of once and never ends a training.
+"""Curves for TensorBoard; a failure to write them causes one warning and never ends a training run.
 
-TensorBoard opens the first two groups of curves by their names, here `train` and `validation`, and
-leaves the others folded: of `weights` there is a curve for each of a model's tensors.
+TensorBoard expands the first two groups of curves by name, here `train` and `validation`, and
+leaves the others collapsed: `weights` has a curve for each tensor of a model.
 """
 
 import logging
@@ -15,11 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
-# In the group of validation, as one of its own would be opened in the place of that.
+# Test accuracy is in the validation group: a group of its own would be expanded in its place.
 ACCURACY, LOSS = "validation/accuracy", "validation/loss"
 BEST_ACCURACY, TEST_ACCURACY = "validation/best_accuracy", "validation/test_accuracy"
 GRADIENT_NORM = "weights/gradient_norm"
-# What cells are compared by on the page of hyperparameters.
+# The measures by which cells are compared on TensorBoard's page of hyperparameters.
 METRICS = {TEST_ACCURACY: "test accuracy", BEST_ACCURACY: "validation accuracy"}
 
 
@@ -28,7 +28,7 @@ class Events:
 
     Args:
         folder: Run folder.
-        purge_step: First step of what follows; later ones of an interrupted run are dropped.
+        purge_step: First step that follows; an interrupted run's points from there on are dropped.
         written: Whether anything is written at all.
     """
 
@@ -59,7 +59,7 @@ class Events:
 
     @property
     def works(self) -> bool:
-        """Whether what is added is written; not after something could not be."""
+        """Whether added points are written; False once a write has failed."""
         return self._writer is not None
 
     def add(self, name: str, value: float, step: int) -> None:
@@ -68,14 +68,14 @@ class Events:
             try:
                 self._writer.add_scalar(name, value, step)
             except OSError as error:
-                # Raised by the writing thread at some earlier point.
+                # The writing thread raised it at an earlier point.
                 self._give_up(error)
 
     def describe(self, values: Mapping[str, str]) -> None:
-        """Say what cell this is, for the page of hyperparameters.
+        """Describe the cell for the page of hyperparameters.
 
         Args:
-            values: Such as its task and seed.
+            values: Its properties by name, such as its task and seed.
         """
         columns = [hparams.HParam(name) for name in values]
         metrics = [hparams.Metric(tag, display_name=name) for tag, name in METRICS.items()]
@@ -91,4 +91,4 @@ class Events:
 
     def _give_up(self, error: OSError) -> None:
         self._writer = None
-        log.warning("no more TensorBoard events in %s (%s); the run goes on", self._folder, error)
+        log.warning("no more TensorBoard events in %s (%s); the run continues", self._folder, error)

@@ -1,4 +1,4 @@
-"""The examples of a split one by one, as a person's own code wants them.
+"""The examples of a split one by one, for use in a user's own code.
 
 Training itself reads `lra.batches`, which gathers whole batches at once.
 """
@@ -22,8 +22,8 @@ class Example(NamedTuple):
     """One example.
 
     Args:
-        tokens: `(N,)` int64 ids as the model reads them, without padding; of a task with two
-            sequences per example a pair of these.
+        tokens: `(N,)` int64 ids as the model reads them, without padding; a pair of such arrays
+            for a task with two sequences per example.
         label: Class, from 0.
     """
 
@@ -32,12 +32,12 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """A split, by index and in order.
+    """The examples of a split, by index or in order.
 
     Args:
         split: Its sequences and labels.
-        batches: The same as batches of one length on the CPU.
-        truncate: Longest part of a sequence that is read, in tokens.
+        batches: The same split as batches of one length on the CPU.
+        truncate: Largest number of tokens of a sequence that are read.
         id_shift: Added to a stored symbol to get its id.
     """
 
@@ -53,7 +53,7 @@ class Examples:
         """Return an example; a negative index counts from the end.
 
         Raises:
-            IndexError: There is none of that index.
+            IndexError: The index is out of range.
         """
         index = _within(index, len(self))
         first = index * self._per_example
@@ -79,7 +79,7 @@ class Examples:
         if self._per_example > 1:
             token_list = datasets.List(token_list)
         features = datasets.Features({"tokens": token_list, "label": datasets.Value("int64")})
-        # From a dictionary, since a generator's rows would be kept on disk under a random name.
+        # From a dictionary, since a generator's rows would be stored on disk under a random name.
         columns = {
             "tokens": [example.tokens for example in self],
             "label": self._split.labels.tolist(),
@@ -96,7 +96,7 @@ class Padded(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
     """A split as tensors of one length, which a `DataLoader` stacks.
 
     Args:
-        batches: Of the split, not trimmed.
+        batches: Batches of the split, not trimmed.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -109,10 +109,10 @@ class Padded(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         """Return tokens and mask, `(N,)` or `(S, N)`, and the label, a scalar.
 
         Args:
-            index: Of the example; a negative one counts from the end.
+            index: Index of the example; a negative one counts from the end.
 
         Raises:
-            IndexError: There is none of that index.
+            IndexError: The index is out of range.
         """
         batch = self._batches.gather(np.array([_within(index, len(self))]))
         mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
@@ -121,5 +121,5 @@ class Padded(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 def _within(index: int, length: int) -> int:
     if not -length <= index < length:
-        raise IndexError(f"example {index}: there are {length:,}")
+        raise IndexError(f"example {index}: out of range, there are {length:,}")
     return index % length

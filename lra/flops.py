@@ -1,9 +1,9 @@
 """Floating-point operations of a step, counted on the `meta` device without computing.
 
-Products, convolutions and attention count as torch's `FlopCounterMode` counts them, a
-multiplication and an addition each as one. It knows no FFT: here one of n complex numbers is the
-customary 5 n log2(n) operations, and half of that where the input or the output is real. What is
-element by element counts nothing, as there.
+Products, convolutions and attention are counted as by torch's `FlopCounterMode`, with a
+multiplication and an addition as one operation each. It has no formula for an FFT: here, an FFT of
+n complex numbers counts as the customary 5 n log2(n) operations, or half of that if the input or
+the output is real. Elementwise operations count as zero, as in `FlopCounterMode`.
 """
 
 import copy
@@ -43,16 +43,16 @@ FFTS = {
 
 
 def counter() -> FlopCounterMode:
-    """Return what counts the operations made under it, FFTs included."""
+    """Return a context manager that counts the operations within it, FFTs included."""
     return FlopCounterMode(display=False, custom_mapping=FFTS)
 
 
 def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """Return the operations of a forward and a backward pass of a batch without padding.
+    """Return the operations of a forward and a backward pass on a batch without padding.
 
     Args:
-        model: A classifier; it stays where and as it is.
-        shape: Of the tokens, `(B, N)` or `(B, 2, N)`.
+        model: A classifier; it is left where and as it is.
+        shape: Shape of the tokens, `(B, N)` or `(B, 2, N)`.
     """
     there = copy.deepcopy(model).to("meta").train()
     with counter() as counted:

@@ -1,4 +1,4 @@
-"""Folders that are written to: what the disk refuses is told with the key that chose the folder."""
+"""Folders that are written to: errors of the disk name the key that chose the folder."""
 
 import errno
 import os
@@ -20,10 +20,10 @@ _REFUSED = {
     errno.EPERM: "may not be written to by this user",
     errno.ENOENT: "is gone",
     errno.ESTALE: "is gone from its server",
-    errno.ENOTDIR: "is no folder",
-    errno.EEXIST: "is no folder",
+    errno.ENOTDIR: "is not a folder",
+    errno.EEXIST: "is not a folder",
     errno.EISDIR: "holds a folder where a file should be",
-    errno.EIO: "lies on a disk that reports errors",
+    errno.EIO: "is on a disk that reports errors",
     errno.ENAMETOOLONG: "has a name that is too long for its file system",
 }
 
@@ -34,15 +34,15 @@ class FolderError(ConfigError):
 
 @contextmanager
 def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
-    """Turn what the disk refuses into an error that says where and what to do.
+    """Turn an error of the disk into one that says where it occurred and what to do.
 
     Args:
         key: The configuration key that chose the folder.
-        folder: What is written to.
-        doing: What is done, such as `writing checkpoint.pt`.
+        folder: The folder that is written to.
+        doing: The operation, such as `writing checkpoint.pt`.
 
     Raises:
-        FolderError: The disk is full, or the folder is read-only, gone or no folder.
+        FolderError: The disk is full, or the folder is read-only, gone or not a folder.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
         if error.errno in _FULL:
             state = f"the disk is full ({_free(folder)}) while {doing}; free some space"
         elif error.errno in _REFUSED:
-            # Of two names the second is that of the file that was to be made.
+            # If there are two names, the second is that of the file to be created.
             name = Path(str(error.filename2 or error.filename or "")).name
             found = f" ({name})" if error.errno == errno.EISDIR and name else ""
             state = f"it {_REFUSED[error.errno]}{found}, found while {doing}; make it writable"
@@ -62,7 +62,7 @@ def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
 
 
 def writable(folder: Path) -> bool:
-    """Tell whether files can be made in a folder, or in the one that it would be made in."""
+    """Return whether files can be created in a folder, or in the parent it would be created in."""
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
@@ -75,17 +75,17 @@ def _free(folder: Path) -> str:
 
 
 def write_arrays(folder: Path, name: str, **arrays: "NDArray[Any]") -> None:
-    """Write named arrays into a run folder, compressed, whole or not at all.
+    """Write named arrays into a run folder, compressed, completely or not at all.
 
     Args:
         folder: Run folder.
         name: Name of the file, such as `predictions.npz`.
-        arrays: By the names that `numpy.load` gives them.
+        arrays: The arrays, by the names under which `numpy.load` returns them.
 
     Raises:
         FolderError: The folder cannot be written to.
     """
-    # Commands that write none start without it.
+    # Imported here, so that commands that write no arrays start without it.
     import numpy as np
 
     partial = folder / f"{name}.partial"

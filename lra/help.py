@@ -1,7 +1,7 @@
-"""What `lra train --help` says: the groups a person chooses from, and every key.
+"""The text of `lra train --help`: the groups a user chooses from, and every key.
 
-The meanings are those of the dataclasses' docstrings, so that there is one text for both. Hydra's
-own help reads every file of every group first, which takes seconds.
+The meanings are taken from the docstrings of the dataclasses, so that one text serves both. Hydra's
+own help first reads every file of every group, which takes seconds.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from lra.paths import CONFIGS
 from lra.words import Groups
 
 GROUPS = ("task", "attention", "pretrain", "protocol", "scale", "hydra/launcher")
-# Launchers by the package that brings them.
+# Launchers by the package that provides them.
 LAUNCHERS = {
     "hydra_plugins.hydra_joblib_launcher": ("joblib",),
     "hydra_plugins.hydra_submitit_launcher": ("submitit_local", "submitit_slurm"),
@@ -31,19 +31,19 @@ Usage: lra train task=TASK attention=BACKEND [scale=mini] [key=value ...]
 
 
 def text() -> str:
-    """Return the whole help."""
+    """Return the whole help text."""
     return f"""{USAGE}
 
-== Groups: choose one of each by group=option ==
+== Groups: choose one option of each with group=option ==
 {groups()}
 
-== Keys: change any by key=value; [default], where neither a task nor a protocol says more ==
+== Keys: change any with key=value; [default] holds unless a task or a protocol sets another ==
 {keys()}
 
-== Every value of a cell, and the file that it comes from ==
+== To show every value of a cell and the file that it comes from ==
   lra show task=listops attention=mra scale=mini
 
-Hydra's flags work too: --cfg job prints a configuration, --hydra-help lists them."""
+Hydra's flags work too: --cfg job prints the configuration, --hydra-help lists all flags."""
 
 
 def groups() -> str:
@@ -72,12 +72,12 @@ def _is_there(package: str) -> bool:
 
 
 def keys() -> str:
-    """Return a line for each key of `Config`: its meaning, and its default where it has one."""
+    """Return a line for each key of `Config`: its meaning, and its default if it has one."""
     return "\n".join(_entry(key, text) for key, text in _keys(Config, ""))
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of its fields, by name."""
+    """Return what the docstring of a dataclass says about its fields, by name."""
     _, _, arguments = (inspect.getdoc(kind) or "").partition("\nArgs:\n")
     entries = re.split(r"^    (\w+): ", arguments.partition("\n\n")[0], flags=re.M)[1:]
     texts = (" ".join(text.split()) for text in entries[1::2])
@@ -86,7 +86,7 @@ def meanings(kind: type) -> dict[str, str]:
 
 def _keys(kind: Any, prefix: str) -> Iterator[tuple[str, str]]:
     texts, types = meanings(kind), get_type_hints(kind)
-    # Keys of the cell itself before those of its parts.
+    # Keys of the cell itself come before those of its parts.
     for field in sorted(fields(kind), key=lambda field: is_dataclass(types[field.name])):
         name, inside = f"{prefix}{field.name}", types[field.name]
         if is_dataclass(inside):

@@ -1,9 +1,9 @@
-"""Batches for pretraining: some tokens hidden, and what is to be said at every position.
+"""Batches for pretraining: some tokens are hidden, and labels give the tokens to predict.
 
-A pure function of seed and step like the batches themselves: which tokens of an example are hidden
-follows from (seed, step, example), whatever else is in its micro-batch, and on whichever device.
+They are a pure function of seed and step, like the batches themselves: which tokens of an example
+are hidden follows from (seed, step, example), whatever else is in its micro-batch, on any device.
 
-Axes: B batch, S sequences per example (absent where it is 1), N length.
+Axes: B batch, S sequences per example (absent if there is only 1), N length.
 """
 
 from collections.abc import Mapping
@@ -18,23 +18,24 @@ from lra.division import Division
 from lra.seeds import derive
 from models.restorer import HIDDEN
 
-# The label of a position where nothing is to be said; `cross_entropy` leaves it out.
+# The label of a position where nothing is to be predicted; `cross_entropy` ignores it.
 NOTHING = -100
-# The step of validation, which hides the same tokens every time.
+# The step that stands for validation, which hides the same tokens every time.
 _VALIDATION = -1
 
 
 class HiddenBatches:
-    """Batches of which tokens are hidden, or of which each token's next one is asked for.
+    """Batches in which tokens are hidden, or in which each token's successor is to be predicted.
 
-    What is padding is never hidden and never asked for. Black pixels that a protocol takes for
-    padding stay so where they show; one that is hidden, or has to tell what follows it, is real.
+    Padding is never hidden and never to be predicted. Black pixels that a protocol treats as
+    padding stay padding while they are visible; a pixel that is hidden, or from which the next one
+    is to be predicted, is real.
 
     Args:
-        batches: Those of the task; their labels are not looked at.
-        share: Probability that a token is hidden; None asks for the next token instead, of
-            sequences that are shown whole.
-        seed: Of the hiding.
+        batches: Batches of the task; their labels are not used.
+        share: Probability that a token is hidden; with None, sequences are shown whole and the next
+            token is to be predicted instead.
+        seed: Seed of the hiding.
     """
 
     def __init__(self, batches: Batches, share: float | None, seed: int) -> None:
@@ -50,8 +51,8 @@ class HiddenBatches:
     ) -> list[Batch]:
         """Return the batch of a training step in micro-batches; see `Batches.divided`.
 
-        Labels are `(B, N)` or `(B, S, N)`: the token that is to be told, or `NOTHING`; `whole` is
-        how many of them the whole batch has.
+        Labels are `(B, N)` or `(B, S, N)`: the token to predict, or `NOTHING`; `whole` is the
+        number of tokens to predict in the whole batch.
         """
         drawn = self._batches.drawn(step, batch_size, seed).tolist()
         masks = {number: self._asked(step, number) for number in set(drawn)}
@@ -60,17 +61,17 @@ class HiddenBatches:
         return [self._hide(part, masks, whole) for part in parts]
 
     def num_tokens(self, step: int, batch_size: int, seed: int) -> int:
-        """Return the tokens of the sequences of a whole batch."""
+        """Return the number of tokens in the sequences of a whole batch."""
         return self._batches.num_tokens(step, batch_size, seed)
 
     def groups(self, batch_size: int, division: Division) -> list[NDArray[np.int64]]:
-        """Return the examples of every batch of a validation, as `Batches.groups`."""
+        """Return the examples of every batch of a validation, as `Batches.groups` does."""
         return self._batches.groups(batch_size, division)
 
     def gather(self, examples: NDArray[np.int64]) -> Batch:
-        """Return examples for validation, the same tokens hidden every time.
+        """Return examples for validation, with the same tokens hidden every time.
 
-        Its `whole` is how many are asked for in the whole split.
+        Its `whole` is the number of tokens to predict in the whole split.
         """
         masks = {number: self._asked(_VALIDATION, number) for number in examples.tolist()}
         return self._hide(self._batches.gather(examples), masks, self._whole)
@@ -81,11 +82,11 @@ class HiddenBatches:
         return sum(int(self._asked(_VALIDATION, number).sum()) for number in every)
 
     def _asked(self, step: int, number: int) -> NDArray[np.bool_]:
-        """Return where something is to be told of an example, `(S, longest)`."""
+        """Return at which positions of an example a token is to be predicted, `(S, longest)`."""
         lengths = self._batches.every_length[number][:, None]
         places = np.arange(lengths.max())
         if self._share is None:
-            # After the last token there is none.
+            # No token follows the last one.
             follows: NDArray[np.bool_] = places < lengths - 1
             return follows
         real: NDArray[np.bool_] = places < lengths
@@ -96,7 +97,7 @@ class HiddenBatches:
     def _hide(self, part: Batch, masks: Mapping[int, NDArray[np.bool_]], whole: int) -> Batch:
         assert part.examples is not None
         sequences, width = self._batches.every_length.shape[1], part.tokens.shape[-1]
-        # Examples that only fill the shape are asked nothing.
+        # In examples that only fill the shape, nothing is to be predicted.
         asked = np.zeros((len(part.tokens), sequences, width), dtype=np.bool_)
         for row, number in enumerate(part.examples.tolist()):
             asked[row, :, : masks[number].shape[1]] = masks[number]

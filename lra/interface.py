@@ -1,4 +1,4 @@
-"""What `import lra` offers of data and models: `lra.dataset` and `lra.model`."""
+"""The functions for data and models that `import lra` offers: `lra.dataset` and `lra.model`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lra.tasks import cache
 
 
 def dataset(config: Config) -> dict[str, Examples]:
-    """Return the splits of a cell's data, from the cache or built into it.
+    """Return the splits of a cell's data, from the cache or built into it first.
 
     Args:
         config: The cell, from `lra.load`.
@@ -38,16 +38,16 @@ def dataset(config: Config) -> dict[str, Examples]:
 
 
 def model(config: Config) -> Model:
-    """Return a cell's untrained model, on the CPU, its parameters drawn from the seed.
+    """Return a cell's untrained model, on the CPU, with its parameters drawn from the seed.
 
-    It is called as `model(tokens, mask)`: tokens `(B, N)` int64, of a task with two sequences
-    `(B, 2, N)`; mask the same shape, True for real tokens, or None where all are. It returns the
+    Call it as `model(tokens, mask)`: tokens `(B, N)` int64, or `(B, 2, N)` for a task with two
+    sequences; mask of the same shape, True for real tokens, or None if all are real. It returns the
     logits, `(B, num_classes)`.
 
     Args:
         config: The cell, from `lra.load`.
 
     Raises:
-        ConfigError: The backend refuses its options.
+        ConfigError: The backend rejects its options.
     """
     return build_model(config)

@@ -1,4 +1,4 @@
-"""A cell leaves no trace in the process: the next one of a sweep finds it as the first one did."""
+"""Isolate cells: none leaves a trace in the process for the next cell of a sweep to find."""
 
 import gc
 import logging
@@ -17,12 +17,12 @@ from lra.seeds import derive
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
-    """Put back on leaving what code of a user may change for the whole process.
+    """Restore on exit what a user's code may change for the whole process.
 
-    That is torch's default type and device, threads, determinism, precision of matrix products,
-    gradient mode, numbers next to zero and generators, those of Python and numpy, what numpy does
-    at an overflow, the working folder, the environment, `sys.path`, the limit of recursion, the
-    collection of garbage, and what is logged and warned of.
+    These are torch's default type and device, threads, determinism, precision of matrix products,
+    gradient mode, treatment of denormal numbers and random generators; the generators of Python and
+    numpy, what numpy does on overflow, the working folder, the environment, `sys.path`, the
+    recursion limit, garbage collection, and the settings of logging and warnings.
     """
     dtype, device, threads = (
         torch.get_default_dtype(),
@@ -45,7 +45,7 @@ def settings_restored() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            # Any that is set, the CPU too, makes every call of torch pass through a hook.
+            # Any device that is set, even the CPU, sends every call to torch through a hook.
             torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
@@ -69,12 +69,12 @@ def settings_restored() -> Iterator[None]:
 
 
 def _flushes_to_zero() -> bool:
-    """Tell whether this thread takes numbers next to zero for zero; torch does not say."""
+    """Return whether this thread flushes denormal numbers to zero; torch has no query for that."""
     smallest = torch.finfo(torch.float32).tiny
     return bool(torch.full((), smallest, dtype=torch.float32, device="cpu") / 2 == 0)
 
 
 def seed_others(seed: int) -> None:
-    """Seed the generators that the suite does not use, for code of a user that does."""
+    """Seed the generators that the suite does not use, for a user's code that does."""
     random.seed(derive(seed, "python"))
     np.random.seed(derive(seed, "numpy") % 2**32)

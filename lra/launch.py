@@ -1,4 +1,4 @@
-"""What launchers of a sweep need of us: extras, a GPU for each cell, workers that end with it."""
+"""Support for the launchers of a sweep: extras, a GPU for each cell, workers that end with it."""
 
 import importlib.util
 import os
@@ -15,10 +15,10 @@ from lra.config import Config, ConfigError
 from lra.signals import SIGNALS
 from lra.words import key_of
 
-# The package of a launcher, and the extra of the project that brings it.
+# The project's extra for each launcher, and the package that each extra installs.
 EXTRAS = {"joblib": "sweep", "submitit": "slurm", "slurm": "slurm"}
 PACKAGES = {"sweep": "hydra_joblib_launcher", "slurm": "hydra_submitit_launcher"}
-# Seconds that workers have to make their update and save.
+# Seconds that workers have to finish their update and save.
 PATIENCE = 120.0
 
 
@@ -29,7 +29,7 @@ def launcher(words: Iterable[str]) -> str:
 
 
 def prepare(name: str) -> None:
-    """Make a launcher ready.
+    """Prepare a launcher for use.
 
     Raises:
         ConfigError: Its package is not installed.
@@ -40,8 +40,8 @@ def prepare(name: str) -> None:
     package = PACKAGES[extra]
     if importlib.util.find_spec(f"hydra_plugins.{package}") is None:
         raise ConfigError(
-            f"hydra/launcher={name}: {package.replace('_', '-')} is not installed; pip install -e"
-            f" '.[{extra}]' brings it"
+            f"hydra/launcher={name}: {package.replace('_', '-')} is not installed; run"
+            f" pip install -e '.[{extra}]'"
         )
     if name == "slurm":
         from lra import slurm
@@ -50,37 +50,37 @@ def prepare(name: str) -> None:
 
 
 def with_own_gpu(config: Config, name: str, number: int) -> Config:
-    """Return a cell that has one of several GPUs, where cells run beside each other.
+    """Return a cell that is assigned one of several GPUs, if cells run side by side.
 
     Args:
         config: The cell.
-        name: The launcher; a job of Slurm sees its own GPU alone.
-        number: Of the cell in its sweep, from 0.
+        name: The launcher; a Slurm job sees only its own GPU.
+        number: Number of the cell in its sweep, from 0.
     """
     if name != "joblib" or config.device != "auto":
         return config
     import torch
 
     gpus = torch.cuda.device_count()
-    # Workers are used again, so that what they see of the machine cannot be narrowed.
+    # Workers are reused, so the GPUs that one sees cannot be narrowed down for a cell.
     return replace(config, device=f"cuda:{number % gpus}") if gpus > 1 else config
 
 
 @contextmanager
 def workers_ended() -> Iterator[None]:
-    """Hand a signal on to the workers of a sweep, which save, and end after them."""
+    """Pass a signal on to the workers of a sweep, which save, and end after they do."""
 
     def hand_on(number: int, _: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         workers = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
         for worker in workers:
-            # One that has ended meanwhile needs none.
+            # A worker that has ended meanwhile needs no signal.
             if worker.is_running():
                 worker.send_signal(signal.SIGTERM)
         sys.stdout.flush()
-        # The pool would kill all of them as soon as the first one has saved and ended. It goes with
-        # the program; the process stays, and only waits.
+        # The pool would kill all workers as soon as the first one has saved and ended. Replacing
+        # the program removes the pool; the process remains, and only waits.
         code, numbers = str(128 + number), [str(worker.pid) for worker in workers]
         os.execv(sys.executable, [sys.executable, "-m", "lra.launch", code, *numbers])
 
@@ -96,7 +96,7 @@ def workers_ended() -> Iterator[None]:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """Tell a worker from the process that clears up behind all of them."""
+    """Return whether a process is a worker, and not the one that cleans up after all of them."""
     try:
         return "resource_tracker" not in " ".join(process.cmdline())
     except psutil.Error:
@@ -104,7 +104,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def wait_for(pids: Iterable[int]) -> None:
-    """Wait for processes to end, and end those that take too long."""
+    """Wait for processes to end, and kill those that take too long."""
     there = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     _, left = psutil.wait_procs(there, timeout=PATIENCE)
     for process in left:

@@ -1,10 +1,9 @@
-"""One process at a time in a folder, and a note beside the lock of who that is.
+"""Allow one process at a time in a folder, and write a note beside the lock that says which.
 
-The lock ends with its process, whatever ends it. The note is for everybody else: it says which
-process on which machine works there since when and how far it is, and how the last one ended.
+The lock ends with its process, however that ends. The note is for everybody else: it says which
+process on which machine works there, since when and how far it is, and how the last one ended.
 """
 
-import errno
 import json
 import logging
 import os
@@ -17,38 +16,36 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from lra.config import ConfigError
 from lra.folders import writing
+from lra.tasks.lock import NO_LOCKS, is_alive
 from lra.typecheck import fits
 from lra.words import shown
 
 log = logging.getLogger(__name__)
 
-# Seconds between two notes, and without one after which a process on another machine is taken to
-# be dead: clocks of a cluster may differ, and a network disk may be slow.
+# Seconds between two notes, and seconds without a note after which a process on another machine is
+# considered dead: the clocks of a cluster may differ, and a network disk may be slow.
 BEAT, DEAD_AFTER = 15.0, 300.0
-# No note is of a time that has no date, in seconds since 1970: the year 10000.
+# Later times have no date, so no note has one: the year 10000, in seconds since 1970.
 LATEST = 253_402_300_800.0
-# What file systems without locks answer.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Who works in a folder, or worked there last.
+    """The process that works in a folder, or worked there last.
 
     Args:
-        host: Machine.
-        pid: Process.
-        since: When it began, in seconds since 1970.
-        updated: When it was last seen, likewise.
-        step: Updates made; 0 where it makes none.
-        steps: Updates of the whole run.
-        ended: How it ended; empty while it works, and where it was killed.
-        forced: The jobs that last began anew what is here, because they were told to.
+        host: The machine.
+        pid: The process.
+        since: When it started, in seconds since 1970.
+        updated: When it was last seen, in seconds since 1970.
+        step: Number of updates made; 0 if it makes none.
+        steps: Updates in the whole run.
+        ended: How it ended; empty while it works, or if it was killed.
+        forced: The jobs that last started the work here from scratch, because they were told to.
     """
 
     host: str
@@ -65,7 +62,7 @@ class Note:
         """Whether the process is still at work, as far as can be seen from this machine."""
         if self.ended:
             return False
-        if self.host == socket.gethostname() and not _exists(self.pid):
+        if self.host == socket.gethostname() and not is_alive(self.pid):
             return False
         return time.time() - self.updated < DEAD_AFTER
 
@@ -75,15 +72,8 @@ class Note:
         return f"process {self.pid} on {shown(self.host)}, since {began}{step}"
 
 
-def _exists(pid: int) -> bool:
-    try:
-        return bool(psutil.pid_exists(pid))
-    except OverflowError:
-        return True
-
-
 def read_note(file: Path) -> Note | None:
-    """Return a note, None where there is none that can be read."""
+    """Return a note, or None if there is none or it cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         note = Note(**values)
@@ -96,7 +86,7 @@ def read_note(file: Path) -> Note | None:
 
 
 class Holder:
-    """Keeps a note up to date from a thread of its own.
+    """Keep a note up to date from a separate thread.
 
     Args:
         file: The note.
@@ -109,16 +99,16 @@ class Holder:
         self._note = Note(host=socket.gethostname(), pid=os.getpid(), since=now, updated=now)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="note", daemon=True)
-        # How it ended; set by whoever holds the lock.
+        # How the work ended; set by the holder of the lock.
         self.ended = ""
-        # By which jobs what is here was begun anew, which a later process does not change.
+        # The jobs that started the work here from scratch, which a later process does not change.
         before = read_note(file)
         self.forced: list[str] = before.forced if before else []
-        # Returns the updates made and those of the whole run.
+        # Returns the number of updates made, and the number in the whole run.
         self.progress: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     def start(self) -> None:
-        """Write the first note and go on."""
+        """Write the first note and keep updating it."""
         with writing(self._key, self._file.parent, f"writing {self._file.name}"):
             self._write()
         self._thread.start()
@@ -137,7 +127,7 @@ class Holder:
         try:
             self._write()
         except OSError as error:
-            # A note is not worth a run; what is written next tells of a full disk.
+            # A note is not worth failing a run; the next write to the disk reports a full one.
             log.debug("%s: %s", self._file, error)
 
     def _write(self) -> None:
@@ -157,13 +147,13 @@ class Holder:
 
 @contextmanager
 def held(file: Path, note: Path, key: str, what: str) -> Iterator[Holder]:
-    """Hold a lock, so that no other process does what this one does.
+    """Hold a lock, so that no other process does the same work.
 
     Args:
         file: The lock; it stays, and means nothing without a process that holds it.
-        note: Where it is said who holds it.
+        note: The file that says which process holds it.
         key: The configuration key that chose the folder, for messages.
-        what: What it is for, such as `trains this cell`.
+        what: What the holder does, such as `trains this cell`.
 
     Raises:
         ConfigError: Another process holds the lock; the message says which.
@@ -173,7 +163,7 @@ def held(file: Path, note: Path, key: str, what: str) -> Iterator[Holder]:
     if not _acquired(lock, file, note, key):
         who = f": {other}" if (other := read_note(note)) else ""
         raise ConfigError(
-            f"{file.parent}: another process {what}{who}; wait for it, or end it, then start again"
+            f"{file.parent}: another process {what}{who}; wait for it or stop it, then start again"
         )
     try:
         holder = Holder(note, key)
@@ -191,17 +181,19 @@ def held(file: Path, note: Path, key: str, what: str) -> Iterator[Holder]:
 
 
 def _acquired(lock: FileLock, file: Path, note: Path, key: str) -> bool:
-    """Try to take a lock; where the file system has none, the note alone decides."""
+    """Try to take a lock; if the file system has no locks, the note alone decides."""
     try:
         with writing(key, file.parent, f"locking {file.name}"):
             lock.acquire(blocking=False)
     except Timeout:
         return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         other = read_note(note)
-        if other is not None and other.works and other.pid != os.getpid():
+        ours = (socket.gethostname(), os.getpid())
+        # Containers on different machines often give the same number to their processes.
+        if other is not None and other.works and (other.host, other.pid) != ours:
             return False
-        log.warning("%s: no locks on this file system; %s stands for one", file.parent, note.name)
+        log.warning("%s: no locks on this file system; using %s instead", file.parent, note.name)
     return True

@@ -1,8 +1,8 @@
-"""Train, validate, keep the best, and be able to continue at any moment.
+"""Train, validate, keep the best parameters, and be able to resume at any moment.
 
 The loop is a pure function of configuration and data: batches come from (seed, step), dropout
-from generators that are saved, and the checkpoint holds the rest. A run that was killed and
-started again ends with the bits of one that was not.
+from generators whose states are saved, and the checkpoint holds the rest. A run that was killed and
+started again ends with the same bits as one that was not.
 """
 
 import copy
@@ -44,24 +44,24 @@ from lra.update import accumulate, apply, compiled
 
 log = logging.getLogger(__name__)
 
-# Updates between lines of the log: to read the running loss waits for the device.
+# Updates between log entries: reading the running loss waits for the device.
 LOG_EVERY = WINDOW
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Args:
-        step: Updates made.
-        train_seconds: Seconds they took, without validation.
-        seconds: Seconds in all.
-        tokens: Real tokens seen.
+        step: Number of updates made.
+        train_seconds: Seconds that they took, without validation.
+        seconds: Seconds in total.
+        tokens: Number of real tokens seen.
         best_accuracy: Best measure of a validation; -1 before the first one.
-        best_step: Updates made at that validation.
-        validations: Updates made and the measure, of each validation.
-        micro_batches: Micro-batches they were computed in.
-        compiled_shapes: Shapes of micro-batches that one process compiled, at most.
+        best_step: Number of updates made before that validation.
+        validations: Number of updates made and the measure, for each validation.
+        micro_batches: Number of micro-batches in which the updates were computed.
+        compiled_shapes: Largest number of micro-batch shapes that one process compiled.
     """
 
     step: int = 0
@@ -75,26 +75,26 @@ class Progress:
     compiled_shapes: int = 0
 
     def per_second(self, count: float) -> float:
-        """Return a count per second of training; 0 before anything was trained."""
+        """Return a count per second of training; 0 before any training."""
         return count / self.train_seconds if self.train_seconds else 0.0
 
 
 class Run:
-    """One cell in training.
+    """The training run of one cell.
 
     Args:
-        model: The network, on `device`, its parameters as initialised.
+        model: The network, on `device`, with its initial parameters.
         train: Optimisation.
-        objective: Which batches, what of them is minimised, and what checkpoints are chosen by.
-        device: Where the model is.
+        objective: The batches, the loss to minimise, and the measure that chooses checkpoints.
+        device: The device of the model.
         folder: Run folder, for checkpoints and TensorBoard events.
         seed: Seed of data order and dropout.
-        identity: What the cell is known by; a checkpoint of another one is refused.
+        identity: Identity of the cell; a checkpoint with another identity is rejected.
         label: The cell's name, for the bar and the log.
-        stop: Tells when the run is asked to stop.
-        processes: Those that train it together; the first one writes.
-        to_continue: What continues it once it has stopped, for messages.
-        about: What it is compared with other cells by, such as its task and seed.
+        stop: Signals when the run is asked to stop.
+        processes: The processes that train it together; the first one writes.
+        to_continue: How to continue the run once it has stopped, for messages.
+        about: Properties by which it is compared with other cells, such as its task and seed.
     """
 
     def __init__(
@@ -118,36 +118,38 @@ class Run:
         self.scaler = scaler_for(device, train.precision)
         self.stop, self.processes, self.to_continue = stop or Stop(), processes, to_continue
         self._about = about or {}
-        # Whether curves could be written, so far.
+        # Whether it has been possible to write curves so far.
         self.has_curves = True
-        # Asked of any process, after the same update of all.
+        # Whether any process is asked to stop, which all learn after the same update.
         self._stops = False
-        # Whether the validation that is due after the last update has yet to be made.
+        # Whether the validation that is due after the last update has yet to be done.
         self._unvalidated = False
-        # Versions of the code that trained before this one, where the run was continued.
+        # Versions of the code that trained before this one, if the run was continued.
         self.earlier_code: list[str] = []
         self._saved_step = 0
         self._changes = sorted(model.state_dict().keys() - dict(model.named_parameters()).keys())
-        # Of every update; NaN for those that an earlier version made, which kept none.
+        # The loss of every update; NaN for updates by an earlier version, which kept no losses.
         self._losses = torch.full((train.steps,), torch.nan, dtype=torch.float32, device="cpu")
         self.progress, self.speed = Progress(), Speed()
         self.division = division_for(train.micro_batch, model, device, train.compile)
-        # Shapes that were computed in this process: a new one may have to be set up.
+        # The division of the first updates, and their number, if it changed after them.
+        self.first_division, self.first_divided = self.division, 0
+        # Shapes already computed in this process: a new shape may need setting up.
         self.shapes: set[tuple[int, ...]] = set()
         self.best_model: dict[str, Tensor] = {}
         self._shown: dict[str, str] = {}
         self._forward = compiled(model) if train.compile else model
 
     def fit(self) -> Progress:
-        """Train to the last step, continuing from a checkpoint where there is one.
+        """Train to the last step, continuing from a checkpoint if there is one.
 
-        Leaves `best.pt`, the parameters that validation chose, and loads them into the model.
+        Writes the parameters that validation chose to `best.pt`, and loads them into the model.
 
         Raises:
-            ConfigError: The checkpoint there is belongs to another configuration, or a folder
+            ConfigError: The existing checkpoint belongs to another configuration, or a folder
                 cannot be written to.
             NotFiniteError: The loss, a parameter or an answer in validation is not finite.
-            StoppedError: A signal came; the checkpoint is written.
+            StoppedError: A signal arrived; the checkpoint is written.
         """
         self._resume()
         train, progress, to_continue = self.train_config, self.progress, self.to_continue
@@ -179,9 +181,9 @@ class Run:
                 if self._stops:
                     self._stops = False
                     self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
-            # The test that follows may be long too.
+            # Saved now, because the test that follows may also take long.
             self._save()
-            # A signal may have come since it was last asked for: while this was saved.
+            # A signal may have arrived since the last check, during this save.
             if self.processes.any(self.stop.requested, self.device):
                 self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
         self.has_curves = writer.works
@@ -193,20 +195,20 @@ class Run:
     def first_losses(self, updates: int) -> NDArray[np.float32]:
         """Make the first updates of the run, write nothing, and return the loss of each.
 
-        Validates where the run does, as a backend may draw random numbers there too.
+        Validates at the same steps as the run, as a backend may draw random numbers there too.
 
         Args:
-            updates: How many, at most those of the run.
+            updates: Number of updates, at most that of the run.
 
         Returns:
-            `(updates,)`; fewer where one of the last, a parameter or an answer is not finite.
+            `(updates,)`; fewer if one of the last losses, a parameter or an answer is not finite.
         """
         progress, until = self.progress, min(updates, self.train_config.steps)
         with self._bar(until) as bar, Events(self.folder, 1, written=False) as writer:
             while progress.step < until:
                 try:
                     loss = self._updates(min(until, self._next_log()), lambda: False, bar)
-                    # Nobody is listening for a signal.
+                    # No signal can interrupt the updates here.
                     assert loss is not None
                     self._log(writer, bar, loss)
                     due = progress.step % self.train_config.validate_every == 0
@@ -217,7 +219,7 @@ class Run:
         return self.losses
 
     def _bar(self, steps: int) -> Any:
-        """Return a bar of updates up to step `steps`, those that are made filled in."""
+        """Return a progress bar of updates up to step `steps`, filled up to the current step."""
         return progress_bar(
             total=steps,
             initial=self.progress.step,
@@ -236,12 +238,12 @@ class Run:
     def _updates(self, until: int, interrupted: Callable[[], bool], bar: Any) -> float | None:
         """Make the updates up to step `until` or an interruption; return their mean loss.
 
-        None where a signal ended the first of them before it was made.
+        Returns None if a signal interrupted the first of them before it was complete.
         """
         train, progress = self.train_config, self.progress
         started, first, tokens = time.perf_counter(), progress.step, progress.tokens
         plain, first_seconds = 0, 0.0
-        # They stay on the device until all are read at once, which waits for it.
+        # The losses stay on the device until all are read at once, which waits for the device.
         losses: list[Tensor] = []
         self.model.train()
         while progress.step < until:
@@ -277,19 +279,19 @@ class Run:
         return mean
 
     def _not_finite(self, what: str) -> NotFiniteError:
-        """Return an error that says when it was, and where the run was still good."""
+        """Return an error that says when it occurred, and which checkpoint is still good."""
         rate, saved = float(self.schedule.get_last_lr()[0]), self._saved_step
         last = f"the last good checkpoint is of step {saved}" if saved else "there is no checkpoint"
         return NotFiniteError(f"{what}, learning rate {rate:.3g}; {last}")
 
     def _check_parameters(self) -> None:
-        """Raise where a parameter is not finite, whatever the loss before it was."""
+        """Raise an error if a parameter is not finite, whatever the preceding loss."""
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():
                 raise self._not_finite(f"{name} is not finite at step {self.progress.step}")
 
     def _update(self) -> tuple[Tensor, float]:
-        """Make an update; return its loss, and its seconds where something is set up in it."""
+        """Make an update; return its loss, and its seconds if something was set up during it."""
         train, progress = self.train_config, self.progress
         parts = self._parts()
         shapes = {tuple(part.tokens.shape) for part in parts}
@@ -319,14 +321,14 @@ class Run:
         return self.objective.train.divided(step, size, self.seed, self.division, share)
 
     def _num_tokens(self, parts: list[Batch]) -> int:
-        """Return the tokens of the whole batch, of which `parts` are the share of this process."""
+        """Return the number of tokens in the whole batch, given this process's share `parts`."""
         if self.processes.size == 1:
             return sum(part.num_tokens for part in parts)
         step, size = self.progress.step, self.train_config.batch_size
         return self.objective.train.num_tokens(step, size, self.seed)
 
     def _accumulate(self, parts: list[Batch]) -> Tensor:
-        """Compute the gradients of a batch, in halves of its micro-batches where memory ends."""
+        """Compute the gradients of a batch, halving its micro-batches if memory runs out."""
         while True:
             random, state = checkpoint.random_state(self.device), self._changing()
             try:
@@ -348,15 +350,15 @@ class Run:
                 if (whole and not together) or not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            # After the handler, which keeps the tensors of the failed attempt alive.
+            # After the handler, as it keeps the tensors of the failed attempt alive.
             if together:
                 side_by_side.one_after_another(self.model)
                 now = "one micro-batch after another"
             else:
-                self.division = self.division.halved(most)
+                self._divide(self.division.halved(most))
                 now = str(self.division)
             log.warning(
-                "%s step %d: out of memory with %d examples at once; again with %s (%s)",
+                "%s step %d: out of memory with %d examples at once; retrying with %s (%s)",
                 self.label,
                 self.progress.step,
                 most,
@@ -368,27 +370,33 @@ class Run:
                 torch.cuda.empty_cache()
             parts = self._parts()
 
+    def _divide(self, division: Division) -> None:
+        """Compute the following updates with another division, and keep what the first ones had."""
+        if division != self.division and not self.first_divided:
+            self.first_division, self.first_divided = self.division, self.progress.step
+        self.division = division
+
     def _stops_within(self) -> bool:
-        """Tell whether to stop in the middle of an update: alone, as others would wait for it."""
+        """Return whether to stop in mid-update: only a single process, as others would wait."""
         return self.processes.size == 1 and self.stop.requested
 
     def _changing(self) -> dict[str, Any]:
-        """Return a copy of what a forward pass may change in the model: all but its parameters."""
+        """Return a copy of the model state that a forward pass may change: all but parameters."""
         if not self._changes:
             return {}
         state = self.model.state_dict()
         return {name: copy.deepcopy(state[name]) for name in self._changes}
 
     def _undo(self, random: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Forget the half of an update, so that the whole is the one that it would have been."""
+        """Discard a partial update, so that the repeated one is what it would have been."""
         self.optimiser.zero_grad()
         self.model.load_state_dict(state, strict=False)
         checkpoint.set_random_state(random, self.device)
 
     def _advance_schedule(self) -> None:
-        """Go to the next learning rate, after an update that loss scaling skipped too.
+        """Advance to the next learning rate, even after an update that loss scaling skipped.
 
-        So does the published code; torch warns of it where the first update is skipped.
+        The published code does so too; torch warns about it if the first update is skipped.
         """
         if self.progress.step > 1 or not self.scaler.is_enabled():
             self.schedule.step()
@@ -399,23 +407,23 @@ class Run:
 
     @property
     def steps_per_second(self) -> float:
-        """Updates per second: the median of windows, or before there is one the mean."""
+        """Updates per second: the median over windows, or the mean before the first window."""
         return self.speed.steps_per_second or self.progress.per_second(self.progress.step)
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens per second, in the same way."""
+        """Real tokens per second, computed in the same way."""
         return self.speed.tokens_per_second or self.progress.per_second(self.progress.tokens)
 
     @property
     def losses(self) -> NDArray[np.float32]:
-        """Loss of every update so far, `(steps,)`; NaN where an earlier version kept none."""
+        """Loss of every update so far, `(steps,)`; NaN if an earlier version kept none."""
         losses: NDArray[np.float32] = self._losses[: self.progress.step].numpy()
         return losses
 
     @property
     def num_skipped(self) -> int:
-        """Updates that loss scaling skipped, because a gradient was not finite."""
+        """Number of updates that loss scaling skipped because a gradient was not finite."""
         made = [int(state["step"]) for state in self.optimiser.state.values()]
         return self.progress.step - max(made, default=0)
 
@@ -445,7 +453,7 @@ class Run:
         except NotFiniteError as error:
             raise self._not_finite(f"{error}, at step {progress.step}") from error
         except UnfinishedError:
-            # It is made again from its beginning, with the draws of one that was not interrupted.
+            # It is repeated from the start, with the random draws of an uninterrupted validation.
             checkpoint.set_random_state(random, self.device)
             self._stops = True
             return
@@ -456,7 +464,7 @@ class Run:
         bar.set_postfix(self._shown)
         if not progress.best_step or objective.is_better(measured, progress.best_accuracy):
             progress.best_accuracy, progress.best_step = measured, progress.step
-            self.best_model = {k: v.clone() for k, v in self.model.state_dict().items()}
+            self.best_model = {k: copy.deepcopy(v) for k, v in self.model.state_dict().items()}
         norms = {
             f"{GRADIENT_NORM}/{name}": parameter.grad.norm().float()
             for name, parameter in self.model.named_parameters()
@@ -464,7 +472,7 @@ class Run:
         }
         for name, value in measures.items():
             writer.add(name, value, progress.step)
-        # Read at once: each by itself would wait for the device.
+        # Read all at once: each separate read would wait for the device.
         values = torch.stack([*norms.values()]).tolist() if norms else []
         for name, norm in zip(norms, values, strict=True):
             writer.add(name, norm, progress.step)
@@ -480,7 +488,7 @@ class Run:
         )
 
     def _save(self) -> None:
-        # What is not finite now stays so: the last good checkpoint is worth more.
+        # Parameters that are not finite stay so: the last good checkpoint is worth more.
         self._check_parameters()
         self._saved_step = self.progress.step
         if not self.processes.writes:
@@ -492,8 +500,10 @@ class Run:
             "progress": asdict(self.progress),
             "speed": asdict(self.speed),
             "losses": self._losses[: self.progress.step].clone(),
-            # Of the memory there was, too; what it leads to must not change in the middle of a run.
+            # It also depends on the memory that was available; it must not change within a run.
             "division": asdict(self.division),
+            "first_division": asdict(self.first_division),
+            "first_divided": self.first_divided,
             "micro_batch": self.train_config.micro_batch,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -507,12 +517,12 @@ class Run:
         checkpoint.save(self.folder / CHECKPOINT, state, self.folder / PREVIOUS)
 
     def _resume(self) -> None:
-        # All read what the first one found, and go on before it writes.
+        # All processes read what the first one finds, and have read it before it writes.
         self.processes.wait()
         self._load()
         self.processes.wait()
         if not self.processes.writes:
-            # The generators that are saved are the first one's.
+            # The saved generator states are those of the first process.
             stream = ("dropout", self.processes.rank, self.progress.step)
             torch.manual_seed(derive(self.seed, *stream))
 
@@ -531,14 +541,19 @@ class Run:
         same = state.get("micro_batch", ...) == self.train_config.micro_batch
         try:
             self.progress = Progress(**state["progress"])
-            # These are absent from older checkpoints, as the losses are.
+            # Older checkpoints lack these, and the losses too.
             self.speed = Speed(**state.get("speed", {}))
-            self.division = Division(**state["division"]) if same else self.division
+            asked, self.division = self.division, Division(**state.get("division", {}))
+            # Older checkpoints do not say whether it has changed.
+            self.first_division = Division(**state.get("first_division", state.get("division", {})))
+            self.first_divided = state.get("first_divided", 0)
+            if not same:
+                self._divide(asked)
         except TypeError as error:
             file = self.folder / CHECKPOINT
             raise DamagedError(f"{file}: written by a later version ({error})") from error
         self._saved_step = self.progress.step
-        # There only where a signal came before or in a validation.
+        # Present only if a signal arrived before or during a validation.
         self._unvalidated = state.get("unvalidated", False)
         self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
         if "losses" in state:
@@ -546,4 +561,4 @@ class Run:
         log.info("%s continues at step %d", self.label, self.progress.step)
         if self.earlier_code:
             was = ", ".join(self.earlier_code)
-            log.warning("%s was begun by other code, %s; its record says so", self.label, was)
+            log.warning("%s was started by other code, %s; its record says so", self.label, was)

@@ -14,15 +14,16 @@ from lra import stamp
 from lra.config import ConfigError
 from lra.paths import PACKAGES, ROOT
 
-# More threads than processors only slow a run, but give the bits of a machine that has them.
+# More threads than processors only slow a run down, but they reproduce the bits of a machine that
+# has that many processors.
 MOST_THREADS_A_PROCESSOR = 16
 
 
 def resolve_threads(threads: int) -> int:
-    """Return the number of threads.
+    """Return the number of threads, unless it is far too large.
 
     Raises:
-        ConfigError: It is far beyond what the machine has processors for.
+        ConfigError: There are far more threads than the machine has processors for.
     """
     processors = os.cpu_count() or 1
     if threads > (most := MOST_THREADS_A_PROCESSOR * processors):
@@ -33,12 +34,12 @@ def resolve_threads(threads: int) -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device: `auto` is a GPU where there is one.
+    """Return the device; `auto` is a GPU if there is one.
 
     Raises:
-        ConfigError: There is no such device, or no GPU of that index.
+        ConfigError: There is no such device, or no GPU with that index.
     """
-    # Never Apple's GPU unasked: it lacks float64 and complex operators that backends use.
+    # Never choose Apple's GPU unasked: it lacks float64 and complex operators that backends use.
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -48,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device={name}: torch sees no GPU of Apple's here")
+        raise ConfigError(f"device={name}: torch sees no Apple GPU here")
     return device
 
 
@@ -71,18 +72,18 @@ def machine(device: torch.device) -> str:
 
 @functools.cache
 def code_version(root: Path = ROOT) -> tuple[str, bool]:
-    """Return the git commit of the code and whether it differs from it, as first asked.
+    """Return the git commit of the code, and whether the code differs from it.
 
-    Empty where it is unknown.
+    Both are as of the first call. The commit is empty if it is unknown.
 
     Args:
-        root: Top of the repository, or folder of the installed package's own files.
+        root: Top of the repository, or the folder of the installed package's own files.
     """
     return stamp.version(root, PACKAGES if root == ROOT else root)
 
 
 def code_name() -> str:
-    """Return the version of the code in words: its commit, and whether it differs from it."""
+    """Return the version of the code in words: its commit, and whether the code differs from it."""
     return named(*code_version())
 
 
@@ -90,14 +91,14 @@ def named(commit: str, dirty: bool) -> str:
     """Return a version of the code in words.
 
     Args:
-        commit: Git commit; empty where it is unknown.
+        commit: Git commit; empty if it is unknown.
         dirty: Whether the code differs from it.
     """
     return (commit or "unknown") + (" with local changes" if dirty else "")
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -105,7 +106,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call, computed on a device."""
+    """Return the seconds that one call takes on a device."""
     synchronise(device)
     started = time.perf_counter()
     step()
@@ -119,13 +120,13 @@ def interleaved(
     device: torch.device,
     warmup: int = 1,
 ) -> dict[str, float]:
-    """Time functions in turn, so that a busy moment of the machine meets all of them.
+    """Time functions in turn, so that a busy moment of the machine affects all of them.
 
     Args:
         steps: Functions by name.
-        repeats: Timed calls of each.
+        repeats: Number of timed calls of each.
         device: Where they compute.
-        warmup: Calls of each before the first timed one.
+        warmup: Number of calls of each before the first timed one.
 
     Returns:
         Median seconds per call, by name.

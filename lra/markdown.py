@@ -6,16 +6,16 @@ Table = list[list[str]]
 
 
 def escaped(text: str) -> str:
-    """Return a text of one line that Markdown takes for nothing but text.
+    """Return a text as one line that Markdown reads as plain text.
 
-    A bar would end a cell, a `<` begin HTML, and what cannot be printed may move a terminal's
-    cursor.
+    A bar would end a cell, a `<` would begin HTML, and an unprintable character may move a
+    terminal's cursor.
     """
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def markdown(table: Table) -> str:
-    """Return a table as aligned Markdown, its first row being the header."""
+    """Return a table as aligned Markdown; its first row is the header."""
     table = [[escaped(text) for text in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 

@@ -1,6 +1,6 @@
-"""Peak memory: of a cell, of a single call, and of its tensors as counted and not measured.
+"""Peak memory of a cell and of a single call, and that of its tensors, counted and not measured.
 
-Of a cell it is what the GPU's allocator held, on the CPU what the process did.
+For a cell, it is what the GPU's allocator held or, on the CPU, what the process held.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 
 def reset(device: torch.device) -> None:
-    """Forget the peak so far, so that the next cell of a sweep is measured by itself."""
+    """Forget the peak so far, so that the next cell of a sweep is measured on its own."""
     if device.type == "cuda":
         # A GPU that is named by its index has no allocator to reset before its first tensor.
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.reset_peak_memory_stats(device)
         return
-    # Linux: "5" sets the high-water mark of resident memory back to what is resident now.
+    # Linux: "5" resets the high-water mark of resident memory to what is resident now.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -35,7 +35,7 @@ def reset(device: torch.device) -> None:
 def peak(device: torch.device) -> int:
     """Return the peak since `reset`, in bytes.
 
-    On the CPU it is the resident memory of the whole process, libraries and data included.
+    On the CPU, it is the resident memory of the whole process, libraries and data included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -58,23 +58,23 @@ def _peak_of_process() -> int:
 
 
 def total(device: torch.device) -> int:
-    """Return the bytes that a process may use: of the GPU, or of the machine or its container."""
+    """Return the bytes that a process may use on the GPU, or on the machine or in its container."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     machine = int(psutil.virtual_memory().total)
-    # Where a container or a job's share of a machine has a limit, it is here ("max": none).
+    # The limit of a container or of a job's share of a machine, if there is one ("max": none).
     with contextlib.suppress(OSError, ValueError):
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return machine
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """Return the bytes of tensors that a call adds at its peak to those alive before it.
+    """Return the bytes of tensors that a call adds, at its peak, to those alive before it.
 
-    On the CPU torch's profiler reports every allocation, as the process's own size tells little:
-    freed memory stays with it.
+    On the CPU, torch's profiler reports every allocation. The size of the process would say little,
+    because the process keeps freed memory.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -97,7 +97,7 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _growth_on_mps(step: Callable[[], object]) -> int:
-    """Return by how much a call makes the allocator of Apple's GPU grow, which keeps no peak."""
+    """Return how much a call makes the allocator of Apple's GPU grow; it records no peak."""
     torch.mps.synchronize()
     torch.mps.empty_cache()
     before = torch.mps.driver_allocated_memory()
@@ -108,7 +108,7 @@ def _growth_on_mps(step: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Keep the profiler from writing to stderr that it starts, stops and misses what was before."""
+    """Keep the profiler from reporting starts, stops and missed earlier events on stderr."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -120,13 +120,13 @@ def _stderr_closed() -> Iterator[None]:
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub
-    """Count the bytes of the storages that operators return, from their birth to their death.
+    """Count the bytes of the storages that operators return, for as long as they are alive.
 
-    The count is the same on every machine. What an operator needs within itself is not seen; views
-    share their storage, and count once.
+    The count is the same on every machine. Memory that an operator uses internally is not seen;
+    views share a storage, which counts once.
 
     Args:
-        given: Tensors that were there before; they and their views do not count.
+        given: Tensors that existed before; they and their views do not count.
     """
 
     def __init__(self, *given: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""See to it that `models` is the suite's package of networks, whatever the current folder holds.
+"""Make sure that `models` is the suite's package of networks, whatever the current folder holds.
 
-Many a project has a folder or a file of that name, and Python looks into the current folder first.
+Many projects have a folder or a file of that name, and Python looks in the current folder first.
 """
 
 import sys
@@ -21,7 +21,7 @@ class OursFirst(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where `models` is, and nothing for any other name."""
+        """Return the spec of `models`, or None for any other name."""
         if name != NAME:
             return None
         folder = [str(FOLDER)]
@@ -31,25 +31,25 @@ class OursFirst(MetaPathFinder):
 
 
 def claim() -> None:
-    """Make `import models` find the suite's from now on.
+    """Make `import models` find the suite's package from now on.
 
     Raises:
-        ImportError: Another module of that name has been imported already.
+        ImportError: Another module of that name has already been imported.
     """
     there = sys.modules.get(NAME)
     folders = [Path(folder).resolve() for folder in getattr(there, "__path__", ())]
     if there is not None and FOLDER not in folders:
         place = getattr(there, "__file__", None) or ", ".join(map(str, folders)) or "elsewhere"
         raise ImportError(
-            f"lra needs the name {NAME!r} for its networks, {FOLDER}, but {place} has been imported"
-            f" under it: import lra before that, or give that another name"
+            f"lra needs the name {NAME!r} for its networks, {FOLDER}, but {place} has already been"
+            " imported under that name: import lra first, or rename the other module"
         )
     if not any(isinstance(finder, OursFirst) for finder in sys.meta_path):
         sys.meta_path.insert(0, OursFirst())
 
 
 def hint(module: str) -> str:
-    """Return why a module that a person names is not found, where that is because of `models`."""
+    """Return why a module that a user names is not found, if the name `models` is the reason."""
     if module.split(".")[0] != NAME:
         return ""
-    return f"; {NAME} is the suite's own package, {FOLDER}: give yours another name"
+    return f"; {NAME} is the suite's own package, {FOLDER}: rename yours"

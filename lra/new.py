@@ -1,9 +1,9 @@
-"""Write a backend of your own to begin with, and its test.
+"""Write a skeleton for a backend of your own, and its test.
 
     lra new attention my_file:Mine
 
-Two files in the current folder, `my_file.py` with a backend that runs and `test_my_file.py` that
-holds it to the contract. What is there is never overwritten.
+This writes two files into the current folder: `my_file.py`, with a backend that runs, and
+`test_my_file.py`, which checks it against the contract. Existing files are never overwritten.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from lra.config import is_path
 from lra.terminal import run
 
-BACKEND = '''"""{name}: what it does, and where it is from."""
+BACKEND = '''"""{name}: what it does, and where it comes from."""
 
 from torch import Tensor, nn
 
@@ -21,11 +21,11 @@ from models.heads import AttentionShape
 
 
 class {name}(nn.Module):
-    """Give every position the mean of the real ones, to begin with."""
+    """Give every position the mean of the real ones, as a starting point."""
 
     pad_invariant = True  # more padding changes nothing
     memory_growth = 1  # memory grows with the length, not its square
-    thread_safe = True  # nothing is kept on self while it computes
+    thread_safe = True  # forward stores nothing on self
 
     def __init__(self, shape: AttentionShape, *, scale: float = 1.0) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class {name}(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         real = x.new_ones(x.shape[:2], dtype=bool) if mask is None else mask  # (B, N)
-        # Whatever is under the mask, be it NaN, goes nowhere.
+        # Masked values, even NaN, must not reach the result.
         value = self.value(x.masked_fill(~real[..., None], 0)).masked_fill(~real[..., None], 0)
         mean = value.sum(1, keepdim=True) / real.sum(1)[:, None, None].clamp(min=1)
         return self.scale * mean.expand_as(x)
 '''
-TEST = '''"""{name} keeps the contract of every backend; `lra check {path}` says it line by line."""
+TEST = '''"""{name} keeps the contract of every backend; `lra check {path}` lists its checks."""
 
 import subprocess
 import sys
@@ -57,13 +57,13 @@ def write(path: str, folder: Path) -> list[Path]:
 
     Args:
         path: Module and class, such as `my_file:Mine`.
-        folder: Where to.
+        folder: Folder to write into.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: The path is none, or a file is there.
+        ValueError: The path is invalid, or a file already exists.
     """
     module, _, name = path.partition(":")
     if not is_path(path) or "." in module:
@@ -71,7 +71,7 @@ def write(path: str, folder: Path) -> list[Path]:
     texts = {folder / f"{module}.py": BACKEND, folder / f"test_{module}.py": TEST}
     for file in texts:
         if file.exists():
-            raise ValueError(f"{file} is there already; nothing is written")
+            raise ValueError(f"{file} already exists; nothing was written")
     for file, text in texts.items():
         filled = text.replace("{name}", name).replace("{path}", path).replace("{module}", module)
         file.write_text(filled, encoding="utf-8")
@@ -82,7 +82,7 @@ def main() -> None:
     """Write what the command line asks for."""
     parser = argparse.ArgumentParser(prog="lra new", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("kind", choices=("attention",), help="what is written")
+    parser.add_argument("kind", choices=("attention",), help="what to write")
     parser.add_argument("path", help="module:Class, such as my_file:Mine")
     args = parser.parse_args()
     try:
@@ -90,7 +90,7 @@ def main() -> None:
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    print(f"Written: {', '.join(map(str, files))}. Next:")
+    print(f"Wrote {', '.join(map(str, files))}. Next:")
     print(f"  lra check {args.path}")
     print(f"  lra train scale=mini attention=softmax,{args.path}")
 

@@ -1,7 +1,6 @@
-"""What a run learns: which batches, what of them it minimises, and what tells how good it is.
+"""What a run learns: its batches, the loss that it minimises, and the measure of its quality.
 
-The loop knows no more of a task than this, so that pretraining is the same loop with another
-objective.
+The loop knows nothing else about a task, so pretraining is the same loop with another objective.
 """
 
 from collections.abc import Callable
@@ -29,26 +28,26 @@ class Stream(Protocol):
         """Return the batch of a training step in micro-batches; see `Batches.divided`."""
 
     def num_tokens(self, step: int, batch_size: int, seed: int) -> int:
-        """Return the tokens of the sequences of a whole batch."""
+        """Return the number of tokens in the sequences of a whole batch."""
 
 
 class Objective(Protocol):
-    """What is minimised over which batches, and how the result is measured."""
+    """Which loss is minimised over which batches, and how the result is measured."""
 
     @property
     def train(self) -> Stream:
-        """The batches that it is trained on."""
+        """The batches to train on."""
 
     @property
     def measure(self) -> str:
-        """The curve among those of `validate` by which checkpoints are chosen."""
+        """The curve of `validate` by which checkpoints are chosen."""
 
     @property
     def shown(self) -> str:
-        """Its name beside a progress bar."""
+        """The name of that measure beside a progress bar."""
 
     def loss(self, answers: Tensor, part: Batch) -> Tensor:
-        """Return the share of a micro-batch in the mean loss of its batch, a scalar.
+        """Return what a micro-batch contributes to the mean loss of its batch, a scalar.
 
         Args:
             answers: What the model returns for it, at least float32.
@@ -62,14 +61,14 @@ class Objective(Protocol):
         processes: Processes,
         stops: Callable[[], bool],
     ) -> dict[str, float]:
-        """Return measures over everything that validation reads, by the names of their curves.
+        """Return measures over all data that validation reads, by the names of their curves.
 
-        Args are those of `lra.evaluation.predict`.
+        The arguments are those of `lra.evaluation.predict`.
 
         Raises:
-            NotFiniteError: An answer is infinite or no number.
-            UnfinishedError: `stops` said so.
+            NotFiniteError: An answer is infinite or NaN.
+            UnfinishedError: `stops` returned true.
         """
 
     def is_better(self, measured: float, best: float) -> bool:
-        """Tell whether one measure is better than the best before it."""
+        """Return whether a measure is better than the best before it."""

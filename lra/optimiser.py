@@ -1,4 +1,4 @@
-"""AdamW and the schedules of the published codes, each a closed formula of the updates made."""
+"""AdamW and the schedules of the published code, each a closed formula in the number of updates."""
 
 import math
 from collections.abc import Callable
@@ -44,13 +44,13 @@ def constant(step: int, warmup_steps: int) -> float:
 
 
 def roles(model: nn.Module) -> dict[str, str]:
-    """Return the role of each parameter that is trained, by its name.
+    """Return the role of each trainable parameter, by its name.
 
-    A module gives roles to its own parameters by an attribute `parameter_roles`, a dictionary by
-    their names; what it leaves out is a `bias`, of a `norm`, of an `embedding`, or a `weight`.
+    A module assigns roles to its own parameters in an attribute `parameter_roles`, a dictionary by
+    their names; any other parameter is a `bias`, part of a `norm` or an `embedding`, or a `weight`.
 
     Raises:
-        ConfigError: A module gives a role that is not in `lra.config.ROLES`.
+        ConfigError: A module assigns a role that is not in `lra.config.ROLES`.
     """
     found: dict[str, str] = {}
     for prefix, module in model.named_modules():
@@ -77,13 +77,13 @@ def _usual_role(module: nn.Module, name: str) -> str:
 
 
 def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups: one for each pair of learning rate and weight decay.
+    """Return AdamW's parameter groups: one for each pair of learning rate and weight decay.
 
-    Each names the roles in it as `roles`. Where all parameters are alike there is a single one,
-    with the parameters in the order of the model.
+    Each group lists its roles under `roles`. If all parameters are treated alike, there is a single
+    group, with the parameters in the order of the model.
 
     Raises:
-        ConfigError: A module gives an unknown role, whether it would matter or not.
+        ConfigError: A module assigns an unknown role, whether or not it would matter.
     """
     role_of = roles(model)
     if train.kernel_learning_rate is None and not train.undecayed:
@@ -103,7 +103,7 @@ def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
 
 
 def describe_groups(optimiser: torch.optim.Optimizer) -> str:
-    """Return a line that says how many parameters have which peak rate and decay."""
+    """Return a line with the number of parameters, peak rate and decay of each group."""
     parts = []
     for group in optimiser.param_groups:
         number = sum(parameter.numel() for parameter in group["params"])
@@ -114,11 +114,11 @@ def describe_groups(optimiser: torch.optim.Optimizer) -> str:
 
 
 def optimiser_for(model: nn.Module, train: TrainConfig) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """Return AdamW, on a GPU fused, and its schedule; see `TrainConfig`.
+    """Return AdamW, which is fused on a GPU, and its schedule; see `TrainConfig`.
 
-    The schedule is one factor of the rates of all groups.
+    The schedule multiplies the rates of all groups by one factor.
     """
-    # One kernel for all parameters, and no wait for the loss scaling's verdict.
+    # If fused, there is one kernel for all parameters, and no wait for the result of loss scaling.
     fused = {p.device.type for p in model.parameters()} == {"cuda"} or None
     optimiser = torch.optim.AdamW(
         groups_for(model, train),

@@ -1,8 +1,8 @@
-"""Where the suite's own files lie, and where it keeps what it makes.
+"""Where the suite's own files are, and where it keeps what it makes.
 
-From a checkout both are the checkout's. An installed package has its files inside it, and keeps
-data sets and runs in the user's own folders, which are the same wherever a command is started: a
-run that is looked for elsewhere would be trained again.
+In a checkout, both are inside the checkout. An installed package contains its own files, and keeps
+data sets and runs in the user's folders. These are the same wherever a command is started, because
+a run that is looked for elsewhere would be trained again.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
 
-# Made by setup.py; a checkout has none.
+# Made by setup.py; a checkout does not have it.
 _INSTALLED = Path(__file__).resolve().parent / "files"
 IS_CHECKOUT = not _INSTALLED.is_dir()
-# The folder with `lra` and `models` in it.
+# The folder that contains `lra` and `models`.
 PACKAGES = Path(__file__).resolve().parents[1]
 ROOT = PACKAGES if IS_CHECKOUT else _INSTALLED
 CONFIGS = ROOT / "configs"
@@ -26,7 +26,7 @@ APP = "lra"
 def cache_dir() -> str:
     r"""Return the folder of built data sets: LRA_CACHE_DIR, else `data/cache` of the checkout.
 
-    Without a checkout it is the user's cache folder: `~/.cache/lra` on Linux,
+    Without a checkout, it is the user's cache folder: `~/.cache/lra` on Linux,
     `~/Library/Caches/lra` on macOS, `%LOCALAPPDATA%\lra\Cache` on Windows.
     """
     own = ROOT / "data" / "cache" if IS_CHECKOUT else user_cache_path(APP, appauthor=False)
@@ -39,7 +39,7 @@ def runs_dir() -> str:
 
 
 def submissions_dir() -> Path:
-    """Return the folder of what others submitted, `submissions` within `results_dir`."""
+    """Return the folder of results that others submitted, `submissions` within `results_dir`."""
     return Path(results_dir(), "submissions")
 
 
@@ -53,12 +53,12 @@ def results_dir() -> str:
 
 
 def _from_here(folder: Path) -> str:
-    """Return a folder below the current one by its relative path, which is shorter to read."""
+    """Return the path of a folder, relative (and so shorter) if it is below the current one."""
     here = Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-# In a run folder, to continue from; see `lra.checkpoint`.
+# File in a run folder from which the run continues; see `lra.checkpoint`.
 CHECKPOINT = "checkpoint.pt"
-# Folder in a run folder, for the checkpoints and curves of pretraining.
+# Folder in a run folder for the checkpoints and curves of pretraining.
 PRETRAINING = "pretraining"

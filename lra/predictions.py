@@ -1,7 +1,7 @@
-"""What a model answered to every example of a split, and accuracy by a property of examples.
+"""A model's answers to every example of a split, and accuracy by a property of examples.
 
-A run keeps the answers to its test set beside its record, so that two methods can be compared
-example by example. Axes: B examples of a split, in its order.
+A run keeps its answers to the test set beside its record, so that two methods can be compared
+example by example. Axes: B examples of a split, in the order of the split.
 """
 
 import logging
@@ -18,19 +18,19 @@ from lra.folders import write_arrays
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.npz"
-# Bins of accuracy by length, or by another property.
+# Number of bins for accuracy by length or by another property.
 BINS = 8
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers and what would have been right.
+    """A model's answers, and the right answers.
 
     Args:
         predicted: `(B,)` integer classes.
         labels: `(B,)` integer classes.
-        groups: `(B,)` integers, what the task groups examples by; None where it does not.
-        loss: Mean cross-entropy; NaN where it is not known, as of a file.
+        groups: `(B,)` integers by which the task groups examples; None if it does not.
+        loss: Mean cross-entropy; NaN if it is not known, as when read from a file.
     """
 
     predicted: NDArray[np.integer]
@@ -51,7 +51,9 @@ class Predictions:
 
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:
-    """Write `predictions.npz` into a run folder, whole or not at all: a byte or two for each class.
+    """Write `predictions.npz` into a run folder, completely or not at all.
+
+    Each class takes a byte or two.
 
     Raises:
         FolderError: The folder cannot be written to.
@@ -65,12 +67,12 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(folder: Path, correct: int | None, total: int | None) -> Predictions | None:
-    """Return the test predictions of a run; None where there are none, or not its record's.
+    """Return the test predictions of a run; None if it has none that match its record.
 
     Args:
         folder: Run folder.
-        correct: Right answers that the record tells of.
-        total: Answers that it tells of.
+        correct: Number of right answers according to the record.
+        total: Number of answers according to the record.
     """
     file = folder / PREDICTIONS
     if not file.exists():
@@ -86,7 +88,7 @@ def read_predictions(folder: Path, correct: int | None, total: int | None) -> Pr
     shapes = {each.shape for each in arrays_there}
     whole = all(each.dtype.kind in "iu" for each in arrays_there)
     if not whole or shapes != {(total,)} or found.num_correct != correct:
-        log.warning("left out: %s: not %s right answers of %s", file, correct, total)
+        log.warning("left out: %s: not %s right answers out of %s", file, correct, total)
         return None
     return found
 
@@ -94,14 +96,14 @@ def read_predictions(folder: Path, correct: int | None, total: int | None) -> Pr
 def by_group(
     values: NDArray[np.integer], right: NDArray[np.bool_]
 ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Yield every value there is, ascending, with what is right among its examples.
+    """Yield every value that occurs, ascending, and which answers to its examples are right.
 
     Args:
         values: `(B,)` integers, a property of each example.
-        right: `(B,)`, whether its answer is right.
+        right: `(B,)`, whether the answer to each example is right.
 
     Raises:
-        ValueError: Their numbers differ.
+        ValueError: They differ in number.
     """
     if values.shape != right.shape:
         raise ValueError(f"values of shape {values.shape}: must be {right.shape}, one per answer")
@@ -114,17 +116,17 @@ def by_length(
 ) -> list[dict[str, int]]:
     """Return accuracy in bins of a property, such as length, that hold equal numbers of examples.
 
-    Examples of equal length stay together, so that bins are equal as far as lengths allow, and
-    fewer where these are few.
+    Examples of equal length stay together, so bins are only as equal as the lengths allow, and
+    there are fewer of them if there are few lengths.
 
     Args:
-        lengths: `(B,)` tokens of each example, or another property.
-        right: `(B,)`, whether its answer is right.
+        lengths: `(B,)`, the number of tokens of each example, or another property.
+        right: `(B,)`, whether the answer to each example is right.
         bins: Number of bins.
 
     Returns:
-        A dict a bin, short examples first: its `least` and `most` tokens, both of examples in it,
-        its right answers as `correct` and its examples as `total`; none where all are as long.
+        One dict per bin, short examples first: the `least` and `most` tokens of its examples, its
+        right answers as `correct` and its examples as `total`; none if all are equally long.
     """
     ordered = np.sort(lengths)
     if ordered[0] == ordered[-1]:
@@ -136,12 +138,12 @@ def by_length(
 def by_value(
     values: NDArray[np.integer], right: NDArray[np.bool_], bins: int = BINS
 ) -> list[dict[str, int]]:
-    """Return accuracy by value where there are few, else as `by_length` does.
+    """Return accuracy by value if there are few values, else as `by_length` does.
 
     Args:
         values: `(B,)` integers, a property of each example.
-        right: `(B,)`, whether its answer is right.
-        bins: Number of values that are few.
+        right: `(B,)`, whether the answer to each example is right.
+        bins: Largest number of values that counts as few.
     """
     few = np.unique(values)
     if len(few) > bins:
@@ -152,7 +154,7 @@ def by_value(
 def _in_bins(
     values: NDArray[np.integer], right: NDArray[np.bool_], most: NDArray[np.integer]
 ) -> list[dict[str, int]]:
-    """Return accuracy in the bins that end with `most`, rising; see `by_length`."""
+    """Return accuracy in bins whose upper ends are `most`, ascending; see `by_length`."""
     places = np.searchsorted(most, values)
     found = []
     for place, part in by_group(places, right):

@@ -1,9 +1,9 @@
-"""Say where the data of every task come from, or what is missing, before anything trains.
+"""Say where the data of every task come from, or what is missing, before anything is trained.
 
     lra preflight task=listops,image data_dir=RAW [--missing skip]
 
 The table goes to stderr; stdout gets one line, the tasks that can be trained, for `lra reproduce`.
-The exit status is 1 where data are missing, unless `--missing skip` leaves those tasks out.
+The exit status is 1 if data are missing, unless `--missing skip` leaves those tasks out.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from lra.tasks.hub import HubFile
 from lra.terminal import run
 from lra.words import choices
 
-# By the signature of the sources that are read from there.
+# Data sets on the hub, by the signature of the sources that are read from there.
 HUBS = {str(hub): hub for hub in (cifar10.HUB, text.HUB)}
 # Other keys that decide which data are read.
 _OF_DATA = ("data_dir", "cache_dir", "debug", "hydra.searchpath")
-# Seconds.
+# Seconds to wait for the hub.
 TIMEOUT = 10.0
 
 
@@ -37,8 +37,8 @@ class Finding:
     Args:
         task: The task's name.
         state: In a word or two, such as `generated` or `missing`.
-        detail: In words.
-        supply: What supplies missing data; empty when nothing is missing.
+        detail: An explanation in words.
+        supply: How to supply missing data; empty if nothing is missing.
     """
 
     task: str
@@ -76,7 +76,7 @@ def find_data(config: Config, data_dir: Path | None) -> Finding:
 
 
 def ask(hub: HubFile) -> str:
-    """Ask the hub for a data set; return what is wrong, nothing if it is there."""
+    """Ask the hub for a data set; return what is wrong, or an empty string if it is there."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -87,18 +87,18 @@ def ask(hub: HubFile) -> str:
     try:
         HfApi().dataset_info(hub.name, revision=hub.revision, timeout=TIMEOUT)
     except RepositoryNotFoundError:
-        return f"the hub has no data set {hub.name} that is open to you"
+        return f"the hub has no data set {hub.name} that you can access"
     except RevisionNotFoundError:
         return f"the hub has no revision {hub.revision} of {hub.name}"
     except HfHubHTTPError as error:
-        return f"the hub answers with an error: {_first_line(error)}"
+        return f"the hub returned an error: {_first_line(error)}"
     except Exception as error:  # every layer below the hub raises errors of its own
         return f"the hub cannot be reached from here: {_first_line(error)}"
     return ""
 
 
 def _downloaded(hub: HubFile) -> bool:
-    """Tell whether `datasets` holds the revision, ready to be read without a connection."""
+    """Return whether `datasets` holds the revision, ready to be read without a connection."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / hub.name.replace("/", "___")
@@ -110,9 +110,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _command(config: Config, data_dir: Path | None) -> str:
-    """Return the command that fetches a task's published files, where they can be fetched."""
+    """Return the command that fetches a task's published files, if they can be fetched."""
     if config.task.name not in archive.PARTS:
-        return "these files, and data_dir=/where/they/lie (of make DATA_DIR)"
+        return "these files, and data_dir=/where/they/lie (for make: DATA_DIR)"
     folder = data_dir or "/where/raw/data/shall/lie"
     words = [f"task={config.task.name}", f"protocol={config.protocol.name}", f"data_dir={folder}"]
     return shlex.join(["lra", "data", "--fetch", *words])
@@ -124,14 +124,15 @@ def _copy(hub: HubFile, data_dir: Path | None) -> str:
     download = ["hf", "download", hub.name, "--repo-type", "dataset", "--revision", hub.revision]
     return (
         f"{shlex.join([*download, '--local-dir', str(folder)])} on a machine with a connection;"
-        f" copy that folder to here, and data_dir={shlex.quote(str(raw))} (of make DATA_DIR)"
+        f" then copy that folder here, and pass data_dir={shlex.quote(str(raw))} (for make:"
+        " DATA_DIR)"
     )
 
 
 def of_each_task(words: Sequence[str]) -> list[list[str]]:
-    """Return the words that decide which data are read, of each task of a grid.
+    """Return, for each task of a grid, the words that decide which data are read.
 
-    An option that is swept over is left out: its values read the same raw data.
+    An option that is swept over is left out: all its values read the same raw data.
 
     Args:
         words: Complete words.
@@ -148,7 +149,7 @@ def of_each_task(words: Sequence[str]) -> list[list[str]]:
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """Return the table, and under it what is missing and what supplies it."""
+    """Return the table, and below it what is missing and how to supply it."""
     rows = [[f.task, f.state, "see below" if f.supply else f.detail] for f in findings]
     lines = [markdown([["task", "data", "from"], *rows])]
     for finding in findings:
@@ -158,12 +159,15 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def main() -> None:
-    """Look for the data of every task, and say what was found."""
+    """Look for the data of every task, and report what was found."""
     parser = argparse.ArgumentParser(prog="lra preflight", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train; data_dir=FOLDER")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train; data_dir=FOLDER")
     parser.add_argument(
-        "--missing", choices=("stop", "skip"), default="stop", help="what then; %(default)s"
+        "--missing",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do if data are missing (%(default)s)",
     )
     args = parser.parse_intermixed_args()
     findings = []
@@ -177,7 +181,7 @@ def main() -> None:
     whole = [finding.task for finding in findings if not finding.supply]
     print(report(findings), file=sys.stderr)
     if len(whole) < len(findings) and args.missing == "stop":
-        hint = "--missing skip (of make, MISSING=skip) leaves these tasks out."
+        hint = "--missing skip (for make: MISSING=skip) leaves these tasks out."
         print(f"\nNothing is trained. {hint}", file=sys.stderr)
         sys.exit(1)
     if not whole:

@@ -1,12 +1,12 @@
-"""One cell over several processes, as `torchrun --nproc_per_node=2 -m lra.train ...` starts them.
+"""One cell in several processes, as `torchrun --nproc_per_node=2 -m lra.train ...` starts them.
 
 Every process holds the whole model and computes a share of each batch. Gradients are added up over
-the processes before the update, so that it is the one of the whole batch, to rounding, and all
-processes keep the same parameters. The first one alone writes.
+the processes before the update, so that the update is, up to rounding, that of the whole batch, and
+all processes keep the same parameters. Only the first process writes.
 
-Not by `DistributedDataParallel`: that averages the means of equal shares as the backward goes,
-where here a share has micro-batches of its own number and length, and a parameter that no example
-of a share uses keeps no gradient.
+`DistributedDataParallel` is not used: it averages the means of equal shares during the backward
+pass, whereas here the micro-batches of each share have their own number and length, and a parameter
+that no example of a share uses keeps no gradient.
 """
 
 import logging
@@ -31,8 +31,8 @@ class Processes:
     """The processes that train a cell together.
 
     Args:
-        rank: Number of this one; 0 writes.
-        size: How many there are.
+        rank: Number of this process; process 0 writes.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class Processes:
         return counts
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Return whether a flag is set in any process; all of them have to ask."""
+        """Return whether a flag is set in any process; every process has to call this."""
         if self.size == 1:
             return flag
         return bool(self.total(torch.tensor(int(flag), device=device)).item())
@@ -64,8 +64,8 @@ class Processes:
         """Replace gradients and loss by their sums over the processes.
 
         Args:
-            parameters: Of the model, in the same order everywhere.
-            loss: A scalar, which is changed.
+            parameters: Those of the model, in the same order everywhere.
+            loss: A scalar, which is changed in place.
             stop: Whether this process is asked to stop.
 
         Returns:
@@ -75,7 +75,7 @@ class Processes:
             return stop
         trained = [each for each in parameters if each.requires_grad]
         there = loss.new_tensor([each.grad is not None for each in trained] + [stop])
-        # One message for all of them, as each costs a round of its own.
+        # One message for everything, as each message costs a round of communication.
         flat = torch.cat(
             [
                 loss.reshape(1).float(),
@@ -91,7 +91,7 @@ class Processes:
         used = flat[1 : 2 + len(trained)].tolist()
         start = 2 + len(trained)
         for each, count in zip(trained, used, strict=False):
-            # What no process has used keeps no gradient, and no weight decay.
+            # A parameter that no process has used keeps no gradient, and gets no weight decay.
             if count:
                 each.grad = flat[start : start + each.numel()].view_as(each).clone()
             start += each.numel()
@@ -102,12 +102,12 @@ ALONE = Processes()
 
 
 def asked_for() -> int:
-    """Return how many processes torchrun has started, 1 without it."""
+    """Return how many processes torchrun has started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_device(name: str) -> str:
-    """Return the device of this process: of several GPUs its own."""
+    """Return the device of this process; if there are several GPUs, its own."""
     if asked_for() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return name
@@ -115,11 +115,11 @@ def own_device(name: str) -> str:
 
 @contextmanager
 def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
-    """Join the processes that torchrun has started; without it there is one.
+    """Join the processes that torchrun has started; without torchrun, there is only this one.
 
     Args:
-        device: Where this one computes.
-        batch_size: Examples of a batch, at least one a process.
+        device: Where this process computes.
+        batch_size: Examples per batch, at least one per process.
 
     Raises:
         ConfigError: There are more processes than examples in a batch.
@@ -128,13 +128,15 @@ def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
         yield ALONE
         return
     if batch_size < size:
-        raise ConfigError(f"train.batch_size={batch_size}: must be at least {size}, the processes")
+        raise ConfigError(
+            f"train.batch_size={batch_size}: must be at least {size}, the number of processes"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     before = logging.root.manager.disable
     if dist.get_rank():
-        # What all do alike is told once.
+        # What all processes do alike is logged once.
         logging.disable(logging.INFO)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())

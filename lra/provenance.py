@@ -1,7 +1,7 @@
 """The files that a user's own class is made of, hashed when it is loaded.
 
-Those are its module and what this imports, directly or not, from its own package or folder: the
-commit covers the suite, and a version of what is installed is the user's to note.
+These are its module and what that imports, directly or indirectly, from its own package or folder.
+The commit covers the suite; noting the versions of installed packages is left to the user.
 """
 
 import ast
@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Of a hash, as records name it.
+# Number of digits of a hash that records show.
 DIGITS = 16
 # Packages of the suite, which its commit covers.
 _SUITE = tuple(Path(__file__).resolve().parents[1] / name for name in ("lra", "models"))
 
 
 def hashes(module_name: str) -> str:
-    """Return the sha256 of a module's file, and the names and hashes of those it imports.
+    """Return the sha256 of a module's file, and the names and hashes of the files it imports.
 
-    As first asked, which is when the module is loaded: a file that is edited while its code
-    trains has another hash, and not that of what trained.
+    The hashes are those of the first call, when the module is loaded: a file that is edited while
+    its code trains has another hash, which is not that of the code that trained.
 
     Args:
         module_name: A module, imported or not, such as `my_pkg.my_file`.
@@ -37,9 +37,9 @@ def hashes(module_name: str) -> str:
 
 
 def code(module_name: str) -> str:
-    """Return one sha256 of a module's file and those it imports, 64 hex digits.
+    """Return one sha256, 64 hex digits, of a module's file and the files it imports.
 
-    Where it imports none of its own it is that of the file; empty where there is no file.
+    If it imports none of its own, this is the hash of the file; it is empty if there is no file.
 
     Args:
         module_name: A module, imported or not, such as `my_pkg.my_file`.
@@ -50,17 +50,17 @@ def code(module_name: str) -> str:
 
 @functools.cache
 def of_module(module: ModuleType) -> dict[str, str]:
-    """Return the sha256 of a module's file, and of those it imports, by name; its own is first.
+    """Return the sha256 of a module's file, and of the files it imports, by name; its own is first.
 
     Args:
-        module: As it is imported; one that was typed in has an empty hash.
+        module: The imported module; one that was typed in has an empty hash.
     """
     module_name = module.__name__
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():
         return {module_name: ""}
     file = Path(inspect.getsourcefile(module) or file).resolve()
-    # The folder that the first word of the module's name is looked up in.
+    # The folder in which the first part of the module's name is looked up.
     root = file.parents[module_name.count(".") + (file.name == "__init__.py")]
     within = root / module_name.split(".")[0] if "." in module_name else root
     others = sorted(_imported(file, root, within) - {file})
@@ -74,12 +74,12 @@ def _hash(file: Path) -> str:
 
 
 def _imported(file: Path, root: Path, within: Path) -> set[Path]:
-    """Return the files below `within` that a file imports, directly or not, with itself."""
+    """Return a file and the files below `within` that it imports, directly or indirectly."""
     found, left = {file}, [file]
     while left:
         for each in _imports(left.pop(), root):
             suite = any(each.is_relative_to(package) for package in _SUITE)
-            # An empty __init__.py says nothing.
+            # An empty __init__.py contributes nothing.
             if each not in found and each.is_relative_to(within) and not suite and _has_text(each):
                 found.add(each)
                 left.append(each)
@@ -91,7 +91,7 @@ def _has_text(file: Path) -> bool:
 
 
 def _imports(file: Path, root: Path) -> Iterator[Path]:
-    """Yield the files that the import statements of a file may read, below `root`."""
+    """Yield the files below `root` that the import statements of a file may read."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # compiled, or under a condition that never holds
@@ -106,7 +106,7 @@ def _imports(file: Path, root: Path) -> Iterator[Path]:
             base = base + (node.module.split(".") if node.module else [])
             names += [base, *([*base, alias.name] for alias in node.names)]
     for name in names:
-        # A package runs its __init__ before what is in it.
+        # The __init__ of a package runs before any of its modules.
         for depth in range(1, len(name) + 1):
             place = root.joinpath(*name[:depth])
             for candidate in (place.with_suffix(".py"), place / "__init__.py"):

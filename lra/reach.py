@@ -3,18 +3,18 @@
     lra reach task=listops attention=softmax,mra scale=mini
     lra reach results/runs/mini/nystromformer/listops/softmax/default/seed0
 
-A run is named by its words, or by its folder; several share one table, and one picture by `--out`.
-Reads a finished run's `best.pt` and test inputs of its own, and prints how the influence of inputs
-is distributed over distance, beside that of the same model at its initialisation. What is measured
-are the parameters that validation chose; their name says after how many updates.
+A run is given by its words or its folder; several runs share one table and, with `--out`, one
+picture. The command reads a finished run's `best.pt` and inputs from its test set, and prints how
+the influence of inputs is distributed over distance, beside the same model at initialisation. It
+measures the parameters that validation chose; their name says after how many updates.
 
 The influence of input position j on output position i is the Frobenius norm of the Jacobian
-d h_i / d x_j, where x is what the embedding gives the first block and h what the last norm returns.
-Its square is the mean of the squared norm of u^T (d h_i / d x_j) over standard normal u, estimated
-by a few of them. This mean is without bias, its root is too small: most where the Jacobian has rank
-1, by 11 % of the norm with two directions u and 6 % with four, and by less the higher the rank.
-Every row i is divided by its sum over j, so that it is a distribution over distances |i - j|; a
-bias that all j share goes with that.
+d h_i / d x_j, where x is what the embedding feeds into the first block and h is what the last norm
+returns. Its square is the mean of the squared norm of u^T (d h_i / d x_j) over standard normal u,
+estimated from a few of them. This estimate is unbiased, but its root is too small: most of all if
+the Jacobian has rank 1, by 11 % of the norm with two directions u and 6 % with four, and by less
+the higher the rank. Every row i is divided by its sum over j, so that it is a distribution over
+distances |i - j|; this removes any bias that all j share.
 """
 
 import argparse
@@ -42,16 +42,16 @@ from lra.terminal import run
 
 # Distances, in tokens, beyond which the influence is summed.
 BEYOND = (64, 256, 1024)
-# Ends the name of a model before it is trained.
+# Ends the name of an untrained model.
 UNTRAINED = " at initialisation"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Influence over distance: means over output positions and examples.
+    """Influence by distance, averaged over output positions and examples.
 
     Args:
-        weights: `(N,)`: share of the influence that comes from each distance 0 to N - 1; sums to 1.
+        weights: `(N,)`: the share of the influence from each distance 0 to N - 1; sums to 1.
     """
 
     weights: NDArray[np.float64]
@@ -63,15 +63,15 @@ class Profile:
 
     @property
     def median(self) -> int:
-        """Least distance within which half of the influence is, in tokens."""
+        """Smallest distance, in tokens, within which half of the influence lies."""
         return int(np.searchsorted(self.weights.cumsum(), 0.5 - 1e-12))
 
     def beyond(self, distance: int) -> float:
-        """Return the share of the influence that comes from further than `distance` tokens."""
+        """Return the share of the influence that comes from beyond `distance` tokens."""
         return float(self.weights[distance + 1 :].sum())
 
     def binned(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the centres of logarithmic bins, and each one's share: 0, 1, 2-3, 4-7, ..."""
+        """Return the centres of the logarithmic bins 0, 1, 2-3, 4-7, ..., and the share of each."""
         edges = [0, 1]
         while edges[-1] < len(self.weights):
             edges.append(2 * edges[-1])
@@ -90,15 +90,14 @@ def influence(
     """Return how strongly outputs at some positions depend on the input at every position.
 
     Args:
-        function: From `(B, N, D)` to `(B, N, E)`, without dropout.
+        function: Maps `(B, N, D)` to `(B, N, E)`, without dropout.
         x: Input, `(B, N, D)`.
         positions: Output positions, P of them.
-        projections: Random directions of the output that the norm is estimated by.
-        generator: Of these directions, on the CPU.
+        projections: Number of random output directions from which the norm is estimated.
+        generator: Generator of these directions, on the CPU.
 
     Returns:
-        `(B, P, N)`: estimates of the Frobenius norm of d h_i / d x_j, whose squares are without
-        bias.
+        `(B, P, N)`: estimates of the Frobenius norm of d h_i / d x_j, whose squares are unbiased.
     """
     x = x.detach().requires_grad_()
     outputs = function(x)
@@ -116,15 +115,15 @@ def influence(
 
 
 def profile(rows: Tensor, positions: Tensor, real: Tensor) -> Profile:
-    """Return the influence by distance, every row counting alike.
+    """Return the influence by distance; every row has the same weight.
 
     Args:
         rows: `(B, P, N)`, as `influence` returns them.
         positions: `(P,)`: the output position of each row.
-        real: `(B, N)`: real tokens; rows of others are left out.
+        real: `(B, N)`: whether each token is real; rows of other tokens are left out.
 
     Raises:
-        ValueError: No row is of a real token, or one has no influence at all.
+        ValueError: No row is that of a real token, or a row has no influence at all.
     """
     chosen = real[:, positions]  # (B, P)
     kept = rows[chosen]  # (R, N)
@@ -148,11 +147,11 @@ def measure(
 
     Args:
         model: In evaluation mode.
-        tokens: `(B, N)` int64; of a pair of sequences either.
-        mask: `(B, N)` bool, or None where all are real.
-        positions: Output positions, evenly spread over the shortest sequence.
+        tokens: `(B, N)` int64; either sequence of a pair.
+        mask: `(B, N)` bool, or None if all tokens are real.
+        positions: Number of output positions, evenly spread over the shortest sequence.
         projections: See `influence`.
-        seed: Of the random directions.
+        seed: Seed of the random directions.
     """
     encoder = model.encoder
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
@@ -170,7 +169,7 @@ def measure(
 
 
 def table(profiles: dict[str, Profile]) -> Table:
-    """Return one row per model: mean and median distance, and the share beyond `BEYOND`."""
+    """Return one row per model: mean and median distance, and the shares beyond `BEYOND`."""
     header = ["model", "mean distance", "median", *(f"beyond {d:,}" for d in BEYOND)]
     rows = [header]
     for name, each in profiles.items():
@@ -183,11 +182,11 @@ def table(profiles: dict[str, Profile]) -> Table:
 
 
 def draw(profiles: dict[str, Profile], file: Path) -> None:
-    """Draw the share of influence over distance, in bins that double, one line per model.
+    """Draw the share of influence by distance, in bins that double, one line per model.
 
     Args:
-        profiles: By name, each trained model followed by the same at its initialisation, which
-            is dashed in its colour.
+        profiles: By name; each trained model is followed by the same model at initialisation,
+            which is dashed and has the same colour.
         file: PNG or SVG to write.
     """
     import matplotlib
@@ -195,7 +194,7 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # Below the panel, two names a line: many runs leave the panel its width.
+    # The legend is below the panel, two names per line, so that many runs do not narrow the panel.
     height = 3.8 + 0.18 * -(-len(profiles) // 2)
     figure, axis = pyplot.subplots(figsize=(6.4, height), layout="constrained")
     trained = -1
@@ -221,12 +220,12 @@ def longest_inputs(
 
     Args:
         config: The cell.
-        model: Its model, on the device where inputs are wanted.
+        model: Its model, on the device where the inputs are wanted.
         examples: Number of inputs; see `longest`.
-        fingerprint: Of the data that the model was trained on.
+        fingerprint: Fingerprint of the data that the model was trained on.
 
     Raises:
-        ConfigError: The data are others.
+        ConfigError: The data are different.
         DataError: Its data are missing.
     """
     task = build_task(config)
@@ -239,8 +238,8 @@ def longest(batches: Batches, number: int) -> tuple[Tensor, Tensor | None]:
     """Return the longest sequences of a split, `(B, N)`, the longest last, and their mask.
 
     Args:
-        batches: Of the split.
-        number: Of sequences B; of a pair each counts. All of them where there are fewer.
+        batches: Batches of the split.
+        number: Number of sequences, B; both of a pair count. If there are fewer, all of them.
     """
     lengths = batches.every_length  # (examples, S)
     order = lengths.flatten().argsort(kind="stable")[-number:]
@@ -252,20 +251,20 @@ def longest(batches: Batches, number: int) -> tuple[Tensor, Tensor | None]:
 
 
 def check_out(file: Path) -> None:
-    """Refuse a picture that could not be written, before anything is measured.
+    """Refuse a picture file that could not be written, before anything is measured.
 
     Raises:
-        ConfigError: It has no suffix of a picture, or no folder that is there.
+        ConfigError: It lacks the suffix of a picture, or its folder does not exist.
     """
     if file.suffix not in (".png", ".svg"):
         raise ConfigError(f"--out {file}: must end in .png or .svg")
     if not file.parent.is_dir() or file.is_dir():
         what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-        raise ConfigError(f"--out {file}: {what}; name a file in one that is there")
+        raise ConfigError(f"--out {file}: {what}; name a file in an existing folder")
 
 
 def named(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
-    """Return what to call runs: their cells, with the folder too where that is not enough."""
+    """Return the names of runs: their cells, and their folders if the cells are ambiguous."""
     cells = [config.cell for config in configs]
     return [
         cell if cells.count(cell) == 1 else f"{cell}, {folder}"
@@ -277,9 +276,9 @@ def profiles_of(args: argparse.Namespace) -> dict[str, Profile]:
     """Measure the runs of a command line, each as trained and as initialised.
 
     Raises:
-        ConfigError: A run has no result, there is no such device, or the data are others.
+        ConfigError: A run has no result, there is no such device, or the data are different.
         DataError: The data of a run are missing.
-        ValueError: A model looks nowhere.
+        ValueError: A model has no influence to measure.
     """
     device = resolve_device(args.device)
     folders = list(dict.fromkeys(run_folders(args.runs)))
@@ -302,13 +301,15 @@ def main() -> None:
     """Measure the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="lra reach", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", nargs="+", help="key=value as of lra train, or run folders")
+    parser.add_argument("runs", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--examples", type=int, default=4, help="test inputs (%(default)s)")
     parser.add_argument("--positions", type=int, default=16, help="output positions (%(default)s)")
-    parser.add_argument("--projections", type=int, default=4, help="directions (%(default)s)")
-    parser.add_argument("--out", type=Path, help="PNG or SVG of all runs")
+    parser.add_argument(
+        "--projections", type=int, default=4, help="random directions (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="PNG or SVG file for a picture of all runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index> (%(default)s)")
-    parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
+    parser.add_argument("--data-dir", help="folder of raw data; overrides LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_args()
     for name in ("examples", "positions", "projections"):
@@ -322,7 +323,7 @@ def main() -> None:
         if args.out:
             with writing("--out", args.out.parent, f"writing {args.out.name}"):
                 draw(profiles, args.out)
-            print(f"Drawn in {args.out}")
+            print(f"Picture: {args.out}")
     except (ValueError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The record that a cell leaves, and how records are read again.
+"""The record that a cell leaves, and how records are read back.
 
 A record is one flat JSON object, written once. It says what was measured, on which data, with
 which configuration, by which code and on which machine.
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 RECORD = "result.json"
-# Beside it: what keeps two processes apart, and who trains the cell or did last.
+# Beside it: the lock that keeps two processes apart, and a note of who trains the cell or did last.
 LOCK, NOTE = ".lock", "state.json"
 
 
@@ -37,7 +37,7 @@ class Method(NamedTuple):
 
     Args:
         attention: Backend.
-        variant: Its variant; `default` where nothing was overridden.
+        variant: Its variant; `default` if nothing was overridden.
     """
 
     attention: str
@@ -58,7 +58,7 @@ class Record:
         task: Task.
         attention: Backend.
         attention_source: Path and hash of the file of a user's own backend; the commit covers the
-            others.
+            suite's backends.
         variant: Name of what was overridden.
         protocol: Protocol.
         scale: Scale.
@@ -66,59 +66,63 @@ class Record:
         status: `ok` or `failed`.
         reason: Why it failed.
         pretrain: What came before training: `none`, or `spt`.
-        pretrain_objective: What the encoder was asked then: `hidden` tokens, or the `next` one.
-        pretrain_steps: Updates of it; those of training do not count them.
-        pretrain_seconds: Seconds of it, validation included.
-        pretrain_loss: Best mean loss of it over the validation split; none if not measured.
-        test_accuracy: Share of the test set classified rightly, 0 to 1.
-        test_correct: Test examples classified rightly.
-        test_total: Test examples, all of them.
+        pretrain_objective: What the encoder predicted then: `hidden` tokens, or the `next` one.
+        pretrain_steps: Updates of pretraining; `steps` does not count them.
+        pretrain_seconds: Seconds of pretraining, validation included.
+        pretrain_loss: Best mean loss of pretraining over the validation split; None if not
+            measured.
+        test_accuracy: Share of the test set classified correctly, 0 to 1.
+        test_correct: Number of test examples classified correctly.
+        test_total: Number of all test examples.
         test_majority_rate: Share of the test set's most frequent label.
-        test_by_length: Bins of the test set by length, short first, where lengths vary: `least` and
+        test_by_length: Bins of the test set by length, short first, if lengths vary: `least` and
             `most` tokens of an example's longest sequence as read, `correct` and `total`.
-        test_by_group: The same by what the task groups its examples by; empty where it does not.
-        group: What that is, such as `distance, in tokens`; empty where there is none.
-        selected_on: What chose the checkpoint: `validation` or `test`.
+        test_by_group: The same by what the task groups its examples by; empty if it does not.
+        group: What that is, such as `distance, in tokens`; empty if there is none.
+        selected_on: Split on which the checkpoint was chosen: `validation` or `test`.
         best_accuracy: Accuracy by which the checkpoint was chosen, 0 to 1.
         best_step: Updates the chosen checkpoint had seen.
-        steps: Updates in all.
-        loss_fingerprint: Of the loss at every update, which `trajectory.npz` holds; empty in
-            older records.
-        skipped_updates: Those of them that float16's loss scaling skipped.
+        steps: Total number of updates.
+        loss_fingerprint: Fingerprint of the loss at every update, which `trajectory.npz` holds;
+            empty in older records.
+        skipped_updates: How many of them float16's loss scaling skipped.
         train_seconds: Seconds in updates, without validation.
-        seconds: Seconds in all, data and evaluation included.
+        seconds: Total seconds, data and evaluation included.
         steps_per_second: Updates per second, the median over windows of some updates; in records
-            without `speed_windows`, updates over `train_seconds`.
-        steps_per_second_low: Their first quartile.
-        steps_per_second_high: Their third quartile.
+            without `speed_windows`, updates divided by `train_seconds`.
+        steps_per_second_low: First quartile over these windows.
+        steps_per_second_high: Third quartile over these windows.
         speed_windows: Number of these windows.
         tokens_per_second: Real tokens per second, the median over the same windows.
-        first_call_seconds: Seconds of updates that set up or compiled something; in
-            `train_seconds`, and in no window.
+        first_call_seconds: Seconds of updates that set up or compiled something; part of
+            `train_seconds`, but of no window.
         micro_batch: What was computed at once, in words.
-        micro_batches: Micro-batches an update, on average.
-        compiled_shapes: Shapes of micro-batches that were compiled.
-        peak_memory_bytes: Of the GPU's allocator, or of the process where it ran on the CPU.
-        parameters: Trainable parameters.
+        first_micro_batch: What was computed at once before that changed within the run, because
+            memory ran out or because `train.micro_batch` did; empty if it did not change.
+        first_micro_batch_updates: Number of updates before it first changed; 0 if it did not.
+        micro_batches: Micro-batches per update, on average.
+        compiled_shapes: Number of shapes of micro-batches that were compiled.
+        peak_memory_bytes: Peak of the GPU's allocator, or of the process if it ran on the CPU.
+        parameters: Number of trainable parameters.
         data_fingerprint: sha256 of the data.
         data_source: `published`, `generated` or `stand-in`.
         data_description: The same in words.
-        data_skipped_rows: Bad rows left out of all splits, as `on_bad_row=skip` asks.
-        deviations: What the protocol does otherwise than the published code.
+        data_skipped_rows: Number of bad rows left out of all splits, as `on_bad_row=skip` asks.
+        deviations: What the protocol does differently from the published code.
         config: The whole resolved configuration.
-        config_hash: Hash of the part of it that can change the numbers.
+        config_hash: Hash of the part of the configuration that can change the numbers.
         machine: Processor, or GPU.
         device: `cpu`, `cuda` or `mps`.
         dtype: Precision.
         compiled: Whether the model ran through `torch.compile`.
-        threads: CPU threads, of each process.
+        threads: CPU threads of each process.
         processes: Processes that shared every batch when the run ended.
         torch: Version of torch.
         python: Version of Python.
-        commit: Git commit of the suite that ended the run; empty where it is unknown.
+        commit: Git commit of the suite that ended the run; empty if it is unknown.
         dirty: Whether the working tree differed from it.
-        earlier_code: Commits that began the run, where it was continued by another one.
-        departures: What departs from its recipe, such as `train.steps=3 instead of 5000`.
+        earlier_code: Commits that began the run, if another one continued it.
+        departures: Departures from the recipe, such as `train.steps=3 instead of 5000`.
         schema: Version of this layout.
     """
 
@@ -158,6 +162,8 @@ class Record:
     tokens_per_second: float | None = None
     first_call_seconds: float = 0.0
     micro_batch: str = "whole"
+    first_micro_batch: str = ""
+    first_micro_batch_updates: int = 0
     micro_batches: float = 1.0
     compiled_shapes: int = 0
     peak_memory_bytes: int | None = None
@@ -185,7 +191,7 @@ class Record:
 
     @property
     def speed_spread(self) -> float | None:
-        """Interquartile range of the speed over its median; None where it was not measured."""
+        """Interquartile range of the speed divided by its median; None if it was not measured."""
         if self.speed_windows < 2 or not self.steps_per_second:
             return None
         return (self.steps_per_second_high - self.steps_per_second_low) / self.steps_per_second
@@ -206,7 +212,7 @@ class RecordError(ValueError):
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `result.json` into a run folder, whole or not at all."""
+    """Write `result.json` into a run folder, completely or not at all."""
     partial = folder / f"{RECORD}.partial"
     with writing("runs_dir", folder, f"writing {RECORD}"), open(partial, "w") as file:
         file.write(json.dumps(asdict(record), indent=1) + "\n")
@@ -216,9 +222,9 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Keep a record that this version cannot read under another name, and say so.
+    """Rename a record that this version cannot read, and say so.
 
-    It may be of a later version, or hold what a person can still read.
+    It may belong to a later version, or hold something that a person can still read.
     """
     try:
         read_record(folder / RECORD)
@@ -227,7 +233,7 @@ def set_aside(folder: Path) -> None:
             return
         names = (f"result.aside-{number}.json" for number in itertools.count(1))
         kept = next(folder / name for name in names if not (folder / name).exists())
-        with writing("runs_dir", folder, f"keeping {RECORD} aside"):
+        with writing("runs_dir", folder, f"setting {RECORD} aside"):
             os.replace(folder / RECORD, kept)
         log.warning("%s; kept as %s", error, kept.name)
 
@@ -236,26 +242,26 @@ def read_record(file: Path) -> Record:
     """Read a record and check every key against the schema.
 
     Raises:
-        RecordError: The file is damaged or foreign; the message names file and key.
+        RecordError: The file is damaged or not a record; the message names file and key.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RecordError(f"{file}: there is none; no run has ended here") from error
+        raise RecordError(f"{file}: no such file; no run has ended here") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     return checked_record(values, str(file))
 
 
 def checked_record(values: Any, where: str) -> Record:
-    """Return the record that values read from JSON are, every key checked against the schema.
+    """Return values read from JSON as a record, with every key checked against the schema.
 
     Args:
         values: What was read.
-        where: What an error begins with.
+        where: What an error message begins with.
 
     Raises:
-        RecordError: They are none; the message names the key.
+        RecordError: They are not a record; the message names the key.
     """
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
@@ -281,15 +287,15 @@ def checked_record(values: Any, where: str) -> Record:
     return record
 
 
-# What is measured only where there was pretraining.
+# Keys that are measured only if there was pretraining.
 _OF_PRETRAINING = ("pretrain_loss",)
-# Beyond these no count and no time of a run can be.
+# No count and no time of a run can exceed this.
 _MOST = 2**63
 _SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")
 
 
 def impossible(record: Record) -> str:
-    """Return what in a record cannot be, in words; nothing where all can."""
+    """Return, in words, what in a record is impossible; an empty string if nothing is."""
     for group in ("task", "attention", "model", "train", "protocol"):
         if not isinstance(found := record.config.get(group, {}), dict):
             return f"config.{group}={shown(repr(found))} is impossible, should hold keys"
@@ -305,18 +311,18 @@ def impossible(record: Record) -> str:
     correct, total, accuracy = record.test_correct, record.test_total, record.test_accuracy
     if correct is not None and total is not None:
         if correct > total or not total:
-            return f"test_correct={correct} is impossible of test_total={total}"
+            return f"test_correct={correct} is impossible with test_total={total}"
         if accuracy is not None and not math.isclose(accuracy, correct / total, abs_tol=1e-6):
             return f"test_accuracy={accuracy} is impossible for {correct} of {total}"
     for bins in ("test_by_length", "test_by_group"):
         if getattr(record, bins) and (reason := _impossible_bins(record, bins)):
             return reason
     if record.best_step is not None and record.best_step > record.steps:
-        return f"best_step={record.best_step} is impossible of steps={record.steps}"
+        return f"best_step={record.best_step} is impossible with steps={record.steps}"
     return ""
 
 
-# What a record tells, and where its configuration has the same.
+# Keys of a record, and where its configuration has the same value.
 _TOLD_TWICE = {
     "task": "task.name",
     "attention": "attention.name",
@@ -330,18 +336,18 @@ _TOLD_TWICE = {
 
 
 def contradiction(record: Record) -> str:
-    """Return what a record tells other than its configuration does, in words; else nothing."""
+    """Return, in words, where a record contradicts its configuration; else an empty string."""
     there = {"pretrain.name": NO_PRETRAINING, **dict(flat(record.config))}
     for key, place in _TOLD_TWICE.items():
         said = getattr(record, key)
         if place in there and said != there[place]:
             own = shown(repr(there[place]))
-            return f"{key}={shown(repr(said))} is not that of its configuration, {own}"
+            return f"{key}={shown(repr(said))} contradicts its configuration, which has {own}"
     return ""
 
 
 def _impossible_bins(record: Record, name: str) -> str:
-    """Return what in a record's accuracy by bins cannot be; nothing where all can.
+    """Return what in a record's accuracy by bins is impossible; an empty string if nothing is.
 
     Args:
         record: The record.
@@ -356,19 +362,19 @@ def _impossible_bins(record: Record, name: str) -> str:
             return f"{name}={each} is impossible"
     for key, whole in (("correct", record.test_correct), ("total", record.test_total)):
         if (found := sum(each[key] for each in bins)) != whole:
-            return f"{name} with {key}={found} in all is impossible of test_{key}={whole}"
+            return f"{name} with {key}={found} in all is impossible with test_{key}={whole}"
     return ""
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Yield the records below a folder, sorted by path; name and leave out what is none."""
+    """Yield the records below a folder, sorted by path; name and leave out invalid ones."""
     for file in sorted(folder.glob(f"**/{RECORD}")):
         try:
             record = read_record(file)
         except RecordError as error:
             log.warning("left out: %s", error)
             continue
-        if file.parent.parts[-4:] != record.place:
+        if file.parent.absolute().parts[-4:] != record.place:
             log.warning("left out: %s is the record of %s", file, "/".join(record.place))
         elif wrong := contradiction(record):
             log.warning("left out: %s: %s", file, wrong)
@@ -377,7 +383,7 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 
 def records_of(runs_dir: Path, scale: str, protocol: str) -> Iterator[Record]:
-    """Yield the records of a scale and protocol; name and leave out what was put there of another.
+    """Yield the records of a scale and protocol; name and leave out misplaced ones.
 
     Args:
         runs_dir: Folder of run folders.
@@ -394,14 +400,14 @@ def records_of(runs_dir: Path, scale: str, protocol: str) -> Iterator[Record]:
 
 
 def records(folder: Path | str | None = None) -> "pandas.DataFrame":
-    """Return the records below a folder, a row each.
+    """Return the records below a folder, one per row.
 
     Args:
-        folder: A runs folder, or part of one; by default where runs are left.
+        folder: A runs folder, or part of one; by default the folder of all runs.
 
     Returns:
-        The columns are the keys of `Record`; those of the configuration are named
-        as on the command line after `config.`, such as `config.train.steps`.
+        A table whose columns are the keys of `Record`; keys of the configuration are named
+        as on the command line, after `config.`, such as `config.train.steps`.
     """
     import pandas
 

@@ -1,11 +1,11 @@
-"""Preflight, plan, train and report a grid, each a command of its own.
+"""Run preflight, plan, train and report for a grid, each as a command of its own.
 
     lra reproduce scale=mini attention=softmax,mra
     lra reproduce task=listops,text seed=0,1,2 data_dir=/where/raw/data/lie --plan
 
-At a scale of real data nothing is trained until those of every task are there, unless `--missing
-skip` leaves tasks out; `--plan` stops after the plan. The exit status is that of the part that
-failed. Without words it is the whole suite at the paper scale.
+At a scale with real data, nothing is trained until the data of every task are there, unless
+`--missing skip` leaves tasks out; `--plan` stops after the plan. The exit status is that of the
+part that failed. Without words, the grid is the whole suite at the paper scale.
 """
 
 import argparse
@@ -29,9 +29,9 @@ DEFAULTS = (
 
 
 def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
-    """Run a part; return its exit status, and what it wrote to stdout where it is quiet.
+    """Run a part; return its exit status and, if it is quiet, what it wrote to stdout.
 
-    A SIGTERM that arrives meanwhile goes on to the part.
+    A SIGTERM that arrives in the meantime is passed on to the part.
     """
     arguments = [sys.executable, "-m", f"lra.{name}", *words]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE if quiet else None, text=True)
@@ -53,14 +53,14 @@ def reproduce(words: list[str], missing: str = "stop", only_plan: bool = False) 
 
     Args:
         words: Complete words.
-        missing: What to do where data of a task are missing: `stop`, or `skip` the task.
+        missing: What to do if the data of a task are missing: `stop`, or `skip` the task.
         only_plan: Whether to stop after the plan.
 
     Raises:
-        ConfigError: A word is none.
+        ConfigError: A word is invalid.
     """
     asked = words
-    # The mini scale makes all its data itself.
+    # At the mini scale, the suite makes all data itself.
     if choices(words, groups(words)).get("scale") != ["mini"]:
         status, tasks = part("preflight", *words, "--missing", missing, quiet=True)
         if status and not only_plan:
@@ -71,7 +71,7 @@ def reproduce(words: list[str], missing: str = "stop", only_plan: bool = False) 
     if status or only_plan:
         return status
     trained, _ = part("train", *words, "--multirun")
-    # What was asked for and left out shows as missing.
+    # Tasks that were asked for but left out show up as missing.
     reported, _ = part("report", *asked)
     return trained or reported
 
@@ -80,10 +80,13 @@ def main() -> None:
     """Reproduce the grid that the command line names."""
     parser = argparse.ArgumentParser(prog="lra reproduce", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     parser.add_argument("--plan", action="store_true", help="stop after the plan")
     parser.add_argument(
-        "--missing", choices=("stop", "skip"), default="stop", help="at missing data; %(default)s"
+        "--missing",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do if data are missing (%(default)s)",
     )
     args = parser.parse_intermixed_args()
     try:

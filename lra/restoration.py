@@ -1,9 +1,9 @@
-"""Restore hidden tokens: the objective of self-pretraining, beside `lra.classification`.
+"""Restore hidden tokens: the objective of self-pretraining, alongside `lra.classification`.
 
-Amos, Berant and Gupta (arXiv 2310.02980, appendix C.1): a share of the tokens of the task's own
-training inputs is hidden, each by a chance of its own, and the encoder says which they were, by
-cross-entropy; of grey values it may be the absolute error. An encoder that sees no later token says
-which one comes next instead.
+Following Amos, Berant and Gupta (arXiv 2310.02980, appendix C.1), a share of the tokens of the
+task's own training inputs is hidden, each token independently, and the encoder predicts them. The
+loss is the cross-entropy; for grey values, it may be the absolute error. An encoder that sees no
+later tokens predicts the next token instead.
 """
 
 import math
@@ -36,10 +36,10 @@ class Restoration:
 
     Args:
         train: Batches to learn from.
-        validation: The split that the pretrained parameters are chosen on.
-        grey: Mean and standard deviation of grey values from 0 to 1, where the absolute error of
-            normalised ones is minimised; None for cross-entropy.
-        asks: Which tokens are asked for: `hidden` ones, or the `next` of each.
+        validation: Batches of the split on which the pretrained parameters are chosen.
+        grey: Mean and standard deviation of grey values from 0 to 1, if the absolute error of
+            normalised values is minimised; None for cross-entropy.
+        asks: Which tokens are predicted: the `hidden` ones, or the `next` of each.
     """
 
     train: HiddenBatches
@@ -50,7 +50,7 @@ class Restoration:
     shown: str = "validation"
 
     def loss(self, answers: Tensor, part: Batch) -> Tensor:
-        """Return the share of a micro-batch in the mean loss of what its batch is asked.
+        """Return what a micro-batch contributes to the mean loss over its batch's predictions.
 
         Args:
             answers: `(B, N, outputs)` or `(B, S, N, outputs)`.
@@ -76,11 +76,11 @@ class Restoration:
         processes: Processes,
         stops: Callable[[], bool],
     ) -> dict[str, float]:
-        """Return the mean loss over what the validation split is asked.
+        """Return the mean loss over all predictions for the validation split.
 
         Raises:
-            NotFiniteError: It is infinite or no number.
-            UnfinishedError: `stops` said so.
+            NotFiniteError: It is infinite or NaN.
+            UnfinishedError: `stops` returned true.
         """
         device = next(model.parameters()).device
         division = division_for(train.micro_batch, model, device)
@@ -103,20 +103,20 @@ class Restoration:
         return {LOSS: mean}
 
     def is_better(self, measured: float, best: float) -> bool:
-        """Tell whether a loss is below the best before it."""
+        """Return whether a loss is below the best before it."""
         return measured < best
 
 
 def restoration(
     config: Config, model: Model, train: Batches, validation: Batches
 ) -> tuple[Restorer, Restoration]:
-    """Return what pretrains the encoder of a model, in place, and by which objective.
+    """Return the network that pretrains the encoder of a model in place, and its objective.
 
     Args:
         config: The cell.
         model: Its classifier, on its device.
         train: Batches to learn from.
-        validation: The split that the pretrained parameters are chosen on.
+        validation: Batches of the split on which the pretrained parameters are chosen.
     """
     pretrain, device = config.pretrain, next(model.parameters()).device
     torch.manual_seed(derive(config.seed, "restorer"))
@@ -133,7 +133,7 @@ def restoration(
 
 
 def optimisation(pretrain: PretrainConfig, train: TrainConfig) -> TrainConfig:
-    """Return how pretraining is optimised: as the training after it, but for its own values."""
+    """Return the settings of pretraining: those of training after it, except for its own values."""
     return replace(
         train,
         steps=pretrain.steps,

@@ -1,4 +1,4 @@
-"""Train a cell and leave its record."""
+"""Train a cell and write its record."""
 
 import logging
 import time
@@ -54,7 +54,7 @@ class CellFailedError(RuntimeError):
 
 
 def told_finished(config: Config, folder: Path) -> str:
-    """Return a line that says a cell is finished, an empty string where it is not; write nothing.
+    """Return a line that says a cell is finished, or an empty string if it is not; write nothing.
 
     Raises:
         ConfigError: There is no such task or device, or the folder holds another configuration.
@@ -67,7 +67,7 @@ def told_finished(config: Config, folder: Path) -> str:
 
 def _hint_of_change(config: Config, folder: Path) -> str:
     there = read_record(folder / RECORD).attention_source
-    hint = ", with an attention that has changed since; force=true trains it again"
+    hint = ", but its attention has changed since; force=true trains it again"
     return hint if there != custom.sources(config.attention) else ""
 
 
@@ -76,15 +76,15 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
 
     Args:
         config: The cell.
-        folder: Its run folder; it exists.
-        place: The cell's place in a sweep, such as `[3/20] `, for bar and log.
+        folder: Its run folder, which exists.
+        place: The cell's place in a sweep, such as `[3/20] `, for the progress bar and the log.
 
     Returns:
-        The record; None when the cell was finished before.
+        The record; None if the cell was already finished.
 
     Raises:
-        ConfigError: Something in the configuration is wrong; nothing was built. Or the backend
-            returns what a block cannot take.
+        ConfigError: Something in the configuration is wrong, and nothing was built; or the backend
+            returns something that a block cannot take.
         DataError: The task's data are missing or damaged.
         CellFailedError: Training failed; the record says so.
         StoppedError: The run was asked to stop; its checkpoint is written.
@@ -96,14 +96,14 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     values = decided(config, task, device, folder)
     note = read_note(folder / NOTE)
     if config.force and note is not None and requeue.is_back(note.forced, config_hash(values)):
-        log.info("%s%s was begun anew by this job, which is back", place, config.cell)
+        log.info("%s%s was started over by this job, which now continues it", place, config.cell)
         config = replace(config, force=False)
     if not config.force and finished(folder, values):
         log.info("%s%s is finished%s", place, config.cell, _hint_of_change(config, folder))
         return None
     record = _train_alone(config, task, device, values, folder, place + config.cell)
     if record.status == "failed":
-        # Said here too, as a sweep tells its errors only at its end.
+        # Logged here too, as a sweep reports its errors only at its end.
         log.error("%s%s failed: %s", place, config.cell, record.reason)
         raise CellFailedError(f"{config.cell} failed: {record.reason}")
     log.info(
@@ -134,13 +134,13 @@ def train(config: Config) -> Record:
 
 @dataclass(frozen=True)
 class Work:
-    """What a cell in training shares with whoever looks on.
+    """What a cell in training shares with whoever watches it.
 
     Args:
-        holder: Says in the run folder how far it is.
-        stop: Tells when it is asked to stop.
-        label: Its name, for bar and log.
-        processes: Those that train it together.
+        holder: Notes in the run folder how far it is.
+        stop: Says when it is asked to stop.
+        label: Its name, for the progress bar and the log.
+        processes: The processes that train it together.
     """
 
     holder: Holder
@@ -156,11 +156,11 @@ class Outcome:
     Args:
         status: `ok`, or `failed`.
         reason: Why it failed.
-        test: Answers to the test set; None where nothing was tested.
-        by_length: Right ones by length, as `Record.test_by_length`.
-        by_group: The same by group, as `Record.test_by_group`.
+        test: Answers to the test set; None if nothing was tested.
+        by_length: Right answers by length, as in `Record.test_by_length`.
+        by_group: The same by group, as in `Record.test_by_group`.
         group: What examples are grouped by.
-        seconds: Seconds of the test.
+        seconds: Seconds that the test took.
     """
 
     status: Status
@@ -180,7 +180,7 @@ def _train_alone(
     folder: Path,
     label: str,
 ) -> Record:
-    """Train while no other cell's process may, signals are heard, and settings are kept."""
+    """Train with the run folder locked, signals handled, and settings restored afterwards."""
     with (
         joined(device, config.train.batch_size) as processes,
         _lock(folder, processes) as holder,
@@ -200,7 +200,7 @@ def _train_alone(
 
 @contextmanager
 def _lock(folder: Path, processes: Processes) -> Iterator[Holder]:
-    """Hold a run folder for the processes of a cell, and make it ready for them."""
+    """Lock a run folder for the processes of a cell, and make it ready for them."""
     if not processes.writes:
         yield Holder(folder / NOTE, "runs_dir")
         return
@@ -219,23 +219,23 @@ def _train(
     work: Work,
 ) -> Record:
     started = time.perf_counter()
-    # Before the data, which may take long to build, so that a refused option is told at once.
+    # Before the data, which may take long to build, so that a refused option is reported at once.
     model = build_model(config)
     dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
     if config.task.path is not None:
         custom.check_data(task, dataset.splits)
     if work.processes.size > 1 and needs_whole_batch(model):
         raise ConfigError(
-            "torchrun: this model takes statistics over the batch, which has to be in one process"
+            "torchrun: this model computes statistics over the batch, which must be in one process"
         )
     with writing("runs_dir", folder, "removing what an earlier run left"):
         if config.force and work.processes.writes:
             checkpoint.remove(folder)
             (folder / RECORD).unlink(missing_ok=True)
-            # Not before nothing of the old run is left that could be taken for the new one.
+            # Only now is nothing of the old run left that could be mistaken for the new one.
             work.holder.forced = requeue.jobs(config_hash(values))
-        # Of an earlier end of this cell, which is not the one that the record will tell of.
-        for name in (PREDICTIONS, TRAJECTORY):
+        # They belong to an earlier end of this cell, not to the one that the record will describe.
+        for name in (PREDICTIONS, TRAJECTORY, RECORD):
             (folder / name).unlink(missing_ok=True)
     memory.reset(device)
     run = run_of(config, task, model, dataset, device, values, folder, work)
@@ -283,17 +283,17 @@ def run_of(
     folder: Path,
     work: Work,
 ) -> Run:
-    """Return a cell ready for its first update: the model on its device, dropout seeded.
+    """Return a run ready for its first update: the model is on its device, and dropout is seeded.
 
     Args:
         config: The cell.
         task: Its task.
-        model: Its network, as drawn from the seed.
+        model: Its network, as initialised from the seed.
         dataset: Its data.
         device: Where it is trained.
-        values: The configuration, as `decided`.
+        values: The configuration, as returned by `decided`.
         folder: Run folder.
-        work: What it shares with whoever looks on.
+        work: What it shares with whoever watches it.
     """
     model.to(device)
     run = Run(
@@ -320,8 +320,8 @@ def run_of(
 
 
 def _about(config: Config) -> dict[str, str]:
-    """Return what TensorBoard compares a cell with others by: as many as it shows unasked."""
-    # The scale first: what is long is cut off at its end.
+    """Return the values by which TensorBoard compares cells: as many as it shows by default."""
+    # The scale comes first, because long values are cut off at the end.
     scale = "" if config.scale == "paper" else f"{config.scale} "
     return {
         "task": config.task.name,
@@ -333,7 +333,7 @@ def _about(config: Config) -> dict[str, str]:
 
 
 def _write(folder: Path, record: Record, outcome: Outcome, run: Run) -> None:
-    # Both before the record, by which a cell is finished.
+    # Both are written before the record, which marks a cell as finished.
     if outcome.test is not None:
         write_predictions(folder, outcome.test)
     if len(run.losses):
@@ -344,20 +344,20 @@ def _write(folder: Path, record: Record, outcome: Outcome, run: Run) -> None:
             events.add(TEST_ACCURACY, record.test_accuracy, record.steps)
     write_record(folder, record)
     if record.status == "ok":
-        # Of no use any more, and as large as the last one.
+        # The previous checkpoint is no longer of use, and is as large as the last one.
         with writing("runs_dir", folder, f"removing {checkpoint.PREVIOUS}"):
             for place in (folder, folder / PRETRAINING):
                 (place / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
 
 def _pretraining(config: Config, model: Model, run: Run, validation: Batches) -> Run | None:
-    """Return the run that pretrains the encoder of a model, None where there is none.
+    """Return the run that pretrains the encoder of a model, or None if there is no pretraining.
 
     Args:
         config: The cell.
         model: Its network.
-        run: What trains it afterwards.
-        validation: The split that the pretrained parameters are chosen on.
+        run: The run that trains it afterwards.
+        validation: Batches of the split on which the pretrained parameters are chosen.
     """
     if config.pretrain.name == NO_PRETRAINING:
         return None
@@ -367,7 +367,7 @@ def _pretraining(config: Config, model: Model, run: Run, validation: Batches) ->
     with writing("runs_dir", run.folder, f"making {PRETRAINING}"):
         folder.mkdir(exist_ok=True)
     log.info(
-        "%s: %d steps of %d, asked for %s tokens by %s",
+        "%s: %d steps of %d, predicting %s tokens by %s",
         label,
         config.pretrain.steps,
         config.pretrain.batch_size,
@@ -390,24 +390,24 @@ def _pretraining(config: Config, model: Model, run: Run, validation: Batches) ->
 
 
 def _fit(run: Run, before: Run | None) -> None:
-    """Train, after pretraining the same encoder where that is asked for."""
+    """Train, after pretraining the same encoder if that is asked for."""
     if before is not None:
         torch.manual_seed(derive(before.seed, "dropout"))
         try:
             before.fit()
         except NotFiniteError as error:
             raise NotFiniteError(f"pretraining: {error}") from error
-        # As `run_of` left it, which pretraining has drawn from.
+        # As `run_of` left the generator, from which pretraining has drawn.
         torch.manual_seed(derive(run.seed, "dropout"))
     run.fit()
 
 
 def _fit_and_test(run: Run, before: Run | None, test: Batches, groups: Groups | None) -> Outcome:
-    """Train, then test the chosen parameters once; what the model raises ends both.
+    """Train, then test the chosen parameters once; an error that the model raises ends both.
 
     Args:
-        run: What is trained.
-        before: What pretrains it, if anything does.
+        run: The run to train.
+        before: The run that pretrains it, if there is one.
         test: The test set.
         groups: What its examples are grouped by.
     """
@@ -416,15 +416,15 @@ def _fit_and_test(run: Run, before: Run | None, test: Batches, groups: Groups | 
         started = time.perf_counter()
         predictions = predict(run.model, test, run.train_config, run.processes)
     except (ConfigError, BackendError, OSError):
-        # Nothing that the cell would do again: a folder, a disk, another cell's checkpoint.
+        # Nothing that need happen again in this cell: a folder, a disk, another cell's checkpoint.
         raise
     except (Exception, SystemExit) as error:
         if run.processes.size > 1 and not isinstance(error, NotFiniteError):
-            # The others wait for this process; torchrun ends them when it ends.
+            # The other processes wait for this one; torchrun ends them when this one ends.
             raise
         reason = " ".join(str(error).splitlines()[:1])
         if not (isinstance(error, NotFiniteError) or is_out_of_memory(error)):
-            # Of a user's own code, or a defect of ours: this cell's end, and not the others'.
+            # An error in a user's own code, or a defect of ours: it ends this cell, not the others.
             log.exception("%s", run.label)
             reason = f"{type(error).__name__}: {reason}"
         return Outcome(status="failed", reason=reason)
@@ -494,6 +494,8 @@ def _record(
         tokens_per_second=run.tokens_per_second,
         first_call_seconds=run.speed.first_seconds,
         micro_batch=str(run.division),
+        first_micro_batch=str(run.first_division) if run.first_divided else "",
+        first_micro_batch_updates=run.first_divided,
         micro_batches=progress.micro_batches / max(1, progress.step),
         compiled_shapes=progress.compiled_shapes,
         peak_memory_bytes=memory.peak(run.device),
@@ -520,7 +522,7 @@ def _record(
 
 
 def _of_pretraining(config: Config, before: Run | None) -> dict[str, Any]:
-    """Return what a record tells of pretraining."""
+    """Return what a record says about pretraining."""
     if before is None:
         return {}
     progress = before.progress

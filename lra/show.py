@@ -2,8 +2,8 @@
 
     lra show task=listops attention=mra scale=mini train.steps=100
 
-The words are those of `lra.train`. A value comes from a file of `configs`, from the command line,
-or is the default of a dataclass or of a backend's `__init__`.
+The words are those of `lra.train`. A value comes from a file in `configs` or from the command line,
+or it is the default of a dataclass or of a backend's `__init__`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lra.paths import CONFIGS, PACKAGES
 from lra.terminal import run
 
 COMMAND_LINE = "command line"
-# Longer values are set below their key.
+# Longer values are printed below their key.
 _LONG = 24
 
 
@@ -37,8 +37,8 @@ class Layer:
     """What one file, or the command line, sets.
 
     Args:
-        name: The file from the folder above `configs`, or `COMMAND_LINE`.
-        keys: Such as `train.steps`.
+        name: The file, relative to the folder above `configs`, or `COMMAND_LINE`.
+        keys: The keys that it sets, such as `train.steps`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Value:
     """One value of a cell.
 
     Args:
-        key: Such as `train.steps`.
+        key: Its key, such as `train.steps`.
         value: What the cell has.
         origin: A layer's name, or whose default it is.
     """
@@ -61,7 +61,7 @@ class Value:
 
 
 def layers(*words: str) -> list[Layer]:
-    """Return what sets values of a cell, in order: later ones win.
+    """Return the layers that set values of a cell, in order; later ones win.
 
     Raises:
         HydraException: A word names no group or option, or a file is missing.
@@ -73,7 +73,7 @@ def layers(*words: str) -> list[Layer]:
     found = []
     for default in listed.defaults:
         file = CONFIGS / f"{default.config_path}.yaml"
-        # Schemas are no files, and Hydra's own are not among ours.
+        # Schemas are not files, and Hydra's own files are not among ours.
         if file.exists() and (keys := _keys_of(file, default.package)):
             found.append(Layer(_from_root(file), keys))
     given: dict[str, Any] = {
@@ -85,10 +85,10 @@ def layers(*words: str) -> list[Layer]:
 
 
 def values(*words: str) -> list[Value]:
-    """Return every value of a cell, with the options that no file names.
+    """Return every value of a cell, including options that no file names.
 
     Raises:
-        ConfigError: A word is wrong, or an option is.
+        ConfigError: A word or an option is wrong.
     """
     config, _ = place(*words)
     complete, defaults = _with_defaults(config)
@@ -99,15 +99,15 @@ def values(*words: str) -> list[Value]:
 
 
 def page(*words: str) -> str:
-    """Return the layers and the values of a cell, for a person.
+    """Return the layers and the values of a cell as a text for people.
 
     Raises:
-        ConfigError: A word is wrong, or an option is.
+        ConfigError: A word or an option is wrong.
     """
     config, folder = place(*words)
     shown = values(*words)
     lines = [f"{config.cell} of {config.protocol.name} at {config.scale}: {folder}", ""]
-    lines += ["Layers, later ones win:", "  the defaults"]
+    lines += ["Layers (later ones win):", "  the defaults"]
     lines += [f"  {layer.name}" for layer in layers(*words)]
     left = max(len(value.key) for value in shown)
     middle = max(len(text) for value in shown if len(text := _text(value.value)) <= _LONG)
@@ -130,7 +130,7 @@ def main() -> None:
         prog="lra show",
         description="Print every value of a cell and where it comes from.",
     )
-    parser.add_argument("words", nargs="*", help="as of lra.train: task=text attention=mra seed=1")
+    parser.add_argument("words", nargs="*", help="as for lra train: task=text attention=mra seed=1")
     try:
         print(page(*parser.parse_args().words))
     except ConfigError as error:
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Return the leaves of nested mappings by dotted key; an empty mapping has none."""
+    """Yield the leaves of nested mappings by dotted key; an empty mapping has none."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -148,7 +148,7 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _keys_of(file: Path, package: str) -> frozenset[str]:
-    """Return what a file sets, below the package that Hydra puts it into."""
+    """Return the keys that a file sets, under the package into which Hydra puts it."""
     node = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(node, dict)
     own = {str(key): value for key, value in node.items() if key not in ("defaults", "hydra")}
@@ -158,7 +158,7 @@ def _keys_of(file: Path, package: str) -> frozenset[str]:
 def _with_defaults(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
     """Return a cell's values with the options that are left to code, and whose defaults they are.
 
-    Defaults are told for every key that has one, set by a file or not.
+    Defaults are named for every key that has one, whether or not a file sets it.
     """
     complete = asdict(config)
     whose: dict[str, str] = dict(_fields_of(config, ""))

@@ -1,13 +1,13 @@
-"""Micro-batches side by side: one each for Python threads that use one core each.
+"""Micro-batches side by side: one per Python thread, each thread on one core.
 
-Threads inside of operations share badly what fits the caches. Threads that take whole micro-batches
-wait for each other at the end of an update. Sums are added up in the order of the micro-batches, so
-that the number of threads changes no bit.
+Threads inside an operation do not share work well if it fits the caches. Threads that take whole
+micro-batches wait for each other at the end of an update. Sums are added up in the order of
+the micro-batches, so that the number of threads changes no bit.
 
-A backend of the suite keeps nothing on itself between lines of its forward, and draws random
-numbers by `models.randomness`. A user's class does so where it says `thread_safe = True` itself;
-what its base class says does not count. Else its micro-batches come one after the other, with
-threads inside of operations.
+A backend of the suite keeps nothing on itself between the lines of its forward, and draws random
+numbers through `models.randomness`. A user's class counts as doing so if it says
+`thread_safe = True` itself; what its base class says does not count. Otherwise, its micro-batches
+are computed one after the other, with threads inside operations.
 """
 
 import weakref
@@ -25,23 +25,23 @@ from models.threads import workers
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Models that did not go side by side when it was tried: see `one_after_another`.
+# Models whose micro-batches could not be computed side by side: see `one_after_another`.
 _refused: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 # Torch's own dropout draws from torch's generator.
 _DROPS = nn.modules.dropout._DropoutNd
 
 
 def allows(model: object, device: torch.device) -> bool:
-    """Tell whether threads may call a model at once, however many there are, as far as is said.
+    """Return whether any number of threads may call a model at once, as far as is declared.
 
-    Not on a GPU, which computes one thing after the other, and not where the model is compiled, has
-    hooks, or does not say that it may be.
+    They may not on a GPU, which computes one thing after the other, nor if the model is compiled,
+    has hooks, or does not declare that they may.
 
     Args:
         model: What is called with each micro-batch.
-        device: Where they are.
+        device: Where the micro-batches are.
     """
-    # A compiled one may have set up its graphs for several threads.
+    # A compiled model may have set up its graphs for several threads.
     if device.type != "cpu" or not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
         return False
     hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
@@ -50,7 +50,7 @@ def allows(model: object, device: torch.device) -> bool:
 
 @contextmanager
 def threads_set(number: int) -> Iterator[None]:
-    """Let torch use a number of threads, and then as many as before."""
+    """Let torch use a number of threads in this context, and afterwards as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -60,13 +60,13 @@ def threads_set(number: int) -> Iterator[None]:
 
 
 def suits(model: object, num_parts: int, device: torch.device, scaled: bool = False) -> bool:
-    """Tell whether threads should take a micro-batch each: not where half of them would have none.
+    """Return whether threads should take a micro-batch each: not if half of them would have none.
 
     Args:
-        model: What is called with each.
-        num_parts: How many there are.
+        model: What is called with each micro-batch.
+        num_parts: Number of micro-batches.
         device: Where they are.
-        scaled: Whether the loss is scaled, as in float16; then they come one after the other.
+        scaled: Whether the loss is scaled, as in float16; then they are computed one by one.
     """
     threads = torch.get_num_threads()
     enough = threads > 1 and 2 * num_parts > threads and not scaled
@@ -74,7 +74,7 @@ def suits(model: object, num_parts: int, device: torch.device, scaled: bool = Fa
 
 
 def is_thread_safe(model: nn.Module) -> bool:
-    """Tell whether every module within a model lets threads call it at once, as far as is said."""
+    """Return whether threads may call every module of a model at once, as far as is declared."""
     return all(map(_is_safe, model.modules()))
 
 
@@ -82,7 +82,7 @@ def _is_safe(module: nn.Module) -> bool:
     before, after = module._forward_pre_hooks, module._forward_hooks
     if before or after or module._backward_hooks or module._backward_pre_hooks:
         return False
-    # Asked of the class itself: one that is derived from a safe one has another forward.
+    # Only the class itself is asked: one that is derived from a safe one has another forward.
     if "thread_safe" in vars(type(module)):
         return bool(module.thread_safe)
     package = type(module).__module__.partition(".")[0]
@@ -90,10 +90,10 @@ def _is_safe(module: nn.Module) -> bool:
 
 
 def one_after_another(model: nn.Module) -> None:
-    """Remember that a model's micro-batches must not be side by side.
+    """Remember that a model's micro-batches must not be computed side by side.
 
-    That is where it draws from torch's own generator, as the order of threads would decide what
-    each gets, or where memory does not hold two of them.
+    That is the case if the model draws from torch's own generator, as the order of threads would
+    decide what each gets, or if memory does not hold two micro-batches.
     """
     _refused.add(model)
 
@@ -101,18 +101,18 @@ def one_after_another(model: nn.Module) -> None:
 def in_order(
     call: Callable[[Item], Result], items: Sequence[Item]
 ) -> Generator[Result, None, None]:
-    """Yield what `call` returns for each item, in their order, computed on torch's threads.
+    """Yield what `call` returns for each item, in order, computed on as many threads as torch uses.
 
-    Close it where it may end early: nothing is running then.
+    Close the generator if it may end early; after that, nothing is running.
 
     Args:
-        call: Called in another thread, to which gradient mode, autocast and the like are new.
-        items: What it is called with; no more than two a thread are ahead of whoever reads.
+        call: Called in another thread, which does not inherit gradient mode, autocast and the like.
+        items: What it is called with; at most two per thread are ahead of the reader.
     """
     threads = torch.get_num_threads()
     pool, left = workers(threads), iter(items)
     waiting: deque[Future[Result]] = deque()
-    # MKL has one count for all threads, and the workers would take it for theirs.
+    # MKL has one thread count for all threads, and the workers would use it as theirs.
     with threads_set(1):
         try:
             while True:
@@ -122,7 +122,7 @@ def in_order(
                         break
                 if not waiting:
                     return
-                # Among the waiting until it is there: a signal may be raised in between.
+                # It stays among the waiting until it is done: a signal may be raised in between.
                 wait([waiting[0]])
                 yield waiting.popleft().result()
         finally:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Windows has the first two.
+# Windows only has the first two.
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
-# Seconds between looks whether the process that started a worker is still there.
+# Seconds between checks that the process that started a worker still exists.
 LOOK_EVERY = 1.0
 # Processes whose end ends this one.
 _watched: list[int] = []
@@ -26,7 +26,7 @@ class StoppedError(BaseException):
     Args:
         message: Where it stopped.
         number: The signal.
-        code: The exit code; without it 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP and 140
+        code: The exit code; by default 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP and 140
             for SIGUSR2.
     """
 
@@ -37,40 +37,40 @@ class StoppedError(BaseException):
 
 
 class UnfinishedError(Exception):
-    """An update or evaluation was asked to stop before its last batch; it is made again."""
+    """An update or evaluation was asked to stop before its last batch; it will be repeated."""
 
 
 def never() -> bool:
-    """Return that nobody asks to stop."""
+    """Return False: nobody asks to stop."""
     return False
 
 
 class Stop:
-    """Signals that ask to stop: answered at once, or, while something is to be saved, when asked.
+    """Signals that ask to stop: answered at once or, while there is something to save, on request.
 
-    It hears nothing before `listen`.
+    Nothing is received before `listen`.
     """
 
     def __init__(self) -> None:
         self._received: list[int] = []
         self._deferred = False
         handlers = {each: signal.getsignal(each) for each in SIGNALS}
-        # What is ignored stays so: nohup ignores SIGHUP.
+        # Ignored signals stay ignored: nohup ignores SIGHUP.
         self._previous = {n: each for n, each in handlers.items() if each != signal.SIG_IGN}
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came that nothing has answered yet."""
+        """Whether a signal has arrived that has not been answered yet."""
         return bool(self._received)
 
     def listen(self) -> None:
-        """Take the signals from now on."""
+        """Receive the signals from now on."""
         for each in self._previous:
             signal.signal(each, self._receive)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note signals within this context; `answer` is called when all is saved."""
+        """Only note signals within this context; `answer` is called when everything is saved."""
         self._deferred = True
         try:
             yield
@@ -83,18 +83,18 @@ class Stop:
             signal.signal(each, handler)
 
     def answer(self, message: str) -> None:
-        """Stop, now that there is nothing to save any more.
+        """Stop, now that there is nothing left to save.
 
         A launcher that listened to the signal before us has its turn first: submitit's puts the
-        job back into the queue. Where it only takes note, the run goes on.
+        job back into the queue. If it only takes note, the run continues.
 
         Args:
             message: Where the run stopped, for the error.
 
         Raises:
-            StoppedError: Nobody else listened, or who did ends the process.
+            StoppedError: Nobody else listened, or whoever did ends the process.
         """
-        # Of several processes another one may have been asked.
+        # If there are several processes, another one may have been asked.
         number = self._received.pop() if self._received else int(signal.SIGTERM)
         handler = self._previous.get(signal.Signals(number))
         self.restore()
@@ -104,10 +104,10 @@ class Stop:
         try:
             handler(number, None)
         except SystemExit as error:
-            # Not the exit of a user's own code, which would be a failure.
+            # This is not an exit of a user's own code, which would be a failure.
             code = error.code if isinstance(error.code, int) else None
             raise StoppedError(told, number, code) from error
-        except Exception as error:  # a job that submitit may not requeue once more
+        except Exception as error:  # such as a job that submitit may not requeue once more
             raise StoppedError(f"{told}: {error}", number) from error
         self._received.clear()
         self.listen()
@@ -117,13 +117,13 @@ class Stop:
         if not self._deferred:
             self.answer("stopped")
             return
-        # A second one does what it always did: stop at once.
+        # A second signal does what it always did: it stops the process at once.
         self.restore()
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Take signals within this context; a thread other than the main one hears none."""
+    """Receive signals within this context; a thread other than the main one receives none."""
     stop = Stop()
     main = threading.current_thread() is threading.main_thread()
     if main:
@@ -138,7 +138,7 @@ def listening() -> Iterator[Stop]:
 def stop_without(parent: int) -> None:
     """Send this process SIGTERM once the process that started it has gone.
 
-    A worker of a sweep would otherwise train on for hours after the sweep was killed.
+    Otherwise, a worker of a sweep would go on training for hours after the sweep was killed.
 
     Args:
         parent: Process id of the one that started it.

@@ -14,19 +14,19 @@ from omegaconf import OmegaConf
 from lra.config import ConfigError
 
 _LAUNCHER = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
-# Of the launcher, not of its jobs.
+# Parameters of the launcher, not of its jobs.
 _OF_EXECUTOR = ("submitit_folder", "max_num_timeout")
 
 
 def submit(
     launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
 ) -> Sequence[JobReturn]:
-    """Submit a job for every cell, as the `launch` of submitit's launcher.
+    """Submit a job for every cell, in place of the `launch` of submitit's launcher.
 
     Args:
-        launcher: It, a `SlurmLauncher`, which is what a job calls.
+        launcher: That launcher, a `SlurmLauncher`, which each job calls.
         job_overrides: The words of every cell.
-        initial_job_idx: Number of the first.
+        initial_job_idx: Number of the first job.
     """
     common = set(OmegaConf.structured(BaseQueueConf))
     parameters = {
@@ -47,15 +47,15 @@ def submit(
     jobs = executor.map_array(launcher, *zip(*arguments, strict=True))
     for job, words in zip(jobs, job_overrides, strict=True):
         print(f"submitted as {job.job_id}: {' '.join(filter_overrides(words))}")
-    print(f"{len(jobs)} cells are in the queue; `lra status` tells how they are")
+    print(f"{len(jobs)} cells are in the queue; `lra status` shows how far they are")
     return [JobReturn(status=JobStatus.COMPLETED)] * len(jobs)
 
 
 def register() -> None:
-    """Let Slurm's launcher return when the jobs are in the queue.
+    """Make Slurm's launcher return once the jobs are in the queue.
 
-    Its own `launch` waits for the last of them, for days, in a shell that may be closed before.
-    Hydra takes launchers from a package of its own only, so that ours cannot be a class beside it.
+    Its own `launch` waits for the last of them, for days, in a shell that may be closed before
+    then. Hydra takes launchers only from a package of its own, so ours cannot be a separate class.
 
     Raises:
         ConfigError: There is no Slurm here.
@@ -66,5 +66,5 @@ def register() -> None:
                 f"hydra/launcher=slurm: there is no {program} on this machine; submit from a login"
                 " node of the cluster"
             )
-    # As Hydra has loaded it, which is not what an import gives.
+    # The class as Hydra has loaded it, which is not the one that an import gives.
     Plugins.instance().class_name_to_class[_LAUNCHER].launch = submit

@@ -1,14 +1,14 @@
-"""How fast a run trains: the middle of many windows of updates, and how far they spread.
+"""How fast a run trains: the median of many windows of updates, and their spread.
 
-Seconds in all, divided by updates, would count a busy moment of the machine as the slowness of a
-backend. Windows of some updates each have a median, which a burst does not move, and quartiles,
-which tell that there was one. First calls, which set up or compile, are counted apart.
+Total seconds divided by updates would count a busy moment of the machine as slowness of a backend.
+Windows of some updates each have a median, which a burst does not move, and quartiles, which show
+that there was one. First calls, which set something up or compile, are counted separately.
 """
 
 import statistics
 from dataclasses import dataclass, field
 
-# Updates a window, at least; and windows that are kept.
+# Minimum updates per window, and maximum number of windows kept.
 WINDOW, MOST_WINDOWS = 20, 512
 
 
@@ -18,8 +18,8 @@ class Speed:
 
     Args:
         windows: Updates per second and tokens per second of every window that is kept.
-        stride: Every so many windows one is kept: twice as many whenever the list is full.
-        closed: Windows there were.
+        stride: One of every `stride` windows is kept; it doubles whenever the list is full.
+        closed: Number of windows so far.
         open: Updates, tokens and seconds of the window that is not full yet.
         first_seconds: Seconds of first calls.
     """
@@ -31,7 +31,7 @@ class Speed:
     first_seconds: float = 0.0
 
     def add(self, updates: int, tokens: int, seconds: float) -> None:
-        """Count updates and what they took; a window that is full is closed."""
+        """Count updates, their tokens and their seconds; a window that is full is closed."""
         self.open = [a + b for a, b in zip(self.open, (updates, tokens, seconds), strict=True)]
         if self.open[0] < WINDOW:
             return
@@ -49,7 +49,7 @@ class Speed:
 
     @property
     def _known(self) -> list[list[float]]:
-        """The closed windows; the open one where there is no other."""
+        """The closed windows, or the open one if there is no other."""
         return self.windows or ([self._per_second()] if self.open[0] else [])
 
     @property

@@ -1,7 +1,7 @@
-"""Which code this is: what git says of a checkout, and what a package was built from.
+"""Which code this is: what git says about a checkout, and what a package was built from.
 
-A package has no repository, so `setup.py` puts a stamp into it, with a hash of the files: what has
-been changed since is then told as in a checkout. Where nothing is known, nothing is said.
+A package has no repository, so `setup.py` puts a stamp with a hash of the files into it: changes
+since then are detected as in a checkout. If nothing is known, nothing is claimed.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ CODE = ("lra", "models", "configs", "scripts", "pyproject.toml", "setup.py", "re
 
 
 def version(root: Path, packages: Path) -> tuple[str, bool]:
-    """Return the commit of the code and whether the code differs from it; empty where unknown.
+    """Return the commit of the code, empty if unknown, and whether the code differs from it.
 
     Args:
         root: Top of a checkout, or folder of a package's own files.
-        packages: Folder with `lra` and `models` in it.
+        packages: Folder that contains `lra` and `models`.
     """
     if not (root / STAMP).is_file():
         return _by_git(root)
@@ -28,7 +28,7 @@ def version(root: Path, packages: Path) -> tuple[str, bool]:
 
 
 def write_stamp(folder: Path, root: Path) -> None:
-    """Write into a folder what is built from `root`; nothing where its commit is unknown."""
+    """Write a stamp of the code in `root` into a folder; nothing if its commit is unknown."""
     commit, dirty = version(root, root)
     if commit:
         known = {"commit": commit, "dirty": dirty, "sha256": _content(root, root)}
@@ -42,10 +42,10 @@ def _by_git(root: Path) -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        # The suite may lie inside a repository that is another's and says nothing about it.
+        # The suite may be inside another project's repository, which says nothing about it.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return "", False
-        # A copy that the repository around it does not follow would be clean whatever is in it.
+        # A copy that the surrounding repository does not track would be clean whatever is in it.
         if not git("ls-files", "--", "lra"):
             return "", False
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE))
@@ -54,7 +54,7 @@ def _by_git(root: Path) -> tuple[str, bool]:
 
 
 def _content(root: Path, packages: Path) -> str:
-    """Return the sha256 of the code that a package has."""
+    """Return the sha256 of the code in a package."""
     digest = hashlib.sha256()
     parts = (
         (packages / "lra", "*.py"),

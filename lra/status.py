@@ -1,11 +1,11 @@
-"""Say how far the cells of a grid are: done, running since when, failed why, to do.
+"""Say how far the cells of a grid are: done, running since when, failed and why, or to do.
 
     lra status task=listops,text attention=softmax,mra seed=0,1 scale=mini
     lra status runs_dir=/shared/results/runs
 
-From files alone, so from any machine that sees the runs folder, whichever machines train there.
-Without the words of a grid it is every cell that has been begun. The words are those of `lra
-train`; of what has a record, those that differ from it are named.
+This reads only files, so it works on any machine that sees the runs folder, whichever machines
+train there. Without the words of a grid, it lists every cell that has been started. The words are
+those of `lra train`; if a cell has a record, the words that differ from it are named.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from lra.terminal import run
 from lra.words import choices, expand, key_of, seed_of, value_of, with_defaults
 
 State = Literal["done", "running", "failed", "stopped", "killed", "to do", "other"]
-# What a grid spans where its words don't say; the same as of `lra reproduce`.
+# What a grid spans if its words don't say; the same as for `lra reproduce`.
 DEFAULTS = (
     "task=listops,text,retrieval,image,pathfinder",
     "attention=softmax,fourier,wavspa,mra",
 )
-# Of a single cell, as `lra train` has them.
+# Defaults of a single cell, the same as for `lra train`.
 CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "seed": "0"}
 
 
@@ -41,13 +41,13 @@ class Status:
 
     Args:
         folder: Its run folder; the last parts are task, attention, variant and seed.
-        state: `done`; `running`; `failed`: it is tried again by the next sweep; `stopped`: asked
-            to, and it goes on where it was; `killed`: likewise, by its last checkpoint; `to do`;
+        state: `done`; `running`; `failed`: the next sweep tries it again; `stopped` on request: it
+            continues where it was; `killed`: it continues from its last checkpoint; `to do`;
             `other`: another configuration's record is in its folder.
-        step: Updates made, as last seen; 0 where it is not known.
-        steps: Updates of the whole run; 0 where it is not known.
-        since: When the process began that works there, or did last; seconds since 1970.
-        detail: Accuracy, process and machine, or why.
+        step: Updates made, as last seen; 0 if unknown.
+        steps: Updates of the whole run; 0 if unknown.
+        since: When the process that works there, or worked there last, began; seconds since 1970.
+        detail: Accuracy, process and machine, or the reason.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ def status(folder: Path, asked: dict[str, Any] | None = None) -> Status:
             state = "stopped" if note.ended.startswith("StoppedError") else "failed"
             reason = note.ended
     elif (folder / CHECKPOINT).exists():
-        # Of a version that left no notes.
+        # It was left by a version that wrote no notes.
         state = "stopped"
     return Status(folder=folder, state=state, step=step, steps=steps, since=since, detail=reason)
 
@@ -98,7 +98,7 @@ def _by_record(folder: Path, record: Record, since: float | None, asked: dict[st
     accuracy = 100 * (record.test_accuracy or 0)
     detail = f"test {accuracy:.1f} %" if state == "done" else record.reason
     differences = [
-        f"{key}={there} there, {value} asked for"
+        f"{key}={there} in the record, {value} asked for"
         for key, value in asked.items()
         if (there := _at(record.config, key)) is not None and there != value
     ]
@@ -122,10 +122,10 @@ def begun(root: Path) -> Iterator[Path]:
 
 
 def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the run folder of every cell of a grid, and what its words ask for.
+    """Yield the run folder of every cell of a grid, and the values that its words ask for.
 
     Raises:
-        ConfigError: A word is none.
+        ConfigError: A word is invalid.
     """
     ready = command(with_defaults(words, DEFAULTS))
     for cell in expand(ready, groups(words)):
@@ -134,7 +134,7 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
         asked = {key: value for key, value in plain.items() if "." in key and key[0] not in "+~"}
         departs = "variant" not in plain and (asked or {"debug", "pretrain"} & plain.keys())
         if departs or any(mark in text for text in chosen.values() for mark in "$:"):
-            # A name that follows from other values: composed, which takes a while each.
+            # The name depends on other values, so the cell is composed, which takes a while.
             yield place(*cell)[1], asked
             continue
         names = {key: str(plain.get(key, default)) for key, default in CELL.items()}
@@ -150,7 +150,7 @@ def table(cells: Iterable[Status]) -> Table:
     """Return a row for every cell."""
     rows = [["scale", "protocol", "task", "attention", "seed", "state", "step", "since", ""]]
     for cell in cells:
-        # Whoever copies a run folder may leave out those around it.
+        # A run folder may have been copied without the folders around it.
         parts = ("-",) * 6 + cell.folder.parts
         scale, protocol, task, attention, variant, seed = parts[-6:]
         method = attention if variant == "default" else f"{attention} ({variant})"
@@ -164,7 +164,7 @@ def table(cells: Iterable[Status]) -> Table:
 
 
 def page(cells: Sequence[Status]) -> str:
-    """Return the table of the cells, and how many are in which state."""
+    """Return the table of the cells, and how many are in each state."""
     counts: dict[str, int] = {}
     for cell in cells:
         counts[cell.state] = counts.get(cell.state, 0) + 1
@@ -174,10 +174,10 @@ def page(cells: Sequence[Status]) -> str:
 
 
 def main() -> None:
-    """Print how far the cells are that the command line names."""
+    """Print how far the cells that the command line names are."""
     parser = argparse.ArgumentParser(prog="lra status", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     words = parser.parse_intermixed_args().words
     folders: list[tuple[Path, dict[str, Any]]]
     try:
@@ -190,7 +190,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     if not folders:
-        print("No cell has been begun here; `lra status` with the words of a grid lists it.")
+        print("No cell has been started here; `lra status` with a grid's words lists its cells.")
         return
     print(page([status(folder, asked) for folder, asked in folders]))
 

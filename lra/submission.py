@@ -1,14 +1,14 @@
-"""Make and check what is to be submitted: `results/submissions/<name>.json`, as others see it.
+"""Make and check a submission: `results/submissions/<name>.json`, as others see it.
 
     lra submission make FILE FOLDER ... --link https://github.com/me/mine --commit 1a2b3c4
     lra submission check FILE
 
-The first puts the records of run folders into one file, and checks it. Every record must be one
-that `lra train` wrote, of a backend that is not the suite's own, on data whose fingerprint is
-known, over the whole test set with its majority class, be in no other submission, and have at most
-a tenth more parameters than softmax has in its place (Long Range Arena's rule for comparisons of
-equal size). What is wrong is printed, a line each, and ends the command with 1;
-docs/submissions.md has an example.
+The first command puts the records of run folders into one file and checks it. Every record must be
+one that `lra train` wrote, for a backend that is not the suite's own, on data whose fingerprint is
+known, over the whole test set with its majority class. It must be in no other submission, and have
+at most a tenth more parameters than softmax has in its place (Long Range Arena's rule for
+comparisons of equal size). Each problem is printed on a line of its own, and any problem makes the
+exit status 1; docs/submissions.md has an example.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MOST_PARAMETERS = 1.1
 
 
 def oversized(submission: Submission) -> Iterator[str]:
-    """Yield a line for each backend that has more parameters than may be compared with softmax."""
+    """Yield a line for each backend that has too many parameters to be compared with softmax."""
     cells = {(r.scale, r.protocol, r.task, r.method): r for r in submission.records}
     for record in cells.values():
         most = MOST_PARAMETERS * (base := parameters_of_softmax(record))
@@ -53,13 +53,13 @@ def oversized(submission: Submission) -> Iterator[str]:
 
 
 def parameters_of_softmax(record: Record) -> int:
-    """Return the parameters of softmax by the recipe of a record's task, protocol and scale.
+    """Return the parameter count of softmax by the recipe of a record's task, protocol and scale.
 
     Raises:
         ConfigError: There is no such recipe.
     """
     words = (f"task={record.task}", f"protocol={record.protocol}", f"scale={record.scale}")
-    # No value is needed, only their number.
+    # Only the number of values is needed, not the values.
     with torch.device("meta"):
         return num_parameters(build_model(load(*words, "attention=softmax")))
 
@@ -69,9 +69,9 @@ def make(file: Path, folders: Sequence[Path], link: str, commit: str) -> None:
 
     Args:
         file: The submission; its stem is its name.
-        folders: What holds run folders, or is one.
+        folders: Folders that hold run folders, or are one.
         link: Where the code of the backend is.
-        commit: Of that code.
+        commit: Commit of that code.
 
     Raises:
         SubmissionError: There is no record.
@@ -87,7 +87,7 @@ def make(file: Path, folders: Sequence[Path], link: str, commit: str) -> None:
 
 
 def _put_back(file: Path, before: bytes | None) -> None:
-    """Leave a file as it was, None for none: what is refused would be read among the others."""
+    """Restore a file to what it was, None for no file, so that a refused one is not read later."""
     if before is None:
         file.unlink(missing_ok=True)
     else:
@@ -98,11 +98,11 @@ def main() -> None:
     """Make or check the file that the command line names."""
     parser = argparse.ArgumentParser(prog="lra submission", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("action", choices=["check", "make"], help="what is done")
+    parser.add_argument("action", choices=["check", "make"], help="what to do")
     parser.add_argument("file", type=Path, help="the submission")
-    parser.add_argument("folders", type=Path, nargs="*", help="run folders, of what is made")
+    parser.add_argument("folders", type=Path, nargs="*", help="run folders, for make")
     parser.add_argument("--link", default="", help="https:// address of the backend's code")
-    parser.add_argument("--commit", default="", help="of that code, 7 to 40 hex digits")
+    parser.add_argument("--commit", default="", help="commit of that code, 7 to 40 hex digits")
     args = parser.parse_intermixed_args()
     before = args.file.read_bytes() if args.file.is_file() else None
     submission, found = None, []
@@ -111,7 +111,7 @@ def main() -> None:
             make(args.file, args.folders, args.link, args.commit)
         submission = read_submission(args.file)
         found = problems(submission, read_submissions(args.file.parent))
-        # Of a record that is none of the recipes here there is nothing to compare.
+        # For a record that follows none of the recipes here, there is nothing to compare.
         found = found or list(oversized(submission))
     except (SubmissionError, ConfigError) as error:
         print(error, file=sys.stderr)

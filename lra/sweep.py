@@ -1,7 +1,7 @@
-"""How the cells of a sweep ended: noted by each cell, told at the end.
+"""How the cells of a sweep ended: noted by each cell, printed at the end.
 
-Cells may run in other processes, so each appends a line to a file that the environment names; of
-cells on other machines, which do not see it, the records are read.
+Cells may run in other processes, so each appends a line to a file that the environment names. For
+cells on other machines, which do not see that file, the records are read.
 """
 
 import json
@@ -52,7 +52,7 @@ def place_of(number: int, in_sweep: bool) -> str:
     """Return `[3/20] ` for the third of twenty cells, nothing for a single one.
 
     Args:
-        number: Of the cell, from 0.
+        number: Number of the cell, from 0.
         in_sweep: Whether it is one of several.
     """
     if not in_sweep:
@@ -68,7 +68,7 @@ def finished(words: list[str], name: str, folder: Path, before: bool) -> float |
         words: Its words.
         name: Its name.
         folder: Its run folder.
-        before: Whether it had it before.
+        before: Whether it already had one.
 
     Returns:
         The accuracy by which its checkpoint was chosen.
@@ -83,7 +83,7 @@ def failed(words: list[str], name: str, folder: Path, reason: str) -> None:
 
     Args:
         words: Its words.
-        name: Its name; empty where it has none yet.
+        name: Its name; empty if it has none yet.
         folder: Its run folder.
         reason: Why.
     """
@@ -96,7 +96,7 @@ def failed(words: list[str], name: str, folder: Path, reason: str) -> None:
 
 def _note(outcome: Outcome) -> None:
     file = Path(os.environ.get(VARIABLE, "").partition(":")[2])
-    # Another machine lacks the folder.
+    # On another machine, the folder does not exist.
     if file.name and file.parent.is_dir():
         with open(file, "a", encoding="utf-8") as out:
             out.write(json.dumps(asdict(outcome)) + "\n")
@@ -104,11 +104,11 @@ def _note(outcome: Outcome) -> None:
 
 @contextmanager
 def watched(given: Sequence[str], cells: Sequence[list[str]] | None) -> Iterator[list[Outcome]]:
-    """Collect how the cells of a sweep end, and print it at the end, whatever ends it.
+    """Collect how the cells of a sweep end, and print it at the end, whatever ends the sweep.
 
     Args:
         given: The words of the command.
-        cells: Those of every cell; None where a search chooses them as it goes.
+        cells: The words of every cell; None if a search chooses them as it goes.
     """
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="lra-sweep-") as folder:
@@ -125,7 +125,7 @@ def watched(given: Sequence[str], cells: Sequence[list[str]] | None) -> Iterator
 
 
 def _not_noted(cells: Sequence[list[str]], outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-    """Yield how those cells ended that told nothing, by the records in their folders."""
+    """Yield how the cells that noted nothing ended, by the records in their folders."""
     there = {Path(outcome.folder).absolute() for outcome in outcomes}
     if len(there) >= len(cells):
         return
@@ -150,7 +150,7 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
     """Return how a sweep ended: failures by cause, the command that retries them, accuracies.
 
     Args:
-        outcomes: Of its cells.
+        outcomes: How its cells ended.
         given: The words of its command.
         is_search: Whether the cells are trials, of which validation chooses one.
     """
@@ -168,9 +168,9 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
     again = [outcome.words for outcome in outcomes if outcome.state in ("failed", "unfinished")]
     if again:
         commands = merged(again)
-        # A command for every few cells would hide the rest: finished cells are skipped anyway.
+        # Many commands would hide the rest of the page; finished cells are skipped anyway.
         chosen = commands if len(commands) <= MOST_COMMANDS else [list(given)]
-        lines += [f"again just these: {shlex.join(['lra', 'train', *each])}" for each in chosen]
+        lines += [f"run just these again: {shlex.join(['lra', 'train', *each])}" for each in chosen]
     tables = [*_tables(outcomes), *(_best(outcomes) if is_search else [])]
     folders = [outcome.folder for outcome in outcomes if outcome.state != "failed"]
     if tables:
@@ -179,7 +179,7 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
 
 
 def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield the accuracies, a table for each scale and protocol."""
+    """Yield the accuracies, one table for each scale and protocol."""
     records: dict[tuple[str, str], list[Record]] = {}
     for outcome in outcomes:
         if outcome.state in ("done", "skipped"):
@@ -196,7 +196,7 @@ def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield which trial validation chooses, and its command."""
+    """Yield a line with the trial that validation chooses, and its command."""
     scored = []
     for outcome in outcomes:
         if outcome.state in ("done", "skipped"):
@@ -212,7 +212,7 @@ def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _shared(folders: Sequence[str]) -> str:
-    """Return the folder that all are below, as seen from here."""
+    """Return the folder that contains all of them, as seen from here."""
     shared = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     here = os.path.relpath(shared)
     return shared if here.startswith("..") else here

@@ -1,11 +1,12 @@
-"""The contract of a task, as checks: what `lra.check my_file:MyTask` holds one of a user's own to.
+"""The contract of a task, as checks that `lra.check my_file:MyTask` runs on a user's own task.
 
-A task is a frozen dataclass whose fields are its options, as `lra.tasks.Task` says. One of a
-user's own also says of its data `num_classes`, `num_symbols` (ids in use, padding included),
-`length` (of the longest sequence) and, where it is not 1, `sequences` (of an example). Its data are
-built twice, the second time in another process, where what hangs on the order of a set differs.
+A task is a frozen dataclass whose fields are its options, as `lra.tasks.Task` says. A user's own
+task also states `num_classes`, `num_symbols` (ids in use, padding included), `length` (of the
+longest sequence) and, if it is not 1, `sequences` (per example) of its data. The data are built
+twice, the second time in another process, where anything that depends on the order of a set
+differs.
 
-Every check is a function of a `TaskSubject`; the first line of its docstring is its sentence.
+Every check is a function of a `TaskSubject`; the first line of its docstring is printed for it.
 """
 
 import multiprocessing
@@ -24,7 +25,7 @@ from lra.tasks import DataError, Split, Task, cache, groups_of
 
 @dataclass(frozen=True)
 class TaskSubject:
-    """A task with its options, and what it built.
+    """A task with its options, and the data that it built.
 
     Args:
         task: The task.
@@ -46,7 +47,7 @@ TaskCheck = Callable[[TaskSubject], None]
 
 
 def make(path: str, options: dict[str, Any]) -> Task:
-    """Return a task of the user's own with its options.
+    """Return a user's own task with its options.
 
     Raises:
         ConfigError: There is no such task or option, or a value is out of range.
@@ -67,7 +68,7 @@ def build(path: str, options: dict[str, Any], folder: Path, data_dir: Path | Non
     Args:
         path: Module and class.
         options: Its options.
-        folder: An empty one, for the first build.
+        folder: An empty folder for the first build.
         data_dir: Folder of raw data, for tasks that read some.
 
     Raises:
@@ -86,9 +87,11 @@ def _again(path: str, options: dict[str, Any], data_dir: Path | None) -> str:
 
 
 def deterministic(subject: TaskSubject) -> None:
-    """The same options give the same bytes, in another process too."""
+    """The same options give the same bytes, even in another process."""
     if subject.again != subject.data.fingerprint:
-        raise BrokenError("a second build differs; does it hang on time, chance or a set's order?")
+        raise BrokenError(
+            "a second build differs; does it depend on time, chance or the order of a set?"
+        )
 
 
 def sizes_as_stated(subject: TaskSubject) -> None:
@@ -96,7 +99,7 @@ def sizes_as_stated(subject: TaskSubject) -> None:
     for name, size in subject.task.sizes.items():
         found = len(subject.splits[name]) + subject.data.num_skipped[name]
         if found != size:
-            raise BrokenError(f"{name} has {found:,}, sizes[{name!r}] is {size:,}")
+            raise BrokenError(f"{name} has {found:,} examples, but sizes[{name!r}] is {size:,}")
 
 
 def labels_in_range(subject: TaskSubject) -> None:
@@ -114,13 +117,15 @@ def symbols_in_range(subject: TaskSubject) -> None:
     for name, split in subject.splits.items():
         largest = int(split.tokens.max()) + subject.task.id_shift
         if largest >= subject.task.num_symbols:
-            raise BrokenError(f"{name} has id {largest}, num_symbols {subject.task.num_symbols}")
+            raise BrokenError(
+                f"{name} has id {largest}, but num_symbols is {subject.task.num_symbols}"
+            )
 
 
 def padding_is_apart(subject: TaskSubject) -> None:
     """No symbol gets id 0, which is padding."""
     if subject.task.id_shift == 0 and any(not s.tokens.all() for s in subject.splits.values()):
-        raise SkippedError("symbol 0 gets it; id_shift = 1 tells the two apart")
+        raise SkippedError("symbol 0 gets it; with id_shift = 1, the two are distinct")
 
 
 def lengths_in_range(subject: TaskSubject) -> None:
@@ -133,16 +138,16 @@ def lengths_in_range(subject: TaskSubject) -> None:
 
 
 def sequences_as_stated(subject: TaskSubject) -> None:
-    """Every example has as many sequences as `sequences` says, 1 where it says nothing."""
+    """Every example has as many sequences as `sequences` says, or 1 if it says nothing."""
     stated = getattr(subject.task, "sequences", 1)
     for name, split in subject.splits.items():
         if len(split.lengths) != stated * len(split):
-            number = f"{len(split.lengths):,} sequences of {len(split):,} examples"
+            number = f"{len(split.lengths):,} sequences in {len(split):,} examples"
             raise BrokenError(f"{name} has {number}, should be {stated} each")
 
 
 def groups_as_stated(subject: TaskSubject) -> None:
-    """Groups, where a task has some, are a whole number an example, at least 0."""
+    """Groups, if a task has them, are one whole number per example, at least 0."""
     for split in subject.splits.values():
         try:
             groups_of(subject.task, split)

@@ -1,4 +1,4 @@
-"""What every command owes a terminal: quiet ends of pipes, ASCII where it has no more.
+"""How every command treats its terminal: closed pipes end quietly, and text falls back to ASCII.
 
 `run` wraps the `main` of a command, as in `python -m lra.report`.
 """
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Spell characters that a terminal lacks, for `codecs.register_error`."""
+    """Spell out characters that a terminal lacks, for `codecs.register_error`."""
     assert isinstance(error, UnicodeEncodeError)
     text = ""
     for character in error.object[error.start : error.end]:
@@ -32,12 +32,12 @@ codecs.register_error("spelled", spelled)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command to its exit status, whatever threads it leaves.
+    """Run a command and exit with its status, whatever threads it leaves behind.
 
-    A reader that went away, as `head` does, ends it quietly; Ctrl-C ends it with 130; a folder or
-    file that cannot be read or written is a line with its name and status 2.
+    If its reader goes away, as `head` does, it ends quietly. Ctrl-C ends it with status 130. A
+    folder or file that cannot be read or written is named on one line, with status 2.
     """
-    # What was closed before the start is None, and much of what writes doesn't expect that.
+    # A stream that was closed before the start is None, which much code that writes doesn't expect.
     sys.stdout, sys.stderr = (
         each if each is not None else open(os.devnull, "w")  # noqa: SIM115  # until the process ends
         for each in (sys.stdout, sys.stderr)
@@ -54,7 +54,7 @@ def _run(main: Callable[[], object]) -> None:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it closes stdout.
+        # Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
@@ -62,10 +62,10 @@ def _run(main: Callable[[], object]) -> None:
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
-            # What is left of the output would be complained of once more.
+            # Python would complain again about the output that is left.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         elif error.filename is None:
             raise
-        place = error.filename or "what the output goes to"
+        place = error.filename or "output"
         print(f"{place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Threads of a user's own code that never end, and do not hold the process."""
+"""Keep threads of a user's own code that never end from holding up the process."""
 
 import concurrent.futures.thread
 import logging
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
-# Seconds that they have to end by themselves.
+# Seconds that they have to end on their own.
 PATIENCE = 2.0
 
 
 @contextmanager
 def stray_threads_left() -> Iterator[None]:
-    """End the process after this context though threads that began within are still running.
+    """End the process after this context even if threads that began within it are still running.
 
-    Where there are none, nothing is done, and Python ends as it always does.
+    If there are none, nothing is done, and Python ends as it always does.
     """
     code, before = 0, set(threading.enumerate())
     try:
@@ -39,7 +39,7 @@ def stray_threads_left() -> Iterator[None]:
 
 
 def _stray(before: set[threading.Thread]) -> threading.Thread | None:
-    """Return a thread, none of those `before`, that would hold the process; None without one."""
+    """Return a thread, not one of `before`, that would hold up the process; None without one."""
     for thread in threading.enumerate():
         if thread in before or thread.daemon or _ends_at_exit(thread):
             continue
@@ -50,6 +50,6 @@ def _stray(before: set[threading.Thread]) -> threading.Thread | None:
 
 
 def _ends_at_exit(thread: threading.Thread) -> bool:
-    """Tell whether a hook of Python's that runs later ends a thread: of an executor, of joblib."""
+    """Return whether a hook that Python runs later ends a thread: of an executor or of joblib."""
     of_executors = getattr(concurrent.futures.thread, "_threads_queues", {})
     return thread in of_executors or type(thread).__module__.startswith("joblib.")

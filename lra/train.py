@@ -1,10 +1,10 @@
-"""Train one cell, or a sweep of them, and leave a record each.
+"""Train one cell, or a sweep of cells, and leave a record of each.
 
     lra train task=listops attention=fourier seed=1
     lra train task=listops,image attention=softmax,fourier,my_file:Mine seed=0,1
 
 A finished cell is skipped, an unfinished one continues; `force=true` trains it again. Values
-separated by commas make a sweep, as Hydra's -m does; a sweep ends with how its cells ended.
+separated by commas make a sweep, as Hydra's -m does; at its end, a sweep shows how its cells ended.
 """
 
 import logging
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Flags of Hydra that are followed by a value.
+# Flags of Hydra that take a value.
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
 _WITH_VALUE |= {"--experimental-rerun"}
-# Flags after which nothing is trained.
+# Flags with which nothing is trained.
 _ONLY_SHOWN = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}
 _ONLY_SHOWN |= {"--shell-completion", "-sc"}
 
@@ -50,7 +50,7 @@ def train(composed: DictConfig) -> float | None:
     Returns:
         The accuracy by which its checkpoint was chosen, which a search maximises.
     """
-    # Torch takes seconds, and `--help` needs none.
+    # Importing torch takes seconds, and `--help` does not need it.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from lra.runner import CellFailedError, run_cell
@@ -78,7 +78,7 @@ def train(composed: DictConfig) -> float | None:
             return float("nan")
         sys.exit(1 if isinstance(error, CellFailedError) else 2)
     except Exception as error:
-        # Of a backend of the user's own, perhaps: where it was raised is what helps.
+        # Perhaps from a user's own backend: where it was raised is what helps.
         if not in_sweep:
             raise
         log.exception("%s failed", name or " ".join(words))
@@ -94,7 +94,7 @@ def train(composed: DictConfig) -> float | None:
 
 
 def _number(in_sweep: bool) -> int:
-    """Return which cell of a sweep this is, from 0."""
+    """Return the number of this cell in its sweep, from 0."""
     return int(HydraConfig.get().job.num) if in_sweep else 0
 
 
@@ -107,7 +107,7 @@ def _folder() -> Path:
 
 
 def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
-    """Refuse cells that Hydra would refuse, in a line, and folders that are files.
+    """Refuse, in one line, cells that Hydra would refuse and folders that are files.
 
     Returns:
         Their runs folders, which need not exist.
@@ -115,7 +115,7 @@ def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
     Raises:
         ConfigError: A cell cannot be composed, or a file is where its folder would be.
     """
-    # What is chosen of a group decides what is composed; any other word is checked once.
+    # The options chosen from groups decide what is composed; any other word is checked once.
     chosen: set[tuple[str, ...]] = set()
     checked: set[str] = set()
     different = []
@@ -130,7 +130,7 @@ def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
         composed, folder = composed_cell(*cell)
         if composed.runs_dir == "":
             raise ConfigError("runs_dir=: must name a folder")
-        # Hydra makes the folder that they are part of before any of them is checked.
+        # Hydra makes the folder whose name they are part of before any of them is checked.
         for key in ("scale", "protocol.name", "task.name", "attention.name", "variant"):
             name = str(OmegaConf.select(composed, key))
             if problem := problem_of_folder(name):
@@ -147,7 +147,7 @@ def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
 
 
 def _make(roots: list[Path]) -> None:
-    """Make runs folders, which Hydra would do without a word of why it cannot.
+    """Make the runs folders, as Hydra would not say why it cannot make them.
 
     Raises:
         FolderError: One cannot be made.
@@ -158,11 +158,10 @@ def _make(roots: list[Path]) -> None:
 
 
 def _finished_for_good(cells: list[list[str]]) -> list[str]:
-    """Return a line for each cell that says it is finished, where nothing can be written.
+    """Return a line for each cell that says it is finished, if nothing can be written.
 
-    Nothing where one of them is not finished, or can be written to.
-
-    Hydra makes folders before it asks whether there is anything to do.
+    There are no lines if one of the cells is not finished, or can be written to. Hydra makes
+    folders before anything asks whether there is something to do.
     """
     told = []
     for cell in cells:
@@ -177,7 +176,7 @@ def _finished_for_good(cells: list[list[str]]) -> list[str]:
 
 
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return Hydra's flags and the words among arguments; --config-dir becomes a word."""
+    """Split arguments into Hydra's flags and words; --config-dir becomes a word."""
     flags, words, left = [], [], list(arguments)
     while left:
         each = left.pop(0)
@@ -216,7 +215,7 @@ def main() -> None:
         single = [word for word in words if not is_sweep([word], there)]
         roots = _check_composes(cells or [single], there)
         if several:
-            raise ConfigError("torchrun trains one cell, and these words are of several")
+            raise ConfigError("torchrun trains one cell, but these words name several")
         told = _finished_for_good(cells or [])
         if not told and not any("hydra.run.dir" in word for word in words):
             _make(roots)
@@ -233,7 +232,7 @@ def main() -> None:
         train()
         return
     if name == "slurm":
-        # How they end is not known here: jobs are only put into the queue.
+        # The jobs are only put into the queue, so it is not known here how they end.
         train()
         return
     parallel = launch.workers_ended() if name == "joblib" else nullcontext()

@@ -1,8 +1,8 @@
 """The loss at every update of a run and its validations, kept beside its record.
 
-A few updates, trained again from the record's own configuration, have the same losses where the
-record belongs to it, and others where a learning rate, a seed or the data are not those it names.
-The validations are the run's learning curve.
+If a few updates are trained again from the record's own configuration, their losses are the same if
+the record belongs to that configuration, and different if a learning rate, a seed or the data are
+not those that it names. The validations are the run's learning curve.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def fingerprint(losses: NDArray[np.float32]) -> str:
     """Return the sha256 of losses as little-endian float32, 64 hex digits.
 
     Args:
-        losses: `(steps,)`, of every update.
+        losses: `(steps,)`, the loss of every update.
     """
     return hashlib.sha256(losses.astype("<f4").tobytes()).hexdigest()
 
@@ -34,12 +34,12 @@ def fingerprint(losses: NDArray[np.float32]) -> str:
 def write_trajectory(
     folder: Path, losses: NDArray[np.float32], validations: Sequence[tuple[int, float]] = ()
 ) -> None:
-    """Write `trajectory.npz` into a run folder, whole or not at all.
+    """Write `trajectory.npz` into a run folder, completely or not at all.
 
     Args:
         folder: Run folder.
-        losses: `(steps,)`, of every update; NaN where it is unknown.
-        validations: Updates made and share right, 0 to 1, of each validation in their order.
+        losses: `(steps,)`, the loss of every update; NaN where it is unknown.
+        validations: Updates made and share right, 0 to 1, for each validation in order.
 
     Raises:
         FolderError: The folder cannot be written to.
@@ -53,11 +53,11 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
 
     Args:
         folder: Run folder.
-        steps: Updates that its record tells of.
-        expected: Fingerprint that it tells of; empty where it is older than that.
+        steps: Number of updates according to its record.
+        expected: Fingerprint according to its record; empty if the record is older than that.
 
     Raises:
-        TrajectoryError: There is none, or not the one that the record tells of.
+        TrajectoryError: There is none, or it is not the one that the record describes.
     """
     file = folder / TRAJECTORY
     losses = _read(file, "loss")
@@ -65,19 +65,19 @@ def read_trajectory(folder: Path, steps: int, expected: str) -> NDArray[np.float
         raise TrajectoryError(f"{file}: holds no losses")
     if losses.shape != (steps,) or losses.dtype != np.float32:
         found = f"{losses.dtype} of shape {losses.shape}"
-        raise TrajectoryError(f"{file}: {found}, the record tells of {steps} float32 losses")
+        raise TrajectoryError(f"{file}: {found}, but the record has {steps} float32 losses")
     if expected and (found := fingerprint(losses)) != expected:
         raise TrajectoryError(
-            f"{file}: not the losses that the run had: fingerprint {found[:16]}, the record tells"
-            f" of {expected[:16]}"
+            f"{file}: not the losses that the run had: their fingerprint is {found[:16]}, but the"
+            f" record has {expected[:16]}"
         )
     return losses
 
 
 def read_validations(folder: Path) -> dict[int, float]:
-    """Return the share right of each validation of a run, 0 to 1, by updates made.
+    """Return the share right at each validation of a run, 0 to 1, by updates made.
 
-    Empty where the run is of an earlier version, which kept none.
+    It is empty if the run is from an earlier version, which kept none.
 
     Raises:
         TrajectoryError: There is no trajectory, or it is damaged.
@@ -98,13 +98,13 @@ def read_validations(folder: Path) -> dict[int, float]:
 
 
 def _read(file: Path, name: str) -> NDArray[Any] | None:
-    """Return an array of a trajectory; None where it has none of that name."""
+    """Return an array of a trajectory; None if it has none of that name."""
     try:
         with open(file, "rb") as source, np.load(source, allow_pickle=False) as arrays:
             found: NDArray[Any] | None = arrays.get(name)
     except FileNotFoundError as error:
         raise TrajectoryError(
-            f"{file}: there is none; runs of earlier versions kept none"
+            f"{file}: no such file; runs of earlier versions kept none"
         ) from error
     except Exception as error:  # zip and header are parsed by modules with errors of their own
         raise TrajectoryError(f"{file}: not readable as a trajectory ({error})") from error
@@ -115,9 +115,10 @@ def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[n
     """Return how far losses are from the stored ones, `(updates,)`.
 
     Args:
-        stored: `(updates,)`; what an earlier version did not keep is NaN before the first number,
-            and 0 apart from whatever is there.
-        losses: `(updates,)`, made again; not finite where a number is stored is infinitely far.
+        stored: `(updates,)`; losses that an earlier version did not keep are NaN before the first
+            number, and count as 0 apart from any loss.
+        losses: `(updates,)`, computed again; one that is not finite where a number is stored is
+            infinitely far apart.
     """
     both = np.stack([stored, losses]).astype(np.float64)
     same = (both[0] == both[1]) | np.isnan(both).all(0)
@@ -127,8 +128,8 @@ def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[n
     return np.where(same | unknown, 0.0, distance)
 
 
-# How far rounding may move the loss of the first update, in float32 and in what is coarser, and in
-# how many updates that doubles, as training carries it on; docs/verify.md says what was measured.
+# How far rounding may move the loss of the first update, in float32 and in coarser precisions, and
+# in how many updates that doubles as training carries it on; docs/verify.md says what was measured.
 NEAR, COARSE, DOUBLES = 3e-6, 3e-3, 10
 
 
@@ -136,7 +137,7 @@ def allowed(updates: int, dtype: str) -> NDArray[np.float64]:
     """Return how far rounding may move the loss of each update, `(updates,)`.
 
     Args:
-        updates: How many, from the first.
+        updates: Number of updates, from the first.
         dtype: Precision of the run, such as `float32`.
     """
     first = NEAR if dtype == "float32" else COARSE

@@ -1,17 +1,17 @@
-"""Whether a plain value, as JSON or YAML hold it, fits a type hint."""
+"""Whether a plain value, as JSON or YAML holds it, fits a type hint."""
 
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Tell whether `value` is of `kind`.
+    """Return whether `value` is of type `kind`.
 
-    An int serves as a float, a list as a tuple, but a bool is no number.
+    An int counts as a float and a list as a tuple, but a bool is not a number.
 
     Args:
         value: A value.
-        kind: A class, `Any`, `Literal`, a union, or a list, tuple or dict of such.
+        kind: A class, `Any`, `Literal`, a union, or a list, tuple or dict of these.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -35,7 +35,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Return a type as people read it, such as `ok | failed` for a literal."""
+    """Return a readable name of a type, such as `ok | failed` for a literal."""
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)

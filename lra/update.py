@@ -1,4 +1,4 @@
-"""One update: the gradients of a batch, summed over its micro-batches, and the step they make."""
+"""One update: the gradients of a batch, summed over its micro-batches, and the optimiser's step."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from models.shared_kernel import SharedKernel, kernels_shared, shared_kernels
 
 
 def compiled(model: nn.Module) -> Callable[..., Tensor]:
-    """Return a model through `torch.compile`, a graph per shape of a micro-batch.
+    """Return a model compiled by `torch.compile`, with one graph per shape of a micro-batch.
 
-    With sizes that are variables the second shape would compile everything anew, and slower.
+    With variable sizes, the second shape would compile everything anew, and slower.
     """
-    # Where a graph breaks, every norm has graphs of its own, all counted at one place: two a block,
+    # If a graph breaks, every norm has graphs of its own, all counted in one place: two per block,
     # and the last.
     limit = COMPILED_SHAPES * max(1, 2 * sum(isinstance(m, Block) for m in model.modules()) + 1)
     dynamo = torch._dynamo.config
@@ -34,7 +34,7 @@ def compiled(model: nn.Module) -> Callable[..., Tensor]:
 
 
 def class_loss(logits: Tensor, part: Batch) -> Tensor:
-    """Return the share of a micro-batch in the mean cross-entropy of its batch, a scalar.
+    """Return what a micro-batch contributes to the mean cross-entropy of its batch, a scalar.
 
     Args:
         logits: `(B, classes)`, at least float32.
@@ -56,7 +56,7 @@ def accumulate(
     loss_of: Callable[[Tensor, Batch], Tensor] = class_loss,
     stops: Callable[[], bool] = never,
 ) -> Tensor:
-    """Add to the gradients those of a batch's mean loss, and return it, a scalar.
+    """Add the gradients of a batch's mean loss to the present ones; return the loss, a scalar.
 
     Args:
         forward: The model, compiled or not.
@@ -64,13 +64,13 @@ def accumulate(
         precision: See `autocast`.
         scaler: See `scaler_for`.
         loss_of: See `Objective.loss`.
-        stops: Asked before each micro-batch but the first whether to go on.
+        stops: Called before each micro-batch but the first; returns whether to stop.
 
     Raises:
-        UnfinishedError: `stops` said so; the gradients are of a part of the batch.
+        UnfinishedError: `stops` returned true; the gradients are those of a part of the batch.
     """
     device = parts[0].tokens.device
-    # Drawn before any is computed, or the order of threads would decide what each drops.
+    # Drawn before any part is computed, or the order of threads would decide what each one drops.
     seeds = [draw_seed() for _ in parts] if side_by_side.allows(forward, device) else []
 
     def own_draws(index: int) -> AbstractContextManager[None]:
@@ -82,7 +82,7 @@ def accumulate(
         part = parts[index]
         with autocast(device, precision):
             answers = forward(part.tokens, part.mask)
-        # At least float32, but float64 stays what it is.
+        # At least float32, but float64 stays float64.
         answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
         return loss_of(answers, part)
 
@@ -107,21 +107,21 @@ def _accumulate_side_by_side(
     own_draws: Callable[[int], AbstractContextManager[None]],
     num_parts: int,
 ) -> Tensor | None:
-    """Do what `accumulate` does, by threads that take a micro-batch each.
+    """Do what `accumulate` does, with threads that take a micro-batch each.
 
     Args:
         model: The network.
-        loss: Of a micro-batch by its number.
-        own_draws: In which a micro-batch is computed.
-        num_parts: How many there are.
+        loss: Returns the loss of a micro-batch, given its number.
+        own_draws: Returns the context in which a micro-batch is computed, given its number.
+        num_parts: Number of micro-batches.
 
     Returns:
-        The loss, or None where the model drew from torch's generator, and the order of threads
-        decided what each got: gradients and generator are as before, and the next update does not
-        try again.
+        The loss; or None if the model drew from torch's generator, so that the order of threads
+        decided what each got. Gradients and generator are then as before, and the next update does
+        not try again.
     """
     shared, parameters = shared_kernels(model), [p for p in model.parameters() if p.requires_grad]
-    # The longest one comes first, and makes the kernels that all share.
+    # The longest micro-batch comes first, and makes the kernels that all share.
     made = threading.Event()
 
     def gradients(index: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
@@ -139,7 +139,7 @@ def _accumulate_side_by_side(
     random = torch.get_rng_state()
     total, sums = torch.zeros((), device="cpu"), dict[Tensor, Tensor]()
     with closing(side_by_side.in_order(gradients, range(num_parts))) as results, ExitStack() as end:
-        # Where the first was never begun, the others must not wait for it.
+        # If the first micro-batch was never begun, the others must not wait for it.
         end.callback(made.set)
         for part_loss, pairs in results:
             total += part_loss
@@ -147,7 +147,7 @@ def _accumulate_side_by_side(
                 if leaf in sums and grad is not None:
                     sums[leaf] += grad
                 elif grad is not None:
-                    # Two leaves may have been given one tensor.
+                    # Two leaves may have been given the same tensor.
                     sums[leaf] = torch.empty_like(leaf).copy_(grad)
     if not torch.equal(random, torch.get_rng_state()):
         side_by_side.one_after_another(model)
@@ -178,7 +178,7 @@ def sharing(forward: Callable[..., Tensor], parts: Sequence[Batch]) -> AbstractC
 def apply(
     optimiser: torch.optim.Optimizer, train: TrainConfig, scaler: torch.amp.GradScaler
 ) -> None:
-    """Move the parameters by their gradients, clipped where `train.clip_norm` asks for it."""
+    """Update the parameters by their gradients, clipped if `train.clip_norm` asks for it."""
     if train.clip_norm:
         scaler.unscale_(optimiser)
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -194,13 +194,13 @@ def update(
     train: TrainConfig,
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
-    """Make one update from a batch and return its loss, a scalar.
+    """Perform one update on a batch and return its loss, a scalar.
 
     Args:
         forward: The model, compiled or not.
-        optimiser: Of the model's parameters.
+        optimiser: Optimiser of the model's parameters.
         parts: The micro-batches of the batch, or the batch itself.
-        train: Optimisation.
+        train: Settings of the optimisation.
         scaler: See `scaler_for`.
     """
     optimiser.zero_grad()

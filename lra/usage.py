@@ -1,4 +1,4 @@
-"""What `lra COMMAND --help` says, read from a command's source, which is not imported for that."""
+"""What `lra COMMAND --help` says, read from a command's source without importing it."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What departs from a recipe, and the name that a folder gets from it."""
+"""Departures from a recipe, and the folder name that follows from them."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 DEFAULT = "default"
-# What may come before training, and the name of nothing.
+# Kinds of pretraining, and the name for none.
 PRETRAININGS, NO_PRETRAINING = ("spt",), "none"
-# Of a record that is older than what tells it.
+# Value for records that are too old to say.
 UNKNOWN = "unknown"
 LONGEST = 72
-# What names a cell or says where and how it is run; a recipe says nothing of it.
+# Keys that name a cell or say where and how it is run; a recipe does not cover them.
 _APART = re.compile(
     r"variant|seed|scale|device|threads|data_dir|cache_dir|runs_dir|force|data(\..*)?|keep"
     r"|task\.(name|path)|pretrain\.name|attention(\.inner)*\.path|attention\.name|protocol\..*"
@@ -32,12 +32,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def departures(here: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what departs from a recipe: values by key, here and in the recipe.
+    """Return the departures from a recipe: by key, the value here and the value in the recipe.
 
     Args:
-        here: Values of a cell, nested. A key that it lacks departs from nothing: a record may be
-            older than it.
-        recipe: Those of its recipe.
+        here: Values of a cell, nested. A missing key is no departure: a record may be older than
+            the key.
+        recipe: Values of its recipe, nested.
     """
     theirs = dict(flat(recipe))
     return {
@@ -58,7 +58,7 @@ def told(departing: Mapping[str, tuple[Any, Any]]) -> str:
 def name(departing: Mapping[str, tuple[Any, Any]]) -> str:
     """Return the variant's name, such as `learning_rate=0.001,steps=3`; `default` for none.
 
-    It can be a folder's name on every system, and two that differ have two names.
+    It can be a folder's name on every system, and departures that differ have different names.
     """
     short = dict(zip(departing, _shortened(departing), strict=True))
     whole = ",".join(f"{short[key]}={_text(here)}" for key, (here, _) in departing.items())
@@ -69,10 +69,10 @@ def name(departing: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def with_pretraining(own: str, pretrain: str) -> str:
-    """Return a variant's name, after that of the pretraining where there is some.
+    """Return a variant's name, preceded by that of the pretraining if there is any.
 
     Args:
-        own: The name without it.
+        own: The name without the pretraining.
         pretrain: Such as `spt`, or `none`.
     """
     if pretrain == NO_PRETRAINING:
@@ -81,9 +81,9 @@ def with_pretraining(own: str, pretrain: str) -> str:
 
 
 def problem_with_pretraining(own: str, pretrain: str) -> str:
-    """Return why a variant's name hides whether there was pretraining; nothing where it tells.
+    """Return why a variant's name hides whether there was pretraining; empty if it does not.
 
-    Runs with and without it would share their folder and their row of a table.
+    Runs with and without pretraining would share a folder and a row of a table.
     """
     tells = re.match(rf"({'|'.join(PRETRAININGS)})(?![^,_-])", own)
     told = tells[1] if tells else NO_PRETRAINING
@@ -95,10 +95,10 @@ def problem_with_pretraining(own: str, pretrain: str) -> str:
 
 
 def _shortened(keys: Iterable[str]) -> Iterator[str]:
-    """Yield the last parts of keys, as many as tell them apart."""
+    """Yield the last parts of keys, as many as distinguish them."""
     all_parts = [key.split(".") for key in keys]
     for parts in all_parts:
-        # Its keys are those of training once more.
+        # The keys of pretraining are also those of training.
         least = 2 if parts[0] == "pretrain" else 1
         for count in range(least, len(parts) + 1):
             alike = [other for other in all_parts if other[-count:] == parts[-count:]]

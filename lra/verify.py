@@ -3,13 +3,15 @@
     lra verify results/runs/mini/nystromformer/listops/softmax/default/seed0
     lra verify task=listops attention=softmax scale=mini --updates 50
 
-A run is named by its words, its folder, or its result.json; several words name several runs. Needs
-`result.json`, `trajectory.npz` beside it, and the data; nothing is written into the run folder.
+A run is given by its words, its folder, or its result.json; several words give several runs. The
+command needs `result.json`, `trajectory.npz` beside it, and the data; it writes nothing into the
+run folder.
 
 The losses of a run's first updates belong to its configuration and its data: another learning rate,
-seed or order of examples gives others. On the same processor, with the same threads, torch and code
-they must be equal to the bit; elsewhere as near as rounding leaves them, see docs/verify.md. The
-exit code is 0 where they agree, 1 where they do not, 2 where they cannot be compared.
+seed or order of examples gives different losses. On the same processor, with the same threads,
+torch and code, they must be equal to the bit; elsewhere, they must agree within rounding; see
+docs/verify.md. The exit code is 0 if they agree, 1 if they do not, and 2 if they cannot be
+compared.
 """
 
 import argparse
@@ -43,7 +45,7 @@ from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
 from lra.variant import NO_PRETRAINING
 from lra.words import printable
 
-# Updates after which rounding can have grown to anything, in the least stable training there was.
+# Updates after which rounding can have grown to any size, in the least stable training measured.
 UNSTABLE = 50
 
 
@@ -51,11 +53,13 @@ def main() -> None:
     """Verify the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="lra verify", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="+", help="key=value as of lra train, or run folders")
-    parser.add_argument("--updates", type=int, default=200, help="updates made again (%(default)s)")
+    parser.add_argument("words", nargs="+", help="key=value, as for lra train, or run folders")
+    parser.add_argument("--updates", type=int, default=200, help="updates to repeat (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; else the run's")
-    parser.add_argument("--rounding", action="store_true", help="let rounding differ even here")
-    parser.add_argument("--data-dir", help="folder of raw data, before LRA_DATA_DIR")
+    parser.add_argument(
+        "--rounding", action="store_true", help="accept rounding differences even here"
+    )
+    parser.add_argument("--data-dir", help="folder of raw data; overrides LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_intermixed_args()
     for name, least in (("updates", 1), ("threads", 0)):
@@ -81,15 +85,15 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a run's first losses, made again, compare with the stored ones.
+    """How a run's first losses, computed again, compare with the stored ones.
 
     Args:
         cell: Name of the cell.
         steps: Updates of the whole run.
-        stored: Losses that the run kept, `(updates,)`; NaN before what it kept.
-        losses: Losses made here, `(updates,)`; NaN after one that was not finite.
+        stored: Losses that the run kept, `(updates,)`; NaN before the first one that it kept.
+        losses: Losses computed here, `(updates,)`; NaN after one that was not finite.
         dtype: Precision.
-        otherwise: What is not as it was when the run was made, in words.
+        otherwise: What differs from when the run was made, in words.
     """
 
     cell: str
@@ -106,7 +110,7 @@ class Verdict:
 
     @property
     def beyond(self) -> int | None:
-        """First update, from 1, that is further apart than rounding allows; None without one."""
+        """First update, from 1, that is further apart than rounding allows, or None."""
         far = apart(self.stored, self.losses) > allowed(len(self.stored), self.dtype)
         return int(far.argmax()) + 1 if far.any() else None
 
@@ -116,7 +120,7 @@ class Verdict:
         return self.to_the_bit or (self.beyond is None and bool(self.otherwise))
 
     def __str__(self) -> str:
-        """Say it in words, a line and what else is to be known."""
+        """Return the verdict in words: one line, and what else there is to know."""
         updates, there = len(self.stored), "; ".join(self.otherwise)
         what = f"{self.cell}: the losses of the first {updates:,} of {self.steps:,} updates"
         if unknown := int(np.isfinite(self.stored).argmax()):
@@ -127,35 +131,35 @@ class Verdict:
         if self.beyond is None:
             at = int((distance / most).argmax())
             line = (
-                f"{what} are within rounding: at update {at + 1} {distance[at]:.1e} apart,"
-                f" where {most[at]:.1e} is allowed"
+                f"{what} are within rounding: at update {at + 1}, they are {distance[at]:.1e}"
+                f" apart, and {most[at]:.1e} is allowed"
             )
             if there:
                 return f"{line}\n  not to the bit: {there}"
             return (
-                f"{line}\n  NOT TO THE BIT, though processor, threads, torch and code have the"
-                " names that they had; if it is another processor of that name, --rounding accepts"
+                f"{line}\n  NOT TO THE BIT, though processor, threads, torch and code have the same"
+                " names as then; if this is another processor of the same name, --rounding accepts"
                 " it"
             )
         at = self.beyond - 1
         line = (
             f"{self.cell}: DIFFERS at update {at + 1} of {updates:,}: loss {self.stored[at]:.6f}"
-            f" there, {self.losses[at]:.6f} here, {distance[at]:.1e} apart, where {most[at]:.1e} is"
+            f" there, {self.losses[at]:.6f} here, {distance[at]:.1e} apart, and {most[at]:.1e} is"
             " allowed\n  the record does not belong to its configuration, code and data"
         )
         if there and at >= UNSTABLE:
             line += f", or training is so unstable that rounding alone grew to that in {at} updates"
-        return f"{line}\n  other here: {there}" if there else line
+        return f"{line}\n  different here: {there}" if there else line
 
 
 def verify(
     folder: Path, updates: int, threads: int, data_dir: str | None, cache_dir: str
 ) -> Verdict:
-    """Make a run's first updates again, and compare their losses with the stored ones.
+    """Repeat a run's first updates, and compare their losses with the stored ones.
 
     Args:
-        folder: With `result.json` and `trajectory.npz`.
-        updates: How many, at most those of the run.
+        folder: Folder with `result.json` and `trajectory.npz`.
+        updates: How many updates to repeat, at most those of the run.
         threads: CPU threads; 0 takes those of the run.
         data_dir: Folder of raw data; None takes LRA_DATA_DIR.
         cache_dir: Folder of built data sets.
@@ -163,7 +167,7 @@ def verify(
     Raises:
         ConfigError: The record cannot be verified here; the message says why.
         RecordError: There is no record, or a damaged one.
-        TrajectoryError: It has no trajectory, or another's.
+        TrajectoryError: It has no trajectory, or that of another run.
         DataError: The data are missing or damaged.
     """
     if not (folder / RECORD).exists():
@@ -172,11 +176,13 @@ def verify(
     if not record.steps:
         raise ConfigError(f"{folder}: this run failed before its first update ({record.reason})")
     config = _config(folder, record)
+    # Updates that were divided otherwise have other dropout, so only those before are compared.
+    updates = min(updates, record.first_micro_batch_updates or record.steps)
     stored = read_trajectory(folder, record.steps, record.loss_fingerprint)[:updates]
     if not np.isfinite(stored).any():
         raise ConfigError(
             f"{folder / TRAJECTORY}: no loss of the first {len(stored)} updates is known; an"
-            " earlier version made them, or all are infinite or no numbers"
+            " earlier version made them, or all are infinite or NaN"
         )
     threads = resolve_threads(threads or record.threads)
     config = replace(config, data_dir=data_dir, cache_dir=cache_dir, threads=threads)
@@ -194,8 +200,8 @@ def verify(
 
 
 def _otherwise(record: Record, threads: int) -> list[str]:
-    """Return what here is not what the run was made by, in words, and can round otherwise."""
-    # Those that began it, where others continued it.
+    """Return, in words, what differs here from when the run was made and can change rounding."""
+    # The code that began the run, if other code continued it.
     code = record.earlier_code.split(", ")[0] or named(record.commit, record.dirty)
     device = resolve_device(record.device)
     pairs = {
@@ -212,7 +218,7 @@ def _otherwise(record: Record, threads: int) -> list[str]:
     if "local changes" in code and code == code_name():
         told.append(f"code {_short(code)} there, which may not be those here")
     if record.device != "cpu":
-        told.append(f"a {record.device} device adds up in an order of its own")
+        told.append(f"a {record.device} device sums in an order of its own")
     return told
 
 
@@ -222,18 +228,18 @@ def _short(code: str) -> str:
 
 
 def _config(folder: Path, record: Record) -> Config:
-    """Return the configuration of a record that can be trained again here.
+    """Return the configuration of a record, which can be trained again here.
 
     Raises:
-        ConfigError: It was changed after the run, is not what the record tells, is of another
-            version, or cannot be trained here.
+        ConfigError: It was changed after the run, contradicts the record, is from another version,
+            or cannot be trained here.
     """
     if config_hash(record.config) != record.config_hash:
         raise ConfigError(
             f"{folder / RECORD}: its configuration was changed: it has the hash"
-            f" {config_hash(record.config)}, the record tells of {record.config_hash}"
+            f" {config_hash(record.config)}, but the record says {record.config_hash}"
         )
-    # Tables and the band go by what it tells; the configuration is what is trained again.
+    # Tables and the band go by the record's own keys; the configuration is what is trained again.
     if wrong := contradiction(record):
         raise ConfigError(f"{folder / RECORD}: {wrong}")
     if record.processes > 1:
@@ -243,23 +249,25 @@ def _config(folder: Path, record: Record) -> Config:
         )
     if record.pretrain != NO_PRETRAINING:
         raise ConfigError(
-            f"{folder}: its first updates follow from {record.pretrain_steps:,} of pretraining;"
-            " only a cell without pretraining can be verified"
+            f"{folder}: its first updates depend on {record.pretrain_steps:,} updates of"
+            " pretraining; only a cell without pretraining can be verified"
         )
     try:
         config = recorded({key: v for key, v in record.config.items() if key != "data"})
     except ConfigError as error:
-        raise ConfigError(f"{folder / RECORD}: of another version of the suite: {error}") from error
+        raise ConfigError(
+            f"{folder / RECORD}: from another version of the suite: {error}"
+        ) from error
     if custom.sources(config.attention) != record.attention_source:
         raise ConfigError(f"{folder}: {config.attention.name} has changed since this run")
     return config
 
 
 def _made_again(config: Config, record: Record, updates: int) -> NDArray[np.float32]:
-    """Return the losses of a cell's first updates, trained here; fewer where one is not finite.
+    """Return the losses of a cell's first updates, trained here; fewer if one is not finite.
 
     Raises:
-        ConfigError: The data are others, or there is no device of the run's kind.
+        ConfigError: The data are different, or there is no device of the run's kind.
         DataError: The data are missing or damaged.
     """
     task, device = build_task(config), resolve_device(config.device)
@@ -272,8 +280,8 @@ def _made_again(config: Config, record: Record, updates: int) -> NDArray[np.floa
         check_same_data(data.fingerprint, record.data_fingerprint)
         work = Work(Holder(folder / NOTE, "runs_dir"), Stop(), config.cell, ALONE)
         again = run_of(config, task, model, data, device, record.config, folder, work)
-        # A batch that is divided otherwise would have other dropout.
-        again.division = Division.said(record.micro_batch)
+        # A batch that is divided differently would have different dropout.
+        again.division = Division.parse(record.first_micro_batch or record.micro_batch)
         return again.first_losses(updates)
 
 

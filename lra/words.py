@@ -2,7 +2,7 @@
 
     task=listops,text attention=glob(lin*) seed=range(0,3) scale=mini
 
-This file knows their grammar and the folders of configuration files, and neither schema nor torch.
+This module knows their grammar and the folders of configuration files, but not the schema or torch.
 """
 
 import difflib
@@ -20,18 +20,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# Folders: their values are taken as they are, with commas, spaces and parentheses.
+# Keys of folders: their values are taken as they are, with commas, spaces and parentheses.
 FOLDERS = ("data_dir", "cache_dir", "runs_dir")
-# What is shown of a word in a message.
+# Number of characters of a word that a message shows, at most.
 LONGEST_SHOWN = 100
 SEARCH_PATH = "hydra.searchpath"
-# What names none, yet is a file in its group.
+# Files in a group that do not name an option.
 _TEMPLATES = {"attention": "custom", "task": "custom"}
 _KEY = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=+~][^=]*)(=(?P<value>.*))?", re.DOTALL)
 _FUNCTION = re.compile(r"(choice|range|glob|shuffle|sort|interval|tag)\(.*\)\s*", re.DOTALL)
 _PLAIN = re.compile(r"[\w./~+-]*")
 
-# What other packages call it: a key of ours, or what to do instead.
+# What other packages call a key of ours, or a key for which `_ADVICE` says what to do instead.
 _FOREIGN = {
     "train.learning_rate": "lr base_lr init_lr max_lr peak_lr",
     "train.batch_size": "batch_size bs bsz train_batch_size per_device_train_batch_size",
@@ -62,14 +62,14 @@ _FOREIGN = {
 _ADVICE = {
     "model": "the backend is chosen by attention=..., sizes are model.dim, model.layers, ...",
     "train": "the choices are train.steps, train.learning_rate, ...",
-    "launcher": "ours is hydra/launcher",
+    "launcher": "use hydra/launcher",
     "epochs": "train.steps counts updates; an epoch is as many of them as the task has training"
     " examples, divided by train.batch_size",
-    "trainer": "there is none; ours are train.steps, train.precision, device, threads",
+    "trainer": "use train.steps, train.precision, device, threads",
     "logger": "TensorBoard events are always written into the run folder",
     "optimizer": "AdamW is the only one; its keys are train.learning_rate, train.beta1,"
     " train.beta2, train.epsilon, train.weight_decay",
-    "resume": "a run continues by itself where it stopped; force=true begins again",
+    "resume": "a run continues automatically where it stopped; force=true starts over",
 }
 _SAME_ADVICE = {
     "epochs": "epoch max_epochs num_epochs n_epochs num_train_epochs",
@@ -81,12 +81,12 @@ _SAME_ADVICE = {
 
 
 class ConfigError(ValueError):
-    """A key or value that a person got wrong."""
+    """A key or value that the user got wrong."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of configuration files, in folders of which the first go before the others.
+    """The groups of configuration files, in folders of which earlier ones take precedence.
 
     Args:
         folders: Such as `configs`.
@@ -95,13 +95,13 @@ class Groups:
     folders: tuple[Path, ...]
 
     def options(self, group: str) -> list[str]:
-        """Return the names that a group chooses from, sorted; none where it is no group."""
+        """Return the names of a group's options, sorted; none if there is no such group."""
         files = (file for folder in self.folders for file in (folder / group).glob("*.yaml"))
         return sorted({file.stem for file in files})
 
     def has(self, group: str) -> bool:
-        """Tell whether there is such a group."""
-        # By os, which takes a word that is too long for a name to be none.
+        """Return whether there is such a group."""
+        # os.path, because it says False for a word that is too long to be a file name.
         return any(os.path.isdir(folder / group) for folder in self.folders)
 
     def get_group_options(self, group_name: str, results_filter: object = None) -> list[str]:
@@ -120,16 +120,16 @@ class Groups:
         raise ConfigError(f"{group}={shown(option)}: {self.refusal(group, option)}")
 
     def refusal(self, group: str, option: str) -> str:
-        """Return why an option is none of a group's, with the nearest that are."""
+        """Return why an option is not in a group, with the nearest ones that are."""
         options = self.get_group_options(group)
         close = difflib.get_close_matches(option, options, 2)
         nearest = f"did you mean {' or '.join(close)}? " if close else ""
-        own = ", and module:Class for one of your own" if group in _TEMPLATES else ""
-        return f"{nearest}there are {', '.join(options)}{own}"
+        own = ", or module:Class for one of your own" if group in _TEMPLATES else ""
+        return f"{nearest}choose from {', '.join(options)}{own}"
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, in which what cannot be printed is spelled by its code."""
+    """Return a text on one line, with unprintable characters replaced by their codes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -140,10 +140,10 @@ def shown(text: str) -> str:
 
 
 def seed_of(value: object) -> int:
-    """Return a seed of a word.
+    """Return the seed that a word gives.
 
     Raises:
-        ConfigError: It is no whole number.
+        ConfigError: It is not a whole number.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         said = shown(str(value))
@@ -155,7 +155,7 @@ def key_of(word: str) -> str:
     """Return the key of a word, without its prefix and package.
 
     Raises:
-        ConfigError: It is no word.
+        ConfigError: It is not a word.
     """
     found = _KEY.fullmatch(word)
     if found is None or (found["value"] is None and found["prefix"] != "~"):
@@ -168,7 +168,7 @@ def read(word: str, groups: Groups) -> Override:
     """Return a word as Hydra reads it.
 
     Raises:
-        ConfigError: It is no word of Hydra's grammar.
+        ConfigError: It does not follow Hydra's grammar.
     """
     key_of(word)
     try:
@@ -185,7 +185,7 @@ def quoted(text: str) -> str:
 
 
 def _literal(word: str, groups: Groups) -> str:
-    """Return a word with its value in quotes where its characters mean no grammar."""
+    """Return a word with its value in quotes if its characters are not meant as grammar."""
     found = _KEY.fullmatch(word)
     if found is None or not (value := found["value"]):
         return word
@@ -208,11 +208,11 @@ def _literal(word: str, groups: Groups) -> str:
 def complete(words: Iterable[str], groups: Groups) -> list[str]:
     """Return words that Hydra reads as they are meant.
 
-    An experiment becomes its words, `debug=true` the file of its group, a glob its matches; a
-    folder, and what is no grammar, is quoted. Words that are complete stay as they are.
+    An experiment becomes its words, `debug=true` the file of its group, and a glob its matches; a
+    folder, and a value that is not grammar, is quoted. Words that are complete stay as they are.
 
     Raises:
-        ConfigError: A word is none, or there is no such experiment.
+        ConfigError: A word is invalid, or there is no such experiment.
     """
     given = list(words)
     keys = {key_of(word) for word in given}
@@ -233,23 +233,25 @@ def complete(words: Iterable[str], groups: Groups) -> list[str]:
         if override.is_choice_sweep() and value.startswith("glob("):
             names = list(override.sweep_string_iterator())
             if not names:
-                raise ConfigError(f"{shown(word)}: fits none of {', '.join(groups.options(key))}")
+                raise ConfigError(
+                    f"{shown(word)}: matches none of {', '.join(groups.options(key))}"
+                )
             word = f"{override.get_key_element()}={','.join(names)}"
         ready.append(word)
     return ready
 
 
 def with_defaults(words: Sequence[str], defaults: Sequence[str]) -> list[str]:
-    """Return words, before them those defaults whose keys they lack."""
+    """Return words, preceded by the defaults whose keys they lack."""
     keys = {key_of(word) for word in words}
     return [*(each for each in defaults if key_of(each) not in keys), *words]
 
 
 def experiment(name: str, groups: Groups) -> list[str]:
-    """Return the words of an experiment: a file of `configs/experiment`, a key and value a line.
+    """Return the words of an experiment: a file of `configs/experiment`, one key per line.
 
     Raises:
-        ConfigError: There is no such experiment, or its file holds none.
+        ConfigError: There is no such experiment, or its file does not hold one.
     """
     file = groups.file("experiment", name)
     try:
@@ -257,19 +259,19 @@ def experiment(name: str, groups: Groups) -> list[str]:
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file}: {shown(str(error))}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: must hold a key and value a line")
+        raise ConfigError(f"{file}: must hold one key and value per line")
     return [f"{key!s}={str(v).lower() if isinstance(v, bool) else v}" for key, v in values.items()]
 
 
 def choices(words: Sequence[str], groups: Groups) -> dict[str, list[str]]:
-    """Return the values of every key, as Hydra writes them; of equal keys the last counts.
+    """Return the values of every key, as Hydra writes them; of equal keys, the last one counts.
 
     Args:
         words: Complete words.
         groups: Where a glob looks.
 
     Raises:
-        ConfigError: A word is none, or sweeps over what cannot be listed.
+        ConfigError: A word is invalid, or sweeps over values that cannot be listed.
     """
     found: dict[str, list[str]] = {}
     for word in words:
@@ -288,7 +290,7 @@ def expand(words: Sequence[str], groups: Groups) -> Iterator[list[str]]:
     """Yield the words of every cell of a grid, in the order in which Hydra runs them.
 
     Raises:
-        ConfigError: A word is none, or sweeps over what cannot be listed.
+        ConfigError: A word is invalid, or sweeps over values that cannot be listed.
     """
     each = choices(words, groups).items()
     listed = [[f"{key}={value}" for value in values] for key, values in each]
@@ -296,7 +298,7 @@ def expand(words: Sequence[str], groups: Groups) -> Iterator[list[str]]:
 
 
 def merged(cells: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the words of few commands that together run some cells, and no others.
+    """Return the words of a few commands that together run the given cells, and no others.
 
     Args:
         cells: The words of each cell.
@@ -307,7 +309,7 @@ def merged(cells: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def grouped(cells: Sequence[Sequence[str]]) -> list[dict[str, tuple[str, ...]]]:
-    """Return few groups of cells, each all combinations of some values by key.
+    """Return cells in a few groups, each of which is all combinations of some values by key.
 
     Args:
         cells: The words of each cell.
@@ -318,7 +320,7 @@ def grouped(cells: Sequence[Sequence[str]]) -> list[dict[str, tuple[str, ...]]]:
         for cell in cells
     ]
     for key in dict.fromkeys(key for group in groups for key in group):
-        # Groups that differ in the values of this key alone.
+        # Groups that differ only in the values of this key.
         alike: dict[Any, dict[str, tuple[str, ...]]] = {}
         for group in groups:
             rest = (tuple(item for item in group.items() if item[0] != key), key in group)
@@ -339,7 +341,7 @@ def value_of(text: str) -> Any:
 
 
 def is_sweep(words: Iterable[str], groups: Groups) -> bool:
-    """Tell whether any of complete words has several values."""
+    """Return whether any of the complete words has several values."""
     return any(read(word, groups).is_sweep_override() for word in words)
 
 
@@ -348,18 +350,18 @@ def check_keys(words: Iterable[str], keys: Sequence[str], groups: Groups) -> Non
 
     Args:
         words: Complete words.
-        keys: Every key of the schema; one that ends in a point holds keys of its own.
-        groups: The groups there are.
+        keys: Every key of the schema; one that ends in a dot holds keys of its own.
+        groups: The groups that exist.
 
     Raises:
-        ConfigError: With the nearest keys or options, or ours for what others call otherwise.
+        ConfigError: With the nearest keys or options, or our name for what others call differently.
     """
     inside = tuple(key for key in keys if key.endswith("."))
     for word in words:
         override = read(word, groups)
         key = override.key_or_group
         if key.startswith(("hydra.", "hydra/", *inside)):
-            # Groups of Hydra have options of plugins, too.
+            # Groups of Hydra also have options from plugins.
             continue
         if groups.has(key):
             _check_option(override, groups)
@@ -383,14 +385,14 @@ def _check_option(override: Override, groups: Groups) -> None:
 
 
 def _unknown(key: str, keys: Sequence[str]) -> str:
-    """Return what to say of a key that there is not."""
+    """Return what to say about a key that does not exist."""
     tail = key.rpartition(".")[2].replace("-", "_").lower()
     head = key.partition(".")[0].lower()
     for ours, names in _FOREIGN.items():
         if tail in names.split() and key != ours:
             advice = _ADVICE.get(ours)
-            return f"there is no key {shown(key)}; {advice or f'ours is {ours}'}"
-    # The parts of our own keys mean what they mean here.
+            return f"there is no key {shown(key)}; {advice or f'use {ours}'}"
+    # Parts of our own keys keep the meaning that they have here.
     own = {each.partition(".")[0] for each in keys}
     for name in (tail, *({key.lower(), head} - own)):
         for advised, text in _ADVICE.items():

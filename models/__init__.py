@@ -2,14 +2,14 @@
 
 A backend is built as `ATTENTION[name](shape, **options)` and called as `backend(x, mask)`, with
 `x` `(B, N, D)` and `mask` `(B, N)` bool (True = real token) or None when every token is real;
-it returns `(B, N, D)`. What is under the mask, be it NaN, never changes the output at real
-positions, nor gradients; `HeadProjections.split` takes the mask to see to that.
-`backend.pad_invariant` says whether the *amount* of padding leaves it unchanged too,
-`backend.memory_growth` the power of N that memory grows with, and `backend.reference(x, mask)` is
-its plain form. `lra/contract.py` checks all of it.
+it returns `(B, N, D)`. Masked input, even NaN, never changes the output at real positions or any
+gradient; `HeadProjections.split` takes the mask to ensure this. `backend.pad_invariant` says
+whether the *amount* of padding leaves the output unchanged too, `backend.memory_growth` is the
+power of N with which memory grows, and `backend.reference(x, mask)` is the plain form of the
+backend. `lra/contract.py` checks all of this.
 
-There is no causal mask: the benchmark classifies sequences that are there whole, so a position may
-attend to all others.
+There is no causal mask: the benchmark classifies complete sequences, so a position may attend to
+all others.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ __all__ = ["ATTENTION"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the backends, and with them torch, when they are first asked for."""
+    """Import the backends, and with them torch, on first use."""
     if name != "ATTENTION":
         raise AttributeError(f"module {__name__} has no attribute {name}")
     from models.registry import ATTENTION

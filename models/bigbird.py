@@ -1,13 +1,14 @@
 """BigBird's block-sparse attention (Zaheer et al. 2020, arXiv 2007.14062, section 2).
 
-The sequence is cut in blocks. A block of queries attends to itself and its two neighbours, to the
+The sequence is cut into blocks. A block of queries attends to itself and its two neighbours, to the
 first and the last block, and to a few blocks drawn at random for each head; the first and the last
-block attend to all. So memory and time grow linearly with N; no `(N, N)` matrix is formed.
+block attend to all blocks. Memory and time therefore grow linearly with N; no `(N, N)` matrix is
+formed.
 
-Blocks are those of `max_length`, the last one and the random ones too: a trimmed sequence lacks the
-blocks beyond it, which would be padding, so padding changes nothing.
+All blocks, including the last one and the random ones, are those of `max_length`: a trimmed
+sequence only lacks the blocks beyond its end, which would be padding, so padding changes nothing.
 
-Axes: B batch, H heads, N length, X blocks of the sequence, Y blocks of `max_length`, b tokens a
+Axes: B batch, H heads, N length, X blocks of the sequence, Y blocks of `max_length`, b tokens per
 block, S blocks that a block attends to, K head width, D model width.
 """
 
@@ -27,9 +28,9 @@ class Pattern(NamedTuple):
 
     Args:
         blocks: Block numbers `(H, Y, S)`.
-        counts: Which of them count `(H, Y, S)` bool; those count once.
+        counts: `(H, Y, S)` bool, True for the entries of `blocks` that count; none counts twice.
         size: Tokens b per block.
-        ends: So many first blocks, and as many last ones, attend to all.
+        ends: Number of blocks at the start, and at the end, that attend to all blocks.
     """
 
     blocks: Tensor
@@ -48,21 +49,24 @@ def attended_blocks(
     ends: int = 1,
     random_below: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the pattern: which blocks each block attends to, besides the rows of first and last.
+    """Draw the pattern of blocks that each block attends to.
+
+    That the first and last blocks attend to all blocks is not part of the pattern.
 
     Args:
         heads: Number of heads H; each has its own random blocks.
         num_blocks: Blocks Y of the longest sequence.
-        random_blocks: Random blocks per row, fewer where fewer are left.
-        seed: Of the draws.
-        window: Odd number of blocks about a row's own.
-        ends: Blocks at the start, and as many at the end, that all attend to.
-        random_below: Random blocks have lower numbers; None for any.
+        random_blocks: Random blocks per row, or fewer if fewer are left.
+        seed: Seed of the draws.
+        window: Odd number of blocks, centred on a row's own block.
+        ends: Number of blocks at the start, and at the end, that all blocks attend to.
+        random_below: Random blocks have numbers below this one; None allows any.
 
     Returns:
-        Block numbers `(H, Y, S)`, and which of them count `(H, Y, S)` bool; those count once.
+        Block numbers `(H, Y, S)`, and `(H, Y, S)` bool, True for those that count; none counts
+        twice.
     """
-    # A device that is the default, meta for instance, must not reach the draws.
+    # The default device, meta for instance, must not affect the draws.
     generator = torch.Generator().manual_seed(seed)
     size = (heads, num_blocks, num_blocks)
     order = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu")
@@ -71,7 +75,7 @@ def attended_blocks(
     near = row + torch.arange(-reach, reach + 1, device="cpu")  # (Y, w)
     outer = [*range(ends), *range(num_blocks - ends, num_blocks)]
     columns = torch.tensor(outer, dtype=torch.int64, device="cpu").expand(num_blocks, -1)
-    # In a short sequence a block may be both one of the first and one of the last.
+    # In a short sequence, a block may be among both the first and the last ones.
     twice = torch.tensor([outer.index(end) != i for i, end in enumerate(outer)], device="cpu")
     in_window = (columns - row).abs() <= reach
     taken = (row - row.mT).abs() <= reach
@@ -89,7 +93,7 @@ def attended_blocks(
 def block_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pattern: Pattern
 ) -> Tensor:
-    """Attend with a dense `(N, N)` matrix of which most is masked: the plain form."""
+    """Attend with a dense `(N, N)` matrix, most of it masked: the plain form."""
     blocks, counts, size, ends = pattern
     heads, num_blocks = blocks.shape[:2]
     pairs = torch.zeros(heads, num_blocks, num_blocks, dtype=torch.bool, device=q.device)
@@ -108,7 +112,7 @@ def block_attention_reference(
 def block_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pattern: Pattern, dropout: float = 0.0
 ) -> Tensor:
-    """Attend to the blocks of a pattern, and from the first and last blocks to all.
+    """Attend to the blocks of a pattern; the first and last blocks attend to all blocks.
 
     Args:
         q: Queries `(B, H, N, K)`.
@@ -116,7 +120,7 @@ def block_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real keys; None when all are. A token without a real key
             attends to nothing: its output is 0.
-        pattern: From `attended_blocks`; N is at most Y b.
+        pattern: The pattern from `attended_blocks`; N is at most Y b.
         dropout: Probability of dropping an attention weight.
 
     Returns:
@@ -126,7 +130,7 @@ def block_attention(
     batch, heads, length, width = q.shape
     fill = -length % size
     num_blocks, longest = (length + fill) // size, blocks.shape[1]
-    assert num_blocks <= longest, f"{length} tokens, built for {longest * size}"
+    assert num_blocks <= longest, f"{length} tokens, built for at most {longest * size}"
     real = torch.ones(1, length, dtype=torch.bool, device=q.device) if mask is None else mask
     real = F.pad(real, (0, fill))
     q = F.pad(q / width**0.5, (0, 0, 0, fill)).reshape(batch, heads, num_blocks, size, width)
@@ -144,7 +148,7 @@ def block_attention(
     weights = masked_softmax(q @ k_blocks.mT, allowed.flatten(3)[..., None, :])
     output = drop(weights, dropout) @ v_blocks  # (B, H, X, b, K)
 
-    # The rows of the first blocks and, where the sequence reaches them, of the last.
+    # The rows of the first blocks and, if the sequence reaches them, of the last ones.
     front = min(ends, num_blocks)
     back = max(0, num_blocks - max(longest - ends, front))
     if front == 0:
@@ -163,18 +167,19 @@ class BigBird(HeadAttention):
     """Multi-head block-sparse attention: window, first and last blocks, and random blocks.
 
     Args:
-        shape: Sizes, attention dropout and biases; `shape.max_length` decides the last block.
+        shape: Sizes, attention dropout and biases; `shape.max_length` determines the last block.
         block_size: Tokens per block.
-        random_blocks: Random blocks that each block attends to.
-        seed: Of the random blocks, which are drawn once and kept; all layers have the same.
-        window_blocks: Odd number of blocks about its own that each block attends to.
-        global_blocks: Blocks at the start, and as many at the end, that attend to all and are
-            attended by all.
-        random_limit: Random blocks are among the first so many tokens, 1,024 as published; None
-            for all.
+        random_blocks: Number of random blocks that each block attends to.
+        seed: Seed of the random blocks, which are drawn once and kept; all layers have the same
+            ones.
+        window_blocks: Odd number of blocks, centred on its own, that each block attends to.
+        global_blocks: Number of blocks at the start, and at the end, that attend to all blocks and
+            are attended to by all.
+        random_limit: Number of tokens at the start among which the random blocks lie, 1,024 as
+            published; None for all.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: An option is out of range.
     """
 
     pad_invariant = True
@@ -225,5 +230,5 @@ class BigBird(HeadAttention):
         return block_attention(q, k, v, mask, self.pattern, dropout)
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute `attend` by the plain form, without dropout."""
+        """Compute `attend` in its plain form, without dropout."""
         return block_attention_reference(q, k, v, mask, self.pattern)

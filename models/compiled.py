@@ -1,7 +1,7 @@
-"""What the compiled kernels of the CPU share: compilation, products, exponentials, random bits.
+"""What the compiled CPU kernels share: compilation, products, exponentials, random bits.
 
-Only files named `*_kernel.py` import this, and they are imported when they are first called: a
-machine that computes on a GPU may do without numba.
+Only files named `*_kernel.py` import this module, and they are themselves imported only when they
+are first called, so that a machine that computes on a GPU does not need numba.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 Function = TypeVar("Function", bound=Callable[..., object])
 Array = NDArray[Any]
 
-# Bytes of a vector. A processor of shorter ones uses several, and is right but slower.
+# Bytes per vector. A processor with shorter vectors uses several: correct, but slower.
 VECTOR = 64
-# Rows of a tile: with two vectors each, its sums fill half of AVX-512's 32 registers. A vector of
-# float64 must hold a multiple.
+# Rows of a tile: with two vectors each, its sums fill half of AVX-512's 32 registers. The number of
+# float64 values in a vector must be a multiple of this.
 ROWS = 8
-# Stands for minus infinity, so that no difference of two of them is NaN.
+# Stands in for minus infinity, so that the difference of two of them is not NaN.
 FLOOR = -1e30
-# What LLVM may assume; not that everything is finite.
+# What LLVM may assume. It may not assume that everything is finite.
 FREEDOM = {"reassoc", "contract", "arcp", "nsz"}
-# What is here is compiled into functions of other files, while numba's cache on disk notices
-# edits of a function's own file only. So the names of those functions say which edition it was.
+# The functions here are compiled into functions of other files, but numba's cache on disk notices
+# only edits of a function's own file. So the names of those functions contain this file's edition.
 EDITION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function on its first call, keep it on disk, and run it without Python's lock.
+    """Compile a function on its first call, cache it on disk, and run it without the GIL.
 
-    Where numba finds no folder that it can write to, nothing is kept, and every process compiles
-    anew. Sums may be added up in any order: the same machine gives the same bits. What is not
-    finite stays so, and is seen by whoever looks for it in the loss.
+    If numba finds no folder that it can write to, nothing is cached and every process compiles
+    again. Sums may be added up in any order; the same machine gives the same bits. Values that are
+    not finite stay so, and a check of the loss will find them.
     """
     function.__qualname__ += f"_{EDITION}"
     options = {"nogil": True, "fastmath": FREEDOM}
@@ -50,7 +50,7 @@ def compiled(function: Function) -> Function:
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any, Any], Any]:
-    """Return what gives the address of an item of a matrix from its row and column."""
+    """Return a function from the row and column of an item of a matrix to its address."""
     fields = context.make_array(kind)(context, builder, array)
     strides = numba.core.cgutils.unpack_tuple(builder, fields.strides)
     byte = ir.IntType(8).as_pointer()
@@ -66,11 +66,12 @@ def _address(context: Any, builder: Any, kind: Any, array: Any) -> Callable[[Any
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]  # numba has no types
 def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, add: Any) -> Any:
-    """Compute ROWS rows of `num` vectors of a product, sums in registers, from `row`, `column`.
+    """Compute a tile of a product, ROWS rows by `num` vectors, with its sums in registers.
 
-    What a compiler makes of three loops keeps the sums in memory, at less than half the speed. It
-    builds the instructions of this, with r over ROWS rows from `row`, v over `num` vectors from
-    `column`, and both of these loops written out, so that only the one over k is left:
+    Given three loops, a compiler keeps the sums in memory, at less than half the speed. This
+    function builds the instructions for the loops below, with r over the ROWS rows from `row` and
+    v over the `num` vectors from `column`. Both of these loops are unrolled, so that only the one
+    over k is left:
 
         sums[r, v] = c[r, v] if add else 0
         for k in range(len(b)):
@@ -138,18 +139,18 @@ def _tile(typing: Any, num: Any, c: Any, row: Any, column: Any, a: Any, b: Any, 
         return context.get_dummy_value()
 
     if not c.dtype == a.dtype == b.dtype:
-        raise numba.TypingError(f"blocks must be of one type, not {c.dtype}, {a.dtype}, {b.dtype}")
+        raise numba.TypingError(f"blocks must have one type, not {c.dtype}, {a.dtype}, {b.dtype}")
     return types.void(num, c, types.intp, types.intp, a, b, types.boolean), generate
 
 
 @compiled
 def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
-    """Write `a` `(m, k)` times `b` `(k, n)` to `c` `(m, n)`, or add it to what is there.
+    """Write `a` `(m, k)` times `b` `(k, n)` to `c` `(m, n)`, or add it to `c`.
 
-    Rows of `b` and `c` are contiguous; m is a multiple of ROWS, n of a vector.
+    Rows of `b` and `c` are contiguous; m is a multiple of ROWS, n of the length of a vector.
     """
     lanes = VECTOR // c.itemsize
-    # A tile writes to memory directly: shapes that do not fit would destroy what lies behind.
+    # A tile writes to memory directly: shapes that do not match would overwrite what lies beyond.
     assert c.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
     assert c.shape[0] % ROWS == 0 and c.shape[1] % lanes == 0
     assert c.strides[1] == c.itemsize and b.strides[1] == b.itemsize
@@ -164,10 +165,10 @@ def multiply(c: Array, a: Array, b: Array, add: bool) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
 def exp2(typing: Any, x: Any) -> Any:
-    """Compute 2^x for x <= 0 or NaN, in operations that vectorise.
+    """Compute 2^x for x <= 0 or NaN, using operations that vectorise.
 
-    With n the integer next to x, 2^(x - n) is its Taylor series up to the last bit or two. It is 0
-    where n is below the exponents of normal numbers.
+    With n the integer nearest to x, 2^(x - n) is computed from its Taylor series, accurate up to
+    the last bit or two. The result is 0 if n is below the exponents of normal numbers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -200,16 +201,16 @@ def transpose(block: Array, factor: float, transposed: Array) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
 def random_bits(typing: Any, column: Any, first: Any, second: Any) -> Any:
-    """Hash a column of a row to 32 random bits, in operations that vectorise.
+    """Hash a column of a row to 32 random bits, using operations that vectorise.
 
     Args:
-        typing: Numba's own.
-        column: uint32, as are all.
+        typing: Supplied by numba.
+        column: Column number, uint32 like both keys.
         first: The row's first key, see `row_key`.
-        second: Its second key.
+        second: The row's second key.
 
-    The hash is triple32 of github.com/skeeto/hash-prospector, a permutation found by search for one
-    whose output bits flip half the time when an input bit does; the keys go in before its first and
+    The hash is triple32 of github.com/skeeto/hash-prospector, found by a search for a permutation
+    whose output bits flip half the time when an input bit does. The keys enter before its first and
     its second round. `models.dropout.kept_reference` is its plain form.
     """
 
@@ -231,9 +232,10 @@ def random_bits(typing: Any, column: Any, first: Any, second: Any) -> Any:
 
 @compiled
 def row_key(seed: int, row: int) -> Any:
-    """Return the key of a row, uint64: the low half is the first of `random_bits`, then the second.
+    """Return a row's uint64 key: low half the first key of `random_bits`, high half the second.
 
-    It is number `row` of the generator SplitMix64 (Steele, Lea and Flood 2014) from `seed`.
+    It is output number `row` of the generator SplitMix64 (Steele, Lea and Flood 2014), started from
+    `seed`.
     """
     key = np.uint64(seed) + np.uint64(row + 1) * np.uint64(0x9E3779B97F4A7C15)
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

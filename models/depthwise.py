@@ -1,9 +1,9 @@
 """Correlation along length with one filter per channel, its adjoint and its filter gradient.
 
-Everything works on `(B, N, C)` as it lies in memory: seen as `(B, C, 1, N)` it is a channels-last
-image one pixel high, for which a depthwise convolution needs no transpose. Autocast is switched
-off inside: these are the sums by which wavelet coefficients cancel, and they are too few to be
-worth a shorter type.
+Everything works on `(B, N, C)` in its own memory layout: viewed as `(B, C, 1, N)`, it is a
+channels-last image one pixel high, for which a depthwise convolution needs no transpose. Autocast
+is switched off inside: wavelet coefficients cancel in these sums, which are too few to be worth a
+shorter type.
 
 Axes: B batch, N signal length, K output length, C channels, F taps.
 """
@@ -37,7 +37,7 @@ def spread(coefficients: Tensor, taps: Tensor, stride: int) -> Tensor:
     Args:
         coefficients: `(B, K, C)`.
         taps: `(F, C)`.
-        stride: Step between the filters' places.
+        stride: Step between the filters' positions.
 
     Returns:
         `(B, stride (K - 1) + F, C)`.
@@ -52,14 +52,14 @@ def spread(coefficients: Tensor, taps: Tensor, stride: int) -> Tensor:
 def tap_gradient(signal: Tensor, gradient: Tensor, num_taps: int, stride: int) -> Tensor:
     """Compute `out[m] = sum_{b, k} gradient[b, k] signal[b, stride k + m]` in each channel.
 
-    The signal is read as an image `stride` pixels wide, on which the strided correlation is one
-    with a kernel of F / stride rows and no stride. For such upright kernels oneDNN's gradient of a
-    depthwise weight costs as little as the convolution; for a kernel in one row it costs 30 times
-    that.
+    The signal is read as an image `stride` pixels wide, on which the strided correlation becomes
+    one without a stride, whose kernel has F / stride rows. For such upright kernels, oneDNN's
+    gradient of a depthwise weight costs as little as the convolution; for a kernel with a single
+    row, it costs 30 times as much.
 
     Args:
         signal: `(B, stride (K - 1) + F, C)`, as given to `correlate`.
-        gradient: `(B, K, C)`, of `correlate`'s output.
+        gradient: Gradient `(B, K, C)` of `correlate`'s output.
         num_taps: F, a multiple of `stride`.
         stride: As given to `correlate`.
 

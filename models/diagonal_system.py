@@ -1,7 +1,7 @@
-"""A diagonal linear system with many inputs and outputs, as LRU and S5 have it.
+"""A diagonal linear system with many inputs and outputs, as in LRU and S5.
 
-x[t] = a x[t - 1] + b u[t], y[t] = Re(c x[t]), with complex states; in both directions the second
-one reads the same inputs from the end, and both see the present.
+x[t] = a x[t - 1] + b u[t], y[t] = Re(c x[t]), with complex states. If there are two directions, the
+second one reads the same inputs from the end; both see the present.
 
 Axes: B batch, L length, H channels, N states, C directions.
 """
@@ -20,7 +20,7 @@ Recurrence = Callable[[Tensor, Tensor, bool], Tensor]
 def diagonal_system(
     u: Tensor, a: Tensor, b: Tensor, c: Tensor, recurrence: Recurrence = linear_recurrence
 ) -> Tensor:
-    """Run a system over `u`, in float32 at least.
+    """Run a system over `u`, in at least float32.
 
     Args:
         u: `(B, L, H)`.
@@ -32,7 +32,7 @@ def diagonal_system(
     Returns:
         `(B, L, H)`.
     """
-    # Products of real with complex matrices, as real ones of real and imaginary parts side by side.
+    # Products with complex matrices, as real ones with real and imaginary parts side by side.
     into = torch.view_as_real(b).transpose(1, 2).flatten(0, 1)  # (2 N, H)
     out = torch.stack([c.real, -c.imag], -1).flatten(2)  # (C, H, 2 N)
     with without_autocast(u):

@@ -1,4 +1,4 @@
-"""From a system in continuous time, x' = a x + b u, to one in steps, x[t] = A x[t-1] + B u[t]."""
+"""Discretisation of a continuous system, x' = a x + b u, to x[t] = A x[t-1] + B u[t]."""
 
 from typing import Literal
 
@@ -12,8 +12,8 @@ def discretise(a: Tensor, step: Tensor, method: Discretisation = "zoh") -> tuple
     """Discretise diagonal systems.
 
     Args:
-        a: Complex, of any shape; its real parts are negative where the system is stable.
-        step: dt, real, of a shape that broadcasts with it.
+        a: Complex, of any shape; its real parts are negative if the system is stable.
+        step: dt, real, of a shape that broadcasts with `a`.
         method: `zoh`, zero-order hold: A = exp(dt a), B = (A - 1) / a b, exact for inputs that are
             constant between samples. `bilinear`: A = (1 + dt a / 2) / (1 - dt a / 2), B = dt b /
             (1 - dt a / 2).
@@ -28,6 +28,6 @@ def discretise(a: Tensor, step: Tensor, method: Discretisation = "zoh") -> tuple
 
 
 def _expm1(z: Tensor) -> Tensor:
-    """Compute exp(z) - 1 without cancellation near 0; torch has it for real numbers only."""
+    """Compute exp(z) - 1 without cancellation near 0; torch only has it for real numbers."""
     real = torch.expm1(z.real) * z.imag.cos() - 2 * (z.imag / 2).sin().square()
     return torch.complex(real, z.real.exp() * z.imag.sin())

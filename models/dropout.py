@@ -1,10 +1,10 @@
-"""Dropout (Srivastava et al. 2014), on the CPU at the cost of reading and writing.
+"""Dropout (Srivastava et al. 2014), on the CPU at the cost of reading and writing the tensor.
 
-Random numbers of torch's generator are drawn one after the other, which takes a CPU ten times as
-long as the product they decide on. Here a call draws one seed (`models/randomness.py`), and
-whether an element is kept follows from (seed, row, column) by a hash, in the same compiled loop as
-the product; the backward hashes again instead of storing a mask. `models/dropout_kernel.py` has the
-loop, `kept_reference` the plain form of the hash.
+Torch's generator draws random numbers one after the other, which takes a CPU ten times as long as
+the product they decide on. Here each call draws one seed (`models/randomness.py`), and a hash of
+(seed, row, column) decides whether an element is kept, in the same compiled loop as the product.
+The backward pass computes the hash again instead of storing a mask. The loop is in
+`models/dropout_kernel.py`; `kept_reference` is the plain form of the hash.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from models.randomness import draw_seed
 
-# Elements of a tensor that are one row to the hash, which counts columns in 32 bits.
+# Elements of a tensor that form one row of the hash, which counts columns in 32 bits.
 ROW_LENGTH = 2**20
 _COMPUTED = (torch.float32, torch.float64)
 _ROUNDED = (torch.bfloat16, torch.float16)
 
 
 def check_probability(p: float) -> None:
-    """Refuse what is no probability of dropping.
+    """Check that `p` is a probability of dropping.
 
     Raises:
         ValueError: `p` is outside [0, 1].
@@ -33,19 +33,19 @@ def check_probability(p: float) -> None:
 
 
 def threshold(p: float) -> int:
-    """Return the least of 32 random bits that keep an element, for `p` < 1.
+    """Return the smallest value of 32 random bits that keeps an element, for `p` < 1.
 
-    Kept is then dropped with `p` to within 2^-33.
+    An element is then dropped with probability `p` to within 2^-33.
     """
     return min(round(p * 2**32), 2**32 - 1)
 
 
 def kept_reference(seed: int, num_rows: int, num_columns: int, p: float) -> Tensor:
-    """Return which elements of a seed are kept, `(num_rows, num_columns)` bool, in plain numpy.
+    """Compute which elements a seed keeps, `(num_rows, num_columns)` bool, in plain numpy.
 
-    A row's key is its number of the generator SplitMix64 from `seed`; with the halves of the key a
-    column is hashed by triple32 (see `models.compiled.random_bits`) to 32 bits, which are compared
-    with the threshold.
+    The key of a row is the output of the generator SplitMix64, started from `seed`, with the row's
+    number. With the two halves of the key, triple32 (see `models.compiled.random_bits`) hashes a
+    column to 32 bits, which are compared with the threshold.
     """
     rows = np.arange(1, num_rows + 1, dtype=np.uint64)
     key = np.uint64(seed % 2**64) + rows * np.uint64(0x9E3779B97F4A7C15)
@@ -63,7 +63,7 @@ def kept_reference(seed: int, num_rows: int, num_columns: int, p: float) -> Tens
 
 
 def dropout_reference(x: Tensor, p: float, seed: int) -> Tensor:
-    """Drop elements of `x` by a mask and a product: the plain form, for `p` < 1."""
+    """Drop elements of `x` with a mask and a product: the plain form, for `p` < 1."""
     num_rows, short = divmod(x.numel(), ROW_LENGTH)
     columns = ROW_LENGTH if num_rows else short
     kept = kept_reference(seed, num_rows + (short > 0), columns, p).flatten()[: x.numel()]
@@ -75,7 +75,7 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, seed: int, p: float) -> Tensor:
-        # Not above: a machine that computes on a GPU may do without numba.
+        # Not imported above, because a machine that computes on a GPU may lack numba.
         from models.dropout_kernel import drop_rows
 
         given = x.detach().contiguous()
@@ -102,10 +102,10 @@ def _apply(x: Tensor, seed: int, p: float) -> Tensor:
 
 
 def is_for_kernels(x: Tensor) -> bool:
-    """Say whether `x` has contents on the CPU that compiled loops may read as an array.
+    """Return whether `x` has contents on the CPU that compiled loops can read as an array.
 
-    Not on another device, under `torch.compile`, or in a tensor without contents as those of
-    `FakeTensorMode`.
+    This is not the case on another device, under `torch.compile`, or for a tensor without
+    contents, such as those of `FakeTensorMode`.
     """
     plain = type(x) in (Tensor, nn.Parameter)
     return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -115,15 +115,16 @@ def drop(x: Tensor, p: float, training: bool = True, compiled: bool = True) -> T
     """Set elements of `x` to 0 with probability `p` and divide the others by 1 - `p`.
 
     Args:
-        x: Of any shape and strides; on the CPU in float32, float64, bfloat16 or float16 it takes
-            the compiled loop, elsewhere and under `torch.compile` torch's dropout.
-        p: The probability, met to within 2^-33 by the compiled loop.
-        training: False returns `x` as it is.
-        compiled: False takes torch's dropout everywhere.
+        x: A tensor of any shape and strides. On the CPU, in float32, float64, bfloat16 or float16,
+            the compiled loop is used; elsewhere and under `torch.compile`, torch's dropout.
+        p: Probability of dropping an element, which the compiled loop meets to within 2^-33.
+        training: If False, return `x` unchanged.
+        compiled: If False, use torch's dropout everywhere.
 
     Returns:
-        Of the shape and type of `x`. The compiled loop draws one number by `models.randomness`,
-        which decides the mask, whatever the strides, the type and the threads.
+        A tensor with the shape and dtype of `x`. The compiled loop draws one number from
+        `models.randomness`, which determines the mask regardless of the strides, the dtype and the
+        number of threads.
 
     Raises:
         ValueError: `p` is outside [0, 1].
@@ -141,7 +142,7 @@ class Dropout(nn.Module):
 
     Args:
         p: Probability of dropping an element.
-        compiled: False takes torch's dropout, as this suite once did everywhere.
+        compiled: If False, use torch's dropout, as this suite once did everywhere.
 
     Raises:
         ValueError: `p` is outside [0, 1].
@@ -153,7 +154,7 @@ class Dropout(nn.Module):
         self.p, self.compiled = p, compiled
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of `x` in training; in evaluation return it as it is."""
+        """Drop elements of `x` in training; in evaluation, return it unchanged."""
         return drop(x, self.p, self.training, self.compiled)
 
     def extra_repr(self) -> str:
@@ -162,14 +163,14 @@ class Dropout(nn.Module):
 
 
 class TiedDropout(Dropout):
-    """Drop whole channels of a sequence: one decision for all of its positions, as S4 has it.
+    """Drop whole channels of a sequence: one decision for all of its positions, as in S4.
 
     Args:
         p: Probability of dropping a channel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop channels of `x` `(B, N, D)` in training; in evaluation return it as it is."""
+        """Drop channels of `x` `(B, N, D)` in training; in evaluation, return it unchanged."""
         if not self.training or self.p == 0:
             return x
         return x * drop(torch.ones_like(x[:, :1]), self.p, compiled=self.compiled)

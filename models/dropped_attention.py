@@ -1,10 +1,11 @@
 """Softmax attention with dropped weights, fast on the CPU: one function with its own backward.
 
-`scaled_dot_product_attention` materialises the weights on a CPU as soon as some are dropped. Here
-they are never stored: which are kept follows from a seed by the hash of `models/dropout.py`, with a
-head's queries as rows and its keys as columns, and both directions hash. A head is a call of
-`models/softmax_kernel.py`, and heads are shared out among threads by `models/threads.py`. The plain
-form is `models.softmax.softmax_attention` with the mask of `kept_weights`.
+On a CPU, `scaled_dot_product_attention` materialises the weights as soon as some are dropped. Here
+they are never stored: the hash of `models/dropout.py` decides from a seed which weights are kept,
+with a head's queries as rows and its keys as columns, and forward and backward both compute the
+hash. Each head is one call of `models/softmax_kernel.py`, and `models/threads.py` distributes the
+heads among threads. The plain form is `models.softmax.softmax_attention` with the mask of
+`kept_weights`.
 
 Axes: B batch, H heads, N queries, M keys, K head width.
 """
@@ -24,17 +25,17 @@ from models.threads import over_heads
 
 Array = NDArray[Any]
 
-# Pairs of queries and keys that a thread takes at least: about a millisecond.
+# The least number of query-key pairs that a thread takes: about a millisecond of work.
 PAIRS = 2**19
 
 
 def kept_weights(seed: int, batch: int, heads: int, queries: int, keys: int, p: float) -> Tensor:
-    """Return which weights a seed keeps, `(B, H, N, M)` bool, in plain numpy."""
+    """Compute which weights a seed keeps, `(B, H, N, M)` bool, in plain numpy."""
     return kept_reference(seed, batch * heads * queries, keys, p).view(batch, heads, queries, keys)
 
 
 def _kernel() -> Any:
-    # Not above: a machine that computes on a GPU may do without numba.
+    # Not imported above, because a machine that computes on a GPU may lack numba.
     import models.softmax_kernel as softmax_kernel
 
     return softmax_kernel
@@ -45,13 +46,13 @@ def _by_head(tensors: dict[str, Tensor]) -> dict[str, Array]:
 
 
 def _new_heads(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return an empty tensor of the shape `(B, H, N, K)` of `x`, tokens outside heads in memory."""
+    """Return an empty tensor like `x` `(B, H, N, K)`, with tokens outside heads in memory."""
     batch, heads, length, width = x.shape
     return x.new_empty(batch, length, heads, width, dtype=dtype).transpose(1, 2)
 
 
 class _Heads:
-    """The heads of a call: what the kernel is told of each, and blocks for its arrays."""
+    """The heads of a call: the kernel's arguments for each, and blocks for its arrays."""
 
     def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, seed: int, p: float) -> None:
         (self.batch, self.heads, self.queries, width), self.keys = q.shape, k.shape[2]
@@ -68,7 +69,7 @@ class _Heads:
         return total, max(1, min(total, PAIRS // max(1, self.queries * self.keys)))
 
     def arguments(self, head: int) -> tuple[Any, ...]:
-        """Return what the kernel is told of a head after its queries, keys and values."""
+        """Return the kernel's arguments for a head that follow queries, keys and values."""
         seed, least, factor = self.mask
         row = head * self.queries
         return self.real[head // self.heads], seed, row, least, factor, self.scale
@@ -78,9 +79,9 @@ class _Heads:
         return np.empty(_kernel().padded(length, self.width, self.dtype.itemsize), self.dtype)
 
     def read(self, start: int, stop: int, **arrays: Array) -> Iterator[tuple[int, list[Array]]]:
-        """Yield heads with their tokens in blocks, 0 where there is none.
+        """Yield heads with their tokens in blocks, which are 0 where there is no token.
 
-        The blocks are the same for every head: fresh memory costs more than filling it.
+        The blocks are the same for every head: allocating memory costs more than filling it.
         """
         blocks = [self.empty(x.shape[2]) for x in arrays.values()]
         for head in range(start, stop):
@@ -99,7 +100,7 @@ class _Heads:
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """The compiled kernel over all heads; first derivatives only, as of torch's fused kernels."""
+    """The compiled kernel over all heads; first derivatives only, as with torch's fused kernels."""
 
     @staticmethod
     def forward(
@@ -130,8 +131,8 @@ class _DroppedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
-                "softmax attention with dropout on the CPU has first derivatives only; with"
-                " fused=False it has second ones"
+                "softmax attention with dropout on the CPU has first derivatives only; use"
+                " fused=False for second derivatives"
             )
         q, k, v, mask, out, lse = ctx.saved_tensors
         heads = _Heads(q, k, mask, ctx.seed, ctx.p)
@@ -152,7 +153,7 @@ class _DroppedAttention(torch.autograd.Function):
 
 
 def is_served(q: Tensor, dropout: float) -> bool:
-    """Say whether `dropped_attention` takes these queries and this probability of dropping.
+    """Return whether `dropped_attention` supports these queries and this dropout probability.
 
     They must be on the CPU, in float32, float64, bfloat16 or float16, outside `torch.compile`.
     """
@@ -163,17 +164,17 @@ def is_served(q: Tensor, dropout: float) -> bool:
 def dropped_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """Compute softmax attention, dropping weights, in memory that grows with N.
+    """Compute softmax attention with dropped weights, in memory that grows linearly with N.
 
     Args:
-        q: Queries `(B, H, N, K)` for which `is_served`, of any strides. bfloat16 and float16 are
-            computed in float32.
+        q: Queries `(B, H, N, K)` of any strides, for which `is_served` holds. bfloat16 and
+            float16 are computed in float32.
         k: Keys `(B, H, M, K)`.
         v: Values `(B, H, M, K)`.
         mask: `(B, M)` bool, True for real keys; None when all are. A sequence without a real key
             attends to nothing: its output is 0.
-        dropout: Probability of dropping a weight, met to within 2^-33. The mask follows from one
-            number that is drawn by `models.randomness`.
+        dropout: Probability of dropping a weight, met to within 2^-33. The mask is determined by
+            one number drawn from `models.randomness`.
 
     Returns:
         `(B, H, N, K)`. Any number of threads gives the same bits.

@@ -1,7 +1,7 @@
 """Mega's moving average in front of any attention (Ma et al. 2023, arXiv 2209.10655).
 
-The control that Mega itself suggests: how much of its gain is the moving average, and how much
-the gated attention behind it?
+This is the control that Mega itself suggests: how much of its gain comes from the moving average,
+and how much from the gated attention behind it?
 
 Axes: B batch, L length, D model width.
 """
@@ -16,14 +16,14 @@ from models.options import at_least
 
 
 class EMA(nn.Module):
-    """Give an attention a moving average of its input.
+    """Apply an attention to a moving average of its input.
 
     Args:
-        shape: Sizes; the attention inside is built for the same.
+        shape: Sizes; the inner attention is built for the same ones.
         inner: Builds the attention.
-        states: Exponentials a channel and direction.
-        truncation: Longest lag that is seen, plus one; None sees all.
-        bidirectional: Whether the average reaches forward too.
+        states: Exponentials per channel and direction.
+        truncation: Longest lag that is seen, plus one; None for all lags.
+        bidirectional: Whether the average also includes later positions.
 
     Raises:
         ValueError: A value is out of range; the message names the option.
@@ -31,12 +31,12 @@ class EMA(nn.Module):
 
     @property
     def pad_invariant(self) -> bool | None:
-        """Whether the amount of padding changes nothing, which the attention inside decides."""
+        """Whether the amount of padding changes nothing: as the inner attention declares."""
         return getattr(self.inner, "pad_invariant", None)
 
     @property
     def memory_growth(self) -> float | None:
-        """The power of N that memory grows with: that of the attention inside, if it says so."""
+        """The power of N with which memory grows: as the inner attention declares, if it does."""
         return getattr(self.inner, "memory_growth", None)
 
     def __init__(
@@ -63,7 +63,7 @@ class EMA(nn.Module):
         return attended
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` with the average as a recurrence, the attention by its plain form."""
+        """Compute `forward` with the average as a recurrence and the attention's plain form."""
         inner = getattr(self.inner, "reference", self.inner)
         attended: Tensor = inner(self.average.reference(x, mask), mask)
         return attended

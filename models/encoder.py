@@ -1,9 +1,9 @@
-"""The encoder every attention backend is compared in, and the two classifiers on top of it.
+"""The encoder in which all attention backends are compared, and the two classifiers on top of it.
 
 Pre-norm blocks as in the Nystromformer family (github.com/mlpen/Nystromformer, LRA code): tokens
 and positions are embedded, each block adds attention(norm(x)) and mlp(norm(x)), a last norm
-follows, positions are pooled and an MLP with ReLU classifies. Other protocols put the norm behind
-the residual, have another norm, or an activation and a gate in place of the MLP.
+follows, positions are pooled, and an MLP with ReLU classifies. Other protocols put the norm after
+the residual sum, use a different norm, or have an activation and a gate instead of the MLP.
 
 Axes: B batch, N length, D model width.
 """
@@ -48,7 +48,7 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
 
 
 class Values(nn.Linear):
-    """Grey values as a learned vector each: (value / 255 - mean) / std, times w, plus b."""
+    """Embed each grey value as (value / 255 - mean) / std, times a learned vector w, plus b."""
 
     def __init__(self, dim: int, mean: float, std: float) -> None:
         super().__init__(1, dim)
@@ -61,7 +61,7 @@ class Values(nn.Linear):
 
 
 class Embedding(nn.Module):
-    """Tokens plus positions, with a learned classification token in front where pooling asks."""
+    """Embed tokens and positions, with a learned classification token first for `cls` pooling."""
 
     parameter_roles = {"positions": "embedding", "cls": "embedding"}
 
@@ -90,7 +90,7 @@ class Embedding(nn.Module):
         return self.placed(self.tokens(tokens))
 
     def placed(self, x: Tensor) -> Tensor:
-        """Give embedded tokens `x` `(B, N, D)` their places; `(B, N + 1, D)` as `forward`."""
+        """Add positions, and a classification token if any, to embedded tokens `x` `(B, N, D)`."""
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
         if self.positions is not None:
@@ -111,31 +111,32 @@ def _float16_autocast(x: Tensor) -> bool:
 
 
 def pad_invariant(backend: nn.Module) -> bool:
-    """Return whether the amount of padding leaves a backend's output at real positions as it is.
+    """Return whether the amount of padding leaves a backend's output at real positions unchanged.
 
     Raises:
-        ValueError: The backend does not say.
+        ValueError: The backend does not declare it.
     """
     claim = getattr(backend, "pad_invariant", None)
     if not isinstance(claim, bool):
         raise ValueError(
-            f"{type(backend).__name__} must say pad_invariant = True or False: whether more padding"
-            " leaves its output at real positions as it is (False is always safe)"
+            f"{type(backend).__name__} must declare pad_invariant = True or False: whether more"
+            " padding leaves its output at real positions unchanged (False is always safe)"
         )
     return claim
 
 
 class BackendError(ValueError):
-    """A backend returned what a block cannot take; the message says what."""
+    """A backend returned something that a block cannot use; the message says what."""
 
 
 def _checked(attended: object, x: Tensor, backend: nn.Module) -> Tensor:
-    """Return what a backend made of `x`, if it is a tensor like `x`.
+    """Return the output of a backend for `x` if it is a tensor like `x`.
 
-    A block adds it to its input, so another shape may fit by broadcasting, and train.
+    A block adds the output to its input, so a wrong shape might fit by broadcasting, and train.
+    The check never waits for the device.
 
     Raises:
-        BackendError: It is not; nothing here waits for a device.
+        BackendError: The output is not such a tensor.
     """
     name, wanted = type(backend).__name__, f"a tensor {tuple(x.shape)}"
     if not isinstance(attended, Tensor):
@@ -146,7 +147,7 @@ def _checked(attended: object, x: Tensor, backend: nn.Module) -> Tensor:
     if not attended.is_floating_point() or wider.itemsize > max(x.dtype.itemsize, 4):
         kind = str(attended.dtype).removeprefix("torch.")
         raise BackendError(
-            f"{name} returns {kind}, not {str(x.dtype).removeprefix('torch.')} as its input"
+            f"{name} returns {kind}, not {str(x.dtype).removeprefix('torch.')} like its input"
         )
     return attended
 
@@ -154,9 +155,9 @@ def _checked(attended: object, x: Tensor, backend: nn.Module) -> Tensor:
 class Block(nn.Module):
     """Attention, then the MLP, each on a residual path with a norm before or after it.
 
-    Or the attention alone, its output through an activation and a gate. Under float16 autocast the
-    attention runs in float32, as in github.com/mlpen: sums over thousands of tokens leave float16's
-    range. There the projections are float16 still.
+    Alternatively, attention alone, whose output passes through an activation and a gate. Under
+    float16 autocast the attention runs in float32, as in github.com/mlpen: sums over thousands of
+    tokens exceed float16's range. In that code, the projections are still in float16.
     """
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
@@ -173,7 +174,7 @@ class Block(nn.Module):
             gelu = GELU[config.gelu]
             self.output = GatedOutput(config.dim, config.channel_mixing, gelu, dropout)
             return
-        # WavSpA's dropout is before the MLP instead of after the attention.
+        # WavSpA has dropout before the MLP instead of after the attention.
         output = kind(_either(config.output_dropout, config.dropout))
         self.output = output if config.mlp_norm else nn.Identity()
         self.mlp_norm = _norm(config, config.mlp_norm)
@@ -190,7 +191,7 @@ class Block(nn.Module):
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None.
 
         Raises:
-            BackendError: The attention returns anything but a floating tensor of this shape.
+            BackendError: The attention returns anything but a floating-point tensor of this shape.
         """
         if self.clear_padding and mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
@@ -222,7 +223,7 @@ def _norm(config: ModelConfig, wanted: bool = True) -> Norm:
 
 
 def _last(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the state at the last real token, at the first where there is none: `(B, D)`."""
+    """Return the states `(B, D)` at the last real token, or at the first if there is none."""
     place = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
     return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
 
@@ -240,7 +241,7 @@ class Encoder(nn.Module):
             share(block.attention, blocks[0].attention)
         self.blocks = nn.ModuleList(blocks)
         self.norm = _norm(config, config.last_norm)
-        # Whether the amount of padding leaves the encoding as it is.
+        # Whether the amount of padding leaves the encoding unchanged.
         sees_padding = config.pooling == "mean_all" or (
             config.norm == "batch" and config.norm_padding
         )
@@ -265,11 +266,11 @@ class Encoder(nn.Module):
         """Run the blocks and the last norm.
 
         Args:
-            x: What the embedding gives: `(B, N, D)`, with a classification token `(B, N + 1, D)`.
+            x: Output of the embedding: `(B, N, D)`, or `(B, N + 1, D)` with a classification token.
             mask: `(B, N)` bool, True for real tokens; None when all are.
 
         Returns:
-            Of the shape of `x`.
+            A tensor of the shape of `x`.
         """
         if mask is not None and self.pooling == "cls":
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
@@ -306,14 +307,14 @@ def _classifier(config: ModelConfig, in_dim: int, num_classes: int) -> nn.Sequen
 
 
 def initialise(kind: str, encoder: Encoder, head: nn.Sequential) -> None:
-    """Draw the linear layers anew as the codes of a family do; see `ModelConfig.initialisation`.
+    """Redraw the linear layers as a family of published codes does.
 
-    Of attention only the projections of heads are drawn, by `flax`, q, k and v each by its own
-    width: other backends have initial values of their own.
+    Within the attention, only the projections of heads are redrawn, and only by `flax`, with q, k
+    and v each drawn according to its own width: other backends have initial values of their own.
 
     Args:
-        kind: `torch` leaves all as they are.
-        encoder: Whose blocks are drawn.
+        kind: See `ModelConfig.initialisation`; `torch` leaves all layers unchanged.
+        encoder: The encoder whose blocks are redrawn.
         head: The classifier.
     """
     if kind == "torch":
@@ -351,7 +352,7 @@ def _initialise_heads(projections: HeadProjections) -> None:
 
 
 class Classifier(nn.Module):
-    """One sequence to class logits.
+    """Map one sequence to class logits.
 
     Args:
         config: Sizes.
@@ -372,10 +373,10 @@ class Classifier(nn.Module):
 
 
 class PairClassifier(nn.Module):
-    """Two sequences, encoded by the same encoder in one pass, to class logits.
+    """Map two sequences, encoded by the same encoder in one pass, to class logits.
 
     Args:
-        config: Sizes; `pair_features` says what the two encodings are classified by.
+        config: Sizes; `pair_features` says by which features the two encodings are classified.
         attention: Builds a block's attention from its shape.
         num_classes: Number of logits.
     """

@@ -1,6 +1,6 @@
-"""Attention by feature maps: weights phi(q) . phi(k), never formed (arXiv 2006.16236, eq. 4 to 6).
+"""Feature-map attention: weights phi(q) . phi(k), never formed (arXiv 2006.16236, eq. 4 to 6).
 
-Keys and values are summed once, to an `(M, K)` matrix per head, and every query reads that sum:
+Keys and values are summed once, into an `(M, K)` matrix per head, and every query reads that sum:
 time and memory grow linearly with N.
 
 Axes: B batch, H heads, N length, M features, K head width.
@@ -19,7 +19,7 @@ def feature_attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | 
 
 
 def feature_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with weights `q . k` over their sum, never forming them.
+    """Attend with weights `q . k`, divided by their sum, without ever forming them.
 
     Args:
         q: Features of the queries `(B, H, N, M)`, not negative.

@@ -22,7 +22,7 @@ Method = Literal["fft", "matrix"]
 
 
 def fourier_mixing_reference(x: Tensor, norm: Norm = "backward") -> Tensor:
-    """Mix `x` `(B, N, D)` by the whole complex transform under autograd: the plain form."""
+    """Mix `x` `(B, N, D)` with the whole complex transform under autograd: the plain form."""
     mixed: Tensor = torch.fft.fft2(x, norm=norm).real
     return mixed
 
@@ -33,8 +33,9 @@ def _mix_by_fft(x: Tensor) -> Tensor:
     mixed = torch.empty_like(x)
     known, missing = mixed[..., : width // 2 + 1], mixed[..., width // 2 + 1 :]
     known.copy_(torch.fft.rfft2(x).real)
-    # Row n of the missing columns is row -n of the known ones: row 0 stays, the rest turn. Reading
-    # them from the copy is faster than from the complex transform, where every other float is one.
+    # Row n of the missing columns is row -n of the known ones: row 0 stays, the rest are reversed.
+    # Reading them from the copy is faster than from the complex transform, where only every other
+    # float is one of them.
     mirrored = known[..., 1 : width - width // 2]
     missing[..., 0, :] = mirrored[..., 0, :].flip(-1)
     missing[..., 1:, :] = mirrored[..., 1:, :].flip(-1, -2)
@@ -54,7 +55,7 @@ def _mix_by_matrix(x: Tensor) -> Tensor:
 
 
 class _FourierMixing(torch.autograd.Function):
-    """The symmetric map and, as its gradient, itself."""
+    """The symmetric map, which is its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Norm, method: Method) -> Tensor:
@@ -84,7 +85,7 @@ def fourier_mixing(x: Tensor, norm: Norm = "backward", method: Method = "fft") -
 
 
 class Fourier(nn.Module):
-    """FNet's token mixing; it has no parameters, and no heads.
+    """FNet's token mixing; it has neither parameters nor heads.
 
     The transform runs in float32 under autocast, since FFTs have no bf16 form. Under
     `torch.compile` the graph stays whole, but the complex operators run uncompiled.
@@ -95,7 +96,7 @@ class Fourier(nn.Module):
         method: `fft`, or `matrix` for the width as a matrix product.
 
     Raises:
-        ValueError: An option is none of these.
+        ValueError: An option is not one of these.
     """
 
     # The transform sees the whole padded length.
@@ -116,11 +117,11 @@ class Fourier(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         wide = full_precision(x)
-        # The products of `matrix` would be rounded, and their gradient have no transform.
+        # Autocast would round the products of `matrix`, and their gradient would have no transform.
         with without_autocast(x):
             return fourier_mixing(wide, self.norm, self.method).to(x.dtype)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form."""
+        """Compute `forward` in its plain form."""
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         return fourier_mixing_reference(x, self.norm)

@@ -1,7 +1,7 @@
 """Attention in Fourier space: our own control for learning in a wavelet space.
 
 Zhuang et al. 2023 (arXiv 2210.01989) compare WavSpA with learning in Fourier space without saying
-how; this is the construction nearest to WavSpA that leaves everything but the transform alone.
+how; this is the construction closest to WavSpA that changes nothing but the transform.
 
 Axes: B batch, N length, D model width, K = N // 2 + 1 frequencies.
 """
@@ -19,14 +19,15 @@ from models.precision import full_precision
 class FourierSpace(nn.Module):
     """Attend among the Fourier coefficients of a sequence, without a mask.
 
-    The real parts of the K frequencies and then the imaginary ones are the 2 K tokens of a single
-    attention, so it has the width and the parameters of a plain one. Masked positions are zeroed
-    before the transform. The transform is unitary and runs in float32 even under autocast, because
-    FFTs of arbitrary length know no shorter type. Works under `torch.compile` as one graph, in
-    which inductor, with a warning, leaves complex arithmetic to the ordinary kernels.
+    The real parts of the K frequencies, followed by the imaginary parts, are the 2 K tokens of a
+    single attention, which therefore has the width and the parameters of a plain one. Masked
+    positions are zeroed before the transform. The transform is unitary and runs in float32 even
+    under autocast, because FFTs of arbitrary length support no shorter type. The layer works under
+    `torch.compile` as one graph, in which inductor, with a warning, leaves complex arithmetic to
+    the ordinary kernels.
 
     Args:
-        shape: Sizes; the inner attention is built for the same, with length 2 K.
+        shape: Sizes; the inner attention is built for the same ones, but with length 2 K.
         inner: Builds the attention.
     """
 
@@ -34,7 +35,7 @@ class FourierSpace(nn.Module):
 
     @property
     def memory_growth(self) -> float | None:
-        """The power of N that memory grows with: that of the attention inside, if it says so."""
+        """The power of N with which memory grows: as the inner attention declares, if it does."""
         return getattr(self.attention, "memory_growth", None)
 
     def __init__(
@@ -44,7 +45,7 @@ class FourierSpace(nn.Module):
         self.attention = inner(replace(shape, max_length=2 * (shape.max_length // 2 + 1)))
 
     def share_with(self, first: nn.Module) -> None:
-        """Let what is inside share with that of the first layer."""
+        """Let the inner attention share with that of the first layer."""
         assert isinstance(first, FourierSpace)
         share(self.attention, first.attention)
 
@@ -67,7 +68,7 @@ class FourierSpace(nn.Module):
         frequency = position[: length // 2 + 1, None]
         angles = (frequency * position % length).to(x.dtype) * (2 * torch.pi / length)
         waves = torch.cat([angles.cos(), -angles.sin()]) / length**0.5  # (2 K, N)
-        # Every frequency but 0 and N / 2 stands for its negative too.
+        # Every frequency except 0 and N / 2 also stands for its negative.
         twice = torch.where((2 * frequency) % length == 0, 1.0, 2.0).to(x.dtype).repeat(2, 1)
         out: Tensor = (twice * waves).mT @ self.attention(waves @ x, None)
         return out

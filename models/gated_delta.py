@@ -1,9 +1,9 @@
-"""The gated delta rule (Yang, Kautz and Hatamizadeh, arXiv 2412.06464), from both sides.
+"""The gated delta rule (Yang, Kautz and Hatamizadeh, arXiv 2412.06464), in both directions.
 
-A state maps keys to values; each token lets it fade, takes out what it answers to the token's key
-and writes the token's value in its place.
+A state maps keys to values. Each token lets the state fade, removes what it returns for the token's
+key, and writes the token's value in its place.
 
-Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
+Axes: B batch, H heads, L length, K head width, M chunks, C tokens per chunk.
 """
 
 import math
@@ -18,7 +18,7 @@ from models.precision import full_precision
 
 
 def gated_delta_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """Compute `gated_delta` by the recurrence, token by token: the plain form.
+    """Compute `gated_delta` as a recurrence, token by token: the plain form.
 
     S <- exp(g[t]) S, then S <- S + k[t] beta[t] (v[t] - k[t]^T S)^T, and o[t] = q[t] S.
     """
@@ -34,18 +34,18 @@ def gated_delta_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tens
 
 
 def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk: int) -> Tensor:
-    """Run the gated delta rule forwards, a chunk at a time.
+    """Run the gated delta rule forward, a chunk at a time.
 
-    Within a chunk what all tokens write is the solution of a triangular system, (I + tril(beta K
-    K^T decay, -1)) U = beta (V - decayed K S), so only chunks come one after the other.
+    Within a chunk, what all tokens write is the solution U of a triangular system, (I + tril(beta K
+    K^T decay, -1)) U = beta (V - decayed K S), so only the chunks are processed one by one.
 
     Args:
         q: Queries `(B, H, L, K)`.
-        k: Keys, the same, of length 1.
-        v: Values, the same.
-        g: Logarithms of decays `(B, H, L)`, at most 0.
-        beta: Shares that are replaced, from 0 to 1, `(B, H, L)`.
-        chunk: C; 1 is the recurrence, and as long as the sequence the parallel form.
+        k: Keys of the same shape and of length 1.
+        v: Values of the same shape.
+        g: Logarithms of the decays `(B, H, L)`, at most 0.
+        beta: Shares of the old values that are replaced, `(B, H, L)`, from 0 to 1.
+        chunk: C; 1 gives the recurrence, the length of the sequence the parallel form.
 
     Returns:
         `(B, H, L, K)`.
@@ -57,7 +57,7 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk:
     system = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     faded = k * after.exp()[..., None]
     both = beta[..., None] * torch.cat([v, faded], -1)
-    # The diagonal is not read: it stands for ones.
+    # The diagonal is not read; it is taken to be ones.
     solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
     written, taken = solved.split([v.shape[-1], k.shape[-1]], -1)
     seen, asked = (q @ k.mT) * decay, q * after.exp()[..., None]
@@ -73,18 +73,18 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk:
 
 
 class GatedDelta(GatedAttention):
-    """The gated delta rule over the real tokens, from both sides.
+    """The gated delta rule over the real tokens, in both directions.
 
-    Keys have length 1; beta = sigmoid(w x + b) is a number a head and token. What the two sides
-    answer is added. Masked positions write nothing and let nothing fade. Everything but the
-    projections is float32 at least. No weights are formed, so there are none to drop:
-    `shape.dropout` has no effect. Unlike the paper's, queries keep their length, and there is no
-    short convolution and no SiLU behind it.
+    Keys have length 1; beta = sigmoid(w x + b) is one number per head and token. The outputs of the
+    two directions are added. Masked positions write nothing and let nothing fade. Everything but
+    the projections is computed in at least float32. No weights are formed, so there are none to
+    drop: `shape.dropout` has no effect. Unlike in the paper, queries keep their length, and there
+    is no short convolution and no SiLU after it.
 
     Args:
         shape: Sizes and biases.
-        chunk: Tokens of a chunk; changes no number but by rounding.
-        bidirectional: Whether a token sees those after it.
+        chunk: Tokens per chunk; affects results only by rounding.
+        bidirectional: Whether a token also sees the tokens after it.
 
     Raises:
         ValueError: `chunk` is below 1.
@@ -99,7 +99,7 @@ class GatedDelta(GatedAttention):
         self.beta_bias = nn.Parameter(torch.zeros(shape.heads))
 
     def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
-        """Run the rule from both sides, in chunks or by the recurrence."""
+        """Run the rule in both directions, in chunks or as a recurrence."""
         q, k, v = qkv
         _, g = self.heads.steps(x, mask)
         raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.beta_weight))
@@ -108,7 +108,7 @@ class GatedDelta(GatedAttention):
             beta = beta.masked_fill(~mask[:, None], 0.0)
         given = [q * q.shape[-1] ** -0.5, F.normalize(k, dim=-1), v, g, beta]
         if self.bidirectional:
-            # The other side as more of a batch: the chunks of both go at once.
+            # The other direction extends the batch, so that the chunks of both run at once.
             given = [torch.cat([each, each.flip(2)]) for each in given]
         q, k, v, g, beta = given
         if plainly:

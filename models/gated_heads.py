@@ -1,4 +1,4 @@
-"""What attention with a gate a head and token has besides queries, keys and values.
+"""What attention with a gate per head and token needs besides queries, keys and values.
 
 Axes: B batch, L length, D model width, H heads, K head width.
 """
@@ -17,12 +17,13 @@ Qkv = tuple[Tensor, Tensor, Tensor]
 
 
 class GatedHeads(nn.Module):
-    """Projections, decay and gated norm of heads that keep a state, as Gated DeltaNet has them.
+    """Projections, decay and gated norm of heads that keep a state, as in Gated DeltaNet.
 
-    A step dt = softplus(w x + b) and a rate A a head give the decay exp(-A dt) of each token; what
-    a head answers is divided by its root mean square and multiplied by silu(W x). At the start A is
-    uniform in [0, 16], at least .01, and dt log-uniform in [.001, .1] (arXiv 2412.06464, whose code
-    follows Mamba-2's; that has A from 1, and gates before it norms all heads together).
+    A step dt = softplus(w x + b) and a rate A per head give the decay exp(-A dt) of each token. The
+    output of a head is divided by its root mean square and multiplied by silu(W x). Initially, A is
+    uniform in [0, 16] but at least .01, and dt is log-uniform in [.001, .1] (arXiv 2412.06464,
+    whose code follows Mamba-2's; there the range of A begins at 1, and the gate comes before a norm
+    over all heads together).
 
     Args:
         shape: Sizes and biases.
@@ -47,14 +48,14 @@ class GatedHeads(nn.Module):
         self.norm = nn.Parameter(torch.ones(heads, width))
 
     def split(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values `(B, H, L, K)` of `x` `(B, L, D)`, at least float32."""
+        """Return queries, keys and values `(B, H, L, K)` of `x` `(B, L, D)` in float32 or wider."""
         q, k, v = map(full_precision, self.projections.split(x, mask))
         return q, k, v
 
     def steps(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return dt and the logarithm of the decay, at most 0, each `(B, H, L)`.
 
-        Both are 0 where `mask` `(B, L)` is False, so that a state passes padding as it is.
+        Both are 0 where `mask` `(B, L)` is False, so that a state passes padding unchanged.
         """
         raw = torch.einsum("bld,hd->bhl", full_precision(x), full_precision(self.step_weight))
         step = F.softplus(raw + self.step_bias[:, None])
@@ -63,7 +64,7 @@ class GatedHeads(nn.Module):
         return step, -self.log_rate.exp()[:, None] * step
 
     def merge(self, heads: Tensor, x: Tensor) -> Tensor:
-        """Norm and gate `heads` `(B, H, L, K)` and project them to `(B, L, D)`, as `x` is."""
+        """Normalise and gate `heads` `(B, H, L, K)`, and project them to `(B, L, D)` like `x`."""
         size = torch.rsqrt(heads.square().mean(-1, keepdim=True) + self.epsilon)
         gate = F.silu(full_precision(torch.einsum("bld,hkd->bhlk", x, self.gate)))
         merged = heads * size * self.norm[:, None] * gate
@@ -71,14 +72,14 @@ class GatedHeads(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """What has gated heads: masked positions enter as zeros, and only projections are rounded.
+    """Base class for gated heads: masked positions enter as zeros; only projections are rounded.
 
-    A backend gives `attend`, in both of its forms.
+    A backend implements `attend` in both of its forms.
 
     Args:
         shape: Sizes and biases.
-        chunk: Tokens of a chunk; changes no number but by rounding.
-        bidirectional: Whether a token sees those after it.
+        chunk: Tokens per chunk; affects results only by rounding.
+        bidirectional: Whether a token also sees the tokens after it.
 
     Raises:
         ValueError: `chunk` is below 1.
@@ -94,7 +95,7 @@ class GatedAttention(nn.Module):
         self.heads = GatedHeads(shape)
 
     def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
-        """Return what the heads answer, `(B, H, L, K)`, or compute it `plainly`, token by token."""
+        """Return the outputs of the heads `(B, H, L, K)`, computed token by token if `plainly`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,7 +116,7 @@ class GatedAttention(nn.Module):
 
 
 def in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """Divide `x` `(B, H, L, ...)`, padded by zeros, into `(B, H, M, chunk, ...)`."""
+    """Divide `x` `(B, H, L, ...)`, padded with zeros, into `(B, H, M, chunk, ...)`."""
     short = -x.shape[2] % chunk
     padded = F.pad(x, (0, 0) * (x.dim() - 3) + (0, short)) if short else x
     return padded.view(*x.shape[:2], -1, chunk, *x.shape[3:])

@@ -1,4 +1,4 @@
-"""What state-space blocks have in place of an MLP: an activation and a gate, on one residual path.
+"""What state-space blocks have instead of an MLP: an activation and a gate on one residual path.
 
 Axes: B batch, N length, D model width.
 """
@@ -14,15 +14,15 @@ from models.sizes import MIXINGS
 class GatedOutput(nn.Module):
     """Mix channels by a gated linear unit, with dropout after the activation and after the gate.
 
-    With g = dropout(gelu(x)), before the last dropout: `glu`: a * sigmoid(b) for a, b = W g (S4;
-    LRU and S5 write W as two matrices); `half_glu1`: g * sigmoid(W g); `half_glu2`: x * sigmoid(W
-    g), both of S5.
+    With g = dropout(gelu(x)), the value before the last dropout is, for `glu`, a * sigmoid(b) with
+    a, b = W g (S4; LRU and S5 write W as two matrices); for `half_glu1`, g * sigmoid(W g); for
+    `half_glu2`, x * sigmoid(W g), both from S5.
 
     Args:
         dim: D.
-        kind: One of the three.
+        kind: One of the three above.
         gelu: The activation's approximation, as torch names it: `none` or `tanh`.
-        dropout: Makes a dropout.
+        dropout: Builds a dropout layer.
     """
 
     def __init__(self, dim: int, kind: str, gelu: str, dropout: Callable[[], nn.Module]) -> None:

@@ -1,10 +1,10 @@
 """Kernels that are sums of geometric series, `K[t] = sum_n w[n] z[n]^t`, without a table of powers.
 
-A table holds every power of every z, H N L numbers; at Path-X (256 x 32 x 16,384) that is a
-gigabyte per layer. With t = b i + j, `z^t = z^(b i) z^j`: L / b + b powers of each z are computed,
-with b near the root of L, and one matrix product makes all L values of them.
+A table of every power of every z has H N L entries; at Path-X (256 x 32 x 16,384) that is a
+gigabyte per layer. With t = b i + j, `z^t = z^(b i) z^j`: only L / b + b powers of each z are
+computed, with b near the square root of L, and one matrix product turns them into all L values.
 
-Axes: C kernels with the same z, H features, N modes, L length, b a block, m blocks.
+Axes: C kernels with the same z, H features, N modes, L length, b steps per block, m blocks.
 """
 
 import torch
@@ -33,7 +33,7 @@ def geometric_sums(weights: Tensor, log_z: Tensor, length: int) -> Tensor:
         starts = torch.exp(log_z[..., None, :] * (block * steps[:blocks, None]))  # (H, m, N)
         starts = (weights[:, :, None] * starts).transpose(0, 1)  # (H, C, m, N)
         if log_z.is_complex():
-            # The real part of a complex product is a real one of twice the terms.
+            # The real part of a complex product is a real product with twice as many terms.
             starts = torch.cat([starts.real, -starts.imag], -1)
             within = torch.cat([within.real, within.imag], -2)
         sums = starts.flatten(1, 2) @ within  # (H, C m, b)

@@ -1,4 +1,4 @@
-"""What every backend with heads shares: its shape, and the projections to queries, keys and values.
+"""What all backends with heads share: the shape, and the projections to queries, keys and values.
 
 Axes: B batch, N length, D model width, H heads, K head width.
 """
@@ -22,10 +22,10 @@ class AttentionShape:
         max_length: The protocol's padded length; no sequence is longer.
         dropout: Probability of dropping an attention weight, in [0, 1).
         bias: Whether the q, k, v and output projections have biases.
-        norm_epsilon: Epsilon of LayerNorms inside the backend, that of the model's own.
+        norm_epsilon: Epsilon of LayerNorms inside the backend, the same as in the model's own.
 
     Raises:
-        ValueError: A size is below 1, or the dropout no such probability.
+        ValueError: A size is below 1, or `dropout` is not in [0, 1).
     """
 
     dim: int
@@ -51,7 +51,7 @@ class HeadProjections(nn.Module):
 
     Args:
         shape: Sizes and biases.
-        shared_qk: Whether queries and keys are one projection, which makes two blocks of three.
+        shared_qk: Whether queries and keys share a projection, so that three blocks become two.
     """
 
     def __init__(self, shape: AttentionShape, *, shared_qk: bool = False) -> None:
@@ -67,7 +67,7 @@ class HeadProjections(nn.Module):
 
         Args:
             x: `(B, N, D)`.
-            mask: `(B, N)` bool, True for real tokens; what is not finite elsewhere becomes 0.
+            mask: `(B, N)` bool, True for real tokens; other tokens become 0 if they are not finite.
 
         Returns:
             q, k and v, each `(B, H, N, K)` (a view, not contiguous).
@@ -85,9 +85,9 @@ class HeadProjections(nn.Module):
 
 
 class HeadAttention(nn.Module):
-    """Attention with dropped weights that is a function of queries, keys, values and mask alone.
+    """Attention, with dropout of its weights, that depends on queries, keys, values and mask alone.
 
-    A backend gives the two forms of that function, `attend` and `attend_plainly`.
+    A backend implements this function in two forms, `attend` and `attend_plainly`.
 
     Args:
         shape: Sizes, attention dropout and biases.
@@ -105,7 +105,7 @@ class HeadAttention(nn.Module):
         raise NotImplementedError
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute `attend` by the plain form, without dropout."""
+        """Compute `attend` in its plain form, without dropout."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,16 +115,16 @@ class HeadAttention(nn.Module):
         return self.projections.merge(heads)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
+        """Compute `forward` in its plain form, without dropout."""
         return self.projections.merge(self.attend_plainly(*self.projections.split(x, mask), mask))
 
 
 def share(backend: nn.Module, first: nn.Module) -> None:
-    """Let a layer's backend take what it shares with the first layer's, where it shares anything.
+    """Let the backend of a later layer share with that of the first layer, if it shares anything.
 
     Args:
-        backend: Of a later layer. What shares has a method `share_with(first)`.
-        first: The same backend of the first layer.
+        backend: Backend of a later layer. One that shares has a method `share_with(first)`.
+        first: The corresponding backend of the first layer.
     """
     take = getattr(backend, "share_with", None)
     if take is not None:
@@ -134,15 +134,15 @@ def share(backend: nn.Module, first: nn.Module) -> None:
 def finite_padding(x: Tensor, mask: Tensor) -> Tensor:
     """Set tokens of `x` `(B, N, D)` that are not finite to 0 where `mask` `(B, N)` is False.
 
-    A weight of 0 times NaN is NaN, in sums over keys as in the gradients of projections. Padding
-    that is finite stays, hence changes no number. Nothing here waits for a device.
+    A weight of 0 times NaN is NaN, both in sums over keys and in the gradients of projections.
+    Finite padding stays, so no result changes. Nothing here waits for the device.
     """
-    # One pass without a copy; it overflows, too, where products of such numbers would.
+    # One pass without a copy; it also overflows where products of such numbers would.
     size = torch.linalg.vector_norm(x.detach(), dim=-1)
     return x.masked_fill((~(mask | size.isfinite()))[..., None], 0.0)
 
 
 def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Normalise `logits` over the last axis where `allowed`; 0 elsewhere, and without any."""
+    """Take the softmax of the `allowed` logits over the last axis; 0 elsewhere or without any."""
     weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1)
     return weights.masked_fill(~allowed, 0.0)

@@ -1,21 +1,21 @@
-"""Initial values that the published codes give to linear layers, where they are not torch's own."""
+"""Initial values of linear layers in published code, where they differ from torch's."""
 
 import torch
 from torch import Tensor, nn
 
-# Cutting a normal at two standard deviations narrows it by this factor, which is made up for.
+# Truncating a normal at two standard deviations narrows it by this factor, which is undone.
 _NARROWED = 0.87962566103423978
 
 
 def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill with a normal that is cut at two standard deviations and has `std` afterwards."""
+    """Fill from a normal truncated at two standard deviations, with `std` after the truncation."""
     wide = std / _NARROWED
     filled: Tensor = nn.init.trunc_normal_(tensor, std=wide, a=-2 * wide, b=2 * wide)
     return filled
 
 
 def lecun_(*layers: nn.Module) -> None:
-    """Draw the linear ones of some layers as flax does by itself: variance 1 / inputs, biases 0."""
+    """Redraw the linear layers among `layers` by flax's default: variance 1 / inputs, biases 0."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             truncated_normal_(layer.weight, layer.in_features**-0.5)
@@ -23,7 +23,7 @@ def lecun_(*layers: nn.Module) -> None:
 
 
 def xavier_(*layers: nn.Module, bias_std: float = 0.0) -> None:
-    """Draw the linear ones of some layers uniformly with variance 2 / (inputs + outputs)."""
+    """Redraw the linear layers among `layers`, uniform with variance 2 / (inputs + outputs)."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -31,7 +31,7 @@ def xavier_(*layers: nn.Module, bias_std: float = 0.0) -> None:
 
 
 def normal_(*layers: nn.Module, std: float, bias_std: float = 0.0) -> None:
-    """Draw the linear ones of some layers from a normal."""
+    """Redraw the linear layers among `layers` from a normal distribution."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=std)

@@ -1,4 +1,4 @@
-"""Orthonormal filters by a lattice of rotations, one filter per channel.
+"""Orthonormal filters from a lattice of rotations, one filter per channel.
 
 Axes: F taps (even), L = F / 2 angles, C channels.
 """
@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 def lattice_filter(thetas: Tensor) -> Tensor:
-    """Build the analysis lowpass filters that lattice angles stand for.
+    """Build the analysis lowpass filters that lattice angles parametrise.
 
     Whatever the angles, each filter is orthonormal to its own even shifts. It sums to
-    `sqrt(2) cos(pi / 4 - sum(thetas))`, so it is a lowpass only for some of them.
+    `sqrt(2) cos(pi / 4 - sum(thetas))`, so it is a lowpass only for some angles.
 
     Args:
         thetas: Angles `(L, C)` in radians.
 
     Returns:
         `(2 L, C)` in the tap order of PyWavelets' `dec_lo`: OrthoWavSpA of arXiv 2210.01989, as
-        its release computes it.
+        computed by its released code.
     """
     sin, cos = thetas.sin(), thetas.cos()
     zeros = torch.zeros_like(thetas[:1])
     taps = torch.stack([sin[0], cos[0]])
     for step in range(1, len(thetas)):
-        # Shifted by one tap, the filter so far lies across the next rotations' pairs.
+        # Shifted by one tap, the filter so far straddles the pairs of the next rotations.
         even, odd = torch.cat([zeros, taps[1::2]]), torch.cat([taps[0::2], zeros])
         pairs = [sin[step] * even + cos[step] * odd, cos[step] * even - sin[step] * odd]
         taps = torch.stack(pairs, dim=1).flatten(0, 1)  # (2 step + 2, C)
@@ -32,7 +32,7 @@ def lattice_filter(thetas: Tensor) -> Tensor:
 
 
 def lattice_angles(dec_lo: Tensor) -> Tensor:
-    """Find angles from which `lattice_filter` builds given orthonormal filters.
+    """Find angles from which `lattice_filter` builds the given orthonormal filters.
 
     Args:
         dec_lo: Lowpass filters `(2 L, C)`, each orthonormal to its even shifts.
@@ -43,7 +43,7 @@ def lattice_angles(dec_lo: Tensor) -> Tensor:
     taps = dec_lo.double()
     thetas = []
     for _ in range(len(taps) // 2 - 1):
-        # Both ends of the filter determine the angle; the larger one loses fewer digits.
+        # Either end of the filter determines the angle; the larger one loses fewer digits.
         left = torch.atan2(-taps[1], taps[0])
         right = torch.atan2(taps[-2], taps[-1])
         larger = taps[:2].square().sum(0) > taps[-2:].square().sum(0)

@@ -1,8 +1,8 @@
-"""The spectrum of HiPPO-LegS that diagonal state-space layers start from.
+"""The spectrum of HiPPO-LegS, from which diagonal state-space layers are initialised.
 
 LegS, A[k, j] = -sqrt((2k + 1)(2j + 1)) below the diagonal and -(k + 1) on it, is a normal matrix up
-to rank one: with P[k] = sqrt(k + 1/2), S = A + P P^T is -1/2 plus a skew matrix (arXiv 2111.00396,
-appendix C; arXiv 2206.11893).
+to rank one: with P[k] = sqrt(k + 1/2), S = A + P P^T is -1/2 plus a skew-symmetric matrix (arXiv
+2111.00396, appendix C; arXiv 2206.11893).
 """
 
 import numpy as np
@@ -16,9 +16,9 @@ def legs_spectrum(size: int) -> tuple[NDArray[np.float64], NDArray[np.complex128
         size: N, an even number of states.
 
     Returns:
-        The positive imaginary parts of the eigenvalues `(N / 2,)`, rising (all real parts are
-        -1/2), and their unit eigenvectors `(N, N / 2)`. The first entry of each is real, as LAPACK
-        leaves it, and positive, so that they are the same on every machine.
+        The positive imaginary parts of the eigenvalues `(N / 2,)`, in ascending order (all
+        real parts are -1/2), and their unit eigenvectors `(N, N / 2)`. The first entry of each is
+        real, as LAPACK leaves it, and positive, so that they are the same on every machine.
     """
     k = np.arange(size)
     root = np.sqrt(2 * k + 1)

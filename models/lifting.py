@@ -1,9 +1,9 @@
 """Lifting transforms: split into even and odd samples, predict one from the other, update.
 
-Two of them: the fixed CDF / LeGall 5/3 wavelet, and WavSpA's learned, nonlinear lifting, which is
-invertible whatever its filters. Neighbours are circular, and a sequence of odd length is extended
-by a zero, so a level gives `ceil(N / 2)` coefficients per band. Paper: Zhuang et al. 2023, arXiv
-2210.01989; the details are its release's.
+There are two: the fixed CDF / LeGall 5/3 wavelet, and WavSpA's learned, nonlinear lifting, which is
+invertible for any filters. Neighbours wrap around, and a sequence of odd length is extended by a
+zero, so a level gives `ceil(N / 2)` coefficients per band. Paper: Zhuang et al. 2023, arXiv
+2210.01989; the details follow its released code.
 
 Axes: B batch, N length, C channels, F taps, n coefficients of a band.
 """
@@ -34,14 +34,14 @@ def lifting_dec(
         x: `(B, N, C)`, float32 or float64, N >= 1.
         w_est: Filters `(F, C)` that predict odd samples from even ones.
         w_pred: Filters `(F, C)` that update even samples from details.
-        level: Number of levels, at least 1; each splits the s of the one before.
-        plain: Correlate by `circular_correlation_plain`.
+        level: Number of levels, at least 1; each splits the s of the previous level.
+        plain: Whether to correlate by `circular_correlation_plain`.
 
     Returns:
         `[s_level, d_level, ..., d_1]`, each `(B, n, C)`.
 
     Raises:
-        ValueError: For a level below 1.
+        ValueError: `level` is below 1.
     """
     return _decompose(x, level, *_learned_steps(w_est, w_pred, plain))
 
@@ -62,7 +62,7 @@ def lifting_rec(
         `(B, length, C)`.
 
     Raises:
-        ValueError: Where the coefficients do not fit each other or the length.
+        ValueError: The coefficients do not fit each other or `length`.
     """
     return _reconstruct(coeffs, length, *_learned_steps(w_est, w_pred, plain))
 
@@ -80,7 +80,7 @@ def lift53_dec(x: Tensor, level: int) -> list[Tensor]:
         `[s_level, d_level, ..., d_1]`, each `(B, n, C)`.
 
     Raises:
-        ValueError: For a level below 1.
+        ValueError: `level` is below 1.
     """
     return _decompose(x, level, _predict53, _update53)
 
@@ -91,20 +91,20 @@ def lift53_rec(coeffs: Sequence[Tensor], length: int, pad_detail: bool = False) 
     Args:
         coeffs: `[s_level, d_level, ..., d_1]`, each `(B, n, C)`.
         length: Length N of the sequence that was decomposed (or N + 1 if N is odd).
-        pad_detail: As published, extend a detail band by a zero where the approximation came out
-            longer, which corrupts a few samples, instead of cropping the approximation.
+        pad_detail: Whether to extend a detail band by a zero if the approximation is longer, as
+            published, which corrupts a few samples, instead of cropping the approximation.
 
     Returns:
         `(B, length, C)`.
 
     Raises:
-        ValueError: Where the coefficients do not fit each other or the length.
+        ValueError: The coefficients do not fit each other or `length`.
     """
     return _reconstruct(coeffs, length, _predict53, _update53, pad_detail)
 
 
 def band_lengths(length: int, level: int) -> list[int]:
-    """Give the lengths of the bands, in order, for a sequence of `length`."""
+    """Return the lengths of the bands, in order, for a sequence of `length`."""
     details = []
     for _ in range(level):
         length = (length + 1) // 2
@@ -170,7 +170,7 @@ def circular_correlation(x: Tensor, taps: Tensor) -> Tensor:
 
     Args:
         x: `(B, n, C)`.
-        taps: `(F, C)`; those from the n-th on are left out.
+        taps: `(F, C)`; taps beyond the first n are ignored.
 
     Returns:
         `(B, n, C)`.

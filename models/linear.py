@@ -1,6 +1,6 @@
 """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, equations 4 to 7).
 
-The weight of a key is phi(q) . phi(k) with phi = elu + 1, so keys and values are summed once, to
+The weight of a key is phi(q) . phi(k) with phi = elu + 1, so keys and values are summed once, into
 a `(K, K)` matrix per head, and every query reads that sum: time and memory grow linearly with N.
 
 Axes: B batch, H heads, N length, M features, K head width, D model width.
@@ -44,14 +44,14 @@ class Linear(nn.Module):
             Range Arena, which passes no mask on.
 
     Raises:
-        ValueError: There is no such feature map.
+        ValueError: `feature_map` is none of these.
     """
 
     memory_growth = 1
 
     @property
     def pad_invariant(self) -> bool:
-        """Whether the amount of padding may change: not where it is attended to."""
+        """Whether the amount of padding changes nothing: not so if padding is attended to."""
         return not self.as_released
 
     def __init__(
@@ -72,7 +72,7 @@ class Linear(nn.Module):
         return self.projections.merge(feature_attention(*self._features(x, mask)))
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form."""
+        """Compute `forward` in its plain form."""
         return self.projections.merge(feature_attention_reference(*self._features(x, mask)))
 
     def _features(

@@ -1,10 +1,11 @@
 """The recurrence x[t] = a x[t - 1] + v[t] along a sequence, one factor per state.
 
-The sequence is cut into about sqrt(L) blocks of about sqrt(L) steps. All blocks take a step
-together, then the state is carried from block to block, then added to each: twice sqrt(L)
-operations on long vectors instead of L on short ones, and some three passes over the memory.
+The sequence is cut into about sqrt(L) blocks of about sqrt(L) steps. All blocks first take their
+steps together; then the state is carried from block to block, and finally added to each of them.
+This takes twice sqrt(L) operations on long vectors instead of L on short ones, and about three
+passes over the memory.
 
-Axes: B batch, L length, N states, m blocks, b steps of a block.
+Axes: B batch, L length, N states, m blocks, b steps per block.
 """
 
 from collections.abc import Iterable
@@ -23,10 +24,10 @@ def linear_recurrence(factors: Tensor, inputs: Tensor, reverse: bool = False) ->
     Args:
         factors: `(N,)`, of modulus at most 1.
         inputs: `(B, L, N)`.
-        reverse: From the end to the start instead: `x[t] = factors x[t + 1] + inputs[t]`.
+        reverse: Run from the end to the start instead: `x[t] = factors x[t + 1] + inputs[t]`.
 
     Returns:
-        `(B, L, N)`, every state.
+        All states, `(B, L, N)`.
     """
     # torch leaves Function.apply untyped.
     states: Tensor = _Recurrence.apply(factors, inputs, reverse)  # type: ignore[no-untyped-call]
@@ -34,7 +35,7 @@ def linear_recurrence(factors: Tensor, inputs: Tensor, reverse: bool = False) ->
 
 
 class _Recurrence(torch.autograd.Function):
-    """The recurrence; its gradient is one in the other direction with conjugate factors."""
+    """The recurrence; its gradient is one in the opposite direction with conjugate factors."""
 
     @staticmethod
     def forward(ctx: Any, factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
@@ -80,9 +81,9 @@ def linear_recurrence_reference(factors: Tensor, inputs: Tensor, reverse: bool =
     """Compute `linear_recurrence` step by step: the plain form, for any axes after the first two.
 
     Args:
-        factors: Whatever multiplies a state `inputs[:, t]`.
+        factors: Anything that can multiply a state such as `inputs[:, t]`.
         inputs: `(B, L, ...)`.
-        reverse: From the end to the start.
+        reverse: Run from the end to the start.
     """
     state = torch.zeros_like(inputs[:, 0] * factors)
     states = []

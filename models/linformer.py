@@ -1,10 +1,10 @@
-"""Linformer (Wang et al. 2020, arXiv 2006.04768, equation 7): keys and values of fixed number.
+"""Linformer (Wang et al. 2020, arXiv 2006.04768, equation 7): a fixed number of keys and values.
 
     softmax(Q (E K)' / sqrt(K)) (F V)
 
-with E and F learned matrices `(rank, N)`, for each head or for all, so that time and memory grow
-with N. Masked positions are zeroed before the projection, and a shorter sequence takes the first
-columns of E, so padding changes nothing.
+where E and F are learned `(rank, N)` matrices, one per head or shared by all heads, so that time
+and memory grow linearly with N. Masked positions are zeroed before the projection, and a shorter
+sequence uses the first columns of E, so padding changes nothing.
 
 Axes: B batch, H heads, N length, R rank, K head width, D model width.
 """
@@ -49,9 +49,9 @@ def linformer_attention(
         k: Keys `(B, H, N, K)`.
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
-            sequence without any.
-        to_keys: E `(H, R, n)`, or `(1, R, n)` for all heads, with n at least N; the first N columns
-            are used.
+            sequence without real tokens.
+        to_keys: E `(H, R, n)`, or `(1, R, n)` shared by all heads, with n at least N; the first N
+            columns are used.
         to_values: F, of the same shape.
         dropout: Probability of dropping an attention weight.
 
@@ -59,7 +59,7 @@ def linformer_attention(
         `(B, H, N, K)`, equation 7 of arXiv 2006.04768.
     """
     length = q.shape[-2]
-    assert length <= to_keys.shape[-1], f"{length} tokens, built for {to_keys.shape[-1]}"
+    assert length <= to_keys.shape[-1], f"{length} tokens, built for at most {to_keys.shape[-1]}"
     if mask is not None:
         padding = ~mask[:, None, :, None]
         k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
@@ -75,16 +75,17 @@ class Linformer(HeadAttention):
 
     Args:
         shape: Sizes, attention dropout and biases; `shape.max_length` is the width of E.
-        rank: Keys and values after the projection.
+        rank: Number of keys and values after the projection.
         shared: Whether keys and values share one projection.
-        per_head: Whether each head has its own; the Long Range Arena and WavSpA have one for all.
-        share_layers: Whether all layers have those of the first one, as in Nystromformer's and
-            MRA's code.
-        spread: Standard deviation of the projections along the length at the start: 0.02 as in
+        per_head: Whether each head has its own projection; the Long Range Arena and WavSpA have
+            one for all heads.
+        share_layers: Whether all layers use the projections of the first one, as in Nystromformer's
+            and MRA's code.
+        spread: Initial standard deviation of the projections along the length: 0.02 as in
             Nystromformer's code; None for 1 / sqrt(rank) as in MRA's.
 
     Raises:
-        ValueError: If `rank` is below 1, or `spread` not above 0.
+        ValueError: `rank` is below 1, or `spread` is not above 0.
     """
 
     pad_invariant = True
@@ -115,7 +116,7 @@ class Linformer(HeadAttention):
             nn.init.normal_(self.to_values, std=std)
 
     def share_with(self, first: nn.Module) -> None:
-        """Take the projections along the length of the first layer, where layers share them."""
+        """Use the first layer's projections along the length, if layers share them."""
         if self.share_layers:
             assert isinstance(first, Linformer)
             self.to_keys, self.to_values = first.to_keys, first.to_values
@@ -127,7 +128,7 @@ class Linformer(HeadAttention):
         return linformer_attention(q, k, v, mask, *self._mixtures(), dropout)
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute `attend` by the plain form, without dropout."""
+        """Compute `attend` in its plain form, without dropout."""
         return linformer_attention_reference(q, k, v, mask, *self._mixtures())
 
     def _mixtures(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Convolution along a sequence with kernels as long as itself, one a channel, by FFT.
+"""FFT convolution of a sequence with kernels as long as itself, one per channel.
 
 Axes: B batch, L length, D channels, K taps of a kernel.
 """
@@ -14,12 +14,12 @@ from torch.autograd.function import once_differentiable
 
 from models.precision import full_precision
 
-# Numbers that are transformed at once on a CPU.
+# Number of values that are transformed at once on a CPU.
 AT_ONCE = 2**19
 
 
 def fft_length(least: int) -> int:
-    """Return the smallest even 2^a 3^b 5^c from `least` on: FFTs of large primes are slow."""
+    """Return the smallest even 2^a 3^b 5^c >= `least`, because FFTs of large primes are slow."""
     best = 2
     while best < least:
         best *= 2
@@ -39,17 +39,17 @@ def fft_length(least: int) -> int:
 def convolve(x: Tensor, past: Tensor, future: Tensor | None = None, length: int = 0) -> Tensor:
     """Compute `y[t] = sum_i past[i] x[t - i] + sum_i future[i] x[t + 1 + i]` in each channel.
 
-    It runs in float32, or in float64 where `x` is; an autocast around it changes nothing, since
-    the sums cancel to far below what bfloat16 resolves.
+    It runs in float32, or in float64 if `x` is float64. Autocast has no effect on it, because the
+    sums cancel to far below what bfloat16 resolves.
 
     Args:
         x: `(B, L, D)`.
-        past: `(D, K)`, the lags 0 to K - 1; K is at most L.
-        future: The same for what follows, from the lag 1 on; None for a causal convolution.
-        length: Of the transform; 0 takes the shortest good one. A longer one changes nothing.
+        past: Kernel `(D, K)` for the lags 0 to K - 1; K is at most L.
+        future: The same for later positions, from lag 1 on; None for a causal convolution.
+        length: Length of the transform; 0 takes the shortest fast one. Longer ones change nothing.
 
     Returns:
-        `(B, L, D)`, the type that it was computed in.
+        `(B, L, D)`, in the dtype of the computation.
     """
     if future is None:
         future = past[:, :0]
@@ -65,22 +65,22 @@ def convolve(x: Tensor, past: Tensor, future: Tensor | None = None, length: int 
 class _Convolution(torch.autograd.Function):
     """The convolution with its gradients, which are correlations.
 
-    Left to autograd, the gradient of a real transform is a complex one of twice the work. The
-    spectrum of the input is as large as four inputs, so it is computed again instead of kept, and
-    on a CPU a few sequences at a time, which its caches hold.
+    With autograd, the gradient of a real transform would be a complex one, which is twice the work.
+    The spectrum of the input is as large as four inputs, so it is recomputed instead of kept. On a
+    CPU, a few sequences are transformed at a time, which fit its caches.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, past: Tensor, future: Tensor, length: int) -> Tensor:
         gap = past.new_zeros(len(past), length - past.shape[1] - future.shape[1])
-        # Negative lags are at the end, as the transform is circular.
+        # Negative lags come last, because the transform is circular.
         kernel = torch.cat([past, gap, future.flip(1)], 1)
         spectrum = torch.fft.rfft(kernel)  # (D, length / 2 + 1)
         del gap, kernel
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
         for each, out in zip(_few(x, length), _few(output, length), strict=True):
             _to_sequence(_spectrum(each, length).mul_(spectrum), length, out)
-        # The backward wants the conjugate, and neither needs both.
+        # The backward pass needs the conjugate, and neither pass needs both.
         ctx.save_for_backward(x, spectrum.conj_physical_())
         ctx.length, ctx.taps = length, (past.shape[1], future.shape[1])
         return output
@@ -112,20 +112,20 @@ class _Convolution(torch.autograd.Function):
 
 
 def _few(x: Tensor, length: int) -> tuple[Tensor, ...]:
-    """Divide `x` `(B, L, D)` into sequences that are transformed at once, to `length`."""
+    """Split `x` `(B, L, D)` into groups of sequences that are transformed at once, to `length`."""
     rows = AT_ONCE // (length * x.shape[-1]) if x.device.type == "cpu" else len(x)
     few: tuple[Tensor, ...] = x.split(max(1, rows))  # type: ignore[no-untyped-call]  # torch's
     return few
 
 
 def _spectrum(x: Tensor, length: int) -> Tensor:
-    # Contiguous along the length, the transform is several times as fast.
+    # The transform is several times as fast if memory is contiguous along the length.
     spectrum: Tensor = torch.fft.rfft(x.mT.contiguous(), length)
     return spectrum  # (B, D, length / 2 + 1)
 
 
 def _to_sequence(spectrum: Tensor, transformed: int, out: Tensor) -> None:
-    """Write the sequences `(B, L, D)` of spectra to `out`."""
+    """Write the sequences `(B, L, D)` that belong to spectra to `out`."""
     out.copy_(torch.fft.irfft(spectrum, transformed)[..., : out.shape[1]].mT)
 
 

@@ -1,9 +1,9 @@
 """Longformer's attention (Beltagy et al. 2020, arXiv 2004.05150, section 3.1).
 
-A token attends to the tokens at most `window // 2` steps away and to some global tokens, and those
-attend to all. Queries are cut in blocks as long as half a window; a block's keys are then its
-own block and the two beside it. So memory and time grow linearly with N; no `(N, N)` matrix is
-formed.
+A token attends to the tokens at most `window // 2` steps away and to some global tokens, which
+attend to all tokens. Queries are cut into blocks as long as half a window; a block's keys are then
+its own block and the two beside it. Memory and time therefore grow linearly with N; no `(N, N)`
+matrix is formed.
 
 Axes: B batch, H heads, N length, X blocks, b tokens per block, G global tokens, K head width,
 D model width.
@@ -29,7 +29,7 @@ def window_attention_reference(
     places: Sequence[int],
     dilation: int = 1,
 ) -> Tensor:
-    """Attend with a dense `(N, N)` matrix of which most is masked: the plain form."""
+    """Attend with a dense `(N, N)` matrix, most of it masked: the plain form."""
     length = q.shape[-2]
     place = torch.arange(length, device=q.device)
     apart = (place[:, None] - place).abs()
@@ -53,10 +53,10 @@ def _neighbours(blocks: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, size: int, dilation: int) -> Tensor:
-    """Cut `(B, H, N, C)`, filled with zeros, in blocks of `size` tokens `dilation` steps apart.
+    """Cut `(B, H, N, C)`, padded with zeros, into blocks of `size` tokens `dilation` steps apart.
 
     Returns:
-        `(B d, H, X, b, C)`: each of the d interleaved sequences is one of its own.
+        `(B d, H, X, b, C)`: each of the d interleaved sequences becomes one of its own.
     """
     batch, heads, length, width = x.shape
     x = F.pad(x, (0, 0, 0, -length % (size * dilation)))
@@ -92,12 +92,13 @@ def window_attention(
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real keys; None when all are. A token without a real key
             attends to nothing: its output is 0.
-        window: Even; half of it to either side of a token, itself besides.
-        places: Of the tokens that attend to all and are attended by all, rising; those from N on
-            are left out.
+        window: Even width of the window: half of it on either side of a token, besides the token
+            itself.
+        places: Positions of the global tokens, which attend to all tokens and are attended to by
+            all, in ascending order; positions from N on are ignored.
         dilation: Steps between the tokens of a window.
         dropout: Probability of dropping an attention weight.
-        index: `places` as a tensor on the device, which else waits for a copy of them.
+        index: `places` as a tensor on the device, which otherwise waits for a copy of them.
 
     Returns:
         `(B, H, N, K)`, section 3.1 of arXiv 2004.05150.
@@ -107,12 +108,12 @@ def window_attention(
     if index is None:
         index = torch.tensor(places, dtype=torch.int64, device=q.device)
     index = index[: len(chosen)]
-    # A slice where they are the first ones, since it copies nothing.
+    # A slice if they are the first tokens, because it copies nothing.
     first = chosen == list(range(len(chosen)))
     here = slice(len(chosen)) if first else index
     q = q / width**0.5
     real = torch.ones(1, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    # The global tokens come first among a block's keys, and not again in the window.
+    # The global tokens come first among a block's keys and do not appear again in the window.
     local = real.index_fill(1, index, False)
     global_kv = k[..., here, :], v[..., here, :]
     output = _attend_nearby(
@@ -143,12 +144,12 @@ def _attend_nearby(
 
     Args:
         q: Scaled queries `(B, H, N, K)`.
-        k: Keys.
-        v: Values.
-        local: Which keys are real, and not global: `(B or 1, N)` bool.
+        k: Keys of the same shape.
+        v: Values of the same shape.
+        local: `(B or 1, N)` bool, True for keys that are real and not global.
         global_k: Keys of the global tokens `(B, H, G, K)`.
-        global_v: Their values.
-        global_real: Which of them are real `(B or 1, G)` bool.
+        global_v: Values of the global tokens `(B, H, G, K)`.
+        global_real: `(B or 1, G)` bool, True for global tokens that are real.
         size: Half a window.
         dilation: Steps between the tokens of a window.
         dropout: Probability of dropping an attention weight.
@@ -158,7 +159,7 @@ def _attend_nearby(
     """
     length, num_global = q.shape[-2], global_k.shape[-2]
     q_blocks, k_blocks, v_blocks = (_blocks(t, size, dilation) for t in (q, k, v))
-    # One row serves every sequence only where these are not interleaved.
+    # One row can serve all sequences only if they are not interleaved.
     local = local.expand(len(q), -1) if dilation > 1 else local
     local = _blocks(local[:, None, :, None], size, dilation)[:, 0]  # (B d, X, b, 1)
     local_keys = _neighbours(local).mT  # (B d, X, 1, 3b)
@@ -187,19 +188,21 @@ def _attend_nearby(
 class Longformer(HeadAttention):
     """Multi-head attention within a sliding window, with global tokens.
 
-    Global tokens use the same projections as the others, as in the published comparisons of
+    Global tokens use the same projections as other tokens, as in the published comparisons of
     Nystromformer and MRA. The paper gives them a second set, which starts as a copy of the first.
 
     Args:
         shape: Sizes, attention dropout and biases.
-        window: Even; half of it to either side of a token, itself besides.
-        num_global: Tokens at the start that attend to all and are attended by all.
-        global_positions: Places of more such tokens, below `shape.max_length`.
+        window: Even width of the window: half of it on either side of a token, besides the token
+            itself.
+        num_global: Number of tokens at the start that attend to all tokens and are attended to by
+            all.
+        global_positions: Positions of further such tokens, below `shape.max_length`.
         dilation: Steps between the tokens of a window, in all heads: 2 takes every other token, so
             that a window reaches twice as far.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: An option is out of range.
     """
 
     pad_invariant = True
@@ -226,7 +229,7 @@ class Longformer(HeadAttention):
         self.window, self.dilation = window, dilation
         first = range(min(num_global, shape.max_length))
         self.places = tuple(sorted({*first, *global_positions}))
-        # Where the model is, so that no forward waits for a copy.
+        # On the device of the model, so that no forward pass waits for a copy.
         self.place_index: Tensor
         index = torch.tensor(self.places, dtype=torch.int64)
         self.register_buffer("place_index", index, persistent=False)
@@ -239,5 +242,5 @@ class Longformer(HeadAttention):
         return window_attention(q, k, v, mask, self.window, places, self.dilation, dropout, index)
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute `attend` by the plain form, without dropout."""
+        """Compute `attend` in its plain form, without dropout."""
         return window_attention_reference(q, k, v, mask, self.window, self.places, self.dilation)

@@ -18,20 +18,20 @@ class LRU(nn.Module):
     """Run a diagonal recurrence with complex states, stable by construction.
 
     lambda = exp(-exp(nu) + i exp(theta)), x[t] = lambda x[t-1] + exp(gamma) B u[t], y = Re(C x) +
-    D u, without the factor 2 that conjugate pairs would have. In both directions the second has
-    its own C and sees the present too. Masked positions enter as zeros. It runs in float32
-    whatever the autocast.
+    D u, without the factor 2 that conjugate pairs would have. If there are two directions, the
+    second one has its own C and also sees the present. Masked positions enter as zeros. The layer
+    runs in float32 regardless of autocast.
 
     Args:
-        shape: Sizes; neither heads nor dropout matter.
-        states: N.
-        r_min: Smallest modulus of lambda at the start.
-        r_max: Largest; moduli are uniform in area on the ring between.
-        max_phase: Phases start uniform in [0, max_phase], in radians.
-        bidirectional: Whether a position sees what follows it, as the paper has it for Pathfinder.
-        as_released: Let padding through, as the released code does. Then what is under the
-            mask reaches real positions before it from behind: in both directions always, causally
-            only where padding is not at the end.
+        shape: Sizes; `heads` and `dropout` have no effect.
+        states: Number of states N.
+        r_min: Smallest initial modulus of lambda.
+        r_max: Largest initial modulus; moduli are uniform in area on the ring between the two.
+        max_phase: Initial phases are uniform in [0, max_phase], in radians.
+        bidirectional: Whether a position also sees later ones, as in the paper for Pathfinder.
+        as_released: Let padding through, as the released code does. In a bidirectional layer,
+            masked input then always reaches the real positions before it; in a causal layer, it
+            reaches real positions only if padding is not at the end.
 
     Raises:
         ValueError: A value is out of range; the message names the option.
@@ -62,12 +62,12 @@ class LRU(nn.Module):
         within(0, 1, r_min=r_min, r_max=r_max)
         rising(r_min=r_min, r_max=r_max)
         self.as_released = as_released
-        # Without the ends, whose logarithms are infinite.
+        # The ends are left out, because their logarithms are infinite.
         area, turn = torch.empty(2, states).uniform_(1e-6, 1 - 1e-6).unbind(0)
         squared = area * (r_max**2 - r_min**2) + r_min**2
         nu = torch.log(-0.5 * squared.log())
         self.nu, self.theta = nn.Parameter(nu), nn.Parameter(torch.log(max_phase * turn))
-        # Half the logarithm of 1 - |lambda|^2, by which states have about the size of inputs.
+        # Half the logarithm of 1 - |lambda|^2, which gives states about the size of inputs.
         self.gamma = nn.Parameter(0.5 * torch.log(-torch.expm1(-2 * nu.exp())))
         directions = 2 if bidirectional else 1
         self.b = nn.Parameter(torch.randn(states, shape.dim, 2) / math.sqrt(2 * shape.dim))

@@ -1,10 +1,10 @@
 """Mega, single-head gated attention behind a moving average (Ma et al. 2023, arXiv 2209.10655).
 
-The whole gated unit, without the residual that the encoder adds. Conventions of the released
-`MovingAverageGatedAttention`.
+This is the whole gated unit, without the residual, which the encoder adds. Conventions follow the
+released `MovingAverageGatedAttention`.
 
 Axes: B batch, N length, D model width, V width of values, Z width of queries and keys, K chunks, T
-tokens of a chunk.
+tokens per chunk.
 """
 
 import math
@@ -24,31 +24,33 @@ from models.precision import full_precision
 Weighting = Literal["softmax", "laplace"]
 Norm = Literal["none", "layer", "batch", "scale"]
 
-# Where the Laplace function is steepest, and how steep: it approximates squared ReLU.
+# Where the Laplace function is steepest, and how steep it is: it approximates squared ReLU.
 LAPLACE_MEAN, LAPLACE_STD = 0.707107, 0.282095
 
 
 class Mega(nn.Module):
-    """Attend with queries and keys of a moving average, and gate the result.
+    """Attend with queries and keys from a moving average, and gate the result.
 
-    With x' = norm(x) and M = EMA(x'): values silu(W x'), gates phi and R, queries, keys and a
-    candidate from M; h = silu(H + W_h (R * attention)); the output is phi * (h - x), so that with
-    the encoder's residual a position moves from x towards h. Attention has one head, and a bias
-    for each distance. The moving average runs in float32 whatever the autocast.
+    With x' = norm(x) and M = EMA(x'), the values are silu(W x'), and the gates phi and R, the
+    queries, the keys and a candidate H are computed from M. Then h = silu(H + W_h (R * attention)),
+    and the output is phi * (h - x), so that with the encoder's residual a position moves from x
+    towards h. The attention has one head, and a bias for each distance. The moving average runs in
+    float32 regardless of autocast.
 
     Args:
-        shape: Sizes; it has one head whatever the heads, `dropout` drops attention weights.
-        values: V; None takes 2 D.
-        queries: Z.
-        states: Exponentials a channel and direction of the moving average.
-        truncation: Longest lag that the moving average sees, plus one; None sees all.
-        bidirectional: Whether it reaches forward too.
+        shape: Sizes; there is one head whatever `heads` is, and `dropout` drops attention weights.
+        values: Width V of the values; None for 2 D.
+        queries: Width Z of queries and keys.
+        states: Exponentials per channel and direction of the moving average.
+        truncation: Longest lag that the moving average sees, plus one; None for all lags.
+        bidirectional: Whether the moving average also includes later positions.
         weighting: `softmax`, or `laplace`: 1/2 (1 + erf((s - .707107) / (.282095 sqrt 2))) of the
             scores s divided by the number of real keys.
-        chunk: Tokens of a chunk, outside of which no token attends; None attends everywhere.
-        norm: Inside of the unit, so that the residual is of what was not normalised; `none` where
-            the norm comes after.
-        dropout: Probability of dropping a value of the moving average, and of h.
+        chunk: Tokens per chunk, outside of which its tokens attend to nothing; None for attention
+            over the whole sequence.
+        norm: Norm inside the unit, so that the residual is the input before the norm; `none` if
+            the norm comes after the unit.
+        dropout: Probability of dropping an element of the moving average, and of h.
 
     Raises:
         ValueError: A value is out of range; the message names the option.
@@ -58,7 +60,7 @@ class Mega(nn.Module):
 
     @property
     def memory_growth(self) -> int:
-        """The power of N that memory grows with."""
+        """The power of N with which memory grows."""
         return 2 if self.chunk is None else 1
 
     def __init__(
@@ -95,7 +97,7 @@ class Mega(nn.Module):
         self.scale = nn.Parameter(0.02 * torch.randn(2, queries))
         self.shift = nn.Parameter(torch.zeros(2, queries))
         reach = shape.max_length if chunk is None else chunk
-        # One of each distance, from -(reach - 1) on.
+        # One bias for each distance, from -(reach - 1) on.
         self.distance_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
         self.attention_dropout = Dropout(shape.dropout)
         self.dropout = Dropout(dropout)
@@ -105,7 +107,7 @@ class Mega(nn.Module):
         return self._run(x, mask, plain=False)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` with the average as a recurrence, and chunks as masks of the whole."""
+        """Compute `forward` with the average as a recurrence, and chunks as masks on all pairs."""
         return self._run(x, mask, plain=True)
 
     def _run(self, x: Tensor, mask: Tensor | None, plain: bool) -> Tensor:

@@ -19,13 +19,13 @@ class MovingAverage(nn.Module):
 
     With p = sigmoid(delta) and q = 1 - p sigmoid(alpha), K[t] = sum_n p beta gamma q^t / sqrt(N).
     The directions share nothing, and both see the present, as published. Masked positions enter as
-    zeros. Everything is computed in float32 whatever the autocast.
+    zeros. Everything is computed in float32 regardless of autocast.
 
     Args:
-        dim: D.
-        states: N.
-        truncation: Longest lag that is seen, plus one; None sees all.
-        bidirectional: Whether a position sees what follows it.
+        dim: Number of channels D.
+        states: Number of exponentials N per channel and direction.
+        truncation: Longest lag that is seen, plus one; None for all lags.
+        bidirectional: Whether a position also sees later ones.
     """
 
     def __init__(self, dim: int, *, states: int, truncation: int | None, bidirectional: bool):
@@ -65,7 +65,7 @@ class MovingAverage(nn.Module):
         return length if self.truncation is None else min(length, self.truncation)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the recurrence, step by step."""
+        """Compute `forward` as a recurrence, step by step."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         weights, log_q = self._series()
@@ -73,7 +73,7 @@ class MovingAverage(nn.Module):
         for direction, (weight, q) in enumerate(zip(weights, log_q.exp(), strict=True)):
             inputs = weight * x[..., None]  # (B, L, D, N)
             if (taps := self._taps(length)) < length:
-                # What has left the window is taken away again, decayed as it is by then.
+                # Subtract again what has left the window, with the decay it has by then.
                 ahead = (0, 0, 0, 0, 0, taps) if direction else (0, 0, 0, 0, taps, 0)
                 shifted = F.pad(inputs, ahead)
                 shifted = shifted[:, taps:] if direction else shifted[:, :length]

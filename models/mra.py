@@ -1,13 +1,13 @@
 """MRA attention at two resolutions (Zeng et al. 2022, arXiv 2207.10284): MRA-2 and MRA-2-s.
 
-The logits of the pairs of blocks that matter most are computed exactly; in every other block of
-the matrix MRA-2 puts their mean, and MRA-2-s nothing. Which pairs matter is read off the means,
+The logits of the pairs of blocks that matter most are computed exactly. In every other block of the
+matrix, MRA-2 uses the mean of the logits, and MRA-2-s nothing. The means decide which pairs matter,
 with one budget for a whole head.
 
-Arithmetic is float32, or float64 for float64 inputs, also under autocast. On the CPU the
-attention is one opaque operator (`models/mra_blocks.py`) with first derivatives only, so
-`torch.compile` keeps one graph; its first call compiles for some seconds, and later processes
-find that on disk. Elsewhere it is `gathered_attention`, which waits for no device.
+Arithmetic is in float32, or in float64 for float64 inputs, even under autocast. On the CPU, the
+attention is one opaque operator (`models/mra_blocks.py`) with first derivatives only, so that
+`torch.compile` keeps one graph; its first call compiles for a few seconds, and later processes find
+the result on disk. Elsewhere it is `gathered_attention`, which never waits for the device.
 
 Axes: B batch, H heads, N length, K head width, D model width; X query blocks, Y key blocks,
 b tokens per block, M selected pairs per head.
@@ -50,18 +50,20 @@ class Selection:
     """Which pairs of blocks a head computes exactly.
 
     Args:
-        num_blocks: Pairs of blocks M, 1 or more; clipped to all there are. From the number of
-            blocks plus the priors' pairs on, every row has its best block.
-        first_blocks: Prefer the first so many block rows and columns.
-        diagonal_blocks: Prefer so many blocks about the diagonal; 2 and 3 both reach one beside.
+        num_blocks: Number of pairs of blocks M, at least 1; clipped to the number of all pairs. If
+            it is at least the number of blocks plus that of the pairs that the priors prefer, every
+            row has its best block.
+        first_blocks: Number of block rows and columns at the start to prefer.
+        diagonal_blocks: Number of blocks about the diagonal to prefer; 2 and 3 both reach one block
+            to each side.
         block_size: Tokens per block.
-        row_max: Rows are compared by their distance from the row's best block. "official" counts
-            blocks of padding in it, with logit 0; "live" does not.
-        padded_length: The length that trimmed inputs stand for, none of them longer: the selection
-            is what it would be there. None for that of the inputs.
+        row_max: Blocks are compared by their distance from the best block of their row. "official"
+            includes blocks of padding in that maximum, with logit 0; "live" does not.
+        padded_length: Length to which trimmed inputs would be padded, at least their own: the
+            selection is the one that padded inputs would get. None for the inputs' own length.
 
     Raises:
-        ValueError: An option is out of its range.
+        ValueError: An option is out of range.
     """
 
     num_blocks: int
@@ -77,12 +79,12 @@ class Selection:
         one_of(get_args(RowMax), row_max=self.row_max)
 
     def goes_on(self, blocks: int) -> bool:
-        """Say whether there would be blocks of padding behind the given ones."""
+        """Return whether blocks of padding would follow the given number of blocks."""
         return self.padded_length is not None and self.padded_length > blocks * self.block_size
 
 
 def block_scores(q_means: Tensor, k_means: Tensor, alive: Tensor, selection: Selection) -> Tensor:
-    """Score each pair of blocks by its mean logit below the row's best, priors on top.
+    """Score each pair of blocks by its mean logit relative to the row's best, plus priors.
 
     Args:
         q_means: Block means of the queries `(..., X, K)`.
@@ -112,12 +114,12 @@ def block_scores(q_means: Tensor, k_means: Tensor, alive: Tensor, selection: Sel
 
 
 def select_blocks(q: Tensor, k: Tensor, mask: Tensor | None, selection: Selection) -> Tensor:
-    """Select the pairs of blocks that each head computes exactly; arguments of `mra_attention`.
+    """Select the pairs of blocks that each head computes exactly; arguments as in `mra_attention`.
 
     Returns:
-        `(B, H, M)` int64, each query block times number of blocks plus key block; M is
-        `selection.num_blocks`, or all pairs where there are fewer. Pairs without a real query or
-        key come last and count.
+        `(B, H, M)` int64, each pair encoded as query block times number of blocks plus key block; M
+        is `selection.num_blocks`, or the number of all pairs if there are fewer. Pairs without a
+        real query or key are chosen last, but count towards M.
     """
     batch, heads, length, _ = q.shape
     size = selection.block_size
@@ -149,24 +151,24 @@ def mra_attention(
 ) -> Tensor:
     """Compute MRA-2 or MRA-2-s attention (sections 4.1 to 4.3 of arXiv 2207.10284).
 
-    Softmax attention of the logits q_i . k_j / sqrt(K) in the selected pairs of blocks. In the
-    others each logit is the mean of its block ("full") or minus infinity ("sparse").
+    This is softmax attention with the logits q_i . k_j / sqrt(K) in the selected pairs of blocks.
+    In all others, each logit is the mean of its block ("full") or minus infinity ("sparse").
 
     Args:
         q: Queries `(B, H, N, K)`.
         k: Keys `(B, H, N, K)`.
         v: Values `(B, H, N, K)`.
-        mask: `(B, N)` bool, True for real tokens; None when all are. Others are no keys, and
-            their outputs are 0.
+        mask: `(B, N)` bool, True for real tokens; None when all are. Other tokens are not keys,
+            and their outputs are 0.
         selection: Which pairs of blocks are computed exactly.
-        mode: "full" for MRA-2, "sparse" for MRA-2-s: there the output of a query without a
+        mode: "full" for MRA-2, "sparse" for MRA-2-s, where the output of a query without a
             selected key is 0.
 
     Returns:
         `(B, H, N, K)`, of the dtype of `q`.
 
     Raises:
-        ValueError: There is no such mode, or the shapes do not fit each other.
+        ValueError: `mode` is not one of these, or the shapes do not match.
     """
     one_of(get_args(Mode), mode=mode)
     _check(q, k, v, mask, selection.padded_length)
@@ -183,7 +185,7 @@ def mra_attention(
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, padded_length: int | None) -> None:
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         shapes = [tuple(x.shape) for x in (q, k, v)]
-        raise ValueError(f"q, k and v must have one shape (B, H, N, K), not {shapes}")
+        raise ValueError(f"q, k and v must have the same shape (B, H, N, K), not {shapes}")
     if mask is not None and (mask.shape != (q.shape[0], q.shape[2]) or mask.dtype != torch.bool):
         raise ValueError(
             f"mask must be bool of shape (B, N) = {(q.shape[0], q.shape[2])}, "
@@ -199,10 +201,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, padded_length: 
 def gathered_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> Tensor:
-    """Do what `attend_blocks` does, on any device, differentiated by autograd.
+    """Compute `attend_blocks` on any device, differentiated by autograd.
 
-    Every selected pair is gathered, multiplied, and added to its block row; nothing depends on
-    the contents, so no device is waited for. `index_add` on CUDA adds in no fixed order.
+    Every selected pair is gathered, multiplied, and added to its block row. No shape depends on the
+    contents, so nothing waits for the device. On CUDA, `index_add` adds in no fixed order.
     """
     batch, heads, length, width = q.shape
     total_heads = batch * heads
@@ -249,12 +251,12 @@ def mra_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, selected: Tensor, *, mode: Mode = "full",
     block_size: int = 32,
 ) -> Tensor:  # fmt: skip
-    """Compute the same with all `(N, N)` logits written out: the definition.
+    """Compute `mra_attention` with all `(N, N)` logits written out: the definition.
 
     Args:
         q: Queries `(B, H, N, K)`.
-        k: Keys, alike.
-        v: Values, alike.
+        k: Keys of the same shape.
+        v: Values of the same shape.
         mask: `(B, N)` bool or None.
         selected: `(B, H, X, Y)` bool, the pairs of blocks computed exactly.
         mode: "full" for MRA-2, "sparse" for MRA-2-s.
@@ -287,20 +289,20 @@ class MRA(nn.Module):
     The published form has no dropout on the attention weights, so `shape.dropout` is not used.
 
     Args:
-        shape: Sizes and biases; the budget is fixed by `shape.max_length`, so a trimmed sequence
-            gives what the padded one gives.
+        shape: Sizes and biases; `shape.max_length` fixes the budget, so a trimmed sequence gives
+            the same result as the padded one.
         blocks_per_row: Pairs of blocks computed exactly per block row, on average.
-        first_blocks: Prefer the first so many block rows and columns.
-        diagonal_blocks: Prefer so many blocks about the diagonal.
+        first_blocks: Number of block rows and columns at the start to prefer.
+        diagonal_blocks: Number of blocks about the diagonal to prefer.
         block_size: Tokens per block.
-        row_max: Whether padding counts in a row's maximum; see `mra_attention`.
-        input_shape: Height and width of an image that the sequence holds row by row: its blocks
-            become tiles. None for a sequence proper.
-        tile: Height and width of a tile in pixels, `block_size` of them.
+        row_max: Whether padding counts in a row's maximum; see `Selection`.
+        input_shape: Height and width of an image that the sequence holds row by row; its blocks
+            then become tiles. None for a true sequence.
+        tile: Height and width of a tile in pixels; a tile has `block_size` pixels.
 
     Raises:
-        ValueError: An option is out of its range, or tiles do not fit the image, the block size
-            or the length.
+        ValueError: An option is out of range, or tiles do not fit the image, the block size or the
+            length.
     """
 
     mode: ClassVar[Mode] = "full"
@@ -337,12 +339,12 @@ class MRA(nn.Module):
 
     @property
     def pad_invariant(self) -> bool:
-        """Whether the amount of padding may change: not where the sequence is an image."""
+        """Whether the amount of padding changes nothing: not so if the sequence is an image."""
         return self.input_shape is None
 
     @property
     def memory_growth(self) -> int | None:
-        """The power of N, where the map of pairs of blocks, (N / b)^2, is small beside the rest."""
+        """The power of N, if the map of pairs of blocks, (N / b)^2, is small beside the rest."""
         return 1 if self.selection.block_size >= 32 else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -350,7 +352,7 @@ class MRA(nn.Module):
         return self._in_tiles(self._attend, x, mask)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, for the pairs of blocks that it selects."""
+        """Compute `forward` in its plain form, for the pairs of blocks that it selects."""
         return self._in_tiles(self._attend_plainly, x, mask)
 
     def _in_tiles(self, attend: Attend, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -382,7 +384,7 @@ class MRASparse(MRA):
 def tile_order(
     input_shape: tuple[int, int], tile: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Return the pixels `(N,)` of an image, row by row, in the order of its tiles."""
+    """Return an image's pixels `(N,)`, numbered row by row, in the order of its tiles."""
     (height, width), (rows, columns) = input_shape, tile
     pixels = torch.arange(height * width, device=device)
     tiles = pixels.view(height // rows, rows, width // columns, columns).transpose(1, 2)
@@ -390,15 +392,15 @@ def tile_order(
 
 
 def _warn_of_a_short_budget(rows: int, blocks_per_row: int, first: int, diagonal: int) -> None:
-    """Warn where priors may leave some row without its best block."""
+    """Warn if priors may leave some row without its best block."""
     reach = diagonal // 2 if diagonal else -1
     far = [(x, y) for x in range(first, rows) for y in range(first, rows) if abs(x - y) > reach]
     priors = rows**2 - len(far)
     needed = min(rows + priors, rows**2)
     if blocks_per_row * rows < needed:
         log.warning(
-            "blocks_per_row=%d are %d pairs, less than %d preferred ones and one for each of %d "
-            "rows: some rows may have no exact block; blocks_per_row=%d would do",
+            "blocks_per_row=%d gives %d pairs, fewer than the %d preferred ones plus one for each "
+            "of %d rows: some rows may have no exact block; blocks_per_row=%d would be enough",
             blocks_per_row, blocks_per_row * rows, priors, rows, -(-needed // rows),
         )  # fmt: skip
 
@@ -412,6 +414,6 @@ def _check_tiles(
     if tile[0] * tile[1] != block_size:
         raise ValueError(f"tile={tile}: must have block_size={block_size} pixels")
     if input_shape[0] % tile[0] or input_shape[1] % tile[1]:
-        raise ValueError(f"input_shape={input_shape}: must be whole tiles of {tile}")
+        raise ValueError(f"input_shape={input_shape}: must divide into whole tiles of {tile}")
     if input_shape[0] * input_shape[1] != max_length:
         raise ValueError(f"input_shape={input_shape}: must hold max_length={max_length} pixels")

@@ -1,8 +1,8 @@
 """Attention over selected pairs of blocks, fast on the CPU: one operator with its own backward.
 
-What `models/mra.py` attends to is fixed by then; here it is computed. The plain form of the same
-function is `models.mra.gathered_attention`. A head is a call of `models/mra_kernel.py`, and heads
-are shared out among threads by `models/threads.py`.
+`models/mra.py` has selected the pairs by then; here the attention over them is computed. The plain
+form of the same function is `models.mra.gathered_attention`. Each head is one call of
+`models/mra_kernel.py`, and `models/threads.py` distributes the heads among threads.
 
 Axes: B batch, H heads, N length, K head width; X query blocks, Y key blocks, b tokens per block,
 G heads of one slice. Inside the kernel a block has T >= b tokens, and a token C >= K columns.
@@ -22,19 +22,19 @@ from models.threads import over_heads
 
 Array = NDArray[Any]
 
-# Stands for minus infinity, so that no difference of two of them is NaN.
+# Stands in for minus infinity, so that the difference of two of them is not NaN.
 FLOOR = -1e30
-# Bytes of a vector of the processor, or of several.
+# Bytes of one vector of the processor, or of several.
 VECTOR = 64
 # Query blocks whose pairs are selected at a time.
 BLOCKS_A_SLICE = 256
 
-# Heads of fewer tokens are done before a second thread has Python's lock.
+# Heads with fewer tokens are done before a second thread gets the GIL.
 SHORT = 512
 
 
 def heads_a_slice(heads: int, num_blocks: int) -> int:
-    """Say how many of `heads` to take at a time: by size, and so that every thread has some."""
+    """Return how many of `heads` to take at a time, so that slices are small and no thread idle."""
     threads = min(torch.get_num_threads(), heads)
     return max(1, min(-(-heads // threads), BLOCKS_A_SLICE // num_blocks))
 
@@ -42,7 +42,7 @@ def heads_a_slice(heads: int, num_blocks: int) -> int:
 def to_blocks(x: Tensor, block_size: int, mask: Tensor | None) -> Tensor:
     """Return all heads of `x` `(B, H, N, K)` as blocks `(G, X, b, K)`, 0 under the mask."""
     if mask is not None:
-        # Not a product: what is under the mask may be infinite.
+        # Not a product, because masked input may be infinite.
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     length, width = x.shape[2:]
     num_blocks = -(-length // block_size)
@@ -51,7 +51,7 @@ def to_blocks(x: Tensor, block_size: int, mask: Tensor | None) -> Tensor:
 
 
 def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor | None) -> Tensor:
-    """Do what `to_blocks` does for heads `start` to `stop`, one by one, for caches are small."""
+    """Compute `to_blocks` for heads `start` to `stop` one by one, because caches are small."""
     _, heads, length, width = x.shape
     num_blocks = -(-length // block_size)
     if x.is_contiguous() and mask is None and length % block_size == 0:
@@ -66,7 +66,7 @@ def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor 
 
 
 def valid_tokens(x: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
-    """Say which tokens of the blocks of each head of `x` `(B, H, N, K)` are real: `(G, X, b)`."""
+    """Return which tokens in the blocks of each head of `x` are real, `(G, X, b)` bool."""
     batch, heads, length, _ = x.shape
     if mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool, device=x.device)
@@ -75,12 +75,12 @@ def valid_tokens(x: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
 
 
 def block_means(blocks: Tensor, counts: Tensor) -> Tensor:
-    """Average the `counts` `(..., X)` real tokens of blocks `(..., X, b, K)`; 0 without one."""
+    """Average the `counts` `(..., X)` real tokens of blocks `(..., X, b, K)`; 0 without any."""
     return blocks.sum(-2) / counts.clamp(min=1).unsqueeze(-1)
 
 
 def live_pairs(counts: Tensor) -> Tensor:
-    """Say which pairs of blocks have a real query and a real key: `(..., X, Y)` bool."""
+    """Return which pairs of blocks have a real query and a real key: `(..., X, Y)` bool."""
     alive = counts > 0
     return alive.unsqueeze(-1) & alive.unsqueeze(-2)
 
@@ -93,7 +93,7 @@ def selected_map(pairs: Tensor, counts: Tensor) -> Tensor:
 
 
 class _Heads:
-    """Heads of tensors `(B, H, N, K)` as the kernel wants them, and what else it is told."""
+    """Heads of tensors `(B, H, N, K)` in the kernel's form, and its other arguments."""
 
     def __init__(self, x: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int) -> None:
         valid = valid_tokens(x, mask, block_size)
@@ -111,10 +111,10 @@ class _Heads:
         return self.valid[head], self.counts[head], self.selected[head], self.scale
 
     def blocks(self, head: int, name: str, x: Array) -> Array:
-        """Return where the blocks `(X, T, C)` of a head are: `x` itself where it has that form.
+        """Return the array for the blocks `(X, T, C)` of a head: `x` itself if it has that form.
 
-        Else it is an array of this thread, the same for a name every time, with contents of the
-        last one: fresh memory costs more than filling it.
+        Otherwise it is an array of this thread, the same one every time for a name, with its old
+        contents: allocating memory costs more than filling it.
         """
         tokens = self._tokens(head, x)
         if self.whole and tokens.flags.c_contiguous:
@@ -135,7 +135,7 @@ class _Heads:
         return filled
 
     def write(self, head: int, blocks: Array, x: Array) -> None:
-        """Copy blocks `(X, T, C)` to a head of `x`, 0 under the mask, unless they are there."""
+        """Copy blocks `(X, T, C)` to a head of `x`, 0 under the mask, unless already there."""
         tokens = self._tokens(head, x)
         if not np.may_share_memory(tokens, blocks):
             _kernel().unpack(blocks, self.valid[head], tokens)
@@ -169,7 +169,7 @@ def _packed_shape(x: Tensor, block_size: int) -> tuple[int, int, int]:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, and the log-sum-exp and the block means for the backward."""
+    """Return the output, and the log-sum-exp and the block means for the backward pass."""
     out, lse, means = _new_results(q, block_size, full)
     heads, kernel = _Heads(q, mask, pairs, block_size), _kernel()
     Q, K, V, outs, sums, averages = (x.numpy() for x in (q, k, v, out, lse, means))
@@ -248,7 +248,8 @@ _attend.register_autograd(_backward, setup_context=_save)
 
 def _refuse(ctx: Any, *_: Tensor | None) -> None:
     raise NotImplementedError(
-        "MRA on the CPU has first derivatives only; models.mra.gathered_attention has second ones"
+        "MRA on the CPU has first derivatives only; use models.mra.gathered_attention for second"
+        " derivatives"
     )
 
 
@@ -258,14 +259,15 @@ _attend_backward.register_autograd(_refuse)
 def attend_blocks(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs: Tensor, block_size: int, full: bool
 ) -> Tensor:
-    """Attend to the selected pairs of blocks, and to the means of the others if `full`.
+    """Attend to the selected pairs of blocks, and to the means of the other pairs if `full`.
 
     Args:
         q: Queries `(B, H, N, K)`, on the CPU, float32 or float64, of any strides.
-        k: Keys, alike.
-        v: Values, alike.
+        k: Keys, likewise.
+        v: Values, likewise.
         mask: `(B, N)` bool, True for real tokens; None when all are.
-        pairs: Selected pairs `(B, H, M)`, each query block times number of blocks plus key block.
+        pairs: Selected pairs `(B, H, M)`, each encoded as query block times number of blocks plus
+            key block.
         block_size: Tokens per block.
         full: MRA-2 if True, MRA-2-s if False.
 

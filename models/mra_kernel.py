@@ -1,15 +1,16 @@
 """MRA attention of one head on one CPU core, compiled by numba; `models/mra_blocks.py` calls it.
 
-A head is packed into blocks whose sizes are whole vectors of the processor, zeros where there is
-no real token. Everything is then products of such blocks, `multiply`, and the exponentials
-between them. Logits are kept transposed, keys by queries, so that a vector holds queries: what a
-softmax needs along the keys is then plain arithmetic of vectors. Only one block row's logits are
-kept, and the backward computes them again.
+A head is packed into blocks whose sizes are whole vectors of the processor, with zeros where there
+is no real token. Everything then consists of products of such blocks, `multiply`, and the
+exponentials between them. Logits are kept transposed, keys by queries, so that a vector holds
+queries, and the softmax along the keys is plain vector arithmetic. Only one block row's logits are
+kept, and the backward pass computes them again.
 
-Nothing compiled looks at bounds: functions that are called from outside begin by comparing shapes.
+Compiled code does not check bounds: functions that are called from outside first compare shapes.
 
-Axes: N length, K head width; X query blocks, Y key blocks, b tokens per block. In the arrays a
-block has T >= b tokens, a token C >= K columns, and means are S >= X, all three whole vectors.
+Axes: N length, K head width; X query blocks, Y key blocks, b tokens per block. In the arrays, a
+block has T >= b tokens, a token has C >= K columns, and there are S >= X means; all three are whole
+vectors.
 """
 
 import math
@@ -22,19 +23,19 @@ from models.compiled import FLOOR, Array, compiled, exp2, multiply, transpose
 @compiled
 def _fit(x: Array, real: Array, packed: Array) -> bool:
     sizes = len(real) == len(packed) and real.shape[1] <= packed.shape[1]
-    # Up to the last block there are tokens: `real` may be True for no others.
+    # The last block has tokens too, and `real` may not be True beyond the last token.
     ends = real.size - real.shape[1] < len(x) <= real.size
     return sizes and ends and x.shape[1] <= packed.shape[2]
 
 
 @compiled
 def pack(x: Array, real: Array, packed: Array) -> None:
-    """Copy the tokens `x` `(N, K)` that are real into blocks `packed` `(X, T, C)`, else 0.
+    """Copy the real tokens of `x` `(N, K)` into blocks `packed` `(X, T, C)`, with zeros elsewhere.
 
     Args:
-        x: Of any strides.
-        real: `(X, b)` bool, False behind the last token.
-        packed: What is written.
+        x: Tokens, of any strides.
+        real: `(X, b)` bool, False beyond the last token.
+        packed: The output.
     """
     length, width = x.shape
     tokens = real.shape[1]
@@ -54,7 +55,7 @@ def pack(x: Array, real: Array, packed: Array) -> None:
 
 @compiled
 def unpack(packed: Array, real: Array, x: Array) -> None:
-    """Copy the real tokens of blocks `packed` `(X, T, C)` to `x` `(N, K)`, 0 to the others."""
+    """Copy the real tokens of blocks `packed` `(X, T, C)` to `x` `(N, K)`; the others become 0."""
     length, width = x.shape
     tokens = real.shape[1]
     assert _fit(x, real, packed)
@@ -68,7 +69,7 @@ def unpack(packed: Array, real: Array, x: Array) -> None:
 def average(packed: Array, counts: Array, means: Array) -> None:
     """Write the means of the `counts` `(X,)` real tokens of blocks `(X, T, C)` to `means` `(S, C)`.
 
-    S >= X is whole vectors; what is behind X becomes 0.
+    S >= X is a whole number of vectors; entries from X on become 0.
     """
     assert len(counts) == len(packed) <= len(means) and means.shape[1] == packed.shape[2]
     for block in range(means.shape[0]):
@@ -86,15 +87,15 @@ def average(packed: Array, counts: Array, means: Array) -> None:
 def _weigh_coarse(
     means: Array, counts: Array, selected: Array, factor: float, weights: Array, top: Array
 ) -> None:
-    """Weigh each block that is left as one item: c_y times the weight of its mean logit.
+    """Weight each block that is left as one item: c_y times the weight of its mean logit.
 
     Args:
         means: `(3, S, C)`.
         counts: `(X,)`.
         selected: `(X, Y)` bool.
-        factor: What makes a logit a power of 2.
-        weights: Written, `(S, S)`: relative to the largest of a row, 0 for blocks not left.
-        top: Written, `(S,)`: that largest one as a power of 2, FLOOR where none is left.
+        factor: Factor that turns a logit into a power of 2.
+        weights: Output `(S, S)`: relative to the largest of a row, 0 for blocks that are not left.
+        top: Output `(S,)`: that largest one as a power of 2, FLOOR if none is left.
     """
     keys = np.empty((means.shape[2], means.shape[1]), means.dtype)
     transpose(means[1], factor, keys)
@@ -106,7 +107,7 @@ def _weigh_coarse(
     alive = (counts > 0).sum()
     for x in range(len(top)):
         top[x] = FLOOR
-        # Not read off the logits: these may be NaN, which no maximum shows.
+        # Not read off the logits, because they may be NaN, which a maximum does not show.
         if x < len(counts) and counts[x] and selected[x].sum() < alive:
             largest = top[x]
             for y in range(len(counts)):
@@ -125,7 +126,7 @@ def _weigh_coarse(
 
 @compiled
 def _choose(selected: Array, chosen: Array) -> int:
-    """Write which key blocks a block row selected, and return how many."""
+    """Write the key blocks that a block row selected, and return how many there are."""
     num = 0
     for y in range(len(selected)):
         if selected[y]:
@@ -139,7 +140,7 @@ def _attend_coarse(
     means: Array, counts: Array, selected: Array, factor: float, items: Array, norm: Array,
     top: Array,
 ) -> None:  # fmt: skip
-    """Write what a block row takes from the blocks that are left: values, weights' sum, `top`."""
+    """Write what a block row takes from the blocks that are left: values, sum of weights, `top`."""
     weights = np.empty((len(top), len(top)), means.dtype)
     _weigh_coarse(means, counts, selected, factor, weights, top)
     multiply(items, weights, means[2], False)
@@ -171,15 +172,15 @@ def attend(
 
     Args:
         Q: Queries `(X, T, C)`.
-        K: Keys, alike.
-        V: Values, alike.
-        real: `(X, b)` bool, the real tokens.
-        counts: `(X,)`, how many of them.
-        selected: `(X, Y)` bool, the pairs of blocks computed exactly, live ones only.
-        scale: What logits are multiplied with.
+        K: Keys of the same shape.
+        V: Values of the same shape.
+        real: `(X, b)` bool, True for real tokens.
+        counts: `(X,)`, the number of real tokens.
+        selected: `(X, Y)` bool, True for pairs of blocks computed exactly, live ones only.
+        scale: Factor by which logits are multiplied.
         means: Block means of queries, keys and values `(3, S, C)`; of size 0 for MRA-2-s.
-        out: Written, `(X, T, C)`.
-        lse: Written, `(X, T)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
+        out: Output `(X, T, C)`.
+        lse: Output `(X, T)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
     """
     num_blocks, tokens, columns = Q.shape
     kind, full = Q.dtype.type, means.size > 0
@@ -219,7 +220,7 @@ def attend(
             _weigh_fine(real[chosen[p]], weights[p], top, norm)
             multiply(out[x], weights[p].T, V[chosen[p]], True)
         for i in range(tokens):
-            # Compared with 0, so that NaN goes on to both.
+            # A comparison with 0, so that NaN propagates to both.
             lse[x, i] = FLOOR if norm[i] == 0 else top[i] + math.log2(norm[i])
             inverse = zero if norm[i] == 0 else 1 / norm[i]
             for d in range(columns):
@@ -231,7 +232,7 @@ def differentiate(
     Q: Array, K: Array, V: Array, real: Array, counts: Array, selected: Array, scale: float,
     means: Array, out: Array, lse: Array, grad: Array, grad_q: Array, grad_k: Array, grad_v: Array,
 ) -> None:  # fmt: skip
-    """Write the gradients of `attend`, `(X, T, C)` each, for that of its output, `grad`.
+    """Write the gradients of `attend`, `(X, T, C)` each, given that of its output, `grad`.
 
     With P the weights and D_i = grad_i . out_i: dS = P (grad V^T - D), dQ = dS K scale,
     dK = dS^T Q scale, dV = P^T grad. For the coarse part see `_differentiate_coarse`.
@@ -287,9 +288,9 @@ def _differentiate_coarse(
     counts: Array, selected: Array, scale: float, factor: float, means: Array, lse: Array,
     grad: Array, inner: Array, mean_grads: Array,
 ) -> None:  # fmt: skip
-    """Write what each token of a block gets through its means to `mean_grads` `(3, S, C)`.
+    """Write the gradient of each token of a block through its means to `mean_grads` `(3, S, C)`.
 
-    With W the coarse weights, w_i what a query i makes of them, U = sum of w_i grad_i and
+    With W the coarse weights, w_i the factor that a query i gives them, U = sum of w_i grad_i and
     T = sum of w_i D_i: dL = W (U vm^T - T) scale, dqm = dL km, dkm = dL^T qm, dvm = W^T U.
     """
     _, size, columns = means.shape

@@ -10,7 +10,7 @@ from models.precision import full_precision
 
 
 class NoNorm(nn.Module):
-    """Leave a sequence as it is."""
+    """Leave a sequence unchanged."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return `x`."""
@@ -18,7 +18,7 @@ class NoNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalise each position over its channels (arXiv 1607.06450); masks do not matter."""
+    """Normalise each position over its channels (arXiv 1607.06450); the mask has no effect."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise `x` `(B, N, D)`."""
@@ -26,9 +26,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 class ScaleNorm(nn.Module):
-    """Divide each position by the root mean square of its channels, times one scalar.
+    """Divide each position by the root mean square of its channels, and multiply by one scalar.
 
-    As Mega has it; arXiv 1910.05895 divides by the length of the vector.
+    This is Mega's form; arXiv 1910.05895 divides by the length of the vector.
 
     Args:
         epsilon: Added to the mean square.
@@ -46,14 +46,14 @@ class ScaleNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Normalise each channel over batch and length (arXiv 1502.03167), real positions alone.
+    """Normalise each channel over batch and length (arXiv 1502.03167), at real positions only.
 
     Args:
         dim: D.
         epsilon: Added to the variance.
-        momentum: Share of a batch in the running statistics that evaluation uses.
-        padding: Take the statistics over padding too, as the released state-space models do; then
-            what is under the mask changes real positions in training.
+        momentum: Weight of a batch in the running statistics that evaluation uses.
+        padding: Take the statistics over padding too, as the released state-space models do;
+            masked input then changes real positions in training.
     """
 
     def __init__(self, dim: int, epsilon: float, momentum: float = 0.1, padding: bool = False):
@@ -61,7 +61,7 @@ class BatchNorm(nn.BatchNorm1d):
         self.padding = padding
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise `x` `(B, N, D)` by the positions where `mask` `(B, N)` is True."""
+        """Normalise `x` `(B, N, D)` using the positions where `mask` `(B, N)` is True."""
         if self.training and mask is not None and not self.padding:
             return self._masked(full_precision(x), mask).to(x.dtype)
         return super().forward(full_precision(x).flatten(0, 1)).view(x.shape).to(x.dtype)
@@ -90,14 +90,14 @@ Norm = LayerNorm | BatchNorm | ScaleNorm | NoNorm
 def build_norm(
     kind: str, dim: int, epsilon: float, *, momentum: float = 0.1, padding: bool = False
 ) -> Norm:
-    """Return the norm of a name.
+    """Build a norm by its name.
 
     Args:
         kind: One of `models.sizes.NORMS`.
         dim: D.
         epsilon: Added to variances.
-        momentum: Of `batch` only.
-        padding: Of `batch` only.
+        momentum: See `BatchNorm`; used by `batch` only.
+        padding: See `BatchNorm`; used by `batch` only.
     """
     if kind == "batch":
         return BatchNorm(dim, epsilon, momentum, padding)

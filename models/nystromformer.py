@@ -2,15 +2,15 @@
 
     softmax(Q K') V ~ softmax(Q Kl') pinv(softmax(Ql Kl')) (softmax(Ql K') V)
 
-(equation 13), with the landmarks Ql and Kl the means of Q and K over segments of the sequence, and
-the pseudo-inverse by an iteration of matrix products (equation 14). A convolution of the values
-along the length may be added to that (figure 2).
+(equation 13), where the landmarks Ql and Kl are the means of Q and K over segments of the sequence,
+and the pseudo-inverse is computed by an iteration of matrix products (equation 14). A convolution
+of the values along the length may be added to the result (figure 2).
 
-Segments have the size that cuts `max_length` in as many as there are landmarks. A trimmed sequence
-has fewer, so padding changes nothing. Arithmetic is float32, or float64 for float64 inputs, also
-under autocast: the pseudo-inverse amplifies rounding.
+The size of a segment is chosen so that it cuts `max_length` into as many segments as there are
+landmarks. A trimmed sequence has fewer, so padding changes nothing. Arithmetic is in float32, or in
+float64 for float64 inputs, even under autocast: the pseudo-inverse amplifies rounding.
 
-Axes: B batch, H heads, N length, L landmarks, s tokens a segment, K head width, D model width.
+Axes: B batch, H heads, N length, L landmarks, s tokens per segment, K head width, D model width.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,12 @@ class Segments:
 
     Args:
         length: Tokens of the longest sequence.
-        number: Segments that it is cut in.
-        exact_count: Cut in exactly so many, whose sizes differ by one at most; else in segments of
-            one size, the last of which may be shorter, and of which there may be fewer.
-        over_padding: Whether a landmark is the sum of its real tokens over the size of its
-            segment, and one without any is a landmark like others, as in the published codes.
+        number: Number of segments that it is cut into.
+        exact_count: Whether to cut it into exactly that many, whose sizes differ by at most one.
+            Otherwise all segments have one size, the last may be shorter, and there may be fewer.
+        over_padding: Whether a landmark is the sum of its real tokens divided by the size of its
+            segment, and one without real tokens is a landmark like any other, as in the published
+            code.
     """
 
     length: int
@@ -57,7 +58,7 @@ class Segments:
         return [range(start, min(end, length)) for start, end in pairs if start < length]
 
     def bounds(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return where each of `within` starts and ends, `(L,)` int64, made on the device."""
+        """Return the starts and ends of the segments of `within`, `(L,)` int64, on the device."""
         number = torch.arange(len(self.within(length)) + 1, device=device)
         if self.exact_count:
             cuts = (number * self.length + self.number - 1) // self.number
@@ -72,8 +73,8 @@ def nystrom_attention_reference(
 ) -> Tensor:
     """Approximate the `(N, N)` attention matrix and apply it: the plain form.
 
-    Landmarks are taken one segment at a time, and only those with a real token, so that a
-    sequence is as long as it has such segments.
+    Landmarks are computed one segment at a time, and only for segments with a real token, so that a
+    sequence has as many landmarks as such segments.
     """
     length = q.shape[-2]
     outputs = []
@@ -98,8 +99,8 @@ def nystrom_attention_reference(
 def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
     """Approximate the inverse of `matrix` `(..., L, L)`, whose rows sum to 1, by equation 14.
 
-    The iteration starts from the transpose over the largest column sum of each matrix, where the
-    published code takes the largest of the whole batch: one sequence depends on no other.
+    The iteration starts from the transpose divided by the largest column sum of each matrix. The
+    published code takes the largest of the whole batch; here, no sequence depends on another.
     """
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     largest = matrix.sum(-2).amax(-1)[..., None, None]
@@ -111,12 +112,12 @@ def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
 
 
 def _cut(x: Tensor, segments: Segments) -> Tensor:
-    """Cut `(B, H, N, C)` in segments `(B, H, L, s, C)`, zeros where they are shorter."""
+    """Cut `(B, H, N, C)` into segments `(B, H, L, s, C)`, padding shorter ones with zeros."""
     batch, heads, length, width = x.shape
     fill = -length % segments.size
     if not segments.exact_count:
         return F.pad(x, (0, 0, 0, fill)).reshape(batch, heads, -1, segments.size, width)
-    # One row of zeros more, which shorter segments are filled up with.
+    # One more row, of zeros, with which shorter segments are filled up.
     starts, ends = segments.bounds(length, x.device)
     index = starts[:, None] + torch.arange(segments.size, device=x.device)  # (L, s)
     index = index.where(index < ends[:, None], length)
@@ -125,7 +126,7 @@ def _cut(x: Tensor, segments: Segments) -> Tensor:
 
 
 def _segment_means(x: Tensor, real: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Average `x` `(B, H, N, K)` over the real tokens of each segment; 0 where there is none.
+    """Average `x` `(B, H, N, K)` over the real tokens of each segment; 0 if there are none.
 
     Returns:
         The means `(B, H, L, K)`, and which segments count as landmarks `(B or 1, L)`.
@@ -150,8 +151,8 @@ def nystrom_attention(
         k: Keys `(B, H, N, K)`.
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
-            sequence without any.
-        segments: Whose means are the landmarks.
+            sequence without real tokens.
+        segments: The segments whose means are the landmarks.
         iterations: Steps of the pseudo-inverse.
 
     Returns:
@@ -177,24 +178,26 @@ class Nystromformer(nn.Module):
 
     Args:
         shape: Sizes and biases; `shape.max_length` fixes the size of a segment.
-        landmarks: Segments of a sequence of `max_length`, all of one size; where that does not
-            divide it there may be fewer: 33 of two tokens or one, of 64 asked for and 65 tokens.
+        landmarks: Number of segments of a sequence of `max_length`, all of one size. If their
+            number does not divide `max_length`, there may be fewer: with 64 landmarks and 65 tokens
+            there are 33 segments, of two tokens or one.
         iterations: Steps of the pseudo-inverse.
-        conv: Taps of the convolution of the values, one filter per head, odd; None for none.
-        exact_count: Cut `max_length` in exactly so many segments, whose sizes differ by one at
-            most; with as many landmarks as tokens, or more, attend by softmax as published.
-        landmarks_over_padding: Average padding into the landmarks, as zeros, and let segments of
-            padding alone be landmarks, as in the published codes.
+        conv: Odd number of taps of the convolution of the values, with one filter per head; None
+            for no convolution.
+        exact_count: Cut `max_length` into exactly that many segments, whose sizes differ by at most
+            one. With at least as many landmarks as tokens, attend by softmax, as published.
+        landmarks_over_padding: Average padding into the landmarks as zeros, and let segments that
+            are all padding be landmarks, as in the published code.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: An option is out of range.
     """
 
     memory_growth = 1
 
     @property
     def pad_invariant(self) -> bool:
-        """Whether the amount of padding may change: not where landmarks average it in."""
+        """Whether the amount of padding changes nothing: not so if landmarks average it in."""
         return self.exact or not self.segments.over_padding
 
     def __init__(
@@ -254,7 +257,7 @@ class Nystromformer(nn.Module):
         return added
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, in the precision of `x`."""
+        """Compute `forward` in its plain form, in the precision of `x`."""
         q, k, v = self.projections.split(x, mask)
         if self.exact:
             real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask

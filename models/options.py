@@ -1,21 +1,21 @@
-"""What the options of backends may be: one check and one wording for each kind.
+"""Checks of the options of backends: one check and one wording for each kind of option.
 
-Every function takes the options by their names and raises a `ValueError` that names the option,
-its value and what would be right.
+Every function takes the options as keyword arguments and raises a `ValueError` that names the
+option, its value and what would be right.
 """
 
 import math
 from collections.abc import Iterable
 
-# Seeds that torch's generators take; the largest of them count as negative there.
+# The largest seed accepted here; torch's generators take larger ones too, but as negative numbers.
 LARGEST_SEED = 2**63 - 1
 
 
 def at_least(least: int, **options: int) -> None:
-    """Refuse numbers below `least`.
+    """Reject numbers below `least`.
 
     Raises:
-        ValueError: An option is below it.
+        ValueError: An option is below `least`.
     """
     for key, value in options.items():
         if value < least:
@@ -23,10 +23,10 @@ def at_least(least: int, **options: int) -> None:
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:
-    """Refuse words that are not among `choices`.
+    """Reject words that are not among `choices`.
 
     Raises:
-        ValueError: An option is none of them.
+        ValueError: An option is not among them.
     """
     known = tuple(choices)
     for key, value in options.items():
@@ -35,10 +35,10 @@ def one_of(choices: Iterable[str], **options: str) -> None:
 
 
 def even(**options: int) -> None:
-    """Refuse numbers that are odd or below 2.
+    """Reject numbers that are odd or below 2.
 
     Raises:
-        ValueError: An option is.
+        ValueError: An option is odd or below 2.
     """
     for key, value in options.items():
         if value < 2 or value % 2:
@@ -46,10 +46,10 @@ def even(**options: int) -> None:
 
 
 def odd(**options: int) -> None:
-    """Refuse numbers that are even or below 1.
+    """Reject numbers that are even or below 1.
 
     Raises:
-        ValueError: An option is.
+        ValueError: An option is even or below 1.
     """
     for key, value in options.items():
         if value < 1 or value % 2 == 0:
@@ -57,10 +57,10 @@ def odd(**options: int) -> None:
 
 
 def above(bound: float, **options: float) -> None:
-    """Refuse numbers that are not above `bound`, or not finite.
+    """Reject numbers that are not above `bound`, or not finite.
 
     Raises:
-        ValueError: An option is not.
+        ValueError: An option is not above `bound`, or not finite.
     """
     for key, value in options.items():
         if not bound < value < math.inf:
@@ -68,10 +68,10 @@ def above(bound: float, **options: float) -> None:
 
 
 def within(least: float, most: float, **options: float) -> None:
-    """Refuse numbers outside `[least, most]`.
+    """Reject numbers outside `[least, most]`.
 
     Raises:
-        ValueError: An option is.
+        ValueError: An option is outside this range.
     """
     for key, value in options.items():
         if not least <= value <= most:
@@ -79,10 +79,10 @@ def within(least: float, most: float, **options: float) -> None:
 
 
 def rising(**options: float) -> None:
-    """Refuse a number that is below the one named before it, or not finite.
+    """Reject a number that is below the one named before it, or not finite.
 
     Raises:
-        ValueError: An option is.
+        ValueError: An option is below the one before it, or not finite.
     """
     pairs = list(options.items())
     for (before, least), (key, value) in zip(pairs, pairs[1:], strict=False):
@@ -91,10 +91,10 @@ def rising(**options: float) -> None:
 
 
 def divisor(of: int, **options: int) -> None:
-    """Refuse numbers that do not divide `of`.
+    """Reject numbers that do not divide `of`.
 
     Raises:
-        ValueError: An option does not.
+        ValueError: An option does not divide `of`.
     """
     for key, value in options.items():
         if value < 1 or of % value:
@@ -102,10 +102,10 @@ def divisor(of: int, **options: int) -> None:
 
 
 def a_seed(seed: int) -> None:
-    """Refuse a seed that torch's generators do not take.
+    """Reject a seed that torch's generators do not take.
 
     Raises:
-        ValueError: It is negative or too large.
+        ValueError: The seed is negative or too large.
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")

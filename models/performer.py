@@ -4,9 +4,10 @@ FAVOR+ writes the softmax kernel as an expectation over Gaussian w (lemma 1):
 
     exp(q . k) = E[exp(w . q - |q|^2 / 2) exp(w . k - |k|^2 / 2)]
 
-and takes its mean over M directions, orthogonal in groups of K (section 2.4), so that keys and
-values are summed once. What the Long Range Arena and WavSpA released as Performer has no random
-features (the "generalised attention" of section 2.2): phi(x) = relu(x) + 0.001.
+and takes its mean over M directions, which are orthogonal in groups of K (section 2.4), so that
+keys and values are summed only once. The code that the Long Range Arena and WavSpA released as
+Performer has no random features (the "generalised attention" of section 2.2): phi(x) = relu(x) +
+0.001.
 
 Axes: B batch, H heads, N length, M features, K head width, D model width.
 """
@@ -30,12 +31,12 @@ RELU_EPSILON = 1e-3
 def orthogonal_features(num_features: int, width: int, seed: int) -> Tensor:
     """Draw Gaussian directions `(M, K)` that are orthogonal within each group of K rows.
 
-    The lengths are those of independent Gaussian vectors, so that each row by itself is one.
+    The lengths are those of independent Gaussian vectors, so that each row alone is such a vector.
     """
     generator = torch.Generator().manual_seed(seed)
     groups = -(-num_features // width)
 
-    # A device that is the default, meta for instance, must not reach the generator's draws.
+    # The default device, meta for instance, must not affect the draws.
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
@@ -57,7 +58,7 @@ def favor_attention_reference(
 ) -> Tensor:
     """Attend with the `(N, N)` weights materialised and no stabiliser: the plain form.
 
-    Epsilon is relative to the largest feature of a query, or to that of all keys.
+    `epsilon` is relative to the largest feature of a query, or to that of all keys.
     """
     root = q.shape[-1] ** 0.25
     q, k = q / root, k / root
@@ -79,12 +80,14 @@ def favor_features(
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of queries and keys `(B, H, N, K)`, each `(B, H, N, M)`.
 
-    Both are scaled so that no exponential overflows and no normaliser is below 1: a key's feature
-    by that feature's largest over the keys, which the query's takes back, and a query's by its own
-    largest. The scales cancel in the attention, hence they need no gradient, and no epsilon.
+    Both are scaled so that no exponential overflows and no normaliser is below 1. Each feature of
+    the keys is divided by its maximum over the keys, by which the same feature of the queries is
+    multiplied; the features of a query are then divided by their maximum. The scales cancel in the
+    attention, so they need no gradient and no epsilon.
 
-    With an epsilon all keys share one scale, as in published codes, which add it to features
-    relative to the largest of a query, or of all keys. Such scales do have a gradient.
+    With an epsilon, all keys share one scale, as in published code, which adds the epsilon to
+    features relative to the largest one of a query, or of all keys. These scales do have a
+    gradient.
     """
     root = q.shape[-1] ** 0.25
     q, k = q / root, k / root
@@ -104,16 +107,16 @@ def favor_features(
 
 
 def relu_features(x: Tensor, epsilon: float = RELU_EPSILON) -> Tensor:
-    """Compute phi(x) = relu(x) + epsilon, that of the Long Range Arena and WavSpA."""
+    """Compute phi(x) = relu(x) + epsilon, as in the Long Range Arena and WavSpA."""
     return x.relu() + epsilon
 
 
 class Redraws(nn.Module):
-    """Count calls, and draw directions anew after so many; a continued run draws the same.
+    """Count calls, and redraw directions after every so many; a resumed run draws the same ones.
 
     Args:
-        every: Calls from one draw to the next.
-        seed: Of the first directions; the seed of draw t is made of this one and t.
+        every: Number of calls from one draw to the next.
+        seed: Seed of the first directions; the seed of draw t is derived from it and t.
     """
 
     def __init__(self, every: int, seed: int) -> None:
@@ -121,10 +124,10 @@ class Redraws(nn.Module):
         self.every, self.seed, self.calls = every, seed, 0
 
     def forward(self, directions: Tensor) -> Tensor:
-        """Return the directions `(M, K)` of the next call, given those of the one before it."""
+        """Return the directions `(M, K)` of the next call, given those of the previous one."""
         if torch.compiler.is_compiling():
-            # Outside of the graph, which would be compiled anew for every number of calls. Not as
-            # a decorator: that imports the compiler, a second for every process.
+            # Outside the graph, which would otherwise be recompiled for every number of calls. Not
+            # as a decorator, which would import the compiler: a second for every process.
             directions = torch.compiler.disable(self._next)(directions)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return directions
         return self._next(directions)
@@ -140,11 +143,11 @@ class Redraws(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return the number of calls, for checkpoints."""
-        # No buffer, since reading one on a GPU would wait for it at every call.
+        # Not a buffer, because reading one on a GPU would wait for it at every call.
         return torch.tensor(self.calls)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Continue to count from a checkpoint's number of calls."""
+        """Continue counting from a checkpoint's number of calls."""
         self.calls = int(state)
 
 
@@ -152,22 +155,22 @@ class Performer(nn.Module):
     """Multi-head attention by random features.
 
     The weights are never formed, so there are none to drop: `shape.dropout` has no effect. FAVOR+
-    features are float32, or float64 for float64 inputs, also under autocast.
+    features are in float32, or in float64 for float64 inputs, even under autocast.
 
     Args:
         shape: Sizes and biases.
-        features: `favor`; `relu` as WavSpA's release has it: a LayerNorm over the head width of
-            queries, keys and values, each one shared by the heads, and no random features; or
-            `relu_plain` as the Long Range Arena's release has it: the same without the LayerNorms.
-        num_features: Random directions M, of `favor` only.
-        seed: Of those draws. All heads and layers have the same directions.
-        redraw: Calls in training from one draw of the directions to the next; None keeps them.
-            Evaluation takes those of the last call in training.
-        epsilon: Added to every feature; None for 0.001, and for none with `favor`, where published
-            codes have 0.0001.
+        features: `favor`; `relu` as in WavSpA's released code, with no random features and a
+            LayerNorm over the head width of queries, keys and values, each shared by all heads; or
+            `relu_plain` as in the Long Range Arena's released code, without the LayerNorms.
+        num_features: Number of random directions M, for `favor` only.
+        seed: Seed of these directions. All heads and layers have the same ones.
+        redraw: Number of calls in training from one draw of the directions to the next; None keeps
+            the first ones. Evaluation uses those of the last call in training.
+        epsilon: Added to every feature. None means 0.001, or no epsilon with `favor`, for which
+            published code has 0.0001.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: An option is out of range.
     """
 
     pad_invariant = True
@@ -175,7 +178,7 @@ class Performer(nn.Module):
 
     @property
     def thread_safe(self) -> bool:
-        """Whether threads may call it at once: not where calls count until directions change."""
+        """Whether threads may call it at once: not so if it counts calls to redraw directions."""
         return self.redraws is None
 
     def __init__(
@@ -230,7 +233,7 @@ class Performer(nn.Module):
         return relu_features(q, self.epsilon), relu_features(k, self.epsilon), v
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, in the precision of `x`."""
+        """Compute `forward` in its plain form, in the precision of `x`."""
         q, k, v = self.projections.split(x, mask)
         if self.features == "favor":
             heads = favor_attention_reference(q, k, v, mask, self.directions, self.epsilon)

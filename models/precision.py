@@ -1,4 +1,4 @@
-"""Arithmetic that stays in float32 where autocast would shorten it."""
+"""Arithmetic that stays in float32 where autocast would use a shorter type."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return `x` in float32 at least: float64 stays, shorter types become float32."""
+    """Return `x` in at least float32: float64 stays, shorter types become float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -23,8 +23,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def unrounded(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which nothing rounds convolutions on the device of `x`, cuDNN included.
 
-    cuDNN takes 10 bits of a float32 (TF32) unless it is told not to. Compiled code cannot be told
-    here, nor can autograd's own backward: both follow `torch.backends.cudnn.conv.fp32_precision`.
+    By default, cuDNN uses only 10 bits of a float32 (TF32). This context controls neither compiled
+    code nor autograd's own backward: both follow `torch.backends.cudnn.conv.fp32_precision`.
     """
     if not x.is_cuda or torch.compiler.is_compiling():
         return without_autocast(x)

@@ -1,7 +1,7 @@
-"""Seeds for what is dropped, drawn from torch's generator or from a stream that a thread has.
+"""Seeds for dropout, drawn from torch's generator or from a stream of a thread's own.
 
-Torch's generator is one for all threads. What must not depend on which of them comes first draws
-its seeds within `seeded`.
+All threads share torch's generator. Code whose results must not depend on which thread comes first
+draws its seeds within `seeded`.
 """
 
 import threading
@@ -35,17 +35,17 @@ _own = _Own()
 
 
 def draw_seed() -> int:
-    """Draw 64 bits on the CPU, as a signed number: of `seeded`, else of torch's generator.
+    """Draw 64 bits on the CPU, as a signed number: from `seeded`, or else from torch's generator.
 
     Raises:
-        RuntimeError: In a backward within `seeded`: what `torch.utils.checkpoint` computes again
-            there would drop other elements than the first time.
+        RuntimeError: It is called in a backward pass within `seeded`: what `torch.utils.checkpoint`
+            recomputes there would drop different elements than the first time.
     """
     if _own.stream is None:
         return int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None))
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "dropout within torch.utils.checkpoint: a backend that has it must not say"
+            "dropout within torch.utils.checkpoint: a backend that uses it must not declare"
             " thread_safe = True"
         )
     return _own.stream.draw()
@@ -56,7 +56,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Let this thread draw seeds from a stream of its own.
 
     Args:
-        seed: Of the stream, 64 bits as a signed number.
+        seed: Seed of the stream, 64 bits as a signed number.
     """
     before, _own.stream = _own.stream, _Stream(seed % 2**64)
     try:

@@ -1,18 +1,19 @@
 """Reformer's attention by locality-sensitive hashing (Kitaev et al. 2020, arXiv 2001.04451).
 
-Queries and keys are one projection, the keys scaled to unit length. In every round of hashing each
-token falls in the bucket of the random direction it points along most; tokens are sorted by bucket
-and cut in chunks, and a chunk attends to itself and the chunk before it (section 2, LSH attention).
-Rounds are weighted by their normalisers. So memory and time grow linearly with N.
+Queries and keys share one projection, with the keys scaled to unit length. In every round of
+hashing, each token falls into the bucket of the random direction that it is most aligned with.
+Tokens are sorted by bucket and cut into chunks, and a chunk attends to itself and the previous
+chunk (section 2, LSH attention). Rounds are weighted by their normalisers. Memory and time
+therefore grow linearly with N.
 
-Buckets only sort: within a chunk's reach all tokens attend to each other, and a pair that meets in
-several rounds counts in each. That is the form of the published comparisons, which use the
-implementation of Hugging Face; the paper's appendix A would mask other buckets and divide by the
-number of meetings. As in the paper, and not in those codes, the first chunk has none before it.
+Buckets only sort: within a chunk's reach, all tokens attend to each other, and a pair that meets in
+several rounds counts in each. This is the form of the published comparisons, which use Hugging
+Face's implementation; the paper's appendix A would mask other buckets and divide by the number of
+meetings. As in the paper, but not in that code, the first chunk has no chunk before it.
 
-Tokens under the mask sort behind all others, hence padding changes nothing.
+Masked tokens are sorted behind all others, so padding changes nothing.
 
-Axes: B batch, H heads, N length, R rounds, X chunks, c tokens a chunk, K head width, S random
+Axes: B batch, H heads, N length, R rounds, X chunks, c tokens per chunk, K head width, S random
 directions, D model width.
 """
 
@@ -28,19 +29,19 @@ from models.heads import AttentionShape, HeadProjections
 from models.options import a_seed, at_least, even
 from models.precision import without_autocast
 
-# Logits of a token with itself, and with what it must not attend to at all.
+# Logits of a token with itself, and with tokens that it must not attend to at all.
 SELF, NEVER = -1e5, -1e9
-# Bucket of what is not real; no other has this number.
+# Bucket of tokens that are not real; no other bucket has this number.
 LAST = 2**30
 
 
 def bucket_factors(max_length: int, chunk_length: int) -> tuple[int, ...]:
-    """Choose the buckets of a round: the power of two up to two for each chunk, at least two.
+    """Choose the number of buckets: the largest power of two up to two per chunk, at least two.
 
-    Many buckets are a product of two numbers, so that there are fewer directions to compare.
+    A large number is split into two factors, so that there are fewer directions to compare.
 
     Returns:
-        The factors, as Hugging Face's implementation has them.
+        The factors, as in Hugging Face's implementation.
     """
     power = max((2 * (max_length // chunk_length)).bit_length() - 1, 1)
     if 2**power <= 2 * max(math.isqrt(max_length // chunk_length), chunk_length):
@@ -49,12 +50,12 @@ def bucket_factors(max_length: int, chunk_length: int) -> tuple[int, ...]:
 
 
 def random_rotations(shape: tuple[int, int, int, int], seed: int, more: int = 0) -> Tensor:
-    """Draw Gaussian directions; a device that is the default must not reach the draws.
+    """Draw Gaussian directions, which do not depend on the default device.
 
     Args:
-        shape: Heads H, their width K, rounds R, directions S of a round.
-        seed: Of the draws.
-        more: Rounds besides, which leave the first ones as they are.
+        shape: Heads H, head width K, rounds R, directions S per round.
+        seed: Seed of the draws.
+        more: Number of additional rounds, which leave the first ones unchanged.
 
     Returns:
         `(H, K, R + more, S)`.
@@ -75,13 +76,13 @@ def random_rotations(shape: tuple[int, int, int, int], seed: int, more: int = 0)
 
 @torch.no_grad()
 def hash_buckets(qk: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> Tensor:
-    """Number the bucket of each token in each round, by the direction it points along most.
+    """Compute each token's bucket in each round, from the direction it is most aligned with.
 
     Args:
-        qk: Queries `(B, H, N, K)`, float32 or float64; their lengths don't matter.
+        qk: Queries `(B, H, N, K)`, float32 or float64; their lengths do not matter.
         rotations: Directions `(H, K, R, S)`; each stands for itself and its opposite.
-        factors: Even numbers of buckets, whose halves add up to S. The bucket's number has one
-            digit for each.
+        factors: Even numbers of buckets, whose halves add up to S. The number of a bucket has one
+            digit for each factor.
 
     Returns:
         `(R, B, H, N)` int64 below the product of the factors.
@@ -108,7 +109,7 @@ def unit_length(qk: Tensor) -> Tensor:
 def lsh_attention_reference(
     qk: Tensor, v: Tensor, mask: Tensor | None, buckets: Tensor, chunk_length: int
 ) -> Tensor:
-    """Attend with a dense `(N, N)` matrix a round of which most is masked: the plain form."""
+    """Attend with a dense `(N, N)` matrix per round, most of it masked: the plain form."""
     length = qk.shape[-2]
     place = torch.arange(length, device=qk.device)
     if mask is not None:
@@ -128,7 +129,7 @@ def lsh_attention_reference(
 
 
 class _Rows(torch.autograd.Function):
-    """Take each row of a matrix once for every round; the gradient takes them back."""
+    """Take each row of a matrix once for every round; the gradient reverses this."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, take: Tensor, back: Tensor) -> Tensor:
@@ -143,12 +144,12 @@ class _Rows(torch.autograd.Function):
 
 
 def take_rows(rows: Tensor, take: Tensor, back: Tensor) -> Tensor:
-    """Reorder rows by a permutation a round, without the scattered sums of a plain gradient.
+    """Reorder rows by one permutation per round, without the scattered sums of a plain gradient.
 
     Args:
         rows: `(M, C)`.
-        take: Which row to take, `(R M,)`; each one R times.
-        back: Where it went, `(R, M)`.
+        take: Rows to take, `(R M,)`; each one appears R times.
+        back: Places to which each row went, `(R, M)`.
 
     Returns:
         `(R M, C)`.
@@ -159,9 +160,9 @@ def take_rows(rows: Tensor, take: Tensor, back: Tensor) -> Tensor:
 
 
 def _with_previous(chunks: Tensor) -> Tensor:
-    """Put before each chunk of `(..., X, c, C)` the one before it: `(..., X, 2 c, C)`.
+    """Put the previous chunk in front of each chunk of `(..., X, c, C)`: `(..., X, 2 c, C)`.
 
-    Before the first one comes the last, which is never attended to.
+    In front of the first one is the last, which is never attended to.
     """
     return torch.cat([chunks.roll(1, -3), chunks], -2)
 
@@ -169,12 +170,12 @@ def _with_previous(chunks: Tensor) -> Tensor:
 def _attend_in_chunks(
     qk: Tensor, v: Tensor, num_real: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend from each chunk to itself and the one before it.
+    """Attend from each chunk to itself and the previous one.
 
     Args:
         qk: Sorted queries `(R, B, H, X, c, K)`.
         v: Their values, 0 under the mask.
-        num_real: How many tokens are real, `(B,)` or `(1,)`; they come first.
+        num_real: Number of real tokens, `(B,)` or `(1,)`; they come first.
         dropout: Probability of dropping an attention weight.
 
     Returns:
@@ -187,7 +188,7 @@ def _attend_in_chunks(
     allowed = (place >= 0) & (place < num_real[:, None, None, None])
     itself = reach == reach[size:, None]  # (c, 2c)
     bias = torch.where(itself, SELF, 0.0).to(qk.dtype).where(allowed, NEVER)  # (B, X, c, 2c)
-    # In place, since these are the largest tensors; autocast would leave them in bf16.
+    # In place, because these are the largest tensors; autocast would leave them in bf16.
     logits = (qk @ _with_previous(unit_length(qk)).mT).to(qk.dtype)  # (R, B, H, X, c, 2c)
     logits = logits.add_(bias[:, None])
     top = logits.detach().amax(-1, keepdim=True)
@@ -208,17 +209,17 @@ def lsh_attention(
     """Attend to the tokens that hash alike.
 
     Args:
-        qk: Queries `(B, H, N, K)`, which are the keys, too.
+        qk: Queries `(B, H, N, K)`, which are also the keys.
         v: Values `(B, H, N, K)`.
         mask: `(B, N)` bool, True for real tokens; None when all are. The output is 0 for a
-            sequence without any.
-        buckets: Of the tokens, `(R, B, H, N)` int64.
-        chunk_length: Tokens c a chunk.
+            sequence without real tokens.
+        buckets: Buckets of the tokens, `(R, B, H, N)` int64.
+        chunk_length: Tokens c per chunk.
         dropout: Probability of dropping an attention weight.
 
     Returns:
-        `(B, H, N, K)`, sections 2 and 3 of arXiv 2001.04451. A token attends to itself only where
-        it reaches no other.
+        `(B, H, N, K)`, sections 2 and 3 of arXiv 2001.04451. A token attends to itself only if it
+        reaches no other token.
     """
     batch, heads, length, width = qk.shape
     rounds, fill = len(buckets), -length % chunk_length
@@ -229,7 +230,7 @@ def lsh_attention(
     order = F.pad(buckets, (0, fill), value=LAST).sort(dim=-1, stable=True).indices
     place = torch.arange(padded, device=qk.device)
     inverse = torch.empty_like(order).scatter_(-1, order, place.expand_as(order))
-    # Rows are numbered through batch and heads, sorted ones through the rounds, too.
+    # Rows are numbered across batch and heads; sorted rows are also numbered across rounds.
     first = torch.arange(0, rounds * batch * heads * padded, padded, device=qk.device)
     first = first.view(rounds, batch, heads, 1)
     to_sorted = (order + first[0]).flatten()
@@ -252,21 +253,21 @@ class Reformer(nn.Module):
     """Multi-head attention among tokens that hash alike.
 
     Queries and keys share their projection, so that a layer has a quarter fewer parameters than
-    softmax attention. They are projected in float32 under autocast too, for rounding would move
-    tokens to other buckets.
+    softmax attention. They are projected in float32 even under autocast, because rounding would
+    move tokens to different buckets.
 
     Args:
-        shape: Sizes, attention dropout and biases; `shape.max_length` decides the buckets.
-        num_hashes: Rounds of hashing R.
-        chunk_length: Tokens a chunk; each attends to its chunk and the one before it.
-        num_buckets: Even; None for the power of two up to two for each chunk of
-            `shape.max_length`.
-        seed: Of the directions, which are drawn once and kept; each head and round has its own,
-            all layers have the same.
-        eval_hashes: Rounds in evaluation, more or fewer; None for as many as in training.
+        shape: Sizes, attention dropout and biases; `shape.max_length` determines the buckets.
+        num_hashes: Number of hashing rounds R.
+        chunk_length: Tokens per chunk; each attends to its chunk and the previous one.
+        num_buckets: Even number of buckets; None for the largest power of two up to two per chunk
+            of `shape.max_length`.
+        seed: Seed of the directions, which are drawn once and kept. Each head and round has its
+            own; all layers have the same ones.
+        eval_hashes: Number of rounds in evaluation, more or fewer; None for as many as in training.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: An option is out of range.
     """
 
     pad_invariant = True
@@ -315,7 +316,7 @@ class Reformer(nn.Module):
             return qk, v, hash_buckets(qk, self.rotations[:, :, :rounds], self.factors)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
+        """Compute `forward` in its plain form, without dropout."""
         qk, v, buckets = self._hash(x, mask)
         heads = lsh_attention_reference(qk, v, mask, buckets, self.chunk_length)
         return self.projections.merge(heads)

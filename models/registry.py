@@ -1,4 +1,4 @@
-"""The backends there are, by name."""
+"""The available backends, by name."""
 
 from torch import nn
 

@@ -1,9 +1,9 @@
-"""What an encoder is pretrained by: to say which token stands at a position that does not show it.
+"""The pretraining task of an encoder: to predict the token at a position that does not show it.
 
-Amos, Berant and Gupta (arXiv 2310.02980): hidden tokens are all replaced by one learned vector, and
-a linear layer answers at every position from the encoder's last states. There is no pooling.
+Amos, Berant and Gupta (arXiv 2310.02980): all hidden tokens are replaced by one learned vector, and
+a linear layer predicts at every position from the encoder's last states. There is no pooling.
 
-Axes: B batch, S sequences per example (absent where it is 1), N length, D model width.
+Axes: B batch, S sequences per example (absent if it is 1), N length, D model width.
 """
 
 import torch
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from models.encoder import Encoder
 
-# Stands for a token that is hidden.
+# Stands for a hidden token.
 HIDDEN = -1
-# Tokens that an encoder is probed with, where it takes fewer than its padded length.
+# Tokens with which an encoder is probed, if it takes fewer than its padded length.
 PROBE = 64
-# Of a change, the share that reaches positions before it: rounding stays below, all else above.
+# Share of a change that reaches earlier positions: rounding stays below it, all else is above.
 REACHES_BACK = 1e-3
 
 
 class Restorer(nn.Module):
-    """An encoder that is trained, and a linear layer on its states.
+    """An encoder to be trained, and a linear layer on its states.
 
     Args:
-        encoder: Of a classifier, whose own head stays as it is.
-        outputs: Numbers at each position: logits of symbols, or 1 for a grey value.
-        std: Standard deviation of the learned vector at the start.
+        encoder: Encoder of a classifier, whose own head stays unchanged.
+        outputs: Number of outputs at each position: logits of symbols, or 1 for a grey value.
+        std: Initial standard deviation of the learned vector.
     """
 
     parameter_roles = {"hidden": "embedding"}
@@ -38,11 +38,11 @@ class Restorer(nn.Module):
         self.head = nn.Linear(dim, outputs)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Answer at every position.
+        """Predict at every position.
 
         Args:
             tokens: `(B, N)` or `(B, S, N)` int64, `HIDDEN` where a token is hidden.
-            mask: The same shape, True for real tokens, hidden ones among them; None when all are.
+            mask: The same shape, True for real tokens, including hidden ones; None when all are.
 
         Returns:
             `(B, N, outputs)` or `(B, S, N, outputs)`.
@@ -62,7 +62,7 @@ class Restorer(nn.Module):
 
 @torch.no_grad()
 def is_causal(encoder: Encoder) -> bool:
-    """Tell whether no position sees what follows it, by changing the last token of a sequence."""
+    """Return whether no position sees later ones, by changing the last token of a sequence."""
     device = next(encoder.parameters()).device
     table = encoder.embedding.tokens
     symbols = table.num_embeddings if isinstance(table, nn.Embedding) else 256

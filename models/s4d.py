@@ -1,7 +1,7 @@
 """S4D, the diagonal state-space layer (Gu et al. 2022, arXiv 2206.11893; S4 repository, v4).
 
-Every channel is a linear system with N / 2 complex modes, which is a convolution with a kernel as
-long as the sequence. Conventions of the released `SSMKernelDiag` and `FFTConv`.
+Every channel is a linear system with N / 2 complex modes, which amounts to a convolution with a
+kernel as long as the sequence. Conventions follow the released `SSMKernelDiag` and `FFTConv`.
 
 Axes: B batch, L length, H channels (the model width), N states, n = N / 2 modes, C directions.
 """
@@ -33,21 +33,22 @@ class S4D(nn.Module):
     """Convolve each channel with the kernel of a diagonal linear system and add a skip D u.
 
     With z = dt A, the kernel is K[t] = 2 Re sum_n C[n] Bbar[n] Abar[n]^t. Both directions share dt,
-    A and B and have their own C; the one of the future begins at lag 1, as published. Masked
+    A and B, and have their own C; the kernel of the future begins at lag 1, as published. Masked
     positions enter as zeros. There is no projection: mixing channels is left to what follows.
-    The kernel is computed in float32 whatever the autocast.
+    The kernel is computed in float32 regardless of autocast.
 
     Args:
-        shape: Sizes; heads do not matter, and `dropout` drops single outputs, as published.
-        states: N, even: N / 2 complex modes stand for as many conjugate pairs.
-        init: Of A and B: `lin`, `inv` (equations 9 and 8) or `legs` (the spectrum of HiPPO-LegS).
+        shape: Sizes; `heads` has no effect, and `dropout` drops single outputs, as published.
+        states: Even number of states N: N / 2 complex modes stand for as many conjugate pairs.
+        init: Initialisation of A and B: `lin`, `inv` (equations 9 and 8) or `legs` (the spectrum of
+            HiPPO-LegS).
         discretisation: `zoh` or `bilinear`.
-        bidirectional: Whether a position sees what follows it.
-        step_min: Smallest dt at the start, in positions.
-        step_max: Largest dt at the start; dt is log-uniform between the two.
-        step_transform: Of the parameter to dt: `exp`, or `softplus` as in v4.
-        copies: How many different A and B there are; channel h has those of h modulo `copies`.
-            None gives each channel its own.
+        bidirectional: Whether a position also sees later ones.
+        step_min: Smallest initial dt, in positions.
+        step_max: Largest initial dt; dt is log-uniform between the two.
+        step_transform: Map from the parameter to dt: `exp`, or `softplus` as in v4.
+        copies: Number of different A and B; channel h has those of number h modulo `copies`. None
+            gives each channel its own.
 
     Raises:
         ValueError: A value is out of range; the message names the option.
@@ -91,7 +92,7 @@ class S4D(nn.Module):
         self.b = nn.Parameter(torch.view_as_real(b).repeat(copies, 1, 1))
         directions = 2 if bidirectional else 1
         # Complex numbers of variance 1, half of it in each part; kept as pairs of reals, so that
-        # optimisers, casts and counts treat them as the parameters that they are.
+        # optimisers, casts and counts treat them like any other parameters.
         self.c = nn.Parameter(torch.randn(directions, shape.dim, states // 2, 2) * 0.5**0.5)
         self.d = nn.Parameter(torch.randn(shape.dim))
         self.dropout = Dropout(shape.dropout)
@@ -108,12 +109,12 @@ class S4D(nn.Module):
         return dropped
 
     def kernels(self, length: int) -> Tensor:
-        """Compute the kernels `(C, H, length)` of the past, from lag 0, and the future, from 1."""
+        """Compute the kernels `(C, H, length)` of the past, from lag 0, and future, from lag 1."""
         log_a, b = self.discrete()
         return geometric_sums(2 * torch.view_as_complex(self.c) * b, log_a, length)
 
     def discrete(self) -> tuple[Tensor, Tensor]:
-        """Discretise: log Abar and Bbar, both complex `(H, n)`."""
+        """Return the discretised system: log Abar and Bbar, both complex `(H, n)`."""
         a = torch.complex(-self.decay.exp(), self.frequency).repeat(self.repeats, 1)
         b = torch.view_as_complex(self.b).repeat(self.repeats, 1)
         step = self.step.exp() if self.step_transform == "exp" else F.softplus(self.step)
@@ -121,7 +122,7 @@ class S4D(nn.Module):
         return log_a, gain * b
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` without dropout by the recurrence, step by step."""
+        """Compute `forward` without dropout as a recurrence, step by step."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         log_a, b = self.discrete()
@@ -137,9 +138,10 @@ class S4D(nn.Module):
 
 
 def initial_modes(states: int, init: Init) -> tuple[Tensor, Tensor]:
-    """Return the imaginary parts of A and the complex B, each `(N / 2,)`, of the start.
+    """Return the initial imaginary parts of A and the initial complex B, each `(N / 2,)`.
 
-    All real parts of A are -1/2. B is 1, but for `legs`, whose imaginary parts are cut at 2.
+    All real parts of A are -1/2. B is 1, except for `legs`, where its imaginary parts are clipped
+    at 2.
     """
     n = torch.arange(states // 2)
     ones = torch.ones(states // 2)

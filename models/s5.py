@@ -22,31 +22,32 @@ from models.options import above, divisor, even, one_of, rising
 Basis = NDArray[np.complex128]
 CInit = Literal["lecun_normal", "trunc_standard_normal", "complex_normal"]
 
-# Where `clip` keeps real parts below.
+# Largest real part that `clip` allows.
 LARGEST_REAL_PART = -1e-4
 
 
 class S5(nn.Module):
-    """Run a diagonal system that starts from blocks of HiPPO-LegS.
+    """Run a diagonal system that is initialised from blocks of HiPPO-LegS.
 
     y = 2 Re(C x) + D u, x[t] = exp(Lambda dt) x[t-1] + Bbar u[t] by zero-order hold. Both
     directions share Lambda, B and dt, have their own C, and see the present. Masked positions
-    enter as zeros. It runs in float32 whatever the autocast.
+    enter as zeros. The layer runs in float32 regardless of autocast.
 
     Args:
-        shape: Sizes; neither heads nor dropout matter.
-        states: N, even: N / 2 complex modes stand for as many conjugate pairs.
-        blocks: How often the spectrum of a LegS of N / blocks states is repeated.
-        c_init: Names of the release: `lecun_normal` divides the variance by N H, as the shape
-            that it is drawn in has it; `trunc_standard_normal` by N; `complex_normal` is a standard
-            complex normal that is not turned into the eigenbasis.
-        step_min: Smallest dt at the start, in positions.
-        step_max: Largest dt at the start; dt is log-uniform between the two.
-        clip: Keep the real parts of Lambda at -1e-4 or below; without it nothing keeps the system
+        shape: Sizes; `heads` and `dropout` have no effect.
+        states: Even number of states N: N / 2 complex modes stand for as many conjugate pairs.
+        blocks: Number of times that the spectrum of a LegS with N / blocks states is repeated.
+        c_init: Initialisation of C, with the names of the released code: `lecun_normal` divides the
+            variance by N H, in keeping with the shape in which it is drawn; `trunc_standard_normal`
+            divides it by N; `complex_normal` is a standard complex normal that is not transformed
+            into the eigenbasis.
+        step_min: Smallest initial dt, in positions.
+        step_max: Largest initial dt; dt is log-uniform between the two.
+        clip: Keep the real parts of Lambda at -1e-4 or below; otherwise nothing keeps the system
             stable.
-        bidirectional: Whether a position sees what follows it.
-        as_released: Let padding through, as the released code does: what is under the mask then
-            reaches real positions.
+        bidirectional: Whether a position also sees later ones.
+        as_released: Let padding through, as the released code does: masked input then reaches real
+            positions.
 
     Raises:
         ValueError: A value is out of range; the message names the option.
@@ -130,6 +131,6 @@ def initial_c(kind: CInit, dim: int, states: int, basis: Basis) -> Tensor:
 
 
 def _times(x: Tensor, basis: Basis) -> Tensor:
-    """Multiply a real `(H, N)` by a complex `(N, P)`: real and imaginary parts `(H, P, 2)`."""
+    """Multiply a real `(H, N)` by a complex `(N, P)`; return both parts as `(H, P, 2)`."""
     parts = [torch.tensor(part, dtype=x.dtype) for part in (basis.real, basis.imag)]
     return torch.stack([x @ part for part in parts], -1)

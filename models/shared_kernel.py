@@ -1,8 +1,8 @@
 """One kernel for all the micro-batches of an update.
 
-A state-space layer makes its kernel from its parameters, at a cost that does not depend on the
-batch. Where an update is made of several micro-batches, `kernels_shared` lets all of them use one
-kernel: gradients gather on it, and reach the parameters when the update is complete.
+A state-space layer computes its kernel from its parameters, at a cost that does not depend on the
+batch. If an update consists of several micro-batches, `kernels_shared` lets all of them use one
+kernel: gradients accumulate on it, and reach the parameters when the update is complete.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class SharedKernel(nn.Module):
-    """Make a layer's kernel whenever it is asked for, or, within `kernels_shared`, once.
+    """Compute a layer's kernel at every call or, within `kernels_shared`, only once.
 
-    The kernel of a shorter sequence has to be the start of that of a longer one.
+    The kernel of a shorter sequence must be the start of that of a longer one.
     """
 
     def __init__(self) -> None:
@@ -24,52 +24,52 @@ class SharedKernel(nn.Module):
         self._made: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, make: Callable[[int], Tensor], length: int) -> Tensor:
-        """Return `make(length)`, a tensor whose last axis is as long, or what was made before."""
+        """Return `make(length)`, with a last axis of that length, or what was made before."""
         if not self._sharing:
             return make(length)
         if not self._made or self._made[-1][1].shape[-1] < length:
             kernel = make(length)
             if not kernel.requires_grad:
-                # Nothing waits for the gradient of a shorter one.
+                # No gradient of a shorter kernel is still to come.
                 self._made.clear()
             self._made.append((kernel, kernel.detach().requires_grad_(kernel.requires_grad)))
         return self._made[-1][1][..., :length]
 
     def leaves(self) -> list[Tensor]:
-        """Return the kernels on which gradients gather."""
+        """Return the kernels on which gradients accumulate."""
         return [leaf for _, leaf in self._made if leaf.requires_grad]
 
     def share(self) -> None:
         """Keep the kernel from now on."""
-        # Nothing of an update that ended halfway, for want of memory.
+        # Discard what is left of an update that ended halfway because memory ran out.
         self._made, self._sharing = [], True
 
     def carry(self) -> None:
-        """Carry the gradient that gathered on the kernel to the parameters, and forget both."""
+        """Carry the gradient accumulated on the kernel to the parameters, and forget both."""
         made, self._made = self._made, []
         for kernel, leaf in made:
             if leaf.grad is not None:
                 torch.autograd.backward(kernel, leaf.grad)
 
     def release(self, backward: bool) -> None:
-        """Keep nothing from now on; with `backward`, carry what gathered first."""
+        """Keep no kernel from now on; with `backward`, first carry what has accumulated."""
         if backward:
             self.carry()
         self._made, self._sharing = [], False
 
 
 def shared_kernels(model: nn.Module) -> list[SharedKernel]:
-    """Return those of the layers of a model."""
+    """Return the `SharedKernel` modules of the layers of a model."""
     return [module for module in model.modules() if isinstance(module, SharedKernel)]
 
 
 @contextmanager
 def kernels_shared(model: nn.Module) -> Iterator[None]:
-    """Within it, every layer of a model makes its kernel once.
+    """Let every layer of a model compute its kernel only once within this context.
 
-    Parameters must not change inside. The gradients of the kernels' parameters are complete only
-    after it, so the optimiser's step comes after it. Batches whose longest comes first are
-    served by a single kernel; a longer one later makes another.
+    Parameters must not change inside the context. The gradients of the kernels' parameters are
+    complete only after it, so the optimiser's step must come after it. If the longest batch comes
+    first, a single kernel serves all of them; a longer batch later on needs another one.
 
     Args:
         model: Any module.

@@ -1,4 +1,4 @@
-"""Sizes and choices of the encoder, checked without torch so that a command line is quick."""
+"""Sizes and choices of the encoder, checked without torch so that a command line responds fast."""
 
 import math
 from collections.abc import Iterable
@@ -50,47 +50,47 @@ class ModelConfig:
         dropout: Probability of dropping an activation.
         attention_dropout: Probability of dropping an attention weight.
         attention_bias: Whether the attention projections have biases.
-        embedding_std: Standard deviation of the token table at the start.
-        position_std: The same of learned positions.
+        embedding_std: Initial standard deviation of the token table.
+        position_std: Initial standard deviation of learned positions.
         positions: `learned`, `sinusoidal` or `none`.
         pooling: `cls` (a learned token in front), `first` (the state at the first token), `mean`
             over real tokens, `mean_padded` (the sum over real tokens divided by
-            `max_length`), `mean_all` (over every position, padding too), or `last` (the state at
-            the last real token).
-        pair_features: What a pair of encodings is classified by: `concat` [a, b], or `nli`
-            [a, b, a b, a - b].
-        zero_is_padding: Batches mask tokens of id 0 wherever they are, as published code does
-            with black pixels.
+            `max_length`), `mean_all` (over every position, including padding), or `last` (the
+            state at the last real token).
+        pair_features: Features by which a pair of encodings is classified: `concat` [a, b], or
+            `nli` [a, b, a b, a - b].
+        zero_is_padding: Whether batches mask tokens with id 0 wherever they are, as published code
+            does with black pixels.
         mlp_norm: Whether a LayerNorm comes before a block's MLP. WavSpA's blocks have a dropout
             there instead, and none after the attention.
-        clear_padding: Set padding to zero at the input of every block, as WavSpA's blocks do.
+        clear_padding: Whether padding is set to zero at the input of every block, as in WavSpA's
+            blocks.
         norm_epsilon: Epsilon of every norm.
         gelu: `exact`, or its `tanh` approximation.
-        initialisation: Of linear layers: `torch`'s default; that of the `flax` codes: attention
-            and MLP Xavier-uniform with biases of standard deviation 1e-6, classifier LeCun-normal
-            with biases 0; `lecun`: all LeCun-normal with biases 0 (S5, LRU); `mega`: MLP normal of
-            standard deviation .02, classifier Xavier-uniform, biases 0, and a vector for grey
-            values of standard deviation 1 with biases of .1.
+        initialisation: Initialisation of linear layers. `torch`: torch's default; `flax`, as in the
+            published flax code: attention and MLP Xavier-uniform with biases of standard deviation
+            1e-6, classifier LeCun-normal with biases 0; `lecun`: all LeCun-normal with biases 0
+            (S5, LRU); `mega`: MLP normal with standard deviation .02, classifier Xavier-uniform,
+            biases 0, and a vector for grey values with standard deviation 1 and biases of .1.
         inputs: `tokens`, or `values`: a grey value, normalised, times a learned vector.
-        value_mean: Mean of grey values from 0 to 1, which `values` takes away.
-        value_std: Their standard deviation, which it divides by.
+        value_mean: Mean of grey values from 0 to 1, which `values` subtracts.
+        value_std: Standard deviation of grey values from 0 to 1, by which `values` divides.
         norm: `layer`, `batch` over batch and length, or `scale`.
-        norm_momentum: Share of a batch in the running statistics of `batch`.
-        norm_padding: Whether the statistics of `batch` count padding, as released codes do; then
-            what is under the mask changes real positions in training.
-        norm_place: `before` a layer, inside its residual, or `after` the sum.
-        attention_norm: Whether the attention has a norm; Mega has its own inside.
+        norm_momentum: Weight of a batch in the running statistics of `batch`.
+        norm_padding: Whether the statistics of `batch` include padding, as in released code; masked
+            input then changes real positions in training.
+        norm_place: `before` a layer, inside its residual path, or `after` the residual sum.
+        attention_norm: Whether the attention has a norm; Mega has its own norm inside.
         last_norm: Whether a norm follows the last block.
-        channel_mixing: `mlp`, or in its place a gate on the attention's output and residual:
+        channel_mixing: `mlp`, or instead of it a gate on the attention's output and residual:
             `glu`, `half_glu1` or `half_glu2`, see `models.gated_output`.
-        activation: Of the MLP: `gelu` or `silu`.
-        input_dropout: Dropout of the embedded tokens; None takes `dropout`.
-        output_dropout: Dropout of the attention's output, in front of an MLP; None takes
-            `dropout`.
-        hidden_dropout: Dropout of the MLP's hidden activations; None takes `dropout`.
+        activation: Activation of the MLP: `gelu` or `silu`.
+        input_dropout: Dropout of the embedded tokens; None uses `dropout`.
+        output_dropout: Dropout of the attention's output, before an MLP; None uses `dropout`.
+        hidden_dropout: Dropout of the MLP's hidden activations; None uses `dropout`.
         tied_dropout: Whether blocks drop channels of a whole sequence instead of single values.
-        classifier_activation: `relu` or `gelu`.
-        classifier_dropout: Dropout in front of it.
+        classifier_activation: Activation of the classifier: `relu` or `gelu`.
+        classifier_dropout: Dropout before the classifier's activation.
         classifier_bias: Whether the classifier's last layer has a bias.
 
     Raises:
@@ -143,7 +143,9 @@ class ModelConfig:
             if (value := getattr(self, key)) < 1:
                 raise ValueError(f"model.{key}={value}: must be at least 1")
         if any(width < 1 for width in self.classifier_dims):
-            raise ValueError(f"model.classifier_dims={self.classifier_dims}: widths start at 1")
+            raise ValueError(
+                f"model.classifier_dims={self.classifier_dims}: every width must be at least 1"
+            )
         for key in DROPOUTS:
             if (value := getattr(self, key)) is not None and not 0 <= value < 1:
                 raise ValueError(f"model.{key}={value}: must be a probability in [0, 1)")

@@ -42,25 +42,25 @@ def softmax_attention(
 class Softmax(nn.Module):
     """Multi-head softmax attention, by default without materialising the `(N, N)` weights.
 
-    It is torch's `scaled_dot_product_attention`, save in training with attention dropout on the
-    CPU: there torch materialises the weights, and `models/dropped_attention.py` has a kernel
-    (`scripts/bench_dropout.py` measures both).
+    It uses torch's `scaled_dot_product_attention`, except in training with attention dropout on the
+    CPU: there torch materialises the weights, so the kernel of `models/dropped_attention.py` is
+    used (`scripts/bench_dropout.py` measures both).
 
     Args:
         shape: Sizes, attention dropout and biases.
-        fused: False materialises the weights, as the published implementations do.
+        fused: If False, materialise the weights, as the published implementations do.
     """
 
     pad_invariant = True
 
     @property
     def memory_growth(self) -> int:
-        """The power of N that memory grows with; 2 too where the fused kernel does not serve."""
+        """The power of N with which memory grows; also 2 where the fused kernel cannot run."""
         return 1 if self.fused else 2
 
     @property
     def thread_safe(self) -> bool:
-        """Whether threads may call it at once: not where torch's generator drops the weights."""
+        """Whether threads may call it at once: not so if torch's generator drops the weights."""
         return self.fused or self.dropout == 0
 
     def __init__(self, shape: AttentionShape, *, fused: bool = True) -> None:
@@ -83,6 +83,6 @@ class Softmax(nn.Module):
         return self.projections.merge(heads)
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` by the plain form, without dropout."""
+        """Compute `forward` in its plain form, without dropout."""
         q, k, v = self.projections.split(x, mask)
         return self.projections.merge(softmax_attention(q, k, v, mask))

@@ -2,10 +2,9 @@
 
 `models/dropped_attention.py` calls it. Blocks of queries meet blocks of keys as in FlashAttention
 (Dao et al. 2022, arXiv 2205.14135): only one block's logits are kept, sums are corrected as the
-largest logit grows, and the backward computes weights again from the log-sum-exp. Whether a weight
-is kept is hashed from (seed, row, column) in either direction. Logits are kept transposed, keys by
-queries, so that a vector holds queries: what a softmax needs along the keys is then plain
-arithmetic of vectors.
+largest logit grows, and the backward pass computes weights again from the log-sum-exp. Both passes
+hash (seed, row, column) to decide whether a weight is kept. Logits are kept transposed, keys by
+queries, so that a vector holds queries, and the softmax along the keys is plain vector arithmetic.
 
 Axes: N queries and M keys, both padded to whole blocks of T; K head width, padded to C columns,
 which are whole vectors.
@@ -27,22 +26,22 @@ from models.compiled import (
     transpose,
 )
 
-# Queries or keys of a block: its logits, and what makes them, fit the nearest cache.
+# Queries or keys per block: its logits, and their operands, fit into the nearest cache.
 T = 64
 
-# The two keys of each of T rows, and the least random bits that keep a weight.
+# The two hash keys of each of T rows, and the smallest random bits that keep a weight.
 Kept = tuple[Array, Array, int]
 
 
 def padded(length: int, width: int, item: int) -> tuple[int, int]:
-    """Return the shape `(X T, C)` that holds `(length, width)` items of so many bytes."""
+    """Return the shape `(X T, C)` that holds `(length, width)` items of `item` bytes."""
     lanes = VECTOR // item
     return -(-length // T) * T, -(-width // lanes) * lanes
 
 
 @compiled
 def pack(x: Array, real: Array, packed: Array) -> None:
-    """Copy the tokens of `x` `(N, K)` that are `real` `(N,)` to `packed` `(X T, C)`, else 0."""
+    """Copy the `real` `(N,)` tokens of `x` `(N, K)` to `packed` `(X T, C)`; 0 elsewhere."""
     assert len(real) == len(x) <= len(packed) and x.shape[1] <= packed.shape[1]
     packed[:] = 0
     for i in range(len(x)):
@@ -60,7 +59,7 @@ def _fit(q: Array, k: Array, v: Array, real: Array, lse: Array) -> bool:
 
 @compiled
 def _row_keys(seed: int, row: int, first: Array, second: Array) -> None:
-    """Write the two hash keys of the T rows from `row`."""
+    """Write the two hash keys of the T rows from `row` on."""
     for i in range(T):
         key = row_key(seed, row + i)
         first[i], second[i] = np.uint32(key), np.uint32(key >> np.uint64(32))
@@ -68,7 +67,7 @@ def _row_keys(seed: int, row: int, first: Array, second: Array) -> None:
 
 @compiled
 def _raise(weights: Array, real: Array, top: Array, before: Array) -> None:
-    """Raise `top` to the largest logit of the real keys of a block, `before` to what it was."""
+    """Raise `top` to the largest logit of a block's real keys; set `before` to its old value."""
     for i in range(T):
         before[i] = top[i]
     for j in range(T):
@@ -79,7 +78,7 @@ def _raise(weights: Array, real: Array, top: Array, before: Array) -> None:
 
 @compiled
 def _rescale(top: Array, before: Array, norm: Array, result: Array) -> None:
-    """Make sums that are relative to the maximum `before` relative to `top`."""
+    """Rescale sums that are relative to the maximum `before` to be relative to `top`."""
     for i in range(T):
         share = exp2(before[i] - top[i])
         norm[i] *= share
@@ -89,7 +88,7 @@ def _rescale(top: Array, before: Array, norm: Array, result: Array) -> None:
 
 @compiled
 def _weigh(weights: Array, real: Array, start: int, kept: Kept, top: Array, norm: Array) -> None:
-    """Turn logits of keys from `start` into weights relative to `top`, sum them, and drop some."""
+    """Turn logits of keys from `start` on into weights relative to `top`, sum them, drop some."""
     first, second, least = kept
     zero, threshold = weights.dtype.type(0), np.uint32(least)
     for j in range(T):
@@ -109,7 +108,7 @@ def _weigh(weights: Array, real: Array, start: int, kept: Kept, top: Array, norm
 def _slope(
     weights: Array, slopes: Array, real: Array, start: int, kept: Kept, lse: Array, inner: Array
 ) -> None:
-    """Turn logits into dropped weights, and those weights' gradients into those of logits."""
+    """Turn logits into weights after dropout, and gradients of these into those of logits."""
     first, second, least = kept
     zero, threshold = weights.dtype.type(0), np.uint32(least)
     for j in range(T):
@@ -143,17 +142,17 @@ def attend(
     """Compute the attention of one head.
 
     Args:
-        q: Queries `(N, C)`, 0 where there is none.
-        k: Keys `(M, C)`, alike.
-        v: Values `(M, C)`, alike.
-        real: `(M,)` bool, the real keys.
-        seed: Of the mask.
-        row: The hash's row of the first query; its columns are the keys.
-        threshold: The least of 32 random bits that keep a weight.
-        factor: What kept weights are multiplied with, of the type of `q`.
-        scale: What logits are multiplied with, alike.
-        out: Written, `(N, C)`.
-        lse: Written, `(N,)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
+        q: Queries `(N, C)`, 0 where there is no query.
+        k: Keys `(M, C)`, likewise.
+        v: Values `(M, C)`, likewise.
+        real: `(M,)` bool, True for real keys.
+        seed: Seed of the mask.
+        row: Row of the first query in the hash, whose columns are the keys.
+        threshold: The smallest value of 32 random bits that keeps a weight.
+        factor: Factor by which kept weights are multiplied, of the dtype of `q`.
+        scale: Factor by which logits are multiplied, of the dtype of `q`.
+        out: Output `(N, C)`.
+        lse: Output `(N,)`: log2 of the sum of 2^(logits log2 e), FLOOR without a key.
     """
     kind, columns = q.dtype.type, q.shape[1]
     assert _fit(q, k, v, real, lse) and out.shape == q.shape
@@ -174,7 +173,7 @@ def attend(
                 _weigh(weights, there, y, (first, second, threshold), top, norm)
                 multiply(rows, weights.T, v[y : y + T], True)
         for i in range(T):
-            # Compared with 0, so that NaN goes on to both.
+            # A comparison with 0, so that NaN propagates to both.
             lse[x + i] = FLOOR if norm[i] == 0 else top[i] + math.log2(norm[i])
             share = kind(0) if norm[i] == 0 else factor / norm[i]
             for d in range(columns):
@@ -186,9 +185,9 @@ def differentiate(
     q: Array, k: Array, v: Array, real: Array, seed: int, row: int, threshold: int, factor: float,
     scale: float, out: Array, lse: Array, grad: Array, grad_q: Array, grad_k: Array, grad_v: Array,
 ) -> None:  # fmt: skip
-    """Write the gradients of `attend`, `(N, C)` and `(M, C)`, for that of its output, `grad`.
+    """Write the gradients of `attend`, `(N, C)` and `(M, C)`, given that of its output, `grad`.
 
-    With P the weights, m what one is multiplied with if it is kept, else 0, and
+    With P the weights, m the factor of a weight if it is kept, else 0, and
     D_i = grad_i . out_i: dS = P (m grad V^T - D), dQ = dS K scale, dK = dS^T Q scale,
     dV = (P m)^T grad.
     """

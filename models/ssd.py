@@ -1,10 +1,10 @@
-"""State-space duality: linear attention with a scalar decay a head and token (arXiv 2405.21060).
+"""State-space duality: linear attention with a scalar decay per head and token (arXiv 2405.21060).
 
-Mamba-2's recurrence from both sides, as a benchmark that classifies whole sequences wants it, by
-queries, keys and values of one width for each head; without its short convolution and the SiLU
-behind it, and without its skip D x.
+This is Mamba-2's recurrence in both directions, as suits a benchmark that classifies whole
+sequences, with queries, keys and values of one width for each head. It leaves out Mamba-2's short
+convolution, the SiLU after it, and the skip D x.
 
-Axes: B batch, H heads, L length, K head width, M chunks, C tokens of a chunk.
+Axes: B batch, H heads, L length, K head width, M chunks, C tokens per chunk.
 """
 
 import torch
@@ -20,10 +20,10 @@ GROUP = 64
 def decayed_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, bidirectional: bool = True
 ) -> Tensor:
-    """Compute `decayed_attention` by the recurrence, token by token: the plain form.
+    """Compute `decayed_attention` as a recurrence, token by token: the plain form.
 
-    S[t] = exp(g[t]) S[t-1] + k[t] v[t]^T and o[t] = q[t] S[t]; from behind the same, without the
-    token itself, which was seen.
+    S[t] = exp(g[t]) S[t-1] + k[t] v[t]^T and o[t] = q[t] S[t]. The backward direction is the same,
+    without the token itself, which has already been seen.
     """
     state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
     outputs = []
@@ -41,20 +41,20 @@ def decayed_attention_reference(
 def decayed_attention(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk: int, bidirectional: bool = True
 ) -> Tensor:
-    """Attend linearly, the weight of a pair decaying by every token between them.
+    """Compute linear attention in which the weight of a pair decays with every token in between.
 
         o[i] = sum_j exp(sum of g between i and j) (q[i] . k[j]) v[j]
 
-    Between are the tokens j + 1 to i where j comes first, and i to j - 1 where i does. Within a
-    chunk all pairs are computed, between chunks the sums of k v^T, one a chunk.
+    The tokens in between are j + 1 to i if j comes first, and i to j - 1 if i does. Within a chunk,
+    all pairs are computed; between chunks, the sums of k v^T, one per chunk.
 
     Args:
         q: Queries `(B, H, L, K)`.
-        k: Keys, the same.
-        v: Values, the same.
-        g: Logarithms of decays `(B, H, L)`, at most 0.
-        chunk: C; as long as the sequence, it is the parallel form.
-        bidirectional: Whether a token sees those after it.
+        k: Keys of the same shape.
+        v: Values of the same shape.
+        g: Logarithms of the decays `(B, H, L)`, at most 0.
+        chunk: C; the length of the sequence gives the parallel form.
+        bidirectional: Whether a token also sees the tokens after it.
 
     Returns:
         `(B, H, L, K)`.
@@ -64,7 +64,7 @@ def decayed_attention(
     after = g.cumsum(-1)  # (B, H, M, C), this token's decay included
     before = after - g
     whole = after[..., -1]
-    # Differences before exponentials, which overflow alone.
+    # Differences before exponentials, which would overflow by themselves.
     past = (after[..., :, None] - after[..., None, :]).tril()
     decay = past.exp().tril()
     if bidirectional:
@@ -82,21 +82,21 @@ def decayed_attention(
 
 
 def _carried(states: Tensor, whole: Tensor) -> Tensor:
-    """Return what reaches each chunk of the states of those before it.
+    """Return what reaches each chunk of the states of the chunks before it.
 
-    Chunks are gathered like tokens: pairs within a group, and between groups one state each.
+    Chunks are grouped like tokens: all pairs within a group, and one state each between groups.
 
     Args:
-        states: What each chunk leaves, flat, `(B, H, M, K K)`.
+        states: State that each chunk leaves, flat, `(B, H, M, K K)`.
         whole: Logarithm of each chunk's decay `(B, H, M)`.
     """
     number = whole.shape[2]
-    # Groups of one size, so that little is added to fill them.
+    # Groups of one size, so that little padding is needed to fill them.
     group = -(-number // -(-number // GROUP))
     states, whole = in_chunks(states, group), in_chunks(whole, group)
     after = whole.cumsum(-1)  # (B, H, groups, chunks of a group)
     before = after - whole
-    # A state passes the chunks between, neither its own nor the one that it reaches.
+    # A state decays over the chunks in between, not over its own or the one that it reaches.
     between = (before[..., :, None] - after[..., None, :]).tril(-1).exp().tril(-1)
     reached = between @ states
     if states.shape[2] > 1:
@@ -107,16 +107,16 @@ def _carried(states: Tensor, whole: Tensor) -> Tensor:
 
 
 class SSD(GatedAttention):
-    """Linear attention with decays that follow from the tokens, from both sides.
+    """Linear attention, in both directions, with decays that depend on the tokens.
 
-    Values are multiplied by the step dt, as Mamba-2 discretises them. Masked positions add nothing
-    and do not decay what passes them. Everything but the projections is float32 at least. No
-    weights are formed, so there are none to drop: `shape.dropout` has no effect.
+    Values are multiplied by the step dt, as in Mamba-2's discretisation. Masked positions add
+    nothing and do not decay what passes them. Everything but the projections is computed in at
+    least float32. No weights are formed, so there are none to drop: `shape.dropout` has no effect.
 
     Args:
         shape: Sizes and biases.
-        chunk: Tokens of a chunk; changes no number but by rounding.
-        bidirectional: Whether a token sees those after it.
+        chunk: Tokens per chunk; affects results only by rounding.
+        bidirectional: Whether a token also sees the tokens after it.
 
     Raises:
         ValueError: `chunk` is below 1.
@@ -128,7 +128,7 @@ class SSD(GatedAttention):
         super().__init__(shape, chunk, bidirectional)
 
     def attend(self, x: Tensor, mask: Tensor | None, qkv: Qkv, plainly: bool) -> Tensor:
-        """Attend linearly with decays, or by the recurrence."""
+        """Compute linear attention with decays, in chunks or as a recurrence."""
         q, k, v = qkv
         step, g = self.heads.steps(x, mask)
         q, v = q * q.shape[-1] ** -0.5, v * step[..., None]

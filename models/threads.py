@@ -1,8 +1,8 @@
-"""Work shared out among Python threads that use one core each.
+"""Work distributed among Python threads that use one core each.
 
-Nothing waits for the threads but the end: threads inside each of many small operations would wait
-for each other at every one of them, and for a whole time slice whenever another process holds a
-core. What runs has to leave Python's lock alone, as torch and compiled kernels do.
+The threads are waited for only at the end. Threads inside each of many small operations would wait
+for each other at every operation, and for a whole time slice whenever another process holds a core.
+The work has to run without the GIL, as torch's and compiled kernels do.
 """
 
 import os
@@ -24,7 +24,7 @@ def workers(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Start the threads (a pool per process)."""
+    """Start the threads, in one pool per process."""
     barrier = threading.Barrier(threads + 1)
 
     def start() -> None:
@@ -38,7 +38,7 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(start)
     barrier.wait()
-    # The count that threads yet to come will copy was changed above.
+    # The count that future threads will copy was changed above.
     torch.set_num_threads(threads)
     return pool
 
@@ -47,10 +47,10 @@ def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
     """Call `run(start, stop)` for slices of `size` heads, on as many threads as torch may use.
 
     `run` writes to its own slice of tensors made beforehand, so that it does not matter which
-    thread takes which: the same size gives the same bits.
+    thread takes which slice: the same `size` gives the same bits.
     """
     slices = [(start, min(start + size, heads)) for start in range(0, heads, size)]
-    # The count is another one while a pool starts.
+    # The count is different while a pool starts.
     with _starting:
         threads = torch.get_num_threads()
         pool = _workers(os.getpid(), threads) if threads > 1 else None
@@ -60,7 +60,7 @@ def over_heads(run: Callable[[int, int], None], heads: int, size: int) -> None:
         return
 
     def task(bounds: tuple[int, int]) -> None:
-        # Grad mode and the like belong to a thread; inference mode records nothing and may
+        # Grad mode and the like are per thread; inference mode records nothing and may
         # write to tensors of either kind.
         with torch.inference_mode():
             run(*bounds)

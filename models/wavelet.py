@@ -1,10 +1,10 @@
-"""The discrete wavelet transform of WavSpA: one trainable filter a channel, along length.
+"""The discrete wavelet transform of WavSpA along the length, with one trainable filter per channel.
 
 A level reflects the signal at both ends by F - 2 samples and takes the circular orthogonal
-transform of what results, so a band has `ceil(N / 2) + F - 2` coefficients, F / 2 - 1 more than
-PyWavelets' `reflect` mode gives. Paper: Zhuang et al. 2023, arXiv 2210.01989; the details are its
-release's. The lattice that parametrises orthonormal filters and the lifting transforms have their
-own files and are importable from here.
+transform of the result, so a band has `ceil(N / 2) + F - 2` coefficients, F / 2 - 1 more than
+PyWavelets' `reflect` mode gives. Paper: Zhuang et al. 2023, arXiv 2210.01989; the details follow
+its released code. The lattice that parametrises orthonormal filters and the lifting transforms are
+in files of their own and can be imported from here.
 
 Axes: B batch, N length, C channels, F taps, n coefficients of a band.
 """
@@ -44,14 +44,14 @@ def wavedec(x: Tensor, dec_lo: Tensor, level: int, channel_reverse: bool = False
     Args:
         x: `(B, N, C)`, float32 or float64, N >= 1.
         dec_lo: Analysis lowpass filters `(F, C)`, F even, in PyWavelets' tap order.
-        level: Number of levels, at least 1; each splits the approximation of the one before.
-        channel_reverse: As published, take the lowpass of channel c from filter C - 1 - c.
+        level: Number of levels, at least 1; each splits the approximation of the previous one.
+        channel_reverse: Take the lowpass of channel c from filter C - 1 - c, as published.
 
     Returns:
-        `[cA_level, cD_level, ..., cD_1]`, each `(B, n, C)`; `band_lengths` says which n.
+        `[cA_level, cD_level, ..., cD_1]`, each `(B, n, C)`; `band_lengths` gives n.
 
     Raises:
-        ValueError: Where filters, signal and level do not fit each other.
+        ValueError: Filters, signal and level do not fit each other.
     """
     _check(x, dec_lo, level)
     low, high = filter_pair(dec_lo, channel_reverse)
@@ -65,10 +65,10 @@ def wavedec(x: Tensor, dec_lo: Tensor, level: int, channel_reverse: bool = False
 def waverec(
     coeffs: Sequence[Tensor], dec_lo: Tensor, length: int, channel_reverse: bool = False
 ) -> Tensor:
-    """Reconstruct a sequence from wavelet coefficients: a level is the transpose of analysis.
+    """Reconstruct a sequence from wavelet coefficients; each level is the transpose of analysis.
 
     Inverts `wavedec` exactly if every filter is orthonormal to its own even shifts and channels
-    are not reversed. For free filters one level acts as the zero-phase filter
+    are not reversed. For free filters, one level acts as the zero-phase filter
     `(|H(w)|^2 + |H(w + pi)|^2) / 2`.
 
     Args:
@@ -81,7 +81,7 @@ def waverec(
         `(B, length, C)`.
 
     Raises:
-        ValueError: Where coefficients, filters and length do not fit each other.
+        ValueError: Coefficients, filters and length do not fit each other.
     """
     x, *details = coeffs
     _check(x, dec_lo, len(details))
@@ -99,7 +99,7 @@ def waverec(
 
 
 def band_lengths(length: int, num_taps: int, level: int) -> list[int]:
-    """Give the lengths of `wavedec`'s bands, in its order, for a sequence of `length`."""
+    """Return the lengths of `wavedec`'s bands, in its order, for a sequence of `length`."""
     details = []
     for _ in range(level):
         length = (length + 1) // 2 + num_taps - 2
@@ -115,7 +115,7 @@ def filter_pair(dec_lo: Tensor, channel_reverse: bool = False) -> tuple[Tensor, 
 
     Args:
         dec_lo: `(F, C)`.
-        channel_reverse: As published (`jnp.flip` without an axis), reverse the low one's channels.
+        channel_reverse: Reverse the channels of `low`, as published (`jnp.flip` without an axis).
 
     Returns:
         `low[m] = dec_lo[F - 1 - m]` and `high[m] = (-1)^m dec_lo[m]`, both `(F, C)`.
@@ -172,9 +172,9 @@ class _Analysis(torch.autograd.Function):
 class _Synthesis(torch.autograd.Function):
     """One level's transpose: `y[t] = sum_k lo[k] low[(t - 2 k) mod M] + hi[k] high[...]`, cropped.
 
-    What wraps around lands in the first F - 2 samples, and those are cropped: a plain adjoint of
-    the correlation does. For the same reason the last F / 2 - 1 coefficients of a band are never
-    heard, and their gradient is 0.
+    What wraps around lands in the first F - 2 samples, which are cropped, so a plain adjoint of the
+    correlation is enough. For the same reason, the last F / 2 - 1 coefficients of a band have no
+    effect, and their gradient is 0.
     """
 
     @staticmethod
@@ -199,16 +199,16 @@ class _Synthesis(torch.autograd.Function):
 
 
 def _borders(length: int, num_taps: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Index what reflection puts to the left and right of a signal to make its length even."""
+    """Return the indices that reflection puts left and right of a signal, for an even length."""
     pad = num_taps - 2
     left = _reflected(-pad, 0, length, device)
     return left, _reflected(length, length + pad + length % 2, length, device)
 
 
 def _reflected(start: int, stop: int, length: int, device: torch.device) -> Tensor:
-    """Index positions `start` to `stop` of a signal reflected, again and again, at its ends."""
+    """Return the indices of samples `start` to `stop` of a signal reflected again and again."""
     period = max(2 * length - 2, 1)
-    # Starts are made positive here: inductor's bounds go wrong on a remainder of negative integers.
+    # Starts are made positive here: inductor's bounds fail for remainders of negative integers.
     position = (torch.arange(stop - start, device=device) + start % period) % period
     return torch.minimum(position, 2 * length - 2 - position)
 

@@ -1,7 +1,7 @@
 """WavSpA: attention in a learnable wavelet space (Zhuang et al. 2023, arXiv 2210.01989).
 
 A sequence is decomposed into wavelet coefficients along its length, every band goes through an
-attention of its own, and the results are put together again.
+attention of its own, and a sequence is reconstructed from the results.
 
 Axes: B batch, N length, D model width, F taps, n coefficients of a band.
 """
@@ -33,33 +33,36 @@ MAX_DB_TAPS = 76
 class WavSpA(nn.Module):
     """Attend within each band of a wavelet decomposition, without masks.
 
-    Masked positions are zeroed before the transform, so what was there never matters; how many
-    there are does, since zeros have coefficients too. The transform runs in float32 even under
-    autocast: with bfloat16 taps and coefficients no filter would reconstruct better than to 0.3 %,
-    and orthonormal ones are there to reconstruct exactly. Works under `torch.compile` as one graph
-    for each length; a symbolic length fails in some of inductor's bounds (torch 2.13).
+    Masked positions are zeroed before the transform, so their contents never matter; their number
+    does, because zeros have coefficients too. The transform runs in float32 even under autocast:
+    with bfloat16 taps and coefficients, no filter would reconstruct better than to 0.3 %, and the
+    purpose of orthonormal filters is to reconstruct exactly. The layer works under `torch.compile`
+    as one graph for each length; a symbolic length fails in some of inductor's bounds (torch 2.13).
 
     Args:
-        shape: Sizes; the attention of a band is built for the same, with the band's length.
+        shape: Sizes; the attention of a band is built for the same ones, with the band's length.
         inner: Builds the attention of one band; called `level + 1` times.
-        wavelet: `ada`: free filters, one a channel, from Daubechies'. `ortho`: filters kept
-            orthonormal by a lattice of angles. `fixed`: Daubechies' filters, not trained. `lift53`:
-            5/3 lifting, not trained. `adalift`: lifting with free filters and SiLU.
-        wlen: Filter taps F, even; Daubechies' filter of order F / 2. Without use in `lift53`.
+        wavelet: `ada`: free filters, one per channel, initialised from Daubechies'. `ortho`:
+            filters kept orthonormal by a lattice of angles. `fixed`: Daubechies' filters, not
+            trained. `lift53`: 5/3 lifting, not trained. `adalift`: lifting with free filters and
+            SiLU.
+        wlen: Even number of filter taps F; Daubechies' filters are those of order F / 2. Has no
+            effect with `lift53`.
         level: Number of decomposition levels.
-        init: Of `ortho` only: angles `uniform` in [0, 2 pi), as published, or those of `db`.
-        channel_reverse: As published, take the lowpass of channel c from filter D - 1 - c; without
-            use in lifting.
+        init: For `ortho` only: initial angles, `uniform` in [0, 2 pi), as published, or those of
+            Daubechies' filter, `db`.
+        channel_reverse: Take the lowpass of channel c from filter D - 1 - c, as published; has no
+            effect with lifting.
 
     Raises:
-        ValueError: For an unknown `wavelet` or `init`, a `wlen` or a `level` that cannot be.
+        ValueError: `wavelet` or `init` is unknown, or `wlen` or `level` is out of range.
     """
 
     pad_invariant = False
 
     @property
     def memory_growth(self) -> float | None:
-        """The power of N that memory grows with: that of the attention inside, if it says so."""
+        """The power of N with which memory grows: as the inner attention declares, if it does."""
         return getattr(self.bands[0], "memory_growth", None)
 
     def __init__(
@@ -86,7 +89,7 @@ class WavSpA(nn.Module):
         self.bands = nn.ModuleList(inner(replace(shape, max_length=length)) for length in lengths)
 
     def share_with(self, first: nn.Module) -> None:
-        """Let what is inside share with that of the first layer."""
+        """Let the inner attentions share with those of the first layer."""
         assert isinstance(first, WavSpA)
         for own, other in zip(self.bands, first.bands, strict=True):
             share(own, other)
@@ -133,11 +136,11 @@ class FilterBank(nn.Module):
             self.thetas = nn.Parameter(torch.rand(wlen // 2, dim) * 2 * pi)
 
     def filters(self) -> tuple[Tensor, ...]:
-        """Return the analysis lowpass filters `(F, D)`, alone in a tuple."""
+        """Return the analysis lowpass filters `(F, D)` in a tuple of one."""
         return (lattice_filter(self.thetas) if self.orthogonal else self.dec_lo,)
 
     def band_lengths(self, length: int) -> list[int]:
-        """Give the bands' lengths for a sequence of `length`."""
+        """Return the bands' lengths for a sequence of `length`."""
         return band_lengths(length, self.wlen, self.level)
 
     def decompose(self, x: Tensor, dec_lo: Tensor, *, plain: bool = False) -> list[Tensor]:
@@ -148,7 +151,7 @@ class FilterBank(nn.Module):
     def reconstruct(
         self, coeffs: Sequence[Tensor], length: int, dec_lo: Tensor, *, plain: bool = False
     ) -> Tensor:
-        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        """Reconstruct a sequence `(B, length, D)` from bands `(B, n, D)`."""
         transform = waverec_plain if plain else waverec
         return transform(coeffs, dec_lo, length, self.channel_reverse)
 
@@ -167,7 +170,7 @@ class LearnedLifting(nn.Module):
         return self.w_est, self.w_pred
 
     def band_lengths(self, length: int) -> list[int]:
-        """Give the bands' lengths for a sequence of `length`."""
+        """Return the bands' lengths for a sequence of `length`."""
         return lifting_lengths(length, self.level)
 
     def decompose(
@@ -185,7 +188,7 @@ class LearnedLifting(nn.Module):
         *,
         plain: bool = False,
     ) -> Tensor:
-        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        """Reconstruct a sequence `(B, length, D)` from bands `(B, n, D)`."""
         return lifting_rec(coeffs, w_est, w_pred, length, plain)
 
 
@@ -201,7 +204,7 @@ class Lifting53(nn.Module):
         return ()
 
     def band_lengths(self, length: int) -> list[int]:
-        """Give the bands' lengths for a sequence of `length`."""
+        """Return the bands' lengths for a sequence of `length`."""
         return lifting_lengths(length, self.level)
 
     def decompose(self, x: Tensor, *, plain: bool = False) -> list[Tensor]:
@@ -209,7 +212,7 @@ class Lifting53(nn.Module):
         return lift53_dec(x, self.level)
 
     def reconstruct(self, coeffs: Sequence[Tensor], length: int, *, plain: bool = False) -> Tensor:
-        """Put bands `(B, n, D)` together again to `(B, length, D)`."""
+        """Reconstruct a sequence `(B, length, D)` from bands `(B, n, D)`."""
         return lift53_rec(coeffs, length)
 
 
@@ -227,6 +230,6 @@ def _check(wavelet: str, wlen: int, level: int, init: str) -> None:
     daubechies_needed = wavelet in ("ada", "fixed") or (wavelet == "ortho" and init == "db")
     if daubechies_needed and wlen > MAX_DB_TAPS:
         raise ValueError(
-            f"wlen={wlen}: must be at most {MAX_DB_TAPS}, for wavelet={wavelet} starts from"
+            f"wlen={wlen}: must be at most {MAX_DB_TAPS}, because wavelet={wavelet} starts from"
             f" Daubechies' filter of order wlen / 2, which is known up to {MAX_DB_TAPS // 2}"
         )

@@ -1,13 +1,14 @@
-"""Say how well simple rules answer a task's test set: what models have to be better than.
+"""Measure how well simple rules answer a task's test set: models have to be better than these.
 
     python scripts/baselines.py task=text scale=small data_dir=/where/raw/data/lie
     python scripts/baselines.py task=listops scale=small --runs RUN [RUN ...]
 
-Counts: a logistic regression on how often each symbol is in a sequence, of pairs on the difference
-and the overlap of both counts. Of ListOps also beginnings: the label that training expressions with
-the same first symbols have most often, the first being the outermost operator; with `--runs`, how
-often the stored test answers of finished ListOps cells are what follows from the first symbol. Of
-Pathfinder and Path-X also the distance of the marked ends: joined are those nearer than what
+Counts: a logistic regression on how often each symbol occurs in a sequence; for pairs, on the
+difference and the overlap of both counts. ListOps also has beginnings: the label that training
+expressions with the same first symbols have most often, where the first symbol is the outermost
+operator. With `--runs`, the script also prints how often the stored test answers of finished
+ListOps cells are those that follow from the first symbol. Pathfinder and Path-X also have the
+distance between the marked ends: ends count as joined if they are nearer than the limit that
 divides the training images best.
 """
 
@@ -27,12 +28,12 @@ from lra.predictions import read_predictions
 from lra.record import RECORD, read_record
 
 BEGINNINGS = (1, 2, 3)
-# Of the logistic regression, on counts of mean 0 and standard deviation 1.
+# Weight decay of the logistic regression, on counts of mean 0 and standard deviation 1.
 DECAY = 1e-3
 
 
 def counts(examples: Examples, symbols: int) -> Tensor:
-    """Return features of each example, `(B, symbols)`, of pairs `(B, 2 symbols)`, in float64."""
+    """Return float64 features of each example, `(B, symbols)`, or `(B, 2 symbols)` for pairs."""
     rows = []
     for tokens, _ in examples:
         sequences = tokens if isinstance(tokens, tuple) else (tokens,)
@@ -65,9 +66,9 @@ def by_counts(train: Examples, test: Examples, symbols: int, classes: int) -> ND
 
 
 def by_beginning(train: Examples, test: Examples, length: int) -> NDArray[np.int64]:
-    """Return what the first `length` symbols of each test sequence make most likely.
+    """Return the label that the first `length` symbols of each test sequence make most likely.
 
-    A beginning that no training sequence has is answered by the most frequent label of all.
+    A beginning that no training sequence has is answered with the most frequent label of all.
     """
 
     def beginning(tokens: object) -> tuple[int, ...]:
@@ -82,9 +83,9 @@ def by_beginning(train: Examples, test: Examples, length: int) -> NDArray[np.int
 
 
 def apart(examples: Examples, side: int) -> NDArray[np.float64]:
-    """Return how far the ends of each image of `side` x `side` pixels are apart, in pixels.
+    """Return the distance, in pixels, between the ends in each image of `side` x `side` pixels.
 
-    Nothing is as bright as the two disks that mark them: the deviation of their pixels from the
+    Nothing is as bright as the two disks that mark the ends: the deviation of their pixels from the
     middle between them is nearly half the distance.
     """
     found = []
@@ -96,15 +97,15 @@ def apart(examples: Examples, side: int) -> NDArray[np.float64]:
 
 
 def by_distance(train: Examples, test: Examples, side: int) -> NDArray[np.int64]:
-    """Return 1 for the test images whose ends are nearer than what divides `train` best."""
+    """Return 1 for test images whose ends are nearer than the limit that divides `train` best."""
     far = apart(train, side)
     order = np.argsort(far)
     joined = np.array([label for _, label in train])[order]
-    # Right ones where the first k are called joined, for every k.
+    # The number of right answers if the first k are called joined, for every k.
     right = np.concatenate([[0], joined.cumsum()]) + np.concatenate(
         [(1 - joined)[::-1].cumsum()[::-1], [0]]
     )
-    # What is equally far is on one side.
+    # Images with equal distances are on one side.
     cuts = np.append(np.flatnonzero(np.diff(far[order], prepend=-1.0)), len(order))
     limits = np.append(far[order], np.inf)
     return (apart(test, side) < limits[cuts[right[cuts].argmax()]]).astype(np.int64)
@@ -114,12 +115,12 @@ def main() -> None:
     """Print accuracies on the test set, and the agreement of runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="+", help="as of lra train")
+    parser.add_argument("words", nargs="+", help="as for lra train")
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="run folders")
     args = parser.parse_args()
     config = lra.load(*args.words)
     if args.runs and config.task.name != "listops":
-        parser.error(f"--runs with task={config.task.name}: is for task=listops")
+        parser.error(f"--runs with task={config.task.name}: only works with task=listops")
     splits = lra.dataset(config)
     train, test = splits["train"], splits["test"]
     labels = np.array([label for _, label in test])
@@ -136,7 +137,7 @@ def main() -> None:
         stored = read_predictions(run, record.test_correct, record.test_total)
         if stored is None or not np.array_equal(stored.labels, labels):
             sys.exit(
-                f"{run}: has no test answers of these data; give the words it was trained with"
+                f"{run}: has no test answers for these data; give the words it was trained with"
             )
         share = (stored.predicted == answers["first 1"]).mean()
         print(f"{run}: {share:.1%} of its answers are those of the first symbol")

@@ -1,11 +1,11 @@
-"""Measure which share of a training step goes into getting its batch; the target is below 3 %.
+"""Measure the share of a training step that is spent on getting its batch; the target is below 3 %.
 
     python scripts/bench_batches.py [--scale mini] [--tasks T] [--attentions A] [--threads 2]
     python scripts/bench_batches.py --scale paper --tasks listops,image
 
-From the memory-mapped cache to a batch on the device, against the whole step (batch, forward,
-backward and update) of the same cell, in turn. The mini scale takes its own data; the paper scale
-generated examples of the published lengths, so that nothing is fetched.
+Getting a batch, from the memory-mapped cache to the device, is timed against the whole step (batch,
+forward, backward and update) of the same cell, in turn. The mini scale uses its own data; the paper
+scale uses generated examples of the published lengths, so that nothing is downloaded.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Noise:
         length: Symbols per sequence.
         sequences: Sequences per example.
         num_classes: Number of labels.
-        num_symbols: Symbols 0 to one less.
+        num_symbols: Number of symbols, which count from 0.
     """
 
     version: ClassVar[int] = 1
@@ -58,7 +58,7 @@ class Noise:
     num_symbols: int
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Nothing is read."""
+        """Return a stand-in; nothing is read."""
         return Source("stand-in", "random symbols")
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
@@ -72,7 +72,7 @@ class Noise:
 
 
 def generated(config: Config) -> Task:
-    """Return a task of few examples whose lengths are those of a cell's own."""
+    """Return a task with few examples, whose lengths are those of a cell's own task."""
     task = build_task(config)
     if config.scale == "mini":
         return task
@@ -89,7 +89,7 @@ def generated(config: Config) -> Task:
 def steps_of(
     config: Config, task: Task, split: Split, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """Return two functions: one gets the next batch, one gets it and makes the update."""
+    """Return two functions: one gets the next batch, the other gets it and takes the update."""
     model = build_model(config).to(device).train()
     optimiser, _ = optimiser_for(model, config.train)
     forward = torch.compile(model) if config.train.compile else model
@@ -118,7 +118,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--scale", choices=("mini", "paper"), default="mini")
     parser.add_argument("--protocol", default="nystromformer")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="names, separated by commas")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="names separated by commas")
     parser.add_argument("--attentions", default=",".join(ATTENTION))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,15 +1,15 @@
 """Time dropout on the CPU against what it replaces, forward and backward, in turn in one process.
 
-Three tables of times: dropout of activations against torch's, by the element; training steps of an
-encoder with either; and attention dropout without stored weights against materialised ones, and
-against `scaled_dot_product_attention` with dropout and without. A fourth has the memory. Inputs are
-random float32; after a warm-up, forms take turns and the medians are compared. Each thread count
-has a process of its own. Run
+It prints three tables of times: dropout of activations against torch's, per element; training steps
+of an encoder with either; and attention dropout without stored weights against materialised weights
+and against `scaled_dot_product_attention` with and without dropout. A fourth table shows memory.
+Inputs are random float32; after a warm-up, the forms take turns, and their medians are compared.
+Each thread count runs in a process of its own. Run
 
     python scripts/bench_dropout.py --out results/bench/dropout_cpu.json
 
-(some 4 minutes with the default lengths). One thread is timed by its processor's clock, which a
-busy neighbour does not advance; several are timed by the wall's and want a quiet machine.
+(about 4 minutes with the default lengths). One thread is timed by its processor time, which a busy
+neighbour does not advance; several threads are timed by the wall clock and need a quiet machine.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def medians(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 
 
 def activations(length: int, repeats: int) -> dict[str, float]:
-    """Return nanoseconds an element, forward and backward, of either dropout."""
+    """Return nanoseconds per element, forward and backward, of either dropout."""
     x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
     towards = torch.randn(BATCH, length, WIDTH)
 
@@ -118,12 +118,12 @@ def attention_dropout(length: int, repeats: int) -> dict[str, float]:
 
 
 def peak_mib(form: str, length: int) -> float:
-    """Return by how much one step of attention raises the resident peak of this process."""
-    # Libraries and compiled loops load at a size that needs no memory to speak of.
+    """Return by how many MiB one step of attention raises this process's peak resident memory."""
+    # Load libraries and compiled loops at a size that needs hardly any memory.
     attention_forms(64)[form]()
     step = attention_forms(length)[form]
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    # Writing 5 resets the peak of the process, which counts from its start otherwise.
+    # Writing 5 resets the peak of the process, which otherwise counts from its start.
     Path("/proc/self/clear_refs").write_text("5")
     step()
     status = Path("/proc/self/status").read_text()
@@ -155,7 +155,7 @@ def in_a_fresh_process(threads: int, *arguments: str) -> Any:
 
 
 def show(tables: dict[str, Rows], threads: int) -> None:
-    """Print the tables of one thread count; ratios are to the last form of a row."""
+    """Print the tables of one thread count; ratios are relative to the last form of a row."""
     for unit, rows in tables.items():
         forms = list(next(iter(rows.values())))
         print(f"\n| {unit}, {threads} thread{'s' * (threads > 1)} | {' | '.join(forms)} | ratios |")

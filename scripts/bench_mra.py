@@ -1,13 +1,13 @@
-"""Time MRA-2 against softmax attention on the CPU, forward and backward, and weigh its memory.
+"""Time MRA-2 against softmax attention on the CPU, forward and backward, and measure its memory.
 
-Inputs are random float32; both are measured in turn within one process, after a warm-up, and the
-medians compared. Each thread count has a process of its own; `disturbed` is two threads while
-another process keeps one core busy. Memory is the growth of a fresh process' resident peak over
-what its inputs take. Run
+Inputs are random float32; both are measured in turn within one process, after a warm-up, and their
+medians are compared. Each thread count runs in a process of its own; `disturbed` is two threads
+while another process keeps one core busy. Memory is the growth of the peak resident memory of a
+fresh process beyond what its inputs take. Run
 
     python scripts/bench_mra.py --out results/bench/mra_cpu.json
 
-on a quiet machine (some 10 minutes; `--lengths 1024 2048` takes one).
+on a quiet machine (about 10 minutes; `--lengths 1024 2048` takes one).
 """
 
 import argparse
@@ -73,12 +73,12 @@ def time_in_turn(length: int, batch: int, repeats: int) -> dict[str, float]:
 
 
 def peak_mib(form: str, batch: int, length: int) -> float:
-    """Return by how much one step raises the resident peak of this process, on Linux."""
+    """Return by how many MiB one step raises this process's peak resident memory, on Linux."""
     run = step(form, batch, length)
-    # Libraries and thread pools load at a size that needs no memory to speak of.
+    # Load libraries and thread pools at a size that needs hardly any memory.
     step(form, 1, 4 * BLOCK_SIZE)()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    # Writing 5 resets the peak of the process, which counts from its start otherwise.
+    # Writing 5 resets the peak of the process, which otherwise counts from its start.
     Path("/proc/self/clear_refs").write_text("5")
     run()
     status = Path("/proc/self/status").read_text()
@@ -110,7 +110,7 @@ def exponent(lengths: list[int], times: list[float]) -> float:
 
 
 def measure_speed(args: argparse.Namespace) -> list[dict[str, float | int | str]]:
-    """Measure every load at every length, and print a line each."""
+    """Measure every load at every length, and print a line for each."""
     loads = [(f"{threads} thread{'s' * (threads > 1)}", threads, False) for threads in args.threads]
     loads += [("2 threads, disturbed", 2, True)] if 2 in args.threads else []
     rows: list[dict[str, float | int | str]] = []

@@ -2,15 +2,15 @@
 
     python scripts/bench_pathfinder.py
 
-Expect above 5,000 at size 32 and 200 at size 128 (hard); the public generator makes about 5 and
-0.4. Compiling and building tables, once per machine and once per process, are timed apart.
+Expect more than 5,000 at size 32 and 200 at size 128 (hard); the public generator makes about 5 and
+0.4. Compiling and building tables, once per machine and once per process, are timed separately.
 """
 
 import time
 
 from lra.tasks.pathfinder.generator import generate
 
-# Images a repeat; about a second each.
+# Images per repeat; a repeat takes about a second.
 NUM_IMAGES = {32: 5000, 64: 20, 128: 300, 256: 300}
 REPEATS = 3
 

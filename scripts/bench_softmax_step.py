@@ -1,10 +1,11 @@
-"""Measure one ListOps training step of the softmax model in the forms that people run it in.
+"""Measure one ListOps training step of the softmax model in the forms in which people run it.
 
     python scripts/bench_softmax_step.py [--steps 5] [--threads 2]
 
-Batch 32 at the paper scale with its real lengths (501 to 1,999 symbols). Fused and trimmed to the
-batch's longest sequence, as this suite trains, against materialised attention padded to 2,048, as
-the published code does; each with and without attention dropout. Prints medians and ratios.
+The batch size is 32, at the paper scale with its real lengths (501 to 1,999 symbols). Fused
+attention trimmed to the batch's longest sequence, as in this suite, is compared with materialised
+attention padded to 2,048, as in the published code, each with and without attention dropout. The
+script prints medians and ratios.
 """
 
 import argparse
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def step_of(config: Config, split: Split, trim: bool) -> Callable[[], None]:
-    """Return a function that makes the next update on real batches."""
+    """Return a function that takes the next update on real batches."""
     model = build_model(config).train()
     optimiser, _ = optimiser_for(model, config.train)
     batches = Batches(

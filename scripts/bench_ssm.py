@@ -1,11 +1,11 @@
-"""Time state-space layers beside a softmax layer, and kernels of S4D beside the table of powers.
+"""Time state-space layers against a softmax layer, and kernels of S4D against the table of powers.
 
     python scripts/bench_ssm.py [--out results/bench/ssm_cpu.json] [--threads 1] [--repeats 7]
 
-One sequence, float32, forward and backward. What is compared takes turns; each figure is the
-median of its turns after one to warm up, so read ratios rather than milliseconds. `exponent` is the
-slope of log time over log length, of all lengths and of the last three. Memory is that of all
-tensors alive at once. Takes a minute.
+Every layer runs forward and backward on one float32 sequence. The candidates take turns, and each
+figure is the median of its turns after one warm-up turn, so read ratios rather than milliseconds.
+`exponent` is the slope of log time over log length, for all lengths and for the last three. Memory
+is that of all tensors alive at once. The script takes a minute.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from models.softmax import Softmax
 
 WIDTH, STATES, LENGTH = 64, 64, 4096
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
-# The last doublings, whose exponent is told by itself.
+# The last doublings, whose exponent is also given separately.
 LAST = 3
 PATHX_LENGTH, PATHX_WIDTH = 16_384, 256
 CPU = torch.device("cpu")
 
 
 class Nothing(nn.Module):
-    """The identity, so that a moving average is timed alone."""
+    """The identity, with which a moving average is timed alone."""
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def there_and_back(form: Callable[[], Tensor]) -> None:
 
 
 def shares(repeats: int) -> dict[str, float]:
-    """Time every layer at one length; seconds."""
+    """Return the seconds that every layer takes at one length."""
     steps = {name: step(make, LENGTH) for name, make in LAYERS.items()}
     seconds = interleaved(steps, repeats, CPU)
     print(f"forward + backward, 1 x {LENGTH} x {WIDTH}, {STATES} states")
@@ -85,7 +85,7 @@ def shares(repeats: int) -> dict[str, float]:
 
 
 def exponents(repeats: int) -> dict[str, dict[int, float]]:
-    """Time layers at lengths that double; seconds."""
+    """Return the seconds that layers take at lengths that double."""
     found: dict[str, dict[int, float]] = {}
     for name in ("s4d", "lru", "ema alone"):
         steps = {str(length): step(LAYERS[name], length) for length in LENGTHS}
@@ -106,7 +106,7 @@ def slope(seconds: Mapping[int, float]) -> float:
 
 
 def kernels(repeats: int) -> dict[str, float]:
-    """Time the kernel of S4D, with its gradient, by both forms; seconds."""
+    """Return the seconds that S4D's kernel takes, with its gradient, in both forms."""
     log_z = torch.complex(-torch.rand(WIDTH, STATES // 2) / 50, torch.rand(WIDTH, STATES // 2))
     weights = torch.randn(2, WIDTH, STATES // 2, dtype=torch.cfloat)
     inputs = weights.requires_grad_(), log_z.requires_grad_(), LENGTH

@@ -1,13 +1,13 @@
-"""Measure what the wavelet transforms and WavSpA cost, in shares of a softmax attention layer.
+"""Measure what the wavelet transforms and WavSpA cost, relative to a softmax attention layer.
 
     python scripts/bench_wavelet.py [--out results/bench/wavelet.json] [--threads 1] [--repeats 9]
 
-Everything is timed forward and backward, gradients of the filters included, in float32. Within a
-table the candidates take turns, and each figure is the median of its turns after one to warm up,
-so read ratios rather than milliseconds. Takes about a minute on one core.
+Everything is timed forward and backward in float32, including gradients of the filters. Within a
+table, the candidates take turns, and each figure is the median of its turns after one warm-up turn,
+so read ratios rather than milliseconds. The script takes about a minute on one core.
 
-Freed memory is kept for the next turn. Left alone, glibc hands blocks above 32 MB back to the
-kernel and fetches them anew page by page: beyond that size the page faults cost more than the
+Freed memory is kept for the next turn. By default, glibc hands blocks above 32 MB back to the
+kernel and fetches them again page by page: beyond that size, the page faults cost more than the
 transform, and the doubling that crosses it takes about 2.5 times as long.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory; do nothing under another allocator."""
+    """Tell glibc to keep freed memory; do nothing with another allocator."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -73,7 +73,7 @@ def keep_freed_memory() -> None:
 
 
 def shares_of_softmax(repeats: int) -> dict[str, float]:
-    """Time transforms and whole layers beside one softmax layer; milliseconds each."""
+    """Return the milliseconds of transforms and whole layers, and of one softmax layer."""
     x = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
     layers: dict[str, nn.Module] = {"softmax layer": Softmax(SHAPE)}
     runs: dict[str, Run] = {}
@@ -95,7 +95,7 @@ def shares_of_softmax(repeats: int) -> dict[str, float]:
 
 
 def growth_with_length(repeats: int) -> dict[int, float]:
-    """Time the transform at lengths that double; milliseconds each."""
+    """Return the milliseconds that the transform takes at lengths that double."""
     filters = trained_filters(16)
     runs: dict[str, Run] = {}
     for length in DOUBLINGS:
@@ -110,9 +110,9 @@ def growth_with_length(repeats: int) -> dict[int, float]:
 
 
 def against_ptwt(repeats: int) -> dict[str, float]:
-    """Time the transform beside PyTorch-Wavelet-Toolbox's, for one fixed filter in all channels.
+    """Time the transform against PyTorch-Wavelet-Toolbox's, for one fixed filter in all channels.
 
-    Each gets the memory layout it is written for: ours `(B, N, D)`, ptwt's `(B, D, N)`.
+    Each gets the memory layout that it is written for: ours `(B, N, D)`, ptwt's `(B, D, N)`.
     """
     import ptwt
 
@@ -136,22 +136,22 @@ def against_ptwt(repeats: int) -> dict[str, float]:
 
 
 def trained_filters(taps: int) -> Tensor:
-    """Daubechies filters of `taps` taps for every channel that want a gradient."""
+    """Return Daubechies filters of `taps` taps for every channel, with gradients enabled."""
     return daubechies(taps, WIDTH).requires_grad_()
 
 
 def there_and_back(x: Tensor, filters: Tensor) -> Tensor:
-    """Decompose and reconstruct by a filter bank, one level."""
+    """Decompose and reconstruct by one level of a filter bank."""
     return waverec(wavedec(x, filters, 1), filters, x.shape[1])
 
 
 def lift_and_back(x: Tensor, w_est: Tensor, w_pred: Tensor) -> Tensor:
-    """Decompose and reconstruct by learned lifting, one level."""
+    """Decompose and reconstruct by one level of learned lifting."""
     return lifting_rec(lifting_dec(x, w_est, w_pred, 1), w_est, w_pred, x.shape[1])
 
 
 def lift53_and_back(x: Tensor) -> Tensor:
-    """Decompose and reconstruct by 5/3 lifting, one level."""
+    """Decompose and reconstruct by one level of 5/3 lifting."""
     return lift53_rec(lift53_dec(x, 1), x.shape[1])
 
 

@@ -4,7 +4,7 @@
     python scripts/plot_mra_error.py --run RUN  (the folder of a finished softmax cell)
 
 The error is ||out - softmax|| / ||softmax out||, one head at a time, averaged over heads and
-sequences. Random queries and keys are N(0, 1), so that logits are too; with `--run`, those of every
+sequences. Random queries and keys are N(0, 1), so that logits are too. With `--run`, those of every
 layer of a trained softmax cell on validation sequences are shown beside them.
 """
 
@@ -35,8 +35,8 @@ def relative_errors(
 
     Args:
         q: Queries `(B, H, N, K)`.
-        k: Keys, alike.
-        v: Values, alike.
+        k: Keys of the same shape.
+        v: Values of the same shape.
         mask: `(B, N)` bool, True for real tokens, or None.
         blocks_per_row: Pairs of blocks computed exactly per block row, on average.
         block_size: Tokens per block.
@@ -57,13 +57,13 @@ def relative_errors(
 
 @dataclass
 class Inputs:
-    """What attention is computed on.
+    """The inputs on which attention is computed.
 
     Args:
-        title: What they are.
+        title: What they are, for the panel's title.
         q: Queries `(B, H, N, K)`.
-        k: Keys, alike.
-        v: Values, alike.
+        k: Keys of the same shape.
+        v: Values of the same shape.
         mask: `(B, N)` bool, True for real tokens, or None.
         block_size: Tokens per block.
     """
@@ -77,7 +77,7 @@ class Inputs:
 
     @property
     def rows(self) -> int:
-        """Blocks a row of the whole map."""
+        """Number of blocks per row of the whole map."""
         return -(-self.q.shape[2] // self.block_size)
 
     @property
@@ -103,11 +103,11 @@ def trained_inputs(run: Path, cache_dir: Path, block_size: int) -> list[Inputs]:
     """
     config, _, model = load_run(run)
     if config.attention.name != "softmax":
-        raise ValueError(f"{run}: attention is {config.attention.name}, should be softmax")
+        raise ValueError(f"{run}: attention is {config.attention.name}, must be softmax")
     task = build_task(config)
     data = cache.load(config.task.name, task, cache_dir, config.raw_data_dir())
     batches = batches_for(config, task, model, data.splits["validation"])
-    # The longest, which come last.
+    # The longest sequences, which come last.
     *_, batch = batches.once(16)
     found: list[Inputs] = []
 
@@ -146,8 +146,8 @@ def main() -> None:
     """Measure, print the figures, and write the picture to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--length", type=int, default=1024, help="of the random inputs")
-    parser.add_argument("--block-size", type=int, default=32, help="of the random inputs")
+    parser.add_argument("--length", type=int, default=1024, help="length of the random inputs")
+    parser.add_argument("--block-size", type=int, default=32, help="for the random inputs")
     parser.add_argument("--run", type=Path, help="folder of a finished softmax run")
     parser.add_argument("--run-block-size", type=int, default=8, help="for the run's inputs")
     parser.add_argument("--cache-dir", type=Path, default=Path(cache_dir()))

@@ -1,10 +1,10 @@
-"""Draw what training made of the filters of a WavSpA run.
+"""Draw how training changed the filters of a WavSpA run.
 
     python scripts/plot_wavelets.py results/runs/mini/nystromformer/listops/wavspa/default/seed0
 
-For every layer: the channels that moved most, their frequency responses, and how far every channel
-is from perfect reconstruction, before training (drawn again from the run's seed) and after it. The
-pictures go to `RUN/wavelets_layer<k>.png`.
+For every layer, it draws the channels that moved most, their frequency responses, and how far every
+channel is from perfect reconstruction, before training (initialised again from the run's seed) and
+after it. The pictures are written to `RUN/wavelets_layer<k>.png`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def filters_of(model: Classifier | PairClassifier) -> list[Filters]:
     for block in model.encoder.blocks:
         transform = getattr(block.attention, "transform", None)
         if not isinstance(transform, FilterBank):
-            raise ValueError("this run has no wavelet filters: draw one of wavspa (not lifting)")
+            raise ValueError("this run has no wavelet filters: choose a wavspa run (not lifting)")
         found.append(transform.filters()[0].detach().numpy())
     return found
 
@@ -65,8 +65,8 @@ def draw(before: Filters, after: Filters, path: Path, title: str = "") -> None:
     Args:
         before: Analysis lowpass filters `(F, C)` before training.
         after: The same after training.
-        path: The image file, in any format matplotlib knows.
-        title: What is written above the figure, such as the run and the layer.
+        path: The image file, in any format that matplotlib supports.
+        title: Title of the figure, such as the run and the layer.
     """
     moved = np.linalg.norm(after - before, axis=0)
     channels = np.argsort(-moved)[:NUM_DRAWN]
@@ -105,7 +105,7 @@ def _draw_responses(axis: Axes, filters: Filters, channels: NDArray[np.integer])
 
 def _draw_distances(axis: Axes, before: Filters, after: Filters) -> None:
     for name, filters, marker in (("before", before, "."), ("after", after, "x")):
-        # A distance of nothing but rounding is drawn at the bottom of the logarithmic axis.
+        # A distance that is only rounding is drawn at the bottom of the logarithmic axis.
         distance = np.maximum(reconstruction_distance(filters), 1e-8)
         axis.plot(distance, marker, label=f"{name}: median {np.median(distance):.1e}")
     axis.set_yscale("log")
@@ -133,7 +133,7 @@ def responses(filters: Filters) -> tuple[Filters, Filters]:
 
 
 def reconstruction_distance(filters: Filters) -> Filters:
-    """Give each channel's largest deviation of one level's gain P from 1.
+    """Return each channel's largest deviation of one level's gain P from 1.
 
     Args:
         filters: Analysis lowpass filters `(F, C)`.

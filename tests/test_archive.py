@@ -235,7 +235,7 @@ def test_another_file_on_the_server_is_not_added_to_the_old_one(
     old = download.Remote(server.url, len(server.content), '"zero"')
     (tmp_path / "lra_release.gz.json").write_text(json.dumps(old.__dict__))
     archive.fetch(["listops"], tmp_path, server.url)
-    assert server.asked == [None] and "another one by now" in caplog.text
+    assert server.asked == [None] and "has changed since" in caplog.text
     assert (tmp_path / "lra_release.gz").read_bytes() == server.content
 
 
@@ -273,7 +273,7 @@ def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not(
     archive.fetch(["listops"], tmp_path / "busy", server.url)
     assert len(server.asked) == 3
     server.errors = [403]
-    with pytest.raises(DataError, match=r"lra_release\.gz: the server answers 403 Forbidden"):
+    with pytest.raises(DataError, match=r"lra_release\.gz: the server answered 403 Forbidden"):
         archive.fetch(["listops"], tmp_path / "refused", server.url)
     assert len(server.asked) == 4
 
@@ -289,7 +289,7 @@ def test_too_little_disk_is_told_before_anything_is_fetched(
 ) -> None:
     free = archive.PARTS["retrieval"].unpacked + len(server.content) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    with pytest.raises(DataError, match=r"9\.0 GB are free, some 9\.0 GB are needed"):
+    with pytest.raises(DataError, match=r"9\.0 GB are free, but some 9\.0 GB are needed"):
         archive.fetch(["retrieval"], tmp_path, server.url)
     assert server.asked == []
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free + 1))
@@ -318,17 +318,17 @@ def unpack(folder: Path, content: bytes, task: str = "listops") -> None:
 
 
 HOSTILE = {
-    "parent": (plain("../outside.tsv"), "points out of"),
-    "parent within": (plain(f"{INNER}/listops-1000/../../../../outside.tsv"), "points out of"),
-    "absolute": (plain("/tmp/outside.tsv"), "points out of"),
-    "symlink": (special(LISTOPS[0], tarfile.SYMTYPE, "/etc/passwd"), "no plain file"),
-    "hard link": (special(LISTOPS[0], tarfile.LNKTYPE, "../outside.tsv"), "no plain file"),
-    "character device": (special(LISTOPS[0], tarfile.CHRTYPE), "no plain file"),
-    "block device": (special(LISTOPS[0], tarfile.BLKTYPE), "no plain file"),
-    "pipe": (special(LISTOPS[0], tarfile.FIFOTYPE), "no plain file"),
-    "linked folder": (special(f"{INNER}/listops-1000", tarfile.SYMTYPE, "/tmp"), "no plain file"),
-    "linked top": (special("lra_release", tarfile.SYMTYPE, "/tmp"), "no plain file"),
-    "file for folder": (plain(INNER), "no plain file"),
+    "parent": (plain("../outside.tsv"), "points outside"),
+    "parent within": (plain(f"{INNER}/listops-1000/../../../../outside.tsv"), "points outside"),
+    "absolute": (plain("/tmp/outside.tsv"), "points outside"),
+    "symlink": (special(LISTOPS[0], tarfile.SYMTYPE, "/etc/passwd"), "neither a plain"),
+    "hard link": (special(LISTOPS[0], tarfile.LNKTYPE, "../outside.tsv"), "neither a plain"),
+    "character device": (special(LISTOPS[0], tarfile.CHRTYPE), "neither a plain"),
+    "block device": (special(LISTOPS[0], tarfile.BLKTYPE), "neither a plain"),
+    "pipe": (special(LISTOPS[0], tarfile.FIFOTYPE), "neither a plain"),
+    "linked folder": (special(f"{INNER}/listops-1000", tarfile.SYMTYPE, "/tmp"), "neither a plain"),
+    "linked top": (special("lra_release", tarfile.SYMTYPE, "/tmp"), "neither a plain"),
+    "file for folder": (plain(INNER), "neither a plain"),
 }
 
 
@@ -376,7 +376,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut short": lambda content: content[: len(content) // 2],
     "cut in the checksum": lambda content: content[:-2],
     "no gzip": lambda content: b"<html>Sorry</html>",
-    "no tar": lambda content: gzip.compress(b"hello" * 1_000),
+    "not a tar": lambda content: gzip.compress(b"hello" * 1_000),
     "empty": lambda content: b"",
     "damaged": lambda content: content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],
     "damaged within": flipped,
@@ -387,7 +387,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_archive_is_told_and_leaves_nothing_taken_for_whole(
     tmp_path: Path, kind: str
 ) -> None:
-    with pytest.raises(DataError, match=r"lra_release\.gz: cut short, damaged or no tar"):
+    with pytest.raises(DataError, match=r"lra_release\.gz: truncated, damaged or not a tar"):
         unpack(tmp_path, DAMAGE[kind](packed(*map(plain, LISTOPS))))
     assert not files(tmp_path)
 
@@ -447,7 +447,7 @@ def test_an_archive_that_changes_while_it_is_unpacked_is_noticed(
         unpack(tmp_path, content if gzipped else gzip.decompress(content))
     assert not files(tmp_path)
     # Of a plain one no checksum tells.
-    assert ("is a plain tar: nothing in it tells" in caplog.text) is not gzipped
+    assert ("is a plain tar, in which nothing reveals" in caplog.text) is not gzipped
 
 
 def test_what_gunzip_leaves_is_told_before_anything_is_fetched(
@@ -513,7 +513,7 @@ CLAIMS: dict[str, tuple[bytes, str]] = {
     "ten times the part": (header(LISTOPS[0], 10**10), "listops-1000 claims 10,000,000,000 bytes"),
     "a name of 300 bytes": (
         gzip.decompress(packed(plain(f"{INNER}/listops-1000/{'a' * 300}"))),
-        "has a name of over 255 bytes",
+        "has a name longer than 255 bytes",
     ),
 }
 
@@ -629,6 +629,8 @@ def test_a_header_that_drips_in_is_no_answer(
                 slow.wait(0.05)
 
     monkeypatch.setattr(Handler, "answer", drip)
-    with pytest.raises(DataError, match="cannot be reached from here: no whole answer within 0 s"):
+    with pytest.raises(
+        DataError, match="cannot be reached from here: no complete answer within 0 s"
+    ):
         download.ask(server.url)
     slow.set()

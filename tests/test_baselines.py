@@ -56,4 +56,4 @@ def test_runs_are_compared_on_listops_alone(
     monkeypatch.setattr(sys, "argv", ["baselines.py", "task=text", "scale=mini", "--runs", "there"])
     with pytest.raises(SystemExit):
         RULES["main"]()
-    assert "--runs with task=text: is for task=listops" in capsys.readouterr().err
+    assert "--runs with task=text: only works with task=listops" in capsys.readouterr().err

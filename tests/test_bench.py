@@ -77,8 +77,8 @@ def test_the_bench_writes_every_timing_of_both_modes(ran: tuple[str, Path]) -> N
 def test_the_bench_prints_tables_of_what_it_wrote(ran: tuple[str, Path]) -> None:
     printed, file = ran
     [run] = read(file).runs
-    speeds = rows_of(printed, "Updates a second") | rows_of(printed, "Batches a second")
-    tokens, memory = rows_of(printed, "Tokens a second"), rows_of(printed, "Peak memory, MiB")
+    speeds = rows_of(printed, "Updates per second") | rows_of(printed, "Batches per second")
+    tokens, memory = rows_of(printed, "Tokens per second"), rows_of(printed, "Peak memory, MiB")
     operations = rows_of(printed, "Operations, GFLOP")
     for mode in MODES:
         for name in run.attentions:
@@ -126,10 +126,10 @@ def test_a_report_of_no_bench_says_so(
         again.main(["other.json", "none.json"])
     assert ended.value.code == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "other.json: no records of a bench of schema 1"
+    assert first == "other.json: not the records of a bench of schema 1"
     assert second.startswith("none.json: not readable as JSON")
     monkeypatch.setattr(again, "results_dir", lambda: tmp_path)
-    with pytest.raises(ConfigError, match="no records of a bench; `lra bench` makes them"):
+    with pytest.raises(ConfigError, match="no records of a bench; `lra bench` writes them"):
         again.main([])
 
 
@@ -156,7 +156,11 @@ def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: 
         ("repeats", 0, "repeats=0: must be at least 1"),
         ("batch_size", -1, "batch_size=-1: must be at least 1"),
         ("threads", -1, "threads=-1: must be at least 0"),
-        ("lengths", [64, 64], "lengths=[64, 64]: must be at least one, each 1 or more, once"),
+        (
+            "lengths",
+            [64, 64],
+            "lengths=[64, 64]: must be at least one, each at least 1, without repeats",
+        ),
         ("lengths", [0], "lengths=[0]: must be"),
         ("lengths", [], "lengths=[]: must be"),
     ],
@@ -212,7 +216,7 @@ def test_the_bench_takes_the_words_of_every_command() -> None:
     names = ("linformer", "my_file:Mine")
     assert texts == [f"{name} rank={rank} {more}" for name in names for rank in (2, 4)]
     assert request.of_lengths(["lengths=[32]"]) == ["lengths=[32]"]
-    with pytest.raises(ConfigError, match="task=text,image: a bench has the model of one task"):
+    with pytest.raises(ConfigError, match="task=text,image: a bench uses the model of one task"):
         request.of_lengths(["task=text,image"])
     step = request.of_step(
         ["task=text,image", "attention=glob(lin*)", "train.steps=3", "--repeats"]
@@ -230,7 +234,7 @@ def test_rows_of_a_backend_are_told_apart_by_no_more_words_than_it_takes() -> No
         "softmax model.layers=1",
         "softmax model.layers=2",
     ]
-    with pytest.raises(ConfigError, match="attentions: mra is there twice"):
+    with pytest.raises(ConfigError, match="attentions: mra is given twice"):
         lengths.row_names(["softmax", "mra", "mra"], ["softmax", "mra", "mra"])
 
 
@@ -241,7 +245,7 @@ def test_pairs_count_as_two_sequences() -> None:
     assert run.sequences == 2
     here = Machine(name="x | y", processors=1, id="0")
     printed = page.page(here, run)
-    assert rows_of(printed, "Tokens a second")["training softmax"] == ["256"]
+    assert rows_of(printed, "Tokens per second")["training softmax"] == ["256"]
     assert r"x \| y, 1 processors" in printed
 
 

@@ -135,17 +135,17 @@ def test_a_timing_that_spreads_is_marked_and_so_is_what_is_compared_with_it() ->
     cells[2] = replace(cells[2], seconds=spread)
     assert (cells[2].attention, cells[2].mode) == ("mra", "training")
     lines = page(HERE, replace(run, cells=cells)).splitlines()
-    table = lines[lines.index("Updates a second (times softmax):") + 2 :]
+    table = lines[lines.index("Updates per second (times softmax):") + 2 :]
     marks = {line.split()[1]: line.count("(!)") for line in table[2:5]}
     assert marks == {"softmax": 0, "mra": 1, "linear": 0}
     cells = list(run.cells)
     cells[0] = replace(cells[0], seconds=spread)
     lines = page(HERE, replace(run, cells=cells)).splitlines()
-    table = lines[lines.index("Updates a second (times softmax):") + 2 :]
+    table = lines[lines.index("Updates per second (times softmax):") + 2 :]
     assert {line.split()[1]: line.count("(!)") for line in table[2:5]} == dict.fromkeys(
         ("softmax", "mra", "linear"), 1
     )
-    assert "more than 10 % of the median" in page(HERE, run)
+    assert "above 10 % of the median" in page(HERE, run)
 
 
 def test_a_failed_cell_is_told_and_no_number() -> None:

@@ -150,8 +150,12 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
         for name in NAMES[1:]
     },
     **{
-        f"{name} of type {kind}": changed(name, lambda d, kind=kind: array([0, 1, 0, 1, 0], kind))
-        for name in ("train.labels.npy", "train.offsets.npy")
+        f"{name} of type {kind}": content(name, array(values, kind))
+        # The values are those of the data set: the type alone is wrong.
+        for name, values in (
+            ("train.labels.npy", [0, 1, 0, 1, 0]),
+            ("train.offsets.npy", [0, 2, 6, 12, 20, 30]),
+        )
         for kind in ("<i4", "<u8", "<f8", ">i8", "?", "<U3", "<c16")
     },
     **{
@@ -327,7 +331,7 @@ def test_a_process_that_waits_says_for_whom_and_since_when(
     ("holder", "words"),
     [
         ({"host": "elsewhere"}, "on elsewhere, which builds it .* no longer runs it, delete that"),
-        ({"pid": 2**22 + 1}, "it is gone, so one that it started holds it"),
+        ({"pid": 2**22 + 1}, "it is gone, so a process that it started holds the lock"),
         ({"since": "yesterday"}, "another process that holds"),
         ({"pid": None}, "another process that holds"),
     ],
@@ -396,9 +400,9 @@ def test_a_cache_that_cannot_be_written_to_is_named(
 def test_a_file_for_the_cache_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
-        with pytest.raises(DataError, match=r"cache_dir=.*cache is no folder; move it away"):
+        with pytest.raises(DataError, match=r"cache_dir=.*cache is not a folder; move it away"):
             cache.load("toy", Toy(), folder)
-    with pytest.raises(DataError, match=r"cache_dir=/proc/none: cannot be made, or is gone"):
+    with pytest.raises(DataError, match=r"cache_dir=/proc/none: cannot be created or is gone"):
         cache.load("toy", Toy(), Path("/proc/none"))
     # A folder where the lock should be.
     name = cache.load("toy", Toy(), tmp_path / "good").folder.name

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import run
-from test_trajectory import stop_and_change
+from test_trajectory import stop_and_change, stop_at
 from tiny_cell import configure
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from lra.predictions import PREDICTIONS
 from lra.record import NOTE, RECORD, RecordError, impossible, read_record
 from lra.runner import CellFailedError, run_cell
 from lra.trajectory import TRAJECTORY
+from models.softmax import Softmax
 
 CPU = torch.device("cpu")
 QUICK = ["train.steps=9", "train.warmup_steps=2", "train.validate_every=3"]
@@ -83,7 +84,7 @@ def test_a_checkpoint_without_a_checksum_is_read_as_before(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, no dict"),
+        ([1, 2], "holds a list, not a dict"),
         ({key: STATE[key] for key in STATE if key != "optimiser"}, "lacks 'optimiser'"),
         (STATE | {"modell": {}}, "holds an unknown 'modell'"),
         (STATE | {"progress": {"step": -3}}, r"progress.step=-3"),
@@ -118,26 +119,25 @@ def test_two_are_kept_and_the_one_before_is_read_where_the_last_is_damaged(
     assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 3
     (tmp_path / CHECKPOINT).write_bytes(b"half of it")
     assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 2
-    assert f"going on from the one before, {PREVIOUS}" in caplog.text
+    assert f"continuing from the one before, {PREVIOUS}" in caplog.text
     (tmp_path / PREVIOUS).write_bytes(b"")
     with pytest.raises(DamagedError, match=f"{CHECKPOINT}: not a readable .*nor is {PREVIOUS}"):
         load_last(tmp_path, CPU)
 
 
-def test_a_run_with_a_damaged_last_checkpoint_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_with_a_damaged_last_checkpoint_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*QUICK, "train.checkpoint_seconds=0"]
     run(tmp_path, *options, name="whole")
-    run(tmp_path, *options, name="broken")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    # As after a run that was killed at step 8, its last file damaged.
-    state = load(broken / CHECKPOINT, CPU)
-    assert state["progress"]["step"] == 9 and not (broken / PREVIOUS).exists()
-    (broken / RECORD).unlink()
-    (broken / BEST).unlink()
-    (broken / CHECKPOINT).rename(broken / PREVIOUS)
+    stop_at(6, monkeypatch, tmp_path, *QUICK)
+    whole, broken = tmp_path / "whole", tmp_path / "run"
+    assert load(broken / PREVIOUS, CPU)["progress"]["step"] == 5
     (broken / CHECKPOINT).write_bytes(b"half of it")
-    run(tmp_path, *options, name="broken")
+    run(tmp_path, *options)
     assert equal(load(whole / BEST, CPU), load(broken / BEST, CPU))
+    losses = [(folder / TRAJECTORY).read_bytes() for folder in (whole, broken)]
+    assert losses[0] == losses[1]
 
 
 def test_chosen_parameters_are_read_from_the_checkpoint_where_best_is_damaged(
@@ -148,7 +148,7 @@ def test_chosen_parameters_are_read_from_the_checkpoint_where_best_is_damaged(
     expected = load_best(folder, CPU)
     (folder / BEST).write_bytes(b"half of it")
     assert equal(load_best(folder, CPU), expected)
-    assert "the same parameters are read from checkpoint.pt" in caplog.text
+    assert "reading the same parameters from checkpoint.pt" in caplog.text
     (folder / CHECKPOINT).unlink()
     with pytest.raises(DamagedError, match="best.pt: not a readable checkpoint"):
         load_best(folder, CPU)
@@ -280,11 +280,11 @@ def test_a_record_with_a_key_that_this_version_lacks_is_another_configuration(
     [
         ("test_accuracy", 37.0, "test_accuracy=37.0 is impossible, should be a share"),
         ("test_majority_rate", 2.0, "test_majority_rate=2.0 is impossible"),
-        ("test_correct", 25, "test_correct=25 is impossible of test_total=24"),
+        ("test_correct", 25, "test_correct=25 is impossible with test_total=24"),
         ("test_accuracy", 0.123, "test_accuracy=0.123 is impossible for"),
         ("steps_per_second", float("nan"), "steps_per_second=nan is impossible"),
         ("parameters", 10**22, "parameters=1.*0 is impossible"),
-        ("best_step", 61, "best_step=61 is impossible of steps=9"),
+        ("best_step", 61, "best_step=61 is impossible with steps=9"),
         ("threads", 0, "threads=0 is impossible, should be at least 1"),
         ("config", {"train": 5}, "config.train=5 is impossible, should hold keys"),
         ("config", {"task": ["x"]}, r"config.task=\['x'\] is impossible, should hold keys"),
@@ -319,7 +319,7 @@ def test_a_run_that_other_code_began_has_both_commits_in_its_record(
     monkeypatch.setattr(lra.runner, "code_name", lambda: "decaf with local changes")
     record = run(tmp_path, *options)
     assert record.earlier_code == "c0ffee"
-    assert "was begun by other code, c0ffee" in caplog.text
+    assert "was started by other code, c0ffee" in caplog.text
     code = load(tmp_path / "run" / CHECKPOINT, CPU)["code"]
     assert code == ["c0ffee", "decaf with local changes"]
 
@@ -375,3 +375,13 @@ def test_what_a_run_was_begun_as_is_read_without_its_tensors(
     # Of before checkpoints held it.
     torch.save(STATE, tmp_path / PREVIOUS)
     assert begun_as(tmp_path) == {}
+
+
+def test_a_backend_may_keep_state_that_is_no_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Softmax, "get_extra_state", lambda self: {"calls": 3})
+    monkeypatch.setattr(Softmax, "set_extra_state", lambda self, state: None)
+    run(tmp_path, *QUICK)
+    model = load(tmp_path / "run" / BEST, CPU)["model"]
+    assert {"calls": 3} in [each for each in model.values() if isinstance(each, dict)]

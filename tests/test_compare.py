@@ -29,7 +29,8 @@ def test_the_interval_of_several_seeds_is_students_of_their_differences() -> Non
     # Differences of 1, 2 and 3 percent: mean 2, standard deviation 1, t of 2 degrees 4.303.
     [found] = comparisons(pairs((820, 800), (840, 800), (860, 800)), FIRST, SECOND)
     assert found.differences == pytest.approx([1, 2, 3])
-    assert (found.mean, found.half_width) == pytest.approx((2, 4.303 / 3**0.5))
+    half = 4.303 / 3**0.5
+    assert found.interval == pytest.approx((2 - half, 2 + half))
     assert found.words == "no difference is shown between softmax and mra"
     [sure] = comparisons(pairs((820, 800), (821, 800), (819, 800)), SECOND, FIRST)
     assert sure.mean == pytest.approx(-1) and sure.words == "softmax is better than mra"
@@ -37,10 +38,11 @@ def test_the_interval_of_several_seeds_is_students_of_their_differences() -> Non
 
 def test_one_seed_has_the_interval_of_two_shares() -> None:
     [found] = comparisons(pairs((900, 800)), FIRST, SECOND)
-    width = 100 * 1.96 * (0.45 * 0.55 / 2000 + 0.4 * 0.6 / 2000) ** 0.5
-    assert (found.mean, found.half_width) == pytest.approx((5, width))
+    # Newcombe's interval from Wilson's of 900 / 2000 and 800 / 2000.
+    assert found.mean == pytest.approx(5)
+    assert found.interval == pytest.approx((1.9362, 8.0506), abs=1e-3)
     text = page(pairs((900, 800)), FIRST, SECOND)
-    assert "softmax is better than mra" in text and "Of one seed the interval" in text
+    assert "softmax is better than mra" in text and "For a single seed, the interval" in text
 
 
 def test_only_cells_of_one_seed_and_the_same_data_are_pairs() -> None:
@@ -90,7 +92,7 @@ def test_the_words_choose_the_two_methods(
     status, out, _ = run(tmp_path, monkeypatch, capsys, "attention=mra", "variant=deep,default")
     assert status == 0 and "| 50.0       | 40.0 | +10.0 " in out
     status, _, err = run(tmp_path, monkeypatch, capsys, "attention=linear")
-    assert status == 2 and "two methods with results are needed; those words find none" in err
+    assert status == 2 and "two methods with results are needed; these words find none" in err
 
 
 def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> None:
@@ -108,9 +110,9 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
     [found] = comparisons(records, one, other, answers)
     assert found.alone == (10, 40)
     # sqrt(50 - 30 ** 2 / 2000) / 2000 is the standard error, 0.352 %.
-    assert found.half_width == pytest.approx(0.6898, abs=1e-3)
+    assert found.interval == pytest.approx((-1.5 - 0.6898, -1.5 + 0.6898), abs=1e-3)
     [without] = comparisons(records, one, other)
-    assert without.alone is None and without.half_width > 3
+    assert without.alone is None and without.interval[1] - without.mean > 3
     text = page(records, one, other, answers)
     # Names as long as these leave no sentence without its end.
     named = [
@@ -118,5 +120,34 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
         for index, record in enumerate(records)
     ]
     assert page(named, *(record.method for record in named), answers).count("p = 2.4e-05.") == 1
-    assert f"only {one} is right on 10 test examples, only {other} on 40" in text
+    assert f"10 test examples are classified correctly only by {one}, 40 only by {other}" in text
     assert "McNemar's exact p = 2.4e-05" in text and f"{other} is better than {one}" in text
+
+
+@pytest.mark.parametrize("alone", [(0, 4), (5, 0), (14, 5), (30, 16)])
+def test_the_verdict_on_one_seed_is_that_of_the_exact_test(alone: tuple[int, int]) -> None:
+    # The approximate interval leaves out zero, but McNemar's p is above .05, as a report says.
+    first, second = pairs((900, 900 + alone[1] - alone[0]))
+    found = compare.Comparison("listops", (first,), (second,), alone)
+    assert found.interval[0] > 0 or found.interval[1] < 0
+    assert found.words == "no difference is shown between softmax and mra"
+
+
+def test_two_methods_at_chance_are_not_ranked() -> None:
+    majority = OK.test_majority_rate
+    assert majority is not None
+    chance = round(2000 * majority)
+    [found] = comparisons(pairs((chance, chance - 200)), FIRST, SECOND)
+    assert found.words == "softmax and mra are both at chance"
+    [learnt] = comparisons(pairs((chance + 300, chance - 200)), FIRST, SECOND)
+    assert learnt.words == "softmax is better than mra"
+
+
+def test_several_versions_of_a_file_and_departures_from_recipes_are_noted() -> None:
+    records = pairs((900, 800), (910, 820))
+    assert "Not one method" not in page(records, FIRST, SECOND)
+    records[1] = replace(records[1], attention_source="a.py sha256 0123")
+    records[2] = replace(records[2], departures="train.steps=20 instead of 40")
+    text = page(records, FIRST, SECOND)
+    assert "Not one method: the seeds of listops/mra were trained with 2 versions" in text
+    assert "listops/softmax departs from its recipe: train.steps=20 instead of 40." in text

@@ -266,24 +266,24 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (all_padding, Mean, "values that are not finite"),
     (padding, Length, "pad_invariant is True, but outputs differ by"),
     (padding, Timid, "pad_invariant is False, but more padding changed nothing"),
-    (padding, Mute, "Mute must say pad_invariant = True or False"),
+    (padding, Mute, "Mute must declare pad_invariant = True or False"),
     (batch_permutation, Numbered, "outputs differ by"),
     (head_permutation, RankedHeads, "outputs differ by"),
-    (determinism, Noisy, "a second call gives other outputs"),
+    (determinism, Noisy, "a second call gives different outputs"),
     (untouched_inputs, Overwriting, "x is overwritten"),
     (bfloat16, Cancelling, "of their norm, at most 3.0% is allowed"),
     (dropout, AlwaysDropping, "in evaluation, outputs with and without it differ by"),
-    (dropout, NeverDropping, "with dropout=0.5 outputs in training are those without it"),
+    (dropout, NeverDropping, "with dropout=0.5, outputs in training equal those without it"),
     (threads, Keeping, "what is kept on the module?"),
     (threads, Dicing, "it draws from torch's generator"),
     (state_round_trip, Unregistered, "is a random tensor neither a parameter nor a buffer?"),
     (all_parameters_learn, IdleParameter, "no gradient for idle"),
     (plain_form, OtherValues, "outputs at N=1 differ by"),
     (plain_form, OtherGradients, "gradients of x at N=37 differ by"),
-    (memory_growth, Hungry, "claims 1, but it is 1.99: 6.2 MiB at 512"),
-    (memory_growth, Frugal, "claims 2, but it is 1.0"),
+    (memory_growth, Hungry, "claims 1, but the power is 1.99: 6.2 MiB at 512"),
+    (memory_growth, Frugal, "claims 2, but the power is 1.0"),
     (compiles, Breaking, "Unsupported: Call to `torch._dynamo.graph_break()`"),
-    (compiles, Groundless, "graph_break states 'it was so once', but one graph holds it"),
+    (compiles, Groundless, "graph_break states 'it was so once', but it fits into one graph"),
     (compiles, OtherGradientsCompiled, "gradients of x differ by"),
     (gpu, OnTheCPU, "device"),
 ]
@@ -321,8 +321,8 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
     ("check", "reason"),
     [
         (head_permutation, "no HeadProjections inside"),
-        (dropout, "no dropout"),
-        (threads, "its class does not say thread_safe = True"),
+        (dropout, "it has no dropout"),
+        (threads, "its class does not set thread_safe = True"),
         (plain_form, "it has no reference"),
         (memory_growth, "it has no memory_growth"),
     ],
@@ -345,7 +345,7 @@ def test_a_backend_that_refuses_long_sequences_is_not_measured_there() -> None:
 
 @pytest.mark.slow
 def test_a_stated_reason_for_a_graph_break_is_a_skip_and_the_pieces_are_compared() -> None:
-    assert run(compiles, Subject(Excused))[1].startswith("states why not: it asks for a break")
+    assert run(compiles, Subject(Excused))[1].startswith("it states why not: it asks for a break")
 
 
 def test_sizes_of_the_subject_reach_the_backend() -> None:
@@ -435,12 +435,12 @@ def test_an_error_while_it_is_built_is_a_finding(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["softmx"], "attention.name=softmx: no such backend; known are softmax"),
+        (["softmx"], "attention.name=softmx: no such backend; choose one of softmax"),
         (["softmax", "fast=1"], "attention.options.fast: no such option; the options are: fused"),
-        (["softmax", "fused"], "fused: an option is written key=value"),
+        (["softmax", "fused"], "fused: options are written key=value"),
         (["no_such_module:Mine"], "there is no module no_such_module"),
         (["wavspa", "inner=softmx"], "attention.inner.name=softmx: no such backend"),
-        (["softmax", "inner=linear"], "attention.inner: softmax takes no backend inside"),
+        (["softmax", "inner=linear"], "attention.inner: softmax takes no inner backend"),
         (["mra", "input_shape=[32,32]"], "input_shape=(32, 32): must hold max_length=64 pixels"),
         (["softmax", "--max-length", "9"], "--max-length 9: must be at least 56"),
         (["softmax", "--head-dim", "0"], "--head-dim=0: must be at least 1"),

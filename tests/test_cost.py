@@ -116,6 +116,14 @@ def test_what_every_step_takes_is_counted_once(
     assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
 
+def test_a_budget_that_is_spent_allows_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    machine.overhead = 60.0
+    Climb(machine.step_of, 4, 200, CPU, 5.0).whole()
+    # The first touch, its memory and one that is timed.
+    assert len(machine.steps) == 3
+
+
 def test_a_first_step_that_compiles_takes_nothing_from_the_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

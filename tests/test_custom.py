@@ -179,7 +179,9 @@ def test_a_wrong_option_or_name_is_named_with_the_choices(
 def test_a_backend_that_does_not_say_what_padding_does_is_refused(
     mine: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="attention lra_user_pkg.mine.Mute: Mute must say pad"):
+    with pytest.raises(
+        ConfigError, match="attention lra_user_pkg.mine.Mute: Mute must declare pad"
+    ):
         build_model(configure(tmp_path, "Mute"))
 
 
@@ -251,7 +253,7 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     provenance.of_module.cache_clear()
     with caplog.at_level("INFO"):
         assert run_cell(configure(tmp_path, "Scaled"), folder) is None
-    assert "is finished, with an attention that has changed since; force=true" in caplog.text
+    assert "is finished, but its attention has changed since; force=true" in caplog.text
 
 
 def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_so(
@@ -284,7 +286,9 @@ def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) 
     state = torch.load(file, weights_only=True)
     del state["model"]["encoder.blocks.0.attention.projections.out.bias"], state["checksum"]
     torch.save(state, file)
-    with pytest.raises(ConfigError, match="best.pt is of another model: .*projections.out.bias"):
+    with pytest.raises(
+        ConfigError, match="best.pt belongs to another model: .*projections.out.bias"
+    ):
         load_run(folder)
 
 
@@ -342,7 +346,7 @@ def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
         assert cell_config(bench, own, 32).attention.options == {"scale": 3}
         for wrong, message in {
             "softmax fast=1": "attention.options.fast: no such option; the options are: fused",
-            "lra_user_pkg.mine:Scaled scale": "scale: an option is written key=value",
+            "lra_user_pkg.mine:Scaled scale": "scale: options are written key=value",
         }.items():
             with pytest.raises(ConfigError, match=message):
                 measure(BenchConfig([wrong], [32], device="cpu"))

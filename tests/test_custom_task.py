@@ -82,7 +82,7 @@ def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path, task: l
 def test_a_protocol_that_has_no_recipe_for_it_names_those_that_have() -> None:
     with pytest.raises(ConfigError, match="no recipe for task=same_ends:SameEnds") as refused:
         load("task=same_ends:SameEnds", "protocol=s4", "scale=mini")
-    assert "is in protocol=nystromformer" in str(refused.value)
+    assert "use protocol=nystromformer" in str(refused.value)
 
 
 def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_groups_that_cannot_be_break_the_contract(
     with guide.open("a") as file:
         file.write(GROUPS.format(name="what", value=value))
     status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
-    [line] = [line for line in lines if "Groups, where a task has some" in line]
+    [line] = [line for line in lines if "Groups, if a task has them" in line]
     assert status == 1 and line.startswith("FAIL")
 
 
@@ -249,8 +249,11 @@ def test_a_task_of_ours_has_the_hash_that_it_had() -> None:
         ),
         ([*OWN, "task.options.size=3"], r"task\.options\.size: no such option.*length \(int\)"),
         ([*OWN, "task.options.length=x"], r"task\.options\.length='x': must be int"),
-        (["task=listops", "task.path=same_ends:SameEnds"], "listops is built in and has none"),
-        ([*OWN, "task.name=mine"], r"task\.name=mine: of task\.path=.* it is same_ends\.SameEnds"),
+        (["task=listops", "task.path=same_ends:SameEnds"], "listops is built in and has no path"),
+        (
+            [*OWN, "task.name=mine"],
+            r"task\.name=mine: for task\.path=.* it must be same_ends\.SameEnds",
+        ),
     ],
 )
 def test_what_is_no_task_is_refused_by_key_and_value(
@@ -285,12 +288,12 @@ def test_facts_that_cannot_be_are_refused(guide: Path, old: str, new: str, messa
         (
             "draw = Random(0).random",
             "draw = Random(hash('same ends')).random",
-            "The same options give the same bytes, in another process too",
+            "The same options give the same bytes, even in another process",
         ),
         (
             "draw = Random(0).random",
             "import secrets; draw = lambda: secrets.randbelow(1000) / 1000",
-            "The same options give the same bytes, in another process too",
+            "The same options give the same bytes, even in another process",
         ),
         ("draw = Random(0).random", "draw = Random(0).no_such", "Its data are built: Attribute"),
     ],

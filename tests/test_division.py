@@ -218,7 +218,7 @@ def test_a_compiled_whole_batch_stays_one_of_few_shapes() -> None:
         assert sorted(batch.examples.tolist()) == sorted(batches.drawn(step, 6, 0).tolist())
         shapes.add(batch.tokens.shape)
     assert len(shapes) <= 3 and all(shape[0] == 6 for shape in shapes)
-    assert Division.said(str(division)) == division
+    assert Division.parse(str(division)) == division
 
 
 def test_statistics_over_the_batch_keep_it_whole() -> None:
@@ -288,7 +288,7 @@ def test_without_memory_the_micro_batch_is_halved_and_the_update_is_the_same(
     small.fit()
     assert model.refused >= 2
     lines = [record.message for record in caplog.records if "out of memory" in record.message]
-    assert "step 0: out of memory with 8 examples at once; again with at most 4" in lines[0]
+    assert "step 0: out of memory with 8 examples at once; retrying with at most 4" in lines[0]
     assert small.division.examples == 2
     # With the generators put back, the run is the one that began with so few.
     large, _ = run_of(tmp_path / "large", fits=8, micro_batch=2)
@@ -354,10 +354,10 @@ def test_a_negative_micro_batch_is_refused() -> None:
     ],
 )
 def test_a_division_is_read_from_what_a_record_says_of_it(division: Division) -> None:
-    assert Division.said(str(division)) == division
+    assert Division.parse(str(division)) == division
 
 
 @pytest.mark.parametrize("words", ["", "at most 3 sheep", "whole, at most 3 examples"])
 def test_words_that_no_division_says_are_refused(words: str) -> None:
-    with pytest.raises(ValueError, match="no division of a batch"):
-        Division.said(words)
+    with pytest.raises(ValueError, match="not a division of a batch"):
+        Division.parse(words)

@@ -172,7 +172,7 @@ def test_what_is_not_finite_is_seen_in_the_output() -> None:
 
 def test_second_derivatives_are_refused() -> None:
     q, k, v = inputs(1, 1, 8, 4)
-    with pytest.raises(NotImplementedError, match="first derivatives only; with fused=False"):
+    with pytest.raises(NotImplementedError, match="first derivatives only; use fused=False"):
         torch.autograd.grad(dropped_attention(q, k, v, None, 0.5).sum(), q, create_graph=True)
 
 

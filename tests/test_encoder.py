@@ -183,10 +183,10 @@ class Returning(nn.Module):
         (lambda x: (x, None), r"a tuple, not a tensor \(2, 5, 8\)"),
         (lambda x: x.detach().numpy(), "a ndarray, not a tensor"),
         (lambda x: None, "a NoneType, not a tensor"),
-        (lambda x: x.double(), "float64, not float32 as its input"),
-        (lambda x: torch.fft.fft(x), "complex64, not float32 as its input"),
-        (lambda x: x.long(), "int64, not float32 as its input"),
-        (lambda x: x > 0, "bool, not float32 as its input"),
+        (lambda x: x.double(), "float64, not float32 like its input"),
+        (lambda x: torch.fft.fft(x), "complex64, not float32 like its input"),
+        (lambda x: x.long(), "int64, not float32 like its input"),
+        (lambda x: x > 0, "bool, not float32 like its input"),
     ],
 )
 def test_a_block_refuses_what_would_fit_its_input_by_chance_only(make, message) -> None:

@@ -44,7 +44,7 @@ def test_a_split_has_a_length_an_index_and_an_order(tmp_path: Path) -> None:
     assert index == 63
     np.testing.assert_array_equal(examples[-1].tokens, example.tokens)
     for outside in (64, -65):
-        with pytest.raises(IndexError, match=f"example {outside}: there are 64"):
+        with pytest.raises(IndexError, match=f"example {outside}: out of range, there are 64"):
             examples[outside]
         with pytest.raises(IndexError):
             examples.to_torch()[outside]

@@ -98,7 +98,7 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, name: str, extra: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=rf"hydra/launcher={name}: .*'\.\[{extra}\]' brings it"):
+    with pytest.raises(ConfigError, match=rf"hydra/launcher={name}: .*; run pip .*'\.\[{extra}\]'"):
         launch.prepare(name)
     launch.prepare("basic")
 

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_published_rows_lose_their_parentheses_and_keep_their_brackets(tmp_path:
     [
         ("( [MIN 1 ) ]", "1 columns, should be 2"),
         ("( [MIN 1 ) ]\t1\t2", "3 columns, should be 2"),
-        ("( [FIRST 1 ) ]\t1", "'[FIRST' is no ListOps symbol"),
+        ("( [FIRST 1 ) ]\t1", "'[FIRST' is not a ListOps symbol"),
         ("( [MIN 1 ) ]\tx", "label 'x' should be a digit 0 to 9"),
         ("( [MIN 1 ) ]\t\u0663", "label '\ufffd\ufffd' should be a digit 0 to 9"),
         ("\t3", "the expression is empty"),
@@ -269,9 +270,28 @@ def test_a_killed_process_ends_the_build_and_frees_the_lock(
 ) -> None:
     monkeypatch.setattr(listops_generator, "_chunk", kill_generating_processes)
     monkeypatch.setattr(listops, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(listops, "available_cores", lambda: 2)
     task = ListOps(num_train=3, num_validation=2, num_test=1, min_length=9, max_length=40)
     for _ in range(2):
         with pytest.raises(DataError, match="a process that generated ListOps was killed"):
             cache.load("listops", task, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_job_with_a_few_of_a_machines_cores_generates_with_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def watched(
+        total: int, grammar: Grammar, seed: int, workers: int
+    ) -> Iterator[tuple[bytes, int]]:
+        asked.append(workers)
+        return generate(total, grammar, seed, 1)
+
+    monkeypatch.setattr(listops, "generate", watched)
+    monkeypatch.setattr(listops, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    task = ListOps(num_train=3, num_validation=2, num_test=1, min_length=9, max_length=40)
+    cache.load("listops", task, tmp_path)
+    assert asked == [len(os.sched_getaffinity(0))]

@@ -470,7 +470,7 @@ def test_a_wrong_argument_is_named():
             attend(q, k, v, None, **{"num_blocks": 4} | options)
     with pytest.raises(ValueError, match="mask must be bool"):
         attend(q, k, v, torch.ones(1, 8), num_blocks=4)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         attend(q, k[:, :, :4], v, None, num_blocks=4)
 
 
@@ -526,7 +526,7 @@ def test_an_image_is_attended_to_in_tiles_and_comes_back_row_by_row():
 def test_tiles_that_do_not_fit_are_named():
     for options, message in (
         ({"input_shape": (8, 8), "block_size": 16}, "tile=.4, 8.: must have block_size=16"),
-        ({"input_shape": (8, 12)}, "input_shape=.8, 12.: must be whole tiles"),
+        ({"input_shape": (8, 12)}, "input_shape=.8, 12.: must divide into whole tiles"),
         ({"input_shape": (8, 16)}, "max_length=64"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -539,7 +539,7 @@ def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
     MRA(shape_of(64), blocks_per_row=2, first_blocks=1)
     assert not caplog.records
     MRA(shape_of(512), blocks_per_row=2, first_blocks=1)
-    assert "blocks_per_row=3 would do" in caplog.text
+    assert "blocks_per_row=3 would be enough" in caplog.text
 
 
 def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):

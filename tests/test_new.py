@@ -26,7 +26,7 @@ def test_what_is_written_passes_its_own_test(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("mine")
-    with pytest.raises(ValueError, match=r"test_mine.py is there already; nothing is written"):
+    with pytest.raises(ValueError, match=r"test_mine.py already exists; nothing was written"):
         new.write("mine:Mine", tmp_path)
     assert not (tmp_path / "mine.py").exists()
 

@@ -109,7 +109,10 @@ def test_a_folder_with_models_of_its_own_does_not_hide_the_suites(
     done = python("import lra.config, models; print(models.__file__)", tmp_path)
     assert done.stdout.strip() == str(ROOT / "models" / "__init__.py"), done.stderr
     done = python("import models, lra", tmp_path)
-    assert f"{tmp_path / name} has been imported under it: import lra before that" in done.stderr
+    assert (
+        f"{tmp_path / name} has already been imported under that name: import lra first"
+        in done.stderr
+    )
 
 
 def test_a_backend_in_a_folder_named_models_is_told_to_move(tmp_path: Path) -> None:
@@ -304,7 +307,7 @@ def test_systems_without_what_only_linux_has_are_served_too(tmp_path: Path) -> N
 def test_apples_gpu_is_told_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     config = lra.compose.load("device=mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(lra.config.ConfigError, match="device=mps: torch sees no GPU of Apple's"):
+    with pytest.raises(lra.config.ConfigError, match="device=mps: torch sees no Apple GPU"):
         resolve_device(config.device)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device(config.device) == torch.device("mps")

@@ -409,9 +409,9 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "at most 2.0 MB for data" in text
     assert "image/mra seed 0 stops: other" in text
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
-    assert "* without softmax: 60 min instead of 32.0 h, by task=text,image attention=mra" in text
+    assert "* without softmax: 60 min instead of 32.0 h, with task=text,image attention=mra" in text
     assert "timed" in text and "3 x 2/4" in text
-    assert "Taken to have the full length" in text and "Lengths of the data" not in text
+    assert "Assumed to have the full length" in text and "Sequence lengths are" not in text
     assert "Nothing is left to train." in page.page([done], 0)
 
 
@@ -439,7 +439,7 @@ def test_the_command_prints_a_plan_or_the_choices(
         status == 0 and out.count("| mra (steps=777) | 0    | to do | 777     |") == 2 and not err
     )
     status, out, err = command(monkeypatch, capsys, "task=lists", "attention=mra")
-    assert status == 2 and err.startswith("task=lists: did you mean listops? there are image, ")
+    assert status == 2 and err.startswith("task=lists: did you mean listops? choose from image, ")
     words = ["task=image,pathx", "attention=mra", "protocol=wavspa", *rest]
     status, out, err = command(monkeypatch, capsys, *words)
     assert status == 1 and "refuses to start" in err
@@ -454,7 +454,7 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_extra(
 ) -> None:
     words = [*tiny(tmp_path), "hydra/launcher=submitit_nowhere"]
     status, out, _ = command(monkeypatch, capsys, *words)
-    told = "hydra/launcher=submitit_nowhere is not installed: pip install -e '.[slurm]' brings it"
+    told = "hydra/launcher=submitit_nowhere is not installed; run pip install -e '.[slurm]'"
     assert status == 1 and told in out
 
 

@@ -157,10 +157,11 @@ def npz_of(header: str) -> bytes:
 def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.ERROR)
+    caplog.set_level(logging.WARNING)
     write_predictions(tmp_path, Predictions(np.arange(10), np.arange(10)))
-    write_trajectory(tmp_path, np.linspace(2, 1, 10, dtype=np.float32), [(5, 0.5), (10, 0.6)])
-    rng = random.Random(0)
+    losses = np.linspace(2, 1, 10, dtype=np.float32)
+    write_trajectory(tmp_path, losses, [(5, 0.5), (10, 0.6)])
+    rng, refused = random.Random(0), 0
     for file in (tmp_path / PREDICTIONS, tmp_path / TRAJECTORY):
         whole = file.read_bytes()
         damaged = [bytearray(whole) for _ in range(400)]
@@ -177,12 +178,17 @@ def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
             file.write_bytes(each)
             if file.name == PREDICTIONS:
                 found = read_predictions(tmp_path, 10, 10)
-                assert found is None or found.num_correct == 10
+                refused += found is None
+                for array in (found.predicted, found.labels) if found else ():
+                    assert array.tolist() == [*range(10)]
             else:
                 with suppress(TrajectoryError):
-                    assert len(read_trajectory(tmp_path, 10, "")) == 10
+                    assert read_trajectory(tmp_path, 10, "").tobytes() == losses.tobytes()
                 with suppress(TrajectoryError):
-                    assert read_validations(tmp_path).keys() <= {5, 10}
+                    assert read_validations(tmp_path).items() <= {5: 0.5, 10: 0.6}.items()
+    # Each that was refused is named in a warning.
+    assert refused == sum(f"left out: {tmp_path / PREDICTIONS}" in each for each in caplog.messages)
+    assert refused > 100
 
 
 def test_bins_of_length_hold_equal_numbers_and_say_their_edges() -> None:
@@ -232,8 +238,8 @@ def test_groups_may_be_of_any_property() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"correct": 799}, r"correct=799 in all is impossible of test_correct=800"),
-        ({"total": 1999}, r"total=1999 in all is impossible of test_total=2000"),
+        ({"correct": 799}, r"correct=799 in all is impossible with test_correct=800"),
+        ({"total": 1999}, r"total=1999 in all is impossible with test_total=2000"),
         ({"least": 9}, "is impossible"),
         ({"more": 1}, "should have correct, least, most, total"),
     ],

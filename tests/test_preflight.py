@@ -95,7 +95,7 @@ def test_a_data_set_that_the_hub_has_is_no_obstacle(hub: Hub, tmp_path: Path) ->
     [
         (404, "RepoNotFound", "the hub has no data set uoft-cs/cifar10"),
         (404, "RevisionNotFound", f"the hub has no revision {cifar10.HUB.revision}"),
-        (500, "", "the hub answers with an error: "),
+        (500, "", "the hub returned an error: "),
     ],
 )
 def test_what_the_hub_lacks_reads_otherwise_than_a_hub_out_of_reach(

@@ -252,7 +252,7 @@ def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_tells_of_it(
     assert record.pretrain_loss and 1 < record.pretrain_loss < math.log(16) + 1
     assert read_record(tmp_path / "run" / "result.json") == record
     assert list(begun(tmp_path)) == [tmp_path / "run"]
-    with pytest.raises(ConfigError, match="its first updates follow from 12 of pretraining"):
+    with pytest.raises(ConfigError, match="its first updates depend on 12 updates of pretraining"):
         verify(tmp_path / "run", 5, 0, None, str(tmp_path / "cache"))
     # Finished: nothing is done again.
     assert run_cell(configure(tmp_path, *QUICK), tmp_path / "run") is None

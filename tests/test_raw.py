@@ -105,7 +105,7 @@ def test_a_folder_of_raw_data_that_is_none_is_refused(name: str, tmp_path: Path)
     with pytest.raises(DataError, match=r"data_dir=.*nothing does not exist"):
         task_of(name).locate(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"data_dir=.*file is no folder"):
+    with pytest.raises(DataError, match=r"data_dir=.*file is not a folder"):
         task_of(name).locate(tmp_path / "file")
 
 
@@ -132,7 +132,7 @@ def test_a_folder_one_level_off_is_an_error_that_says_where_it_would_be_found(
 ) -> None:
     lay(name, tmp_path / "raw" / "one" / "more")
     with pytest.raises(
-        DataError, match=r"is not where it is looked for.* data_dir=(\S+) would"
+        DataError, match=r"is not in a place that is searched.* data_dir=(\S+) would"
     ) as e:
         task_of(name).locate(tmp_path / "raw")
     advised = str(e.value).split("data_dir=")[-1].split(" would")[0]
@@ -210,7 +210,7 @@ def test_a_source_can_be_demanded(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"source=published: data_dir.* is not set"):
             published.locate(None)
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match="source=published: as no .* is in .* below"):
+        with pytest.raises(DataError, match="source=published: because no .* is in .* below"):
             published.locate(tmp_path / "empty")
     for other in (ListOps(num_train=9, source="published"), Pathfinder(source="published")):
         with pytest.raises(DataError, match="source=published: .*published"):

@@ -249,9 +249,9 @@ def test_what_the_command_cannot_do_is_a_line(
         (tmp_path / "b.png").mkdir()
         assert "is a folder" in refused(one, "--out", tmp_path / "b.png")
         assert "result.json" in refused(tmp_path)
-        assert f"{tmp_path / 'gone'}: no such run folder" in refused(tmp_path / "gone")
+        assert f"{tmp_path / 'gone'}: neither a run folder nor" in refused(tmp_path / "gone")
         words = ("scale=mini", "task=listops", f"runs_dir={tmp_path}")
-        assert refused(*words).endswith("result.json: there is none; no run has ended here")
+        assert refused(*words).endswith("result.json: no such file; no run has ended here")
         assert "device=tpu: must be auto, cpu, cuda" in refused(one, "--device", "tpu")
     assert not measured
     # A record of another version is named by its file.
@@ -265,4 +265,4 @@ def test_what_the_command_cannot_do_is_a_line(
     fingerprint = json.loads(text)["data_fingerprint"]
     shutil.copytree(one, tmp_path / "copy")
     (tmp_path / "copy" / "result.json").write_text(text.replace(fingerprint, "0" * 64))
-    assert "the data are not those of the run" in refused(tmp_path / "copy")
+    assert "the data differ from those of the run" in refused(tmp_path / "copy")

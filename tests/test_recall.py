@@ -228,7 +228,10 @@ def test_thousands_of_examples_are_drawn_in_a_second(length: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_pairs": 6}, "num_pairs=6: must be a multiple of num_values=4, so that counts say"),
+        (
+            {"num_pairs": 6},
+            "num_pairs=6: must be a multiple of num_values=4, so that counts reveal",
+        ),
         ({"num_keys": 3}, "num_pairs=4: must be at most num_keys=3, as every key has one value"),
         ({"length": 8}, "num_pairs=4: must be fewer, as a sequence of length=8 has no room"),
         (

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import lra.report.__main__
+from lra.compose import command, groups, load
+from lra.config import comparable
 from lra.machine import code_version
 from lra.markdown import markdown
 from lra.record import (
@@ -25,6 +27,7 @@ from lra.record import (
 from lra.report.figure import save
 from lra.report.grid import build_grid
 from lra.report.pages import accuracy_page, screen, write_report
+from lra.report.selection import selections
 from lra.report.speed_figure import accuracy_against_speed
 from lra.report.tables import (
     accuracy_table,
@@ -239,7 +242,7 @@ def test_seeds_of_several_versions_of_a_backend_are_told(tmp_path: Path) -> None
     runs = store(tmp_path / "runs", own, replace(own, seed=1, attention_source="mine.py sha256 2"))
     for full in (True, False):
         text = write_report(runs, tmp_path, "mini", "nystromformer", full=full)
-        assert "Not one method: listops/mine.Mine has seeds of 2 versions of its file" in text
+        assert "Not one method: the seeds of listops/mine.Mine were trained with 2 vers" in text
 
 
 def test_others_are_compared_with_the_only_variant_of_softmax() -> None:
@@ -263,7 +266,7 @@ def test_a_report_writes_tables_figure_and_notes(tmp_path: Path) -> None:
         "sha256 abababababababab",
         "Processor X, cpu, float32, 2 threads, torch 2.13.0",
         "Code: c0ffeec0ffee",
-        "Selected on test, as published: listops",
+        "Selected on the test set, as published: listops",
         "Failed: listops/fourier seed 0: loss nan in steps 1 to 20",
         "learning_rate 0.001",
         "* seeds are fixed",
@@ -318,7 +321,7 @@ def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
     runs = store(tmp_path / "runs", OK, replace(OK, scale="paper"))
     mini = write_report(runs, tmp_path / "out", "mini", "nystromformer")
     paper = write_report(runs, tmp_path / "out", "paper", "nystromformer")
-    assert "Published figures" not in mini and "compare only within this table" in mini
+    assert "Published figures" not in mini and "comparable only within this table" in mini
     measured, published = paper.split("## Published figures, protocol nystromformer")
     assert "37.1" in published and "mlpen/Nystromformer" in published
     assert "mlpen/Nystromformer" not in measured
@@ -353,7 +356,7 @@ def test_stand_in_data_never_show_at_the_paper_scale(
     runs = store(tmp_path / "runs", replace(OK, scale="paper", data_source="stand-in"))
     page = write_report(runs, tmp_path / "out", "paper", "nystromformer", ["listops"], ["softmax"])
     assert "missing" in page and "40.0" not in page
-    assert "left out: listops/softmax is stand-in data" in caplog.text
+    assert "left out: listops/softmax was trained on stand-in data" in caplog.text
 
 
 def test_a_report_without_any_record_shows_what_is_missing(tmp_path: Path) -> None:
@@ -449,6 +452,29 @@ def test_a_record_in_a_folder_of_another_name_is_left_out(
     assert "is the record of listops/softmax/default/seed0" in caplog.text
 
 
+def test_records_are_found_from_within_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path, OK)
+    (seed,) = tmp_path.glob("**/seed0")
+    monkeypatch.chdir(seed)
+    assert list(read_records(Path())) == [OK]
+    monkeypatch.chdir(seed.parents[2])
+    assert list(read_records(Path("softmax"))) == [OK]
+
+
+def test_words_that_a_record_leaves_out_select_it_at_their_defaults() -> None:
+    words = ["task=listops", "attention=softmax", "scale=mini"]
+    record = replace(OK, config=comparable(load(*words), device="cpu", threads=1))
+
+    def selects(*more: str) -> bool:
+        [selected] = selections(command([*words, *more]), groups([*words, *more]))
+        return selected.has(record)
+
+    assert selects("train.micro_batch=4", "model.norm=layer", "model.activation=gelu")
+    assert not selects("model.norm=batch") and not selects("train.steps=3")
+
+
 def test_a_record_that_contradicts_its_configuration_is_no_further_seed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -456,7 +482,7 @@ def test_a_record_that_contradicts_its_configuration_is_no_further_seed(
     store(tmp_path, honest)
     store(tmp_path, replace(honest, seed=1))
     assert list(read_records(tmp_path)) == [honest]
-    assert "seed=1 is not that of its configuration, 0" in caplog.text
+    assert "seed=1 contradicts its configuration, which has 0" in caplog.text
 
 
 def test_an_accuracy_of_zero_is_a_result() -> None:
@@ -504,7 +530,7 @@ def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None
     for record in records:
         store(tmp_path / "runs", record)
     page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer")
-    assert "Records of text are of different data, each in a column of its own" in page
+    assert "records of text come from different data sets, each with a column of its own" in page
     # Seeds of one cell on different data as well.
     seeds = [OK, replace(scored(OK, 1000), seed=1, data_fingerprint="cd" * 32)]
     columns = accuracy_table(build_grid(seeds))

@@ -190,8 +190,8 @@ def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
         ("mra", "image"): "+20.0",
         ("linear", "image"): "failed",
     }
-    title = figure.get_suptitle()
-    assert "n = 1–3" in title and "in brackets: not told from it" in title
+    title = " ".join(figure.get_suptitle().split())
+    assert "n = 1–3" in title and "in brackets: no significant difference" in title
 
 
 def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
@@ -231,7 +231,7 @@ def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
     # Seeds that are drawn, and who is not.
     caption = " ".join(figure.get_suptitle().split())
-    assert "n = 2;" in caption and caption.endswith("no validations shown: listops/mra")
+    assert "n = 2;" in caption and caption.endswith("no validations shown for listops/mra")
     assert learning_curves(grid, "t", validated(tmp_path / "elsewhere")) is None
 
 
@@ -288,4 +288,6 @@ def test_validations_of_another_run_are_left_out(
     assert curves(record) == {10: 20.0, 20: 30.0}
     for other in (replace(record, best_step=30), replace(record, best_accuracy=0.31)):
         assert curves(other) == {}
-        assert f"without that of its record, {other.best_accuracy} at update" in caplog.text
+        assert (
+            f"validations lack that of its record, {other.best_accuracy} at update" in caplog.text
+        )

@@ -29,7 +29,7 @@ from lra.report.pages import latex_tables, write_report
 from lra.report.published import beside, figures, run_by
 from lra.report.significance import difference_interval, mcnemar, paired_t, wilson
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, WORSE, standings
+from lra.report.standing import AS_BEST, BEST, WORSE, compared, standings
 from lra.report.tables import accuracy_table
 
 
@@ -121,6 +121,24 @@ def test_one_seed_is_compared_example_by_example_where_predictions_are_stored() 
     without = standings(build_grid([a, b]))["listops", a.method]
     assert (without.place, without.test) == (AS_BEST, "difference -1.5 to 4.5 points")
     assert standings(build_grid([a, scored(b, 1000)]))["listops", a.method].place == WORSE
+
+
+def test_what_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
+    # The best by its mean owes it to a seed that the other does not have.
+    records = [*seeds("softmax", 800, 802, 1200), *seeds("mra", 900, 903)]
+    found = standings(build_grid(records))["listops", Method("mra")]
+    assert (found.place, found.test) == (AS_BEST, "paired t over 2 seeds, p = 0.0032")
+    one, other = (build_grid(records).entries["listops", Method(n)] for n in ("softmax", "mra"))
+    assert (compared(one, other).better, compared(other, one).better) == (-1, 1)
+
+
+def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each() -> None:
+    first, second = seeds("softmax", 700, 1200), seeds("mra", 900, 900)
+    apart = [replace(record, seed=record.seed + 2) for record in second]
+    found = standings(build_grid([*first, *apart]))["listops", Method("mra")]
+    assert (found.place, found.test) == (AS_BEST, "not tested, no seed in common")
+    found = standings(build_grid([first[1], apart[0]]))["listops", Method("mra")]
+    assert found.place == WORSE and found.test.startswith("difference 11.9 to 18.")
 
 
 def test_predictions_of_other_labels_are_not_compared() -> None:
@@ -371,7 +389,7 @@ mra & \textbf{45.5 $\pm$ 4.9} & 45.5 & 33.5 \\
 (majority class) & 18.0 & - & - \\
 \bottomrule
 \end{tabular}}
-\caption{Test accuracy in percent, mean over n = 3 seeds $\pm$ standard deviation; scale mini, protocol p, generated data. Bold: best; underlined: not told from it.}
+\caption{Test accuracy in percent, mean over n = 3 seeds $\pm$ standard deviation; scale mini, protocol p, generated data. Bold: best; underlined: not significantly worse.}
 \end{table}
 """  # noqa: E501
 

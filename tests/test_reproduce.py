@@ -119,7 +119,7 @@ def test_a_wrong_word_is_told_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert end(monkeypatch, "lr=3") == 2 and not calls
-    assert "ours is train.learning_rate" in capsys.readouterr().err
+    assert "use train.learning_rate" in capsys.readouterr().err
 
 
 def make(folder: Path, *words: str) -> tuple[int, list[str], str]:
@@ -166,4 +166,4 @@ def test_make_hands_a_commit_to_the_bench(tmp_path: Path) -> None:
 def test_a_variable_that_make_lacks_is_told(tmp_path: Path) -> None:
     status, call, err = make(tmp_path, "reproduce-lra", "TASK=text")
     assert status != 0 and not call
-    assert "TASK: no such variable; there are" in err and "TASKS" in err
+    assert "TASK: no such variable; the variables are" in err and "TASKS" in err

@@ -121,7 +121,7 @@ def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(retrieval, "MAX_LINE", 200)
     write(tmp_path, [b"x" * 1_000])
-    with pytest.raises(DataError, match=r"train\.tsv: a line of more than 200 bytes"):
+    with pytest.raises(DataError, match=r"train\.tsv: has a line of over 200 bytes"):
         cache.load("retrieval", Retrieval(), tmp_path / "cache", tmp_path)
 
 

@@ -192,7 +192,7 @@ def test_one_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
 
 def test_what_is_computed_again_in_the_backward_drops_the_same_or_is_refused() -> None:
     model, _ = with_attention(Again)
-    with pytest.raises(RuntimeError, match="must not say thread_safe = True"):
+    with pytest.raises(RuntimeError, match="must not declare thread_safe = True"):
         found(model, parts_of(model), 1)
     model, _ = with_attention(Alone)
     x = torch.randn(3, 5, requires_grad=True)
@@ -272,13 +272,13 @@ def test_where_memory_holds_one_at_a_time_they_come_one_after_another(
     monkeypatch.setattr(Softmax, "forward", greedy)
     record = run_cell(configure(tmp_path, *words, "threads=2"), tmp_path / "2")
     assert record.test_accuracy == wanted.test_accuracy
-    assert "again with one micro-batch after another (out of memory)" in caplog.text
+    assert "retrying with one micro-batch after another (out of memory)" in caplog.text
     model = model_of("softmax")
     torch.set_num_threads(2)
     train = replace(lra.compose.load(*TINY).train, micro_batch=3)
     batches = batches_of(split_of(LENGTHS * 5))
     assert len(predict(model, batches, train).predicted) == 60
-    assert "out of memory in evaluation: one batch after another" in caplog.text
+    assert "out of memory in evaluation; continuing with one batch after another" in caplog.text
 
 
 def test_an_evaluation_stops_at_its_next_batch() -> None:

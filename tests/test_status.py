@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_cell import configure
 
 import lra.compose
 from lra.checkpoint import CHECKPOINT
+from lra.loop import Run
 from lra.record import NOTE, RECORD
-from lra.runner import run_cell
+from lra.runner import CellFailedError, run_cell
+from lra.signals import StoppedError
 from lra.status import begun, grid, page, status
 
 GRID = ["task=listops", "scale=mini"]
@@ -79,7 +82,7 @@ def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Pat
     assert "6 of 6" in page([status(folder), status(Path("seed0"))])
     file.write_text(json.dumps(values))
     other = status(folder, {"train.steps": 7})
-    assert (other.state, other.detail) == ("other", "train.steps=6 there, 7 asked for")
+    assert (other.state, other.detail) == ("other", "train.steps=6 in the record, 7 asked for")
     values = json.loads((folder / RECORD).read_text())
     empty = dict.fromkeys(("test_accuracy", "test_correct", "test_total")) | {"test_by_length": []}
     (folder / RECORD).write_text(json.dumps(values | empty | {"status": "failed", "reason": "nan"}))
@@ -111,3 +114,20 @@ def test_a_wrong_word_is_refused_in_a_line(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2 and "softmx" in capsys.readouterr().err
+
+
+def test_a_later_attempt_counts_and_not_the_failed_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(CellFailedError):
+        patch.setattr("models.softmax.Softmax.forward", lambda *args: torch.empty(2**60))
+        run_cell(configure(tmp_path), tmp_path)
+    assert status(tmp_path).state == "failed"
+
+    def stop(run: Run) -> None:
+        raise StoppedError("enough")
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Run, "_save", stop)
+        run_cell(configure(tmp_path, "train.checkpoint_seconds=0"), tmp_path)
+    assert status(tmp_path).state == "stopped"

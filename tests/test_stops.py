@@ -209,7 +209,7 @@ def test_a_forced_cell_is_begun_anew_once_in_the_life_of_a_job(
     assert told.startswith("stopped at step 50; start again without force=true to continue")
     environment(monkeypatch, first | again)
     train(tmp_path, "forced", "force=true")
-    assert "begun anew by this job, which is back" in caplog.text
+    assert "started over by this job, which now continues it" in caplog.text
     assert "continues at step 50" in caplog.text
     assert_same_bits(tmp_path / "forced", whole)
     # A sweep that comes back once more does not train its finished cells again.

@@ -64,7 +64,7 @@ def test_a_seed_under_the_name_of_another_is_told(tmp_path: Path) -> None:
     file = submit(tmp_path, first, replace(first, seed=GOOD.seed + 1))
     [line] = problems(read_submission(file))
     assert line.startswith("record 2 (")
-    assert line.endswith("seed=1 is not that of its configuration, 0")
+    assert line.endswith("seed=1 contradicts its configuration, which has 0")
 
 
 def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "other"}, "name='other' must be its file's, 'theirs'"),
+        ({"name": "other"}, "name='other' must be the name of its file, 'theirs'"),
         ({"link": "ftp://x"}, "link='ftp://x' must be the https:// address of its code"),
         ({"link": "javascript:alert(1)"}, "link='javascript:alert"),
         ({"link": 'https://x" onclick="y'}, "link='https://x\" onclick"),
@@ -114,7 +114,7 @@ def test_the_form_of_a_submission_is_told_by_file_and_key(
         ({"protocol": "mine"}, "protocol='mine' must be one of"),
         ({"protocol": "x" * 300}, "must be one of"),
         ({"data_skipped_rows": 3}, "data_skipped_rows=3 must be 0"),
-        ({"task": "chess"}, "is not known; no data of that task are"),
+        ({"task": "chess"}, "is not known; no data of that task are known"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_told(
@@ -136,11 +136,9 @@ def test_no_record_counts_twice(tmp_path: Path) -> None:
     first = read_submission(submit(tmp_path, GOOD))
     again = submit(tmp_path, replace(GOOD, attention="renamed"), stem="zebra")
     assert problems(read_submission(again), [first]) == [
-        "record 1: is in submission theirs already"
+        "record 1: is already in submission theirs"
     ]
-    assert problems(read_submission(submit(tmp_path, GOOD, GOOD))) == [
-        "record 2: is record 1 again"
-    ]
+    assert problems(read_submission(submit(tmp_path, GOOD, GOOD))) == ["record 2: repeats record 1"]
     assert [each.name for each in read_submissions(tmp_path)] == ["zebra"]
 
 
@@ -232,7 +230,7 @@ def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path)
     assert f"| {name}" in others and "92.5 ± 3.5 (n=2)" in others and "80,000" in others
     assert f"* theirs: https://example.org/x at commit {COMMIT}." in others
     # Ours of this test are of data that nobody knows.
-    assert "Submitted for listops are results on other data than ours" in others
+    assert "The results submitted for listops use different data from ours" in others
     with open(folder / "accuracy.csv", newline="") as file:
         kinds = {row["attention"]: (row["kind"], row["seeds"]) for row in csv.DictReader(file)}
     assert kinds[name] == ("submitted", "2") and kinds["softmax"] == ("measured", "1")

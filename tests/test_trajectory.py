@@ -140,13 +140,13 @@ def test_losses_are_read_as_they_were_written_and_small(tmp_path: Path) -> None:
 
 def test_losses_that_are_missing_damaged_or_of_another_run_are_refused(tmp_path: Path) -> None:
     losses = np.linspace(2, 1, 50, dtype=np.float32)
-    with pytest.raises(TrajectoryError, match="there is none; runs of earlier versions kept none"):
+    with pytest.raises(TrajectoryError, match="no such file; runs of earlier versions kept none"):
         read_trajectory(tmp_path, 50, "")
     np.savez(tmp_path / TRAJECTORY, other=losses)
     with pytest.raises(TrajectoryError, match="holds no losses"):
         read_trajectory(tmp_path, 50, "")
     write_trajectory(tmp_path, losses)
-    with pytest.raises(TrajectoryError, match=r"float32 of shape \(50,\), the record tells of 60"):
+    with pytest.raises(TrajectoryError, match=r"float32 of shape \(50,\), but the record has 60"):
         read_trajectory(tmp_path, 60, fingerprint(losses))
     changed = losses.copy()
     changed[7] = np.nextafter(changed[7], np.float32(0))

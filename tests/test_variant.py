@@ -71,7 +71,7 @@ def test_a_warm_up_that_does_not_fit_follows_the_updates(caplog: pytest.LogCaptu
     with caplog.at_level("INFO"):
         config = load("train.steps=60")
     assert (config.train.steps, config.train.warmup_steps) == (60, 12)
-    assert "train.warmup_steps=12: follows train.steps=60, as 1000 of 5000" in caplog.text
+    assert "train.warmup_steps=12: in proportion to train.steps=60, as 1000 of 5000" in caplog.text
     # It stays where it fits, as it did before, and where it was asked for.
     assert load("train.steps=2000").train.warmup_steps == 1000
     with pytest.raises(ConfigError, match=r"train.warmup_steps=70: .*fewer than train.steps=60"):
@@ -140,7 +140,9 @@ def test_a_sweep_tells_how_it_ended(tmp_path: Path) -> None:
     end = out[out.index("4 cells: ") :]
     assert status == 1 and end.startswith("4 cells: 2 done, 2 failed.\n")
     assert "failed: listops/softmax " in end
-    again = [line for line in end.splitlines() if line.startswith("again just these: lra train ")]
+    again = [
+        line for line in end.splitlines() if line.startswith("run just these again: lra train ")
+    ]
     assert len(again) == 1 and "train.learning_rate=1e+30" in again[0] and "0.001" not in again[0]
     assert end.index("| softmax") < end.index("Files: ") and "[*] listops/softmax" in end
     assert "Traceback" not in out and len(out.splitlines()) < 60

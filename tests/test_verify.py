@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_trajectory import stop_at
 from tiny_cell import configure
 
 from lra.batches import Batches
@@ -142,7 +143,8 @@ def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Pa
     verdict = verified(folder)
     assert verdict.agrees and not verdict.to_the_bit
     assert re.search(
-        r"within rounding: at update 41 \d.*\n  not to the bit: .*abacus there", str(verdict)
+        r"within rounding: at update 41, they are \d.*\n  not to the bit: .*abacus there",
+        str(verdict),
     )
     losses[40] += 0.5
     rewrite(folder, losses)
@@ -220,16 +222,22 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
     [
         (
             {"data_fingerprint": "ab" * 32},
-            "/run: the data are not those of the run: .* abababab",
+            "/run: the data differ from those of the run: .* abababab",
         ),
         ({"schema": 2}, "schema 2, should be 1"),
         ({"loss_fingerprint": "ab" * 32}, "not the losses that the run had"),
         ({"processes": 2}, "2 processes trained this cell, each with dropout of its own"),
         ({"attention_source": "mine.py"}, "softmax has changed since this run"),
         # A copy under another name, and a wider band than the run's precision has.
-        ({"seed": 1}, "seed=1 is not that of its configuration, 0"),
-        ({"attention": "mra"}, "attention='mra' is not that of its configuration, 'softmax'"),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16' is not that of its configuration, 'float32'"),
+        ({"seed": 1}, "seed=1 contradicts its configuration, which has 0"),
+        (
+            {"attention": "mra"},
+            "attention='mra' contradicts its configuration, which has 'softmax'",
+        ),
+        (
+            {"dtype": "bfloat16"},
+            "dtype='bfloat16' contradicts its configuration, which has 'float32'",
+        ),
         (
             {"status": "failed", "reason": "out of memory", "steps": 0, "best_step": None},
             r"/run: this run failed before its first update \(out of memory\)",
@@ -263,14 +271,14 @@ def test_a_missing_trajectory_and_missing_data_are_told(
     assert "there is no result.json; only a run that has ended has one" in capsys.readouterr().err
     (folder / TRAJECTORY).unlink()
     assert run_main(monkeypatch, folder) == 2
-    assert f"{TRAJECTORY}: there is none" in capsys.readouterr().err
+    assert f"{TRAJECTORY}: no such file" in capsys.readouterr().err
 
 
 def test_a_configuration_of_another_version_is_told(folder: Path) -> None:
     values = read_record(folder / RECORD).config
     values["train"]["momentum"] = 0.9
     rewrite(folder, config=values, config_hash=config_hash(values))
-    with pytest.raises(ConfigError, match="of another version of the suite: Key 'momentum'"):
+    with pytest.raises(ConfigError, match="from another version of the suite: Key 'momentum'"):
         verified(folder)
 
 
@@ -280,3 +288,19 @@ def test_a_record_of_a_gpu_is_not_compared_without_one(
     tamper(folder, "device", "cuda:99")
     assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "cache") == 2
     assert re.search(r"/run: device=cuda:99: torch sees \d GPUs", capsys.readouterr().err)
+
+
+def test_a_run_whose_division_changed_is_compared_up_to_the_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropout = "model.dropout=0.3"
+    stop_at(33, monkeypatch, tmp_path, *WORDS, dropout)
+    run_cell(configure(tmp_path, *WORDS, dropout, "train.micro_batch=0"), tmp_path / "run")
+    record = read_record(tmp_path / "run" / RECORD)
+    assert (record.micro_batch, record.first_micro_batch) == ("whole", "at most 3 examples")
+    assert record.first_micro_batch_updates == 33
+    verdict = verified(tmp_path / "run")
+    assert verdict.to_the_bit and len(verdict.stored) == 33
+    # Those after it would not agree: dropout is drawn for each micro-batch.
+    rewrite(tmp_path / "run", first_micro_batch="", first_micro_batch_updates=0)
+    assert not verified(tmp_path / "run").agrees

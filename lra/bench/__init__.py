@@ -1,1 +1,1 @@
-"""What a training step takes: at several lengths, and where its time goes."""
+"""Measure the cost of a training step: at several lengths, and by its parts."""

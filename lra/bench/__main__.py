@@ -7,12 +7,12 @@
     lra bench step task=listops,text attention=softmax,linear
     lra bench step task=listops attention=softmax --against old
 
-Words of the first two besides those of a cell: length=1024,2048 and up to whatever fits the memory,
-batch_size=4, repeats=10, threads=0, device=auto, precision=float32, compile=false,
-attention_dropout=0.0, and out=FILE for a file of its own.
+Besides the words of a cell, the first two accept: length=1024,2048 and up to whatever fits into
+memory, batch_size=4, repeats=10, threads=0, device=auto, precision=float32, compile=false,
+attention_dropout=0.0, and out=FILE to write a separate file.
 
 The first two and their report are explained in `lra.bench.lengths`, `against` in
-`lra.bench.against`, `step` in `lra.bench.step`.
+`lra.bench.against`, and `step` in `lra.bench.step`.
 """
 
 import sys
@@ -21,8 +21,8 @@ from lra.terminal import run
 
 
 def main() -> None:
-    """Run what the command line asks for."""
-    # Imported where they are run: a report needs no torch.
+    """Run the measurement that the command line asks for."""
+    # Imported only when run, since a report needs no torch.
     from lra.bench import request
     from lra.config import ConfigError
 

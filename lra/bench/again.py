@@ -1,4 +1,4 @@
-"""Make the tables and pictures of a bench again from its records, without measuring or torch.
+"""Remake the tables and pictures of a bench from its records, without measuring or torch.
 
 lra bench --report [FILE ...]
 """
@@ -16,18 +16,18 @@ from lra.record import RecordError
 
 
 def main(words: Sequence[str]) -> None:
-    """Write and print the newest run of every machine, or of the files that are named.
+    """Write and print the newest run of every machine, or of the given files.
 
     Args:
-        words: JSON files.
+        words: Names of JSON files.
 
     Raises:
-        ConfigError: There is no such file, or none is the record of a bench.
+        ConfigError: There are no records of a bench.
     """
     files = [Path(word) for word in words] or of_machines(Path(results_dir(), "bench"))
     if not files:
         raise ConfigError(
-            f"{Path(results_dir(), 'bench')}: no records of a bench; `lra bench` makes them"
+            f"{Path(results_dir(), 'bench')}: no records of a bench; `lra bench` writes them"
         )
     wrong = 0
     for file in files:
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def of_machines(folder: Path) -> list[Path]:
-    """Return the files of machines in a folder; other benches keep theirs there too."""
+    """Return the files of machines in a folder, which other benches use too."""
     found = []
     for file in sorted(folder.glob("*.json")):
         try:

@@ -1,13 +1,13 @@
-"""Measure this code and that of another commit in turn, and name what got slower than noise.
+"""Measure this code and that of another commit in turn, and report significant slowdowns.
 
     lra bench against COMMIT attention=softmax,mra length=1024,4096
     make bench-check BASE=COMMIT
 
-The commit is checked out into a temporary folder. Each round is a process of its own for either
-code, the first of them by turns, that runs `lra bench` with the same words. What is compared are
-the pairs of a round: Student's test of the logarithms of their ratios, at 5 % over all cells
-together (Holm's). Ends with 1 where anything got slower. Either code is measured by its own bench:
-one that times otherwise, as that before f88c4bb did, may differ by what it times.
+The commit is checked out into a temporary folder. Each round runs `lra bench` with the same words
+in one process per code; which code goes first alternates. The pairs of each round are compared by
+Student's t test on the logarithms of their ratios, at 5 % over all cells together (Holm's method).
+The exit status is 1 if anything got slower. Each code is measured by its own bench: a bench that
+times differently, as the one before f88c4bb did, may show a difference in what it times.
 """
 
 import argparse
@@ -31,10 +31,10 @@ from lra.markdown import markdown
 from lra.paths import PACKAGES
 from lra.report.significance import LEVEL, paired_t
 
-# Backend, length and mode, and its median seconds in a process.
+# Backend, length and mode; and the median seconds of each in one process.
 Key = tuple[str, int, str]
 Seconds = Mapping[Key, float]
-# What is measured where the words say nothing else.
+# Measured by default.
 WORDS = ("attention=softmax,fourier,mra,linear", "length=1024,2048")
 
 
@@ -44,7 +44,7 @@ class Change:
 
     Args:
         key: The cell.
-        ratios: Time of this code over that of the other, a round each.
+        ratios: Time of this code over that of the other, one ratio per round.
         is_told: Whether the change is more than noise.
     """
 
@@ -54,12 +54,12 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """The middle of the ratios."""
+        """The median of the ratios."""
         return statistics.median(self.ratios)
 
     @property
     def words(self) -> str:
-        """What it says."""
+        """The change as text."""
         if not self.is_told:
             return "within noise"
         return "slower" if self.ratio > 1 else "faster"
@@ -69,11 +69,11 @@ def changes(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Change]:
     """Compare the cells that both codes measured in every round.
 
     Args:
-        rounds: Seconds of this code and of the other; at least two.
+        rounds: Seconds of this code and of the other, at least two rounds.
     """
     keys = [key for key in rounds[0][0] if all(key in each for pair in rounds for each in pair)]
     ratios = {key: tuple(here[key] / there[key] for here, there in rounds) for key in keys}
-    # Holm, 1979: the smallest probability against the level over all, the next over one less.
+    # Holm, 1979: compare the smallest p with the level over all cells, the next with one cell less.
     chances = {key: paired_t([math.log(each) for each in ratios[key]]) for key in keys}
     told: set[Key] = set()
     for rank, key in enumerate(sorted(keys, key=chances.__getitem__)):
@@ -84,10 +84,10 @@ def changes(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Change]:
 
 
 def seconds_in(file: Path) -> dict[Key, float]:
-    """Return what a bench measured, by this code or as older code left it."""
+    """Return the measurements of a bench, as this code or older code wrote them."""
     values = json.loads(file.read_text(encoding="utf-8"))
     if "rows" in values:
-        # Before inference was measured too.
+        # Written before inference was measured too.
         rows = values["rows"]
         return {(r["attention"], r["length"], "training"): r["seconds_per_step"] for r in rows}
     cells = [cell for cell in values["runs"][-1]["cells"] if not cell["failed"]]
@@ -101,12 +101,12 @@ def run_bench(code: Path, words: Sequence[str], out: Path) -> dict[Key, float]:
     """Run the bench of some code in a process of its own.
 
     Args:
-        code: Folder with `lra` and `models` in it.
-        words: As `lra.bench.lengths` takes them.
+        code: Folder that contains `lra` and `models`.
+        words: Words as `lra.bench.lengths` takes them.
         out: JSON file to write.
 
     Raises:
-        ConfigError: It failed; the message has the end of what it said.
+        ConfigError: The bench failed; the message has the end of its output.
     """
     command = [sys.executable, "-m", "lra.bench", *words, f"out={out}"]
     environment = os.environ | {"PYTHONPATH": str(code)}
@@ -119,14 +119,14 @@ def run_bench(code: Path, words: Sequence[str], out: Path) -> dict[Key, float]:
 
 @contextmanager
 def checked_out(commit: str, root: Path = PACKAGES) -> Iterator[Path]:
-    """Give a folder with the code of a commit, as long as the block lasts.
+    """Provide a folder with the code of a commit while the block runs.
 
     Args:
-        commit: Whatever git calls a commit.
+        commit: Anything that git accepts as a commit.
         root: Top of the repository.
 
     Raises:
-        ConfigError: There is no such commit, or no repository.
+        ConfigError: The commit or the repository does not exist.
     """
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "code")
@@ -147,13 +147,13 @@ def _git(root: Path, *words: str) -> subprocess.CompletedProcess[Any]:
 
 
 def in_turn(here: Path, there: Path, words: Sequence[str], rounds: int) -> list[Change]:
-    """Measure two codes round by round, and compare them.
+    """Measure two versions of the code round by round, and compare them.
 
     Args:
         here: Folder of this code.
-        there: Folder of the other.
-        words: Of the bench.
-        rounds: Processes of either code, at least 2.
+        there: Folder of the other code.
+        words: Words for the bench.
+        rounds: Number of processes for each code, at least 2.
     """
     found: list[tuple[Seconds, Seconds]] = []
     with (
@@ -162,7 +162,7 @@ def in_turn(here: Path, there: Path, words: Sequence[str], rounds: int) -> list[
     ):
         for number in range(rounds):
             seconds: dict[Path, Seconds] = {}
-            # By turns the first, so that what warms up helps both alike.
+            # Each goes first in turn, so that warm-up effects help both alike.
             for code in (here, there)[:: -1 if number % 2 else 1]:
                 seconds[code] = run_bench(code, words, Path(folder, "bench.json"))
                 bar.update()
@@ -181,16 +181,18 @@ def table(found: Sequence[Change]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    """Compare this code with that of a commit, print how, and end with 1 where it got slower.
+    """Compare this code with that of a commit, print the changes, and exit with 1 if slower.
 
     Raises:
-        ConfigError: There is no such commit, or a word is none.
+        ConfigError: The commit does not exist, or a word is invalid.
     """
     parser = argparse.ArgumentParser(prog="lra bench against", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("commit", help="the code to compare with, such as main or 07376e5")
-    parser.add_argument("words", nargs="*", help="as of lra bench")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of either code; 5")
+    parser.add_argument("commit", help="the commit to compare with, such as main or 07376e5")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra bench")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="processes for each code; default %(default)s"
+    )
     args = parser.parse_intermixed_args(list(words))
     if args.rounds < 2:
         parser.error(f"--rounds {args.rounds}: must be at least 2")
@@ -202,7 +204,7 @@ def main(words: Sequence[str]) -> None:
     with checked_out(args.commit) as there:
         found = in_turn(PACKAGES, there, told, args.rounds)
     if not found:
-        raise ConfigError(f"{args.commit}: both codes have no cell in common")
+        raise ConfigError(f"{args.commit}: the two versions have no cell in common")
     print(table(found))
     slower = [change for change in found if change.words == "slower"]
     for change in slower:

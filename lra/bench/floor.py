@@ -1,13 +1,13 @@
-"""The floor of a step: the time of its matrix products, convolutions and FFTs alone.
+"""Measure the floor of a step: the time of its matrix products, convolutions and FFTs alone.
 
-Every such operation of a step is noted down with the shapes, strides and types of its tensors, and
-all are made again on random tensors of the same, in one go that is timed in turn with steps, so
-that a busy machine slows both alike. What a step takes beyond that is element-wise work, copies,
+Every such operation of a step is recorded with the shapes, strides and types of its tensors. All
+are then repeated in one go on random tensors like these, timed in turn with steps, so that a busy
+machine slows both alike. The time that a step takes beyond that is element-wise work, copies,
 random numbers and Python.
 
-Products within the compiled kernels of the CPU are no operations of torch. They are what the same
-step counts on the `meta` device, where it has no such kernels, beyond what was noted down; as many
-operations are made by large matrix products, which nothing on this machine is faster than.
+Products within the compiled kernels of the CPU are not torch operations. Their number is what the
+same step counts on the `meta` device, which has no such kernels, beyond the recorded operations; as
+many operations are performed by large matrix products, the fastest form there is on this machine.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ COUNTED = (
     "_scaled_dot_product_efficient_attention_backward",
     *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
 )
-# What stands for a tensor in the key of a call: shape, strides, type and device.
+# Represents a tensor in the key of a call: shape, strides, type and device.
 Outline = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -47,7 +47,7 @@ def _random(outline: Any) -> Any:
     if not _is_outline(outline):
         return outline
     _, shape, strides, dtype, device = outline
-    # Elements may share memory, as an expanded tensor's do, and then cannot be written singly.
+    # Elements may share memory, as in an expanded tensor, and cannot then be written one by one.
     size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     storage = torch.zeros(size if all(shape) else 0, dtype=dtype, device=device)
     if dtype.is_floating_point or dtype.is_complex:
@@ -56,7 +56,7 @@ def _random(outline: Any) -> Any:
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub
-    """Note down the operations that a floor counts, and how often each was made."""
+    """Record the operations that a floor counts, and how often each was performed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stub
@@ -75,7 +75,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's s
         return func(*args, **(kwargs or {}))
 
     def again(self) -> Callable[[], None]:
-        """Return what makes the operations again on random tensors, each kind as often."""
+        """Return a function that repeats the operations on random tensors, each as often."""
         made = []
         for key, count in self.calls.items():
             func, (outlines, shape) = self._kept[key]
@@ -90,16 +90,16 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's s
         return make
 
 
-# A square matrix product of this width is about as fast as any; several times that on a GPU.
+# A square matrix product of this width is about as fast as any; on a GPU, several times the width.
 WIDTH, ON_GPU = 512, 16
 
 
 def large_products(flops: int, device: torch.device) -> Callable[[], None]:
-    """Return what makes matrix products of so many operations, as fast as the device can.
+    """Return a function that performs a number of operations as matrix products at full speed.
 
     Args:
-        flops: Operations in all.
-        device: Where they are made.
+        flops: Total number of operations.
+        device: Device to perform them on.
     """
     width = WIDTH * (1 if device.type == "cpu" else ON_GPU)
     a, b = torch.randn(2, width, width, device=device)

@@ -1,4 +1,4 @@
-"""How a quantity grows with the length: the power of N that fits it, with its interval."""
+"""Fit the power of N with which a quantity grows with the length, with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from lra.report.significance import student
 
 @dataclass(frozen=True)
 class Growth:
-    """The line through logarithms of lengths and values, by least squares.
+    """The least-squares line through the logarithms of lengths and values.
 
     Args:
         exponent: The power of N.
-        factor: What the power is multiplied with.
-        half_width: Half the width of the exponent's 95 % interval, by Student's t of what is left
-            over; None with two lengths, through which a line always goes.
+        factor: The factor of the power.
+        half_width: Half the width of the exponent's 95 % interval, by Student's t from the
+            residuals; None with two lengths, which a line always fits exactly.
     """
 
     exponent: float
@@ -27,20 +27,20 @@ class Growth:
         return self.factor * float(length**self.exponent)
 
     def __str__(self) -> str:
-        """Say it as tables do, such as `1.87 ± 0.12`."""
+        """Return the exponent as tables show it, such as `1.87 ± 0.12`."""
         interval = "" if self.half_width is None else f" ± {self.half_width:.2f}"
         return f"{self.exponent:.2f}{interval}"
 
 
 def growth(lengths: Sequence[int], values: Sequence[float]) -> Growth | None:
-    """Return the power of N that fits values at lengths; None where there are fewer than two.
+    """Return the power of N that fits values at lengths; None for fewer than two lengths.
 
-    The interval tells how well one power fits all lengths. It is wide where the power itself grows
+    The interval shows how well one power fits all lengths. It is wide if the power itself grows
     with the length, as that of attention does beside the layers around it.
 
     Args:
-        lengths: In tokens, positive, each once.
-        values: Of the same number, positive.
+        lengths: Distinct positive lengths, in tokens.
+        values: Positive values, one per length.
     """
     if len(lengths) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Time and memory against length, with the fitted powers of N at the ends of the lines."""
+"""Draw time and memory against length, with the fitted powers of N at the ends of the lines."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from lra.bench.measured import MODES, Bench, Machine, Mode, Quantity
 from lra.report.figure import FONT, PANEL, describe, literal, look_of, shortened
 
-# Inches that the names beside a panel take, and those of a line of them.
+# Width of the names beside a panel and height of one of their lines, in inches.
 BESIDE, LINE = 1.25, 0.125
-# Of a panel's width to the right of it: where lines to the names end, and where names begin.
+# Where the lines to the names end and the names begin, in panel widths from its left edge.
 MARKER_AT, NAME_AT = 1.06, 1.09
 NAMES: dict[Quantity, str] = {
     "seconds": "seconds {a_step}",
     "peak_memory_bytes": "peak MiB {a_step}",
 }
-A_STEP = {"training": "an update", "inference": "a batch"}
+A_STEP = {"training": "per update", "inference": "per batch"}
 UNITS: dict[Quantity, float] = {"seconds": 1.0, "peak_memory_bytes": 2.0**20}
 
 
@@ -29,9 +29,9 @@ class Name(NamedTuple):
     """A name beside a panel.
 
     Args:
-        text: What is written.
+        text: The text written.
         mark: The marker before it.
-        end: Where its line ends, in data.
+        end: Where its line ends, in data coordinates.
     """
 
     text: Text
@@ -40,11 +40,11 @@ class Name(NamedTuple):
 
 
 def growth_figure(machine: Machine, run: Bench) -> Figure | None:
-    """Draw time and memory over length, training above inference; None where nothing is measured.
+    """Draw time and memory over length, training above inference; None without measurements.
 
     Args:
-        machine: Where it was measured.
-        run: What was.
+        machine: Machine that ran the bench.
+        run: The measurements.
     """
     there = [name for name in run.attentions if any(run.of(name, mode) for mode in MODES)]
     if not there:
@@ -72,7 +72,7 @@ def _caption(machine: Machine, run: Bench) -> str:
     return (
         f"{machine.name}, {machine.processors} processors; {run.device}, threads: {run.threads},"
         f" {run.dtype}; model of {run.task} under {run.protocol}, batches of {run.batch_size}."
-        " Points: medians, bars: quartiles, lines: the powers of N that fit best, named with their"
+        " Points: medians; bars: quartiles; lines: best-fitting powers of N, labelled with their"
         " 95 % intervals"
     )
 
@@ -80,7 +80,7 @@ def _caption(machine: Machine, run: Bench) -> str:
 def _panel(
     axis: Axes, run: Bench, attentions: Sequence[str], mode: Mode, quantity: Quantity
 ) -> list[Name]:
-    """Draw the points and lines of a panel; return the names of the lines, yet to be moved."""
+    """Draw the points and lines of a panel; return the line names, which are yet to be placed."""
     axis.set_xscale("log")
     axis.set_yscale("log")
     unit, names = UNITS[quantity], []
@@ -88,12 +88,12 @@ def _panel(
     for attention in attentions:
         if not (cells := run.of(attention, mode)):
             continue
-        # Hollow, so that none hides another.
+        # Hollow markers, so that none hides another.
         style = {**look_of(attention, attentions), "fillstyle": "none"}
         colour, of_line = style["color"], style.pop("linestyle")
         lengths = [cell.length for cell in cells]
         values = [cell.value(quantity) / unit for cell in cells]
-        # Around those that stand at the same place, as of equal memory.
+        # Larger than the markers at the same place, as with equal memory.
         equal = sum(math.isclose(values[-1], last, rel_tol=0.02) for last in lasts)
         size = min(5 + 2.5 * equal, 20)
         lasts.append(values[-1])
@@ -136,9 +136,9 @@ def _name(axis: Axes, text: str, end: tuple[float, float], style: dict[str, Any]
 
 
 def _spread(axis: Axes, names: Sequence[Name]) -> None:
-    """Move names to the heights of their lines, but apart from another, and draw lines to them."""
+    """Move names to the heights of their lines, but apart, and draw lines to them."""
     box, transform = axis.get_window_extent(), axis.transData
-    # In shares of the panel's height.
+    # In fractions of the panel's height.
     ends = [(transform.transform(name.end)[1] - box.y0) / box.height for name in names]
     ends_x = [(transform.transform(name.end)[0] - box.x0) / box.width for name in names]
     line = LINE * axis.figure.figure.dpi / box.height
@@ -160,16 +160,16 @@ def _spread(axis: Axes, names: Sequence[Name]) -> None:
 
 
 def apart(wanted: Sequence[float], least: float) -> list[float]:
-    """Return places between 0 and 1, near to those wanted and no nearer to another than allowed.
+    """Return positions between 0 and 1 close to those wanted, but at least `least` apart.
 
-    Least squares under that condition: places that would be too near make a group, which stands at
-    the mean of what its members want.
+    The positions minimise squared distances under that condition: positions that would be too close
+    form a group, placed at the mean of what its members want.
 
     Args:
-        wanted: Ascending.
-        least: Distance between neighbours; where they have no room, places begin at 0.
+        wanted: Wanted positions, ascending.
+        least: Minimum distance between neighbours; if they do not fit, positions begin at 0.
     """
-    # Each group: the sum of where its members want its first to be, and their number.
+    # Per group: the sum of the positions that its members want for its first, and their number.
     groups: list[tuple[float, int]] = []
     room = max(0.0, 1 - (len(wanted) - 1) * least)
     for index, place in enumerate(wanted):

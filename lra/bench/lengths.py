@@ -1,14 +1,14 @@
-"""Speed and memory of training and inference for every backend at several lengths, without data.
+"""Measure training and inference speed and memory of backends at several lengths, without data.
 
     lra bench attention=softmax,fourier length=1024,2048
     lra bench attention=my_file:MyAttention attention.options.window=16,32
     lra bench --report
 
-Random tokens and the model of a recipe: updates, and forward passes alone. All backends at all
-lengths are timed in turn, round after round in one process, so that a busy moment of the machine
-meets all alike; figures are medians. A run is added to the file of this machine below
-`results/bench`, with its tables and picture beside it; the last line makes these again from every
-such file, or from those it names, without measuring.
+The bench times updates, and forward passes alone, of a recipe's model on random tokens. All
+backends at all lengths are timed in turn, round after round in one process, so that a busy moment
+of the machine affects all alike; figures are medians. A run is added to this machine's file below
+`results/bench`, with its tables and picture beside it. The last command above remakes these from
+every such file, or from the files it names, without measuring.
 """
 
 import logging
@@ -45,24 +45,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class BenchConfig:
-    """What is measured.
+    """The measurements to take.
 
     Args:
-        attentions: Backends, each by its name, or by its path where it is one of your own; options
-            that differ from its defaults follow after spaces, such as `linformer rank=64`. None
-            stands for every built-in one.
+        attentions: Backends, each given by its name, or by its path if it is one of your own.
+            Options that differ from its defaults follow after spaces, such as `linformer rank=64`.
+            None measures every built-in backend.
         lengths: Sequence lengths, in tokens.
-        task: Whose recipe gives the model.
-        protocol: Whose recipe it is.
+        task: Task whose recipe defines the model.
+        protocol: Protocol of the recipe.
         batch_size: Examples per step.
-        repeats: Timings of each backend, length and mode; the median counts.
+        repeats: Timings of each backend, length and mode, of which the median is reported.
         attention_dropout: Probability of dropping an attention weight.
         precision: `float32`, or `bfloat16` or `float16` autocast.
         compile: Run the model through `torch.compile`.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
-        threads: CPU threads; 0 takes torch's default.
-        out: JSON file for this run alone, replaced where it is there; by default the run is added
-            to the file of this machine below `results/bench`.
+        threads: CPU threads; 0 uses torch's default.
+        out: JSON file for this run alone, replaced if it exists; by default the run is added to
+            this machine's file below `results/bench`.
     """
 
     attentions: list[str] | None
@@ -79,13 +79,15 @@ class BenchConfig:
     out: str | None = None
 
     def check(self) -> None:
-        """Raise where a number is out of range.
+        """Check that the numbers are in range.
 
         Raises:
-            ConfigError: It names key, value and what would be right.
+            ConfigError: A number is out of range; the message names the key, value and range.
         """
         if not self.lengths or min(self.lengths) < 1 or len({*self.lengths}) < len(self.lengths):
-            raise ConfigError(f"lengths={self.lengths}: must be at least one, each 1 or more, once")
+            raise ConfigError(
+                f"lengths={self.lengths}: must be at least one, each at least 1, without repeats"
+            )
         for key, least in (("batch_size", 1), ("repeats", 1), ("threads", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key}={getattr(self, key)}: must be at least {least}")
@@ -95,9 +97,9 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     """Compose the configuration of one backend at one length.
 
     Args:
-        bench: What is measured.
+        bench: The measurements to take.
         attention: Name or path, and options, such as `my_pkg.my_file:MyAttention window=32`.
-        length: In tokens.
+        length: Sequence length in tokens.
 
     Raises:
         ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
@@ -107,9 +109,7 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
     overrides += [option.removeprefix(WORD) for option in options if option.startswith(WORD)]
     for option in [option for option in options if not option.startswith(WORD)]:
         if "=" not in option:
-            raise ConfigError(
-                f"attentions: {attention!r}: {option}: an option is written key=value"
-            )
+            raise ConfigError(f"attentions: {attention!r}: {option}: options are written key=value")
         overrides.append(f"attention.options.{option}")
     config = load(*overrides)
     model = replace(config.model, max_length=length, attention_dropout=bench.attention_dropout)
@@ -119,16 +119,16 @@ def cell_config(bench: BenchConfig, attention: str, length: int) -> Config:
 
 
 def row_names(backends: Sequence[str], attentions: Sequence[str]) -> list[str]:
-    """Return what the rows of backends are called: by their options, and what is inside.
+    """Return the names of the rows of backends: each with its options and nested backends.
 
-    Where that leaves two alike, as with several values of `model.layers`, all words are in it.
+    If that leaves two names alike, as with several values of `model.layers`, all words are used.
 
     Args:
-        backends: Their names.
-        attentions: What was asked for, as `BenchConfig` has it.
+        backends: Names of the backends.
+        attentions: The backends as requested in `BenchConfig`.
 
     Raises:
-        ConfigError: Two are the same.
+        ConfigError: Two rows are the same.
     """
     whole = [[name, *text.split()[1:]] for name, text in zip(backends, attentions, strict=True)]
     brief = [
@@ -140,11 +140,11 @@ def row_names(backends: Sequence[str], attentions: Sequence[str]) -> list[str]:
         if len({*names}) == len(names):
             return names
     twice = next(name for name in names if names.count(name) > 1)
-    raise ConfigError(f"attentions: {twice} is there twice, must be once")
+    raise ConfigError(f"attentions: {twice} is given twice, must be given once")
 
 
 def measurements(bench: BenchConfig, device: torch.device) -> Iterator[Measurement]:
-    """Yield what is to be measured: every backend at every length, in both modes."""
+    """Yield the measurements to take: every backend at every length, in both modes."""
     attentions = list(ATTENTION) if bench.attentions is None else bench.attentions
     for length in bench.lengths:
         configs = [cell_config(bench, attention, length) for attention in attentions]
@@ -152,7 +152,7 @@ def measurements(bench: BenchConfig, device: torch.device) -> Iterator[Measureme
         for name, config in zip(names, configs, strict=True):
             model = build_model(config)
             shape = shape_of(config, bench.batch_size)
-            # Before the model moves; counted without computing.
+            # Counted without computing, before the model moves to the device.
             flops = {
                 "training": training_flops(model, shape),
                 "inference": inference_flops(model, shape),
@@ -169,7 +169,7 @@ def measure(bench: BenchConfig) -> list[Cell]:
 
     Raises:
         ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
-        BackendError: A backend refuses a length.
+        BackendError: A backend rejects a length.
     """
     bench.check()
     device = resolve_device(bench.device)
@@ -189,23 +189,25 @@ def measure(bench: BenchConfig) -> list[Cell]:
 
 
 def check_out(bench: BenchConfig) -> None:
-    """Refuse a place that nothing can be written to, before minutes are measured.
+    """Reject an output that cannot be written, before minutes are spent on measuring.
 
     Raises:
-        ConfigError: `out`, or the folder of results, is none.
+        ConfigError: `out`, or the folder of results, cannot be written.
     """
     folder = Path(bench.out).parent if bench.out else Path(results_dir(), "bench")
     if bench.out and Path(bench.out).is_dir():
         raise ConfigError(f"out={bench.out}: is a folder, must be a file")
     if bench.out and Path(bench.out).suffix in (".md", ".svg", ".png"):
-        raise ConfigError(f"out={bench.out}: must be a JSON file; its tables and picture go there")
+        raise ConfigError(
+            f"out={bench.out}: must be a JSON file; the tables and picture use that suffix"
+        )
     if not writable(folder):
         key = "out" if bench.out else "results_dir"
-        raise ConfigError(f"{key}={folder}: cannot be written to; choose another by out=FILE")
+        raise ConfigError(f"{key}={folder}: cannot be written to; choose another with out=FILE")
 
 
 def benched(bench: BenchConfig, cells: Sequence[Cell], total_seconds: float) -> Bench:
-    """Return what is kept of a run."""
+    """Return a run as it is stored."""
     device = resolve_device(bench.device)
     commit, dirty = code_version()
     first = cell_config(bench, (bench.attentions or [*ATTENTION])[0], bench.lengths[0])
@@ -235,7 +237,7 @@ ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bench")  # type: ignore[untyped-decorator]  # Hydra has no types
 def main(composed: DictConfig) -> None:
-    """Measure, print the tables and write them beside the machine's file."""
+    """Measure, print the tables, and write them beside the machine's file."""
     bench = OmegaConf.to_object(composed)
     assert isinstance(bench, BenchConfig)
     started = time.perf_counter()
@@ -258,7 +260,7 @@ def main(composed: DictConfig) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
-        # Of a model that is too large to be made; of a step that is, its cell says so.
+        # The model itself is too large; if only a step is, its cell says so.
         if not is_out_of_memory(error):
             raise
         print(f"out of memory: {str(error).splitlines()[0]}", file=sys.stderr)

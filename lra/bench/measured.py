@@ -1,7 +1,7 @@
-"""What a bench leaves: a JSON file a machine, with every run of the bench that was made on it.
+"""Store bench results: one JSON file per machine, with every run of the bench on it.
 
-Everything a table or picture shows is in it, each timing by itself, so that both are made again
-without measuring, and without torch.
+The file contains everything that a table or picture shows, down to the single timings, so that both
+can be remade without measuring and without torch.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from lra.typecheck import describe, fits
 KIND, SCHEMA = "lra bench", 1
 Mode = Literal["training", "inference"]
 MODES: tuple[Mode, Mode] = ("training", "inference")
-# Numbers of a cell that may be asked for by name.
+# Numbers of a cell that can be looked up by name.
 Quantity = Literal["seconds", "peak_memory_bytes", "flops"]
 
 
@@ -34,15 +34,15 @@ class Cell:
     """A backend at a length, in training or inference.
 
     Args:
-        attention: Its name, and what of its options was chosen.
-        length: Tokens of a sequence.
+        attention: Its name, with the options chosen for it.
+        length: Tokens per sequence.
         mode: An update on a batch, or a forward pass alone.
-        seconds: Of one such step, every timing in the order it was made.
-        calls: Steps that a timing is the mean of.
-        peak_memory_bytes: What a step adds to the tensors that are there before.
-        flops: Operations of a step, see `lra.flops`.
-        parameters: Of the model.
-        failed: Why there is no timing; empty where there is.
+        seconds: Seconds of one such step, every timing in the order taken.
+        calls: Number of steps that each timing averages.
+        peak_memory_bytes: Memory that a step adds to the tensors that exist before it.
+        flops: Operations of a step; see `lra.flops`.
+        parameters: Number of parameters of the model.
+        failed: Why there is no timing; empty if there is one.
     """
 
     attention: str
@@ -70,36 +70,36 @@ class Cell:
 
     @property
     def spread(self) -> float:
-        """Interquartile range of the seconds over their median."""
+        """Interquartile range of the seconds divided by their median."""
         low, high = self.quartiles
         return (high - low) / self.median
 
     def value(self, quantity: Quantity) -> float:
-        """Return a number of it by name; of seconds the median."""
+        """Return a number of the cell by name; for seconds, the median."""
         return self.median if quantity == "seconds" else float(getattr(self, quantity))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One run of the bench: all of it was measured in turn within one process.
+    """One run of the bench, measured in turn within one process.
 
     Args:
-        when: Day and time of its end, in UTC.
+        when: Date and time of its end, in UTC.
         device: `cpu`, `cuda` or `mps`.
         threads: CPU threads.
         dtype: Precision.
         compiled: Whether models ran through `torch.compile`.
-        task: Whose recipe gives the model.
-        protocol: Whose recipe it is.
+        task: Task whose recipe defines the model.
+        protocol: Protocol of the recipe.
         batch_size: Examples per step.
         attention_dropout: Probability of dropping an attention weight in training.
-        total_seconds: What the whole run took.
+        total_seconds: Duration of the whole run.
         torch: Version of torch.
         python: Version of Python.
-        commit: Of the suite; empty where it is unknown.
-        dirty: Whether the code differed from it.
-        cells: What was measured.
-        sequences: Of an example: two where pairs are compared.
+        commit: Commit of the suite; empty if unknown.
+        dirty: Whether the code differed from that commit.
+        cells: The measurements.
+        sequences: Sequences per example; two if pairs are compared.
     """
 
     when: str
@@ -121,16 +121,16 @@ class Bench:
 
     @property
     def attentions(self) -> list[str]:
-        """The backends, in the order they were asked for."""
+        """The backends, in the order of the request."""
         return list(dict.fromkeys(cell.attention for cell in self.cells))
 
     @property
     def lengths(self) -> list[int]:
-        """The lengths, ascending."""
+        """The lengths in ascending order."""
         return sorted({cell.length for cell in self.cells})
 
     def cell(self, attention: str, length: int, mode: Mode) -> Cell | None:
-        """Return what was measured of a backend at a length; None where that failed."""
+        """Return the measurement of a backend at a length; None if it failed."""
         found = (
             cell
             for cell in self.cells
@@ -140,7 +140,7 @@ class Bench:
         return None if cell is None or cell.failed else cell
 
     def of(self, attention: str, mode: Mode) -> list[Cell]:
-        """Return what was measured of a backend, by length."""
+        """Return the measurements of a backend, by length."""
         cells = (self.cell(attention, length, mode) for length in self.lengths)
         return [cell for cell in cells if cell is not None]
 
@@ -152,12 +152,12 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a bench ran.
+    """The machine that ran a bench.
 
     Args:
-        name: Processor, or GPU.
-        processors: Processors there are.
-        id: Tells machines of one kind apart, and says nothing else of them.
+        name: Processor or GPU.
+        processors: Number of processors.
+        id: Distinguishes machines of the same kind, and reveals nothing else about them.
     """
 
     name: str
@@ -166,7 +166,7 @@ class Machine:
 
     @property
     def stem(self) -> str:
-        """What its file is called, without suffix."""
+        """The name of its file, without suffix."""
         return f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')}-{self.id}"
 
 
@@ -174,7 +174,7 @@ def this_machine(name: str) -> Machine:
     """Return this machine.
 
     Args:
-        name: Processor, or GPU.
+        name: Processor or GPU.
     """
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
     return Machine(name=name, processors=os.cpu_count() or 1, id=host)
@@ -182,7 +182,7 @@ def this_machine(name: str) -> Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a machine's file holds.
+    """The content of a machine's file.
 
     Args:
         machine: The machine.
@@ -197,14 +197,14 @@ def read(file: Path) -> Document:
     """Read a machine's file and check every key.
 
     Raises:
-        RecordError: It is damaged or foreign; the message names file and key.
+        RecordError: The file is damaged or foreign; the message names the file and the key.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{file}: not readable as JSON ({error})") from error
     if not is_one(values) or values.get("schema") != SCHEMA:
-        raise RecordError(f"{file}: no records of a bench of schema {SCHEMA}")
+        raise RecordError(f"{file}: not the records of a bench of schema {SCHEMA}")
     try:
         runs = [
             _checked(Bench, run | {"cells": [_checked(Cell, cell) for cell in run["cells"]]})
@@ -214,12 +214,12 @@ def read(file: Path) -> Document:
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{file}: {error}") from error
     if not runs:
-        raise RecordError(f"{file}: runs are none, must be at least 1")
+        raise RecordError(f"{file}: has no runs, must have at least 1")
     return found
 
 
 def is_one(values: Any) -> bool:
-    """Tell whether what a JSON file holds is called the records of a bench."""
+    """Return whether the content of a JSON file is marked as the records of a bench."""
     return isinstance(values, dict) and values.get("kind") == KIND
 
 
@@ -240,19 +240,19 @@ def _checked(kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _check_numbers(cell: Cell) -> None:
-    """Raise where a cell that has not failed lacks a number, or one cannot be."""
+    """Raise if a cell that has not failed lacks a number or has an impossible one."""
     if cell.failed:
         return
     where = f"{cell.attention} at {cell.length}, {cell.mode}"
     if not cell.seconds or not all(0 < each < float("inf") for each in cell.seconds):
-        raise ValueError(f"{where}: seconds={cell.seconds} must be positive, at least one")
+        raise ValueError(f"{where}: seconds={cell.seconds} must be positive, with at least one")
     for key in ("length", "peak_memory_bytes", "flops", "parameters"):
         if getattr(cell, key) < 1:
             raise ValueError(f"{where}: {key}={getattr(cell, key)} must be at least 1")
 
 
 def write(file: Path, document: Document) -> None:
-    """Write a machine's file, whole or not at all."""
+    """Write a machine's file atomically."""
     partial = file.with_name(f"{file.name}.partial")
     values = {"kind": KIND, "schema": SCHEMA, **asdict(document)}
     partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -260,19 +260,19 @@ def write(file: Path, document: Document) -> None:
 
 
 def add(folder: Path, machine: Machine, run: Bench) -> Path:
-    """Add a run to the file of its machine, and return that.
+    """Add a run to the file of its machine, and return the file.
 
-    What is there of another machine, or is no such file, is left alone: a number makes the name
-    another.
+    An existing file of another machine or of another kind is left alone: a number is then added to
+    the name.
 
     Args:
-        folder: Where machines have their files; it is made where it is not there.
+        folder: Folder of the machines' files; it is created if it does not exist.
         machine: The machine.
         run: The run.
     """
     with writing("results_dir", folder, "writing the records of a bench"):
         folder.mkdir(parents=True, exist_ok=True)
-        # Two runs may end in the same moment.
+        # Two runs may end at the same moment.
         with FileLock(folder / f".{machine.stem}.lock"):
             for file in _names(folder, machine):
                 if not file.exists():

@@ -1,4 +1,4 @@
-"""A backend at a length, in training or inference, while it is measured."""
+"""Measure a backend at one length, in training or inference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from lra.optimiser import optimiser_for
 from lra.precision import autocast, scaler_for
 from lra.update import compiled, update
 
-# A timing lasts so many seconds, by more than one step where steps are short.
+# Approximate seconds that a timing lasts; short steps are repeated within it.
 LEAST_SECONDS = 0.1
 
 
@@ -25,16 +25,16 @@ class Measurement:
     """A backend at a length in a mode, being measured.
 
     Args:
-        name: The backend and what was chosen of it.
-        length: Tokens of a sequence.
+        name: The backend and the options chosen for it.
+        length: Tokens per sequence.
         mode: Training or inference.
-        step: Makes one step.
-        flops: Operations of a step.
-        parameters: Of the model.
-        calls: Steps of a timing.
-        seconds: Of one step, by timing.
+        step: Performs one step.
+        flops: Operations per step.
+        parameters: Number of parameters of the model.
+        calls: Steps per timing.
+        seconds: Seconds per step, one value per timing.
         peak: Bytes that a step adds.
-        failed: Why it cannot be measured.
+        failed: Why the measurement failed; empty if it did not.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Measurement:
     failed: str = ""
 
     def prepare(self, device: torch.device) -> None:
-        """Set up what the first step sets up; find how many steps make a timing, and the peak."""
+        """Run the first step; determine the number of steps per timing and the peak memory."""
         self._unless_out_of_memory(lambda: self._prepare(device))
 
     def _prepare(self, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class Measurement:
         self.peak = memory.peak_of(self.step, device)
 
     def time(self, device: torch.device) -> None:
-        """Make one timing."""
+        """Take one timing."""
         self._unless_out_of_memory(lambda: self.seconds.append(self._timed(device)))
 
     def _timed(self, device: torch.device) -> float:
@@ -81,7 +81,7 @@ class Measurement:
 
     @property
     def cell(self) -> Cell:
-        """What is kept of it."""
+        """The measurement as stored."""
         failed = bool(self.failed)
         return Cell(
             attention=self.name,
@@ -99,13 +99,13 @@ class Measurement:
 def steps_of(
     model: Model, config: Config, batch_size: int, device: torch.device
 ) -> dict[Mode, Callable[[], object]]:
-    """Return functions that make an update, and a forward pass, on random tokens of full length.
+    """Return functions that perform an update and a forward pass on random tokens of full length.
 
     Args:
-        model: The model; it moves to the device.
+        model: The model, which is moved to the device.
         config: Its configuration.
         batch_size: Sequences per step.
-        device: Where it computes.
+        device: Device to compute on.
     """
     model.to(device)
     optimiser, _ = optimiser_for(model, config.train)

@@ -1,4 +1,4 @@
-"""The form that updates had once, for comparison: nothing of it is used to train."""
+"""The former form of updates, kept for comparison: training uses none of it."""
 
 from dataclasses import replace
 
@@ -10,14 +10,14 @@ from models.softmax import Softmax
 
 
 def whole_batch(config: Config) -> Config:
-    """Return a configuration whose batches are computed at once."""
+    """Return a configuration whose batches are computed whole."""
     return replace(config, train=replace(config.train, micro_batch=0))
 
 
 def without_kernels(model: nn.Module) -> nn.Module:
-    """Let a model drop by torch's random numbers, and softmax by materialised weights.
+    """Make a model use torch's random numbers for dropout, and softmax materialised weights.
 
-    Without attention dropout softmax keeps torch's fused kernel, which it always had.
+    Without attention dropout, softmax keeps torch's fused kernel, which it always had.
     """
     for module in model.modules():
         if isinstance(module, Dropout):

@@ -1,7 +1,7 @@
-"""The efficiency table of the Long Range Arena's paper, from what a bench left: no torch, no clock.
+"""Make the efficiency table of the Long Range Arena paper from bench records, without torch.
 
-For training and inference: steps a second, tokens a second, peak memory and operations at every
-length, with the power of N that time and memory grow with.
+The tables give, for training and inference, steps per second, tokens per second, peak memory and
+operations at every length, with the power of N with which time and memory grow. Nothing is timed.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from lra.report.figure import save
 from lra.report.grid import BASELINE
 from lra.report.tables import MARK
 
-# A timing whose quartiles are further apart than this share of its median is marked.
+# A timing is marked if its interquartile range exceeds this share of its median.
 MOST_SPREAD = 0.1
 STEPS = {"training": "Updates", "inference": "Batches"}
 
 
 def ratio(run: Bench, cell: Cell) -> float | None:
-    """Return how many times as fast as softmax a backend is; None where that was not measured."""
+    """Return how many times as fast as softmax a backend is; None if softmax was not measured."""
     baseline = run.cell(BASELINE, cell.length, cell.mode)
     return None if baseline is None else baseline.median / cell.median
 
@@ -49,10 +49,10 @@ def _operations(run: Bench, cell: Cell) -> str:
     return f"{cell.flops / 1e9:,.3g}"
 
 
-# A line here is a table of each mode: its title, what a length shows, and what growth is told of.
+# Each line is a table of both modes: its title, the value per length, and the quantity that grows.
 TABLES: tuple[tuple[str, Callable[[Bench, Cell], str], Quantity | None], ...] = (
-    ("{steps} a second (times softmax)", _speed, "seconds"),
-    ("Tokens a second", _tokens, None),
+    ("{steps} per second (times softmax)", _speed, "seconds"),
+    ("Tokens per second", _tokens, None),
     ("Peak memory, MiB", _memory, "peak_memory_bytes"),
     ("Operations, GFLOP {a_step}", _operations, "flops"),
 )
@@ -75,7 +75,7 @@ def _table(
 
 
 def sections(run: Bench) -> Iterator[str]:
-    """Yield the tables of a run, each with its title."""
+    """Yield the tables of a run, each preceded by its title."""
     for mode in MODES:
         yield f"## {mode.capitalize()}"
         for title, shown, quantity in TABLES:
@@ -84,29 +84,31 @@ def sections(run: Bench) -> Iterator[str]:
 
 
 def about(machine: Machine, run: Bench) -> list[str]:
-    """Return what a reader of a run's figures has to know, in sentences."""
+    """Return the notes that a reader needs for a run's figures."""
     timings = {len(cell.seconds) for cell in run.cells if not cell.failed} or {0}
     most = f"{100 * MOST_SPREAD:.0f} %"
     number = "–".join(str(each) for each in sorted({min(timings), max(timings)}))
     code = (run.commit[:12] or "unknown") + (" with local changes" if run.dirty else "")
-    dropped = f"dropout of weights {run.attention_dropout:g}"
+    dropped = f"attention dropout {run.attention_dropout:g}"
     compiled = ", torch.compile" if run.compiled else ""
     return [
         f"{machine.name}, {machine.processors} processors; {run.device}, threads: {run.threads},"
         f" {run.dtype}{compiled}.",
-        f"The model of {run.task} under {run.protocol}, random tokens, batches of {run.batch_size},"
+        f"Model of {run.task} under {run.protocol}, random tokens, batches of {run.batch_size},"
         f" {dropped}.",
-        f"Median of {number} timings in turn over all backends and lengths; {MARK}: the"
-        f" interquartile range of it, or of softmax, is more than {most} of the median.",
-        "Powers of N: least squares over the lengths, 95 % interval by Student's t. Memory: what a"
-        " step adds. Operations: products, convolutions, attention and FFTs, counted.",
+        f"Times are medians of {number} timings, taken in turn over all backends and lengths;"
+        f" {MARK} marks an interquartile range, of the backend or of softmax, above {most} of the"
+        " median.",
+        "Powers of N are least-squares fits over the lengths, with 95 % intervals by Student's t."
+        " Memory is what a step adds. Operations are counted: products, convolutions, attention and"
+        " FFTs.",
         f"Code {code}, torch {run.torch}, Python {run.python}; {run.when},"
-        f" {run.total_seconds:.0f} s in all.",
+        f" {run.total_seconds:.0f} s in total.",
     ]
 
 
 def failures(run: Bench) -> list[str]:
-    """Return a line for each cell that has no timing."""
+    """Return one line for each cell that has no timing."""
     return [
         f"failed: {cell.attention} at {cell.length:,}, {cell.mode}: {cell.failed}"
         for cell in run.cells
@@ -115,16 +117,16 @@ def failures(run: Bench) -> list[str]:
 
 
 def page(machine: Machine, run: Bench) -> str:
-    """Return the tables of a run as one page of Markdown."""
+    """Return the tables of a run as one Markdown page."""
     said = map(escaped, [*failures(run), *about(machine, run)])
     return "\n\n".join(["# Speed and memory by length", *sections(run), *said]) + "\n"
 
 
 def write(file: Path, machine: Machine, run: Bench) -> str:
-    """Write the page of a run and its picture beside a machine's file; return the page.
+    """Write the page and picture of a run beside a machine's file; return the page.
 
     Args:
-        file: The machine's JSON file; the others have its name with suffixes of their own.
+        file: The machine's JSON file; the page and picture share its name with other suffixes.
         machine: The machine.
         run: The run.
     """

@@ -1,4 +1,4 @@
-"""The words of `lra bench`, those of every command, as what is measured is told."""
+"""Translate the words of `lra bench`, which are those of every command, into its options."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,27 +7,27 @@ from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.words import choices, quoted, value_of
 
-# Words of the bench itself; see `lra.bench.lengths.BenchConfig`.
+# Keys of the bench itself; see `lra.bench.lengths.BenchConfig`.
 OWN = {"attentions", "lengths", "length", "task", "protocol", "batch_size", "repeats", "threads"}
 OWN |= {"attention_dropout", "precision", "compile", "device", "out"}
-# What makes a cell another, and its training step no other.
+# Keys that change the cell but not its training step.
 _OUTSIDE = {"seed", "variant", "data_dir", "cache_dir", "runs_dir", "force", "validation"}
-# Marks a word of the cell among the options of a backend, in the text that names it.
+# Marks a word of the cell among the options of a backend, in the text that names the backend.
 WORD = "+"
 
 
 def of_lengths(words: Sequence[str]) -> list[str]:
-    """Return the words of the bench for those of a grid: a text for each backend with its options.
+    """Return the words of the bench for those of a grid: one text per backend with its options.
 
     Raises:
-        ConfigError: A word is none, or several tasks or protocols are asked for.
+        ConfigError: A word is invalid, or several tasks or protocols are requested.
     """
     own = [word for word in words if word.partition("=")[0] in OWN or "=" not in word]
     rest = command([word for word in words if word not in own])
     found = choices(rest, groups(rest))
     for word in [word for word in own if word.startswith(("task=", "protocol="))]:
         if len(choices([word], groups())[word.partition("=")[0]]) > 1:
-            raise ConfigError(f"{word}: a bench has the model of one task and protocol")
+            raise ConfigError(f"{word}: a bench uses the model of one task and one protocol")
     kept = {
         key: values
         for key, values in found.items()
@@ -59,7 +59,7 @@ def of_step(words: Sequence[str]) -> list[str]:
     """Return the arguments of `lra bench step` for the words of a grid among them.
 
     Raises:
-        ConfigError: A word is none.
+        ConfigError: A word is invalid.
     """
     flags = {"task": "--tasks", "attention": "--attentions", "scale": "--scale"}
     flags |= {"protocol": "--protocol", "threads": "--threads", "device": "--device"}

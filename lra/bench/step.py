@@ -1,15 +1,16 @@
-"""Where the time of an update goes, and what it could be at best, by task and backend.
+"""Measure where the time of an update goes, and what it could be at best, by task and backend.
 
     lra bench step --tasks listops,text --attentions softmax,linear --threads 1
     lra bench step --tasks text --attentions softmax --against old -- \
         model.attention_dropout=0.0
 
-Real updates of a cell's own model, batch and micro-batches: shares of getting the batch, forward,
-backward (with the loss), the optimiser, and logging (schedule, bar, running loss, and curves at
-their cadence); and the ratio to the floor, see `lra.bench.floor`. With `--against old` updates are
-made in turn with the form they had once: the whole batch at once, torch's dropout, and softmax with
-attention dropout by materialised weights; `--against one-thread` makes them in turn by one thread.
-Data of the cache are read; ListOps is generated; else sequences have the full length.
+The updates are real ones, with the cell's own model, batch and micro-batches. The table gives the
+shares of getting the batch, forward, backward (with the loss), the optimiser, and logging
+(schedule, bar, running loss, and curves at their cadence), and the ratio to the floor (see
+`lra.bench.floor`). With `--against old`, updates alternate with their former form: the whole batch
+at once, torch's dropout, and softmax with attention dropout by materialised weights. With
+`--against one-thread`, they alternate with updates on one thread. Data are read from the cache if
+they are there; otherwise ListOps is generated, and the other tasks get sequences of full length.
 """
 
 import argparse
@@ -54,14 +55,14 @@ from lra.tasks.listops import ListOps
 from lra.update import accumulate, apply, sharing
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
-# Of these an update should be made, and of nothing else but a share of at most so much.
+# Parts that an update should consist of, and the largest acceptable share of everything else.
 WORK, MOST_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
 NUM_EXAMPLES = 1_000
 
 
 @dataclass
 class Stopwatch:
-    """Seconds by part; a device is waited for between parts."""
+    """Measure seconds by part, synchronising the device between parts."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -70,12 +71,12 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin a part."""
+        """Start a part."""
         synchronise(self.device)
         self._at = time.perf_counter()
 
     def stop(self, part: str) -> None:
-        """End a part, and begin the next."""
+        """End a part, and start the next."""
         synchronise(self.device)
         now = time.perf_counter()
         self.seconds[part] += now - self._at
@@ -83,7 +84,7 @@ class Stopwatch:
 
 
 def training_split(config: Config) -> tuple[Split, str]:
-    """Return the training data of a cell, or what is there in their place, and which it is."""
+    """Return the training data of a cell, or their substitute, with the kind of data."""
     task = build_task(config)
     try:
         source = task.locate(config.raw_data_dir())
@@ -96,21 +97,21 @@ def training_split(config: Config) -> tuple[Split, str]:
         few = replace(task, num_train=NUM_EXAMPLES, num_validation=1, num_test=1)
         with tempfile.TemporaryDirectory() as folder:
             split = cache.load("listops", few, Path(folder)).splits["train"]
-            # What is mapped from a file outlives it.
+            # The memory-mapped data outlive their file.
             return split, "generated"
     examples = min(NUM_EXAMPLES, 4 * config.train.batch_size)
     return full_length(config, task, examples), "full length"
 
 
 class Updates:
-    """Updates of a cell, as the training loop makes them.
+    """Perform updates of a cell as the training loop does.
 
     Args:
         config: The cell.
         split: Its training data.
-        device: Where it computes.
-        events: For curves.
-        old: Drop by torch's random numbers.
+        device: Device to compute on.
+        events: Event writer for curves.
+        old: Whether dropout uses torch's random numbers.
     """
 
     def __init__(
@@ -134,11 +135,11 @@ class Updates:
         return self.batches.divided(self.step, size, seed, self.division)
 
     def __call__(self) -> None:
-        """Make an update, its micro-batches side by side where there are threads for that."""
+        """Perform an update, with micro-batches side by side if there are threads for that."""
         self._make(self.model, Stopwatch(self.device))
 
     def timed(self, watch: Stopwatch) -> None:
-        """Make an update under a stopwatch, its micro-batches one after the other."""
+        """Perform an update under a stopwatch, with micro-batches one after the other."""
 
         def forward(tokens: Tensor, mask: Tensor | None) -> Tensor:
             watch.stop("backward")
@@ -154,7 +155,7 @@ class Updates:
         parts = self.parts()
         watch.stop("batch")
         self.optimiser.zero_grad()
-        # `accumulate` does this where it is given the model itself.
+        # `accumulate` does this if it is given the model itself.
         with sharing(self.model, parts) if forward is not self.model else nullcontext():
             loss = accumulate(forward, parts, train.precision, self.scaler)
         watch.stop("backward")
@@ -177,10 +178,10 @@ def shares(updates: Updates, repeats: int) -> tuple[dict[str, float], float]:
     """Return the median seconds of every part of an update, and of its floor.
 
     Args:
-        updates: Of a cell.
-        repeats: Timed updates.
+        updates: Updates of a cell.
+        repeats: Number of timed updates.
     """
-    # The first one sets up what is set up once.
+    # The first update does the one-time setup.
     updates()
     shapes = [part.tokens.shape for part in updates.parts()]
     with Products() as products, counter() as counted:
@@ -219,7 +220,7 @@ RATIO_HEADER = ["updates/s", "{0}: updates/s", "x {0}"]
 
 
 def with_threads(updates: Callable[[], None], number: int) -> Callable[[], None]:
-    """Return updates that are made with a number of threads."""
+    """Return updates that run with the given number of threads."""
 
     def update() -> None:
         torch.set_num_threads(number)
@@ -229,8 +230,8 @@ def with_threads(updates: Callable[[], None], number: int) -> Callable[[], None]
 
 
 def ratio_row(new: Callable[[], None], old: Callable[[], None], repeats: int) -> list[str]:
-    """Return the updates per second of two forms, made in turn, and their ratio."""
-    # An update waits for its device itself.
+    """Return the updates per second of two forms, run in turn, and their ratio."""
+    # An update synchronises its device itself.
     seconds = interleaved({"new": new, "old": old}, repeats, torch.device("cpu"))
     speeds = [f"{1 / each:.3g}" for each in seconds.values()]
     return [*speeds, f"{seconds['old'] / seconds['new']:.2f}"]
@@ -242,7 +243,7 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
     Args:
         config: The cell.
         args: The command line.
-        device: Where it computes.
+        device: Device to compute on.
     """
     if args.batch_size:
         config = replace(config, train=replace(config.train, batch_size=args.batch_size))
@@ -265,26 +266,32 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", default="listops", help="names, separated by commas")
     parser.add_argument("--attentions", default="softmax,linear,fourier,mra")
     parser.add_argument("--scale", default="paper", help="paper (default), small or mini")
-    parser.add_argument("--protocol", default="nystromformer", help="whose recipes; %(default)s")
-    parser.add_argument("--repeats", type=int, default=3, help="timed updates; their median counts")
-    parser.add_argument("--batch-size", type=int, help="examples per update, not the recipe's")
+    parser.add_argument(
+        "--protocol", default="nystromformer", help="protocol of the recipes; %(default)s"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed updates, of which the median is taken"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="examples per update instead of the recipe's"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--against", choices=("old", "one-thread"), help="form to compare with")
     parser.add_argument(
-        "--against", choices=("old", "one-thread"), help="the form to be compared with"
+        "overrides", nargs="*", help="key=value, as for lra train; put them after --"
     )
-    parser.add_argument("overrides", nargs="*", help="key=value of lra.train; use after --")
     args = parser.parse_args(words)
     for key in ("repeats", "threads"):
         if getattr(args, key) < 1:
             parser.error(f"--{key} {getattr(args, key)}: must be at least 1")
     if args.threads > 1 and not args.against:
-        parser.error("--threads: shares are of one thread; more are for --against")
+        parser.error("--threads: shares are measured on one thread; use more only with --against")
     return args
 
 
 def main(words: Sequence[str]) -> None:
-    """Measure and print the table of the cells that the command line names."""
+    """Measure the cells that the command line names, and print their table."""
     args = _arguments(words)
     own = [f"scale={args.scale}", f"protocol={args.protocol}", *args.overrides]
     cells = itertools.product(args.tasks.split(","), args.attentions.split(","))

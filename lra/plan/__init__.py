@@ -1,1 +1,1 @@
-"""What a grid will take before it starts: hours, memory and disk, from a few measured steps."""
+"""What a grid will take, estimated before it starts from a few steps: hours, memory and disk."""

@@ -1,11 +1,11 @@
-"""Say what a grid will take before it starts: hours by cell, memory, disk, what to leave out.
+"""Say, before a grid starts, what it will take: hours per cell, memory, disk, what to leave out.
 
     lra plan task=listops,text attention=softmax,mra scale=mini threads=1
 
-A few steps of each cell that is to be trained are measured; see `lra.plan.cost`. What was
-measured is kept in `plan.json` of the runs folder, so that a plan and the grid after it measure
-once. The exit status is 2 for a wrong name or override, and 1 where the sweep would refuse a cell,
-and so all.
+A few steps of each cell that is to be trained are measured; see `lra.plan.cost`. The measurements
+are kept in `plan.json` in the runs folder, so that a plan and the grid after it measure only once.
+The exit status is 2 for a wrong name or override, and 1 if the sweep would refuse a cell, and
+therefore all of them.
 """
 
 import argparse
@@ -26,11 +26,13 @@ def main() -> None:
     """Measure and print the plan of a grid."""
     parser = argparse.ArgumentParser(prog="lra plan", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--budget", type=float, default=cost.BUDGET, help="seconds per cell, about")
-    parser.add_argument("words", nargs="*", help="key=value as of lra train")
+    parser.add_argument(
+        "--budget", type=float, default=cost.BUDGET, help="approximate seconds per cell"
+    )
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
-    # Before anything is measured: what is there without a model.
+    # Before anything is measured: the memory that is in use without a model.
     memory.reset(torch.device("cpu"))
     base = memory.peak(torch.device("cpu"))
     try:
@@ -40,7 +42,7 @@ def main() -> None:
         sys.exit(2)
     print(page(cells, base))
     if any(cell.state == "refused" for cell in cells):
-        print("The sweep refuses to start with the cells that are refused above.", file=sys.stderr)
+        print("The sweep refuses to start because of the cells refused above.", file=sys.stderr)
         sys.exit(1)
 
 

@@ -32,7 +32,7 @@ State = Literal[
     "cannot run",
     "refused",
 ]
-# An example's offset and label in the cache, and a scalar in a TensorBoard file with its name.
+# Bytes of an example's offset and label in the cache, and of a named scalar in a TensorBoard file.
 INDEX_BYTES, EVENT_BYTES = 16, 75
 
 
@@ -42,10 +42,10 @@ class Data:
 
     Args:
         folder: Where they are, or will be, in the cache.
-        built: The data set, None where it is still to be built.
+        built: The data set; None if it is yet to be built.
         missing: Whether there is nothing to build it from.
         sizes: Number of examples of each split.
-        bytes: What a build will write, at most; 0 where it is built.
+        bytes: Bytes that a build will write, at most; 0 if the data set is already built.
     """
 
     folder: Path
@@ -67,13 +67,13 @@ class PlannedCell:
             `done`; `stops`: another configuration's record or checkpoint is in its folder;
             `elsewhere`: it needs a GPU that this machine lacks; `no model`: it cannot be built;
             `cannot run`: a step raises an error; `refused`: it cannot be composed.
-        detail: Why, in words.
-        step: Updates made already.
-        config: Its configuration; None where it is refused.
+        detail: The reason, in words.
+        step: Updates already made.
+        config: Its configuration; None if it is refused.
         folder: Its run folder.
         values: What its hash covers.
         data: Its data.
-        cost: What was measured; None where nothing was.
+        cost: What was measured; None if nothing was.
         words: Its words.
     """
 
@@ -102,7 +102,7 @@ class PlannedCell:
 
     @property
     def pretraining_updates(self) -> float:
-        """Updates of pretraining that are left, in those of training: of as many examples each."""
+        """Updates of pretraining that are left, in updates of training with as many examples."""
         if self.config is None or not self.is_open or self.step:
             return 0.0
         before, train = self.config.pretrain, self.config.train
@@ -133,7 +133,7 @@ class PlannedCell:
     def seconds(self) -> float:
         """Seconds that are left: updates, validations and the test.
 
-        Of pretraining they are those of its updates, if each took as long as one of training.
+        Pretraining counts with its updates, as if each took as long as one of training.
         """
         if self.cost is None:
             return 0.0
@@ -143,7 +143,7 @@ class PlannedCell:
 
     @property
     def disk(self) -> int:
-        """Bytes that it leaves: a checkpoint, the chosen parameters, TensorBoard events."""
+        """Bytes that it leaves on disk: a checkpoint, chosen parameters, TensorBoard events."""
         if self.cost is None:
             return 0
         # The checkpoint holds the model twice, now and as validation chose it, and AdamW's moments.
@@ -153,10 +153,10 @@ class PlannedCell:
         return tensors + EVENT_BYTES * events
 
     def memory(self, base: int) -> float:
-        """Return the bytes it holds at its peak, at most.
+        """Return the bytes that it holds at its peak, at most.
 
         Args:
-            base: What a process holds before it has a model.
+            base: Bytes that a process holds before it has a model.
         """
         if self.cost is None:
             return 0.0
@@ -171,7 +171,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
         words: Its words.
 
     Raises:
-        ConfigError: The seed is no number.
+        ConfigError: The seed is not a number.
     """
     chosen = {"task": "listops", "attention": "softmax", "seed": "0"}
     chosen |= {key: str(value_of(text)) for key, _, text in (w.partition("=") for w in words)}
@@ -189,7 +189,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
     try:
         device = resolve_device(config.device)
     except ConfigError as error:
-        # Of a GPU that is elsewhere, what matters is whether the cell is finished.
+        # If the GPU is elsewhere, what matters is whether the cell is finished.
         device, elsewhere = torch.device(config.device.partition(":")[0]), str(error)
     else:
         elsewhere = ""
@@ -214,7 +214,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
 
 
 def _data(config: Config) -> Data:
-    """Find out what is there of a cell's data and what a build will write."""
+    """Find out what there is of a cell's data, and what a build will write."""
     task, missing = build_task(config), False
     try:
         source = task.locate(config.raw_data_dir())
@@ -232,7 +232,7 @@ def _data(config: Config) -> Data:
 
 
 def _reached(cell: PlannedCell) -> int:
-    """Return the updates that a cell's checkpoint has seen, 0 without one.
+    """Return the number of updates in a cell's checkpoint, 0 without one.
 
     Raises:
         ConfigError: The checkpoint is damaged or belongs to another cell.
@@ -241,7 +241,7 @@ def _reached(cell: PlannedCell) -> int:
     state, built = checkpoint.load_last(cell.folder, torch.device("cpu")), cell.data.built
     if state is None:
         return 0
-    # Data that are still to be built are taken to become what they were.
+    # Data that are yet to be built are assumed to become what they were.
     own = custom.sources(cell.config.attention)
     if built:
         known = identity(cell.values, built.fingerprint, own)
@@ -250,7 +250,7 @@ def _reached(cell: PlannedCell) -> int:
 
 
 def _failure(folder: Path) -> str:
-    """Return why the run that left a record failed; nothing where none did."""
+    """Return why the run that left a record failed; an empty string if none did."""
     try:
         record = read_record(folder / RECORD)
     except RecordError:

@@ -1,12 +1,12 @@
-"""What a cell will cost: seconds of an update and of a pass over validation and test, memory, disk.
+"""What a cell will cost: seconds per update and per pass over validation and test, memory, disk.
 
-The real model makes a few real updates at its real length, with as many sequences as a few seconds
-allow, and the time is scaled to the whole batch. Where one sequence alone would take too long or
-too much memory, a part of its length is measured at two lengths, and a quadratic through both
-leads to the whole. Batches are computed in micro-batches as in training; where they are trimmed to
-their own longest sequence, a sequence counts with the root of the mean square of the lengths. Where
-threads take a micro-batch each, one thread is timed and divided by what several give. Data
-that stand in the cache are read; else sequences have the full length.
+The real model performs a few real updates at its real length, with as many sequences as a few
+seconds allow, and the time is scaled to the whole batch. If one sequence alone would take too long
+or too much memory, it is measured at two partial lengths, and a quadratic through both gives the
+whole. Batches are computed in micro-batches, as in training; if these are trimmed to their own
+longest sequence, a sequence counts with the root mean square of the lengths. If threads take a
+micro-batch each, one thread is timed, and its time is divided by the gain from several. Data in the
+cache are read; otherwise, sequences have the full length.
 """
 
 import itertools
@@ -33,18 +33,18 @@ from lra.precision import scaler_for
 from lra.tasks import Split, Task
 from lra.update import update
 
-# Seconds that the measurement of a cell should stay within.
+# Seconds within which the measurement of a cell should stay.
 BUDGET = 5.0
-# A step that takes so many seconds is long enough to be scaled up.
+# A step that takes this many seconds is long enough to be scaled up.
 ENOUGH = 0.15
-# Tokens from which a part of the length is measured first.
+# Number of tokens from which a part of the length is measured first.
 LONG = 2_500
-# Lengths at whose means validation is measured, for backends that read no padding.
+# Number of bins by length in which validation is measured, for backends that read no padding.
 BINS = 4
-# What each thread gives that takes micro-batches of its own, of a core: docs/speed.md has two
+# Share of a core that each thread with micro-batches of its own gives: docs/speed.md has two
 # threads between .68 and .97.
 OF_A_CORE = 0.85
-# A step may take this share of the memory there is.
+# A step may take this share of the total memory.
 MEMORY_SHARE = 0.25
 
 Step = Callable[[], object]
@@ -52,19 +52,19 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What was measured of a cell.
+    """What was measured for a cell.
 
     Args:
-        update_seconds: Seconds of an update of the whole batch.
+        update_seconds: Seconds per update of the whole batch.
         example_seconds: Seconds per example in evaluation.
-        step_bytes: Tensors that an update of the whole batch adds at its peak, at most.
-        model_bytes: The model's parameters and buffers.
-        parameter_bytes: Its trainable parameters.
+        step_bytes: Bytes of tensors that an update of the whole batch adds at its peak, at most.
+        model_bytes: Bytes of the model's parameters and buffers.
+        parameter_bytes: Bytes of its trainable parameters.
         num_tensors: Number of its trainable tensors.
-        repeats: Timed updates.
-        rows: Sequences, or pairs, of each.
+        repeats: Number of timed updates.
+        rows: Sequences, or pairs, per timed update.
         width: Their length in tokens.
-        batch_size: Those of a whole batch.
+        batch_size: Sequences, or pairs, in a whole batch.
         batch_width: The length of a whole batch.
     """
 
@@ -83,7 +83,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Reading:
-    """A step as it was measured: one of a part of the batch, or of the length of one example."""
+    """A measured step, on a part of the batch or of the length of one example."""
 
     seconds: float
     bytes: float
@@ -93,7 +93,7 @@ class Reading:
 
 
 def full_length(config: Config, task: Task, count: int) -> Split:
-    """Return `count` random examples of the full length, for lack of data."""
+    """Return `count` random examples of the full length, in place of missing data."""
     length, sequences = config.task.truncate, count * config.task.sequences
     rng = np.random.default_rng(0)
     # Id 0 is padding, and a symbol is a byte.
@@ -113,12 +113,12 @@ def take(split: Split, examples: NDArray[np.int64]) -> Split:
 
 
 def stratified(split: Split, truncate: int, rows: int, bins: int) -> Split:
-    """Return `rows` examples of the middle of each of `bins` bins, by length, of equal numbers.
+    """Return `rows` examples from the middle of each of `bins` equally large bins by length.
 
     Args:
         split: The data.
         truncate: Longest part of a sequence that is read.
-        rows: Examples of each bin; fewer where there are not as many.
+        rows: Examples from each bin; fewer if there are not as many.
         bins: Number of bins.
     """
     bins = min(bins, len(split))
@@ -149,16 +149,16 @@ def through(small: tuple[int, float], large: tuple[int, float], at: int) -> floa
 
 
 def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> tuple[float, int]:
-    """Time a step again and again.
+    """Time a step repeatedly.
 
     Args:
         step: What is timed.
         seconds: How long to go on.
         device: Where it computes.
-        least: Calls that are made in any case.
+        least: Minimum number of calls.
 
     Returns:
-        The median of a call, and the number of calls.
+        The median seconds of a call, and the number of calls.
     """
     times: list[float] = []
     while len(times) < least or sum(times) < seconds:
@@ -167,7 +167,7 @@ def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> t
 
 
 def extrapolated(small: Reading, large: Reading, width: int) -> Reading:
-    """Return what one row of a width takes, by two narrower ones."""
+    """Return what one row of a given width takes, extrapolated from two narrower ones."""
     seconds = through((small.width, small.seconds), (large.width, large.seconds), width)
     size = through((small.width, small.bytes), (large.width, large.bytes), width)
     return Reading(seconds, size, 1, width)
@@ -177,11 +177,11 @@ class Climb:
     """Measure a step, from a cheap part of it up to as much of it as time and memory allow.
 
     Args:
-        step_of: Makes a step of so many rows of so many tokens.
+        step_of: Makes a step of a given number of rows with a given number of tokens each.
         batch_size: Rows of the whole step.
         width: Tokens of the whole step.
         device: Where it computes.
-        budget: Seconds that all of this should take after the first step; a single one may take
+        budget: Seconds that all of this should take after the first step; a single step may take
             longer.
         at_once: Rows of the whole width that are computed at once, at most.
     """
@@ -210,13 +210,13 @@ class Climb:
         rows, seconds, repeats = most.rows, most.seconds, 1
         each = seconds / rows
         # A busy moment of the machine, or a first touch of memory, must not pass for slowness.
-        if calls := min(3, int(self._left() / (1.5 * seconds))):
+        if calls := max(0, min(3, int(self._left() / (1.5 * seconds)))):
             if rows > 1:
                 half, _ = timed(self._step_of(rows // 2, self._width), 0.0, self._device, calls)
             seconds, repeats = timed(self._step_of(rows, self._width), ENOUGH, self._device, calls)
             # What a step costs at any size must not be counted with each row that is added: on a
-            # busy machine threads wait for each other in every operation.
-            # Where noise hides the difference, all of it is counted.
+            # busy machine, threads wait for each other in every operation.
+            # If noise hides the difference, all of it is counted.
             each = seconds / rows
             if rows > 1 and seconds > half:
                 each = (seconds - half) / (rows - rows // 2)
@@ -230,8 +230,14 @@ class Climb:
         return self._end - time.perf_counter()
 
     def _affordable(self, reading: Reading, rows: int, width: int) -> bool:
-        """Tell whether a larger part and its half may be made three times, by a smaller one."""
-        # Quadratic in the length is the worst there is.
+        """Return whether time and memory allow a larger part and its half to be made three times.
+
+        Args:
+            reading: A smaller part, from which this is estimated.
+            rows: Rows of the larger part.
+            width: Tokens of the larger part.
+        """
+        # Growth that is quadratic in the length is the worst case.
         growth = (width / reading.width) ** 2
         seconds = 4.5 * rows / reading.rows * growth * reading.seconds
         at_once = [min(each, self._at_once) for each in (rows, reading.rows)]
@@ -243,11 +249,11 @@ class Climb:
         whole = self._width
         at = whole if whole < LONG else max(TRIM, whole // 16)
         self._step_of(1, at)()
-        # Not from the start: the first step of a process may compile for longer than that.
+        # The budget does not cover the first step of a process, which may compile for longer.
         self._end = time.perf_counter() + self._budget
         readings = [self._one(at)]
         while (at := readings[-1].width) < whole:
-            # Two readings at least, for a curve through them.
+            # At least two readings, for a curve through them.
             wider = [min(whole, 2 * at)]
             if len(readings) > 1:
                 small, large = readings[-2:]
@@ -260,14 +266,14 @@ class Climb:
 
     def _one(self, width: int) -> Reading:
         step = self._step_of(1, width)
-        # The profiled call also sets up what is set up once only.
+        # The profiled call also does the setup that happens only once.
         size = memory.peak_of(step, self._device)
         return Reading(timed(step, 0.0, self._device)[0], size, 1, width)
 
     def _more_rows(self, reading: Reading) -> Reading:
         """Return a reading of as many rows as there is time for.
 
-        On a CPU a small part of a batch fits the caches, and the whole does not.
+        On a CPU, a small part of a batch fits the caches, and the whole does not.
         """
         one = reading
         while reading.rows < self._batch_size:
@@ -314,18 +320,18 @@ def evaluation(
 def typical_width(
     batches: Batches, batch_size: int, division: Division, sequences: int = 1
 ) -> tuple[int, int]:
-    """Return the length that a sequence of a batch counts with, and the longest, in tokens.
+    """Return the length with which a sequence of a batch counts, and the longest, in tokens.
 
     Args:
-        batches: Of the data.
-        batch_size: Examples of a batch.
+        batches: Batches of the data.
+        batch_size: Examples per batch.
         division: What is computed at once.
         sequences: Sequences per example.
     """
     alone = Division(examples=1)
     widths = [batch.tokens.shape[-1] for batch in batches.divided(0, 4 * batch_size, 0, alone)]
     if division.rows(max(widths), sequences) >= batch_size:
-        # A batch that stays whole is as wide as its longest.
+        # A batch that stays whole is as wide as its longest sequence.
         some = (batches.divided(n, batch_size, 0, division)[0] for n in range(5))
         width = sorted(batch.tokens.shape[-1] for batch in some)[2]
         return width, width
@@ -334,7 +340,7 @@ def typical_width(
 
 
 def _together(model: Model, num_parts: int, device: torch.device, alone: bool) -> int:
-    """Return how many threads take a micro-batch each; 1 where they work inside of operations."""
+    """Return how many threads take a micro-batch each; 1 if they work inside operations."""
     if alone or not side_by_side.suits(model, num_parts, device):
         return 1
     return min(torch.get_num_threads(), num_parts)
@@ -364,7 +370,7 @@ def measure(
     if splits is None:
         examples = full_length(config, task, max(batch_size, config.train.eval_batch_size))
         splits = {"train": examples, config.validation: examples}
-    # Drawn at random, as batches are: the longest of a batch decides what it costs.
+    # Drawn at random, as batches are: the longest sequence of a batch decides what it costs.
     train = splits["train"]
     some = np.random.default_rng(0).integers(len(train), size=min(len(train), 4 * batch_size))
     batches = batches_for(config, task, model, take(train, some))
@@ -399,12 +405,14 @@ def measure(
     waiting = min(num_parts, 2 * together) - together if together > 1 else 0
     trainable = [p for p in model.parameters() if p.requires_grad]
     parameter_bytes = sum(p.numel() * p.element_size() for p in trainable)
+    # A module's extra state may hold anything.
+    tensors = [each for each in model.state_dict().values() if isinstance(each, torch.Tensor)]
     return Cost(
         update_seconds=reading.seconds / faster,
         example_seconds=each / max(1.0, OF_A_CORE * together),
-        # A longer one takes no more than its square.
+        # A longer sequence takes no more than the square of its length.
         step_bytes=together * reading.bytes * (longest / width) ** 2 + waiting * parameter_bytes,
-        model_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        model_bytes=sum(t.numel() * t.element_size() for t in tensors),
         parameter_bytes=parameter_bytes,
         num_tensors=len(trainable),
         repeats=reading.repeats,

@@ -2,13 +2,13 @@
 
 import heapq
 import math
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lra import memory
+from lra.cores import available_cores
 from lra.machine import machine, resolve_device
 from lra.markdown import Table, markdown
 from lra.plan.cells import PlannedCell
@@ -16,16 +16,16 @@ from lra.words import grouped
 
 # A part is worth leaving out when it takes at least this share of the time.
 WORTH = 0.1
-# Pairs of task and backend that together take so much of it are named, when they are few.
+# Pairs of task and backend that together take this share are named if they are few.
 HEAVY = 0.5
 MOST_NAMED = 4
-# Minutes that a job of Slurm is asked for, at most: long ones wait longer in the queue.
+# Minutes to request for a Slurm job, at most: long jobs wait longer in the queue.
 MOST_MINUTES = 24 * 60
 MOST_LINES = 6
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the unit that fits, such as `2.4 h`."""
+    """Return seconds in a fitting unit, such as `2.4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 99.5 * 60:
@@ -35,12 +35,12 @@ def duration(seconds: float) -> str:
 
 
 def precise(seconds: float) -> str:
-    """Return seconds with three digits, or all those before the point."""
+    """Return seconds with three digits, or with all those before the decimal point."""
     return f"{seconds:.3g}" if seconds < 999.5 else f"{seconds:,.0f}"
 
 
 def size(count: float) -> str:
-    """Return bytes in the unit that fits, such as `1.4 GB`."""
+    """Return bytes in a fitting unit, such as `1.4 GB`."""
     for unit, factor in {"GB": 1e9, "MB": 1e6}.items():
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"
@@ -102,7 +102,7 @@ def peak(cell: PlannedCell, base: int) -> float:
 
 
 def hours_table(cells: Sequence[PlannedCell]) -> Table:
-    """Return the time left by backend and task, over seeds, with sums."""
+    """Return the time left by backend and task, summed over seeds, with totals."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     table = [["attention", *tasks, "in all"]]
@@ -114,7 +114,7 @@ def hours_table(cells: Sequence[PlannedCell]) -> Table:
 
 
 def _sum(cells: Iterable[PlannedCell]) -> str:
-    """Return the time of cells; where none is left, the states they are in."""
+    """Return the total time of cells or, if none is left, the states that they are in."""
     listed = list(cells)
     if any(cell.cost for cell in listed):
         return duration(sum(cell.seconds for cell in listed))
@@ -122,11 +122,11 @@ def _sum(cells: Iterable[PlannedCell]) -> str:
 
 
 def commands(cells: Sequence[PlannedCell], grid: Sequence[PlannedCell]) -> list[str]:
-    """Return the words that train some cells, a line per command.
+    """Return the words that train some cells, one line per command.
 
     Args:
         cells: Cells to be trained.
-        grid: The grid they are of; what it has anyhow is not said.
+        grid: The grid that they belong to; words that it has anyway are left out.
     """
     everything: dict[str, tuple[str, ...]] = {}
     for group in grouped([cell.words for cell in grid]):
@@ -148,11 +148,11 @@ def _values(cells: Iterable[PlannedCell], axis: Callable[[PlannedCell], str]) ->
 
 
 def savings(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]:
-    """Return what could be left out, as words and the cells that remain, what saves most first.
+    """Return what could be left out, as words and the cells that remain; what saves most is first.
 
-    Every task, every backend, the best of these and the best after it, all seeds but the first, and
-    those few pairs of task and backend that together take half of the time; of all these what
-    saves a tenth.
+    Candidates are every task, every backend, the best of these with the best after it, all seeds
+    but the first, and those few pairs of task and backend that together take half of the time. Of
+    all these, the ones that save a tenth are returned.
     """
     total, singles = _seconds(cells), _singles(cells)
     found = list(singles)
@@ -204,12 +204,12 @@ def saving_lines(cells: Sequence[PlannedCell]) -> list[str]:
     for words, rest in savings(grid)[:MOST_LINES]:
         times = f"{duration(_seconds(rest))} instead of {duration(_seconds(cells))}"
         if chosen := commands(rest, grid):
-            lines.append(f"* without {words}: {times}, by {' and then '.join(chosen)}")
+            lines.append(f"* without {words}: {times}, with {' and then '.join(chosen)}")
     return ["What could be left out:", *lines] if lines else []
 
 
 def state_lines(cells: Sequence[PlannedCell]) -> list[str]:
-    """Return the reason of every cell whose state has one, equal ones told once."""
+    """Return the reason for the state of every cell that has one; equal ones are listed once."""
     reasons: dict[str, list[str]] = {}
     for cell in cells:
         if cell.detail:
@@ -219,7 +219,7 @@ def state_lines(cells: Sequence[PlannedCell]) -> list[str]:
 
 
 def data_lines(cells: Sequence[PlannedCell]) -> list[str]:
-    """Return how long sequences were taken to be, and which data are missing."""
+    """Return how long sequences were assumed to be, and which data are missing."""
     tasks: dict[str, list[str]] = {"real": [], "full": [], "missing": []}
     for cell in cells:
         if cell.cost and cell.data:
@@ -228,20 +228,20 @@ def data_lines(cells: Sequence[PlannedCell]) -> list[str]:
     real, full, missing = (", ".join(dict.fromkeys(names)) for names in tasks.values())
     lines = []
     if real:
-        lines.append(f"Lengths of the data in the cache: {real}.")
+        lines.append(f"Sequence lengths are those of the data in the cache: {real}.")
     if full:
         lines.append(
-            f"Taken to have the full length, the most there is, as no data are built: {full}."
-            " `lra data` builds them, or the first cell does, which is not counted."
+            f"Assumed to have the full length, the maximum, as no data are built: {full}."
+            " `lra data` builds them; otherwise, the first cell does, which is not counted."
         )
     return [
         *lines,
-        *([f"Nothing to build the data from: {missing}; see lra preflight."] * bool(missing)),
+        *([f"Nothing to build the data from: {missing}; see `lra preflight`."] * bool(missing)),
     ]
 
 
 def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
-    """Return the sums: cells, time, disk."""
+    """Return the totals: cells, time, disk."""
     todo = [cell for cell in cells if cell.cost]
     counts: dict[str, int] = {}
     for cell in cells:
@@ -251,7 +251,7 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     if counts.get("elsewhere"):
         lines.append(
             f"{counts['elsewhere']} of them are to be trained on a GPU, which this machine lacks:"
-            " make the plan where there is one, such as by srun --gpus=1 lra plan ..."
+            " make the plan on a machine with one, for example with srun --gpus=1 lra plan ..."
         )
     if not todo:
         return lines if counts.get("elsewhere") else [*lines, "Nothing is left to train."]
@@ -260,13 +260,13 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     device = resolve_device(config.device)
     where = f"{machine(device)}, {device.type}, {threads(values['threads'])}"
     lines.append(f"Time: {duration(_seconds(cells))}, one cell after the other, on {where}.")
-    lines += at_once_lines(todo, device.type, cores())
+    lines += at_once_lines(todo, device.type, available_cores())
     partly = [c for c in todo if c.cost and c.cost.rows < c.cost.batch_size]
     if partly and device.type == "cpu" and config.train.micro_batch == 0:
         lines.append(
-            f"{len(partly)} of {len(todo)} cells were timed on a part of a batch. On a CPU they may"
-            " take longer: a part fits the caches, a whole batch does not (up to 2.6 times as long"
-            " where both were measured). `lra plan --budget 60` times larger parts."
+            f"{len(partly)} of {len(todo)} cells were timed on part of a batch. On a CPU, they may"
+            " take longer: a part fits the caches, but a whole batch does not (up to 2.6 times as"
+            " long where both were measured). `lra plan --budget 60` times larger parts."
         )
     builds = {c.data.folder: c.data.bytes for c in todo if c.data and c.data.bytes}
     runs, data = sum(cell.disk for cell in todo), sum(builds.values())
@@ -275,17 +275,12 @@ def total_lines(cells: Sequence[PlannedCell]) -> list[str]:
     room = " and ".join(f"{size(count)} free in {where}" for where, count in free.items())
     lines.append(f"Disk: {size(runs)} in {config.runs_dir}{build}; {room}.")
     if runs + data > min(free.values()):
-        lines.append("WARNING: the disk has too little room.")
+        lines.append("WARNING: there is too little space on the disk.")
     return lines
 
 
-def cores() -> int:
-    """Return the processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def makespan(seconds: Iterable[float], jobs: int) -> float:
-    """Return how long cells take when as many jobs each take the next one that is left."""
+    """Return how long cells take if each of the jobs always takes the next cell that is left."""
     free = [0.0] * jobs
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -293,7 +288,7 @@ def makespan(seconds: Iterable[float], jobs: int) -> float:
 
 
 def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> list[str]:
-    """Return how long it takes with a cell per core, where there are cores for several.
+    """Return how long it takes with a cell per core, if there are cores for several.
 
     Args:
         cells: Cells that are to be trained.
@@ -307,13 +302,13 @@ def at_once_lines(cells: Sequence[PlannedCell], device: str, number: int) -> lis
     whole = duration(makespan([cell.seconds for cell in cells], jobs))
     words = f"hydra.launcher.n_jobs={jobs} threads={each}"
     return [
-        f"With {jobs} cells at a time (hydra/launcher=joblib {words}, of make LAUNCHER=joblib"
+        f"With {jobs} cells at a time (hydra/launcher=joblib {words}, for make: LAUNCHER=joblib"
         f" ARGS='{words}'): {whole} at best, as they share caches and memory."
     ]
 
 
 def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
-    """Return the words that ask Slurm for what a plan has found, where there is a Slurm.
+    """Return the words that ask Slurm for what a plan has found, if there is a Slurm.
 
     Args:
         cells: The cells of a sweep.
@@ -335,8 +330,8 @@ def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
     if device is not None and device.type == "cpu":
         lines[0] += " hydra.launcher.gpus_per_node=0"
         lines.append(
-            "That is for processors such as this one has; for GPUs make the plan on a node with"
-            " one, such as by srun --gpus=1 lra plan ..."
+            "This is for processors like those of this machine; for GPUs, make the plan on a node"
+            " with one, for example with srun --gpus=1 lra plan ..."
         )
     return lines
 
@@ -355,19 +350,19 @@ def memory_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
             total = memory.total(resolve_device(cell.config.device))
             if (needed := peak(cell, base)) > total:
                 lines[name(cell)] = f"* {name(cell)}: {size(needed)} of {size(total)}"
-    return ["WARNING: more memory than there is:", *lines.values()] if lines else []
+    return ["WARNING: these need more memory than there is:", *lines.values()] if lines else []
 
 
 def page(cells: Sequence[PlannedCell], base: int) -> str:
     """Return the whole plan.
 
     Args:
-        cells: The cells of a sweep, those to be trained with their costs.
+        cells: The cells of a sweep; those to be trained have their costs.
         base: Bytes that a process holds before it has a model.
     """
     legend = (
-        "timed: steps x sequences of those of a batch, and tokens where not the whole length was"
-        " timed; scaled to the batch. peak: memory of libraries and, at most, of tensors; on a CPU"
+        "timed: steps x sequences out of those of a batch, and tokens if not the whole length was"
+        " timed; scaled to the batch. peak: memory of libraries and, at most, of tensors; on a CPU,"
         " a process takes some 0.2 GB more."
     )
     parts = [

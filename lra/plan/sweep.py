@@ -25,7 +25,7 @@ NAME = "plan.json"
 
 
 def _cost(values: dict[str, Any]) -> cost.Cost:
-    """Return a measurement as it was kept; raise TypeError for anything else."""
+    """Return a stored measurement; raise TypeError for anything else."""
     for key, kind in get_type_hints(cost.Cost).items():
         if key in values and not fits(values[key], kind):
             raise TypeError(f"{key}={values[key]!r}")
@@ -33,7 +33,7 @@ def _cost(values: dict[str, Any]) -> cost.Cost:
 
 
 class Measurements:
-    """What was measured, kept in a file.
+    """Measurements, kept in a file.
 
     Args:
         file: The file; it need not exist.
@@ -48,10 +48,10 @@ class Measurements:
                 stored = json.loads(file.read_text())
                 self._costs = {key: _cost(values) for key, values in stored.items()}
             except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-                logging.warning("%s holds no measurements; measuring again", file)
+                logging.warning("%s holds no valid measurements; measuring again", file)
 
     def get(self, key: str) -> cost.Cost | None:
-        """Return what was measured under a key, None where nothing was."""
+        """Return the measurement under a key, or None if there is none."""
         return self._costs.get(key)
 
     def put(self, key: str, measured: cost.Cost) -> None:
@@ -66,13 +66,13 @@ class Measurements:
             partial.write_text(json.dumps(stored, indent=1) + "\n")
             os.replace(partial, self._file)
         except OSError as error:
-            # A plan is worth having where nothing can be written, too.
+            # A plan is worth having even if nothing can be written.
             self._kept = False
             logging.warning("%s cannot be kept: %s", self._file, error.strerror)
 
 
 def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET) -> PlannedCell:
-    """Return a cell with its cost, measured now unless an equal one was before.
+    """Return a cell with its cost, measured now unless an equal cell was measured before.
 
     Args:
         cell: A cell that is to be trained.
@@ -91,7 +91,7 @@ def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET
         task, splits = build_task(cell.config), built.splits if built else None
         try:
             found = cost.measure(cell.config, task, splits, device, budget)
-        except (ConfigError, RuntimeError) as error:  # what torch raises, out of memory too
+        except (ConfigError, RuntimeError) as error:  # torch's errors, out of memory among them
             reason = str(error).strip() or type(error).__name__
             state: State = "no model" if isinstance(error, ConfigError) else "cannot run"
             return replace(cell, state=state, detail=reason.splitlines()[0])
@@ -100,21 +100,21 @@ def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET
 
 
 def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]:
-    """Return the cells of a sweep in its order, those to be trained with their costs.
+    """Return the cells of a sweep in its order; those to be trained have their costs.
 
     Args:
         words: Words of `lra.train`.
         budget: Seconds that the measurement of a cell should take.
 
     Raises:
-        ConfigError: A word is no override.
+        ConfigError: A word is not an override.
     """
     words = command(words)
     cells: list[PlannedCell] = []
     for each in expand(words, groups(words)):
         cell = assess(each)
         if cell.is_open and any(cell.folder == other.folder for other in cells):
-            reason = "an earlier cell of this sweep has the same folder; tell them apart by a"
+            reason = "an earlier cell of this sweep has the same folder; distinguish them by a"
             reason += " variant with a value in its name, such as 'variant=layers${model.layers}'"
             cell = replace(cell, state="stops", detail=reason)
         cells.append(cell)
@@ -126,7 +126,7 @@ def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]
         assert config is not None
         bar.set_postfix_str(config.cell)
         if known is None:
-            # What changed code takes is not kept: nothing tells one change from the next.
+            # Costs of changed code are not kept: nothing distinguishes one change from the next.
             known = Measurements(Path(config.runs_dir) / NAME, not code_version()[1])
         cells[place] = measured(cells[place], known, budget)
     return cells

@@ -1,1 +1,1 @@
-"""Tables and figures from records; torch is not needed."""
+"""Make tables and pictures from records, without torch."""

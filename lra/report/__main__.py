@@ -1,14 +1,14 @@
-"""Tables and pictures from records: a pure function of the files under the runs folder.
+"""Make tables and pictures from records, as a pure function of the files in the runs folder.
 
     lra report scale=mini
     lra report task=listops attention=softmax,mra seed=0,1,2
 
-Words filter: a key that a record has keeps the records that have one of its values, and what was
-asked for and is not there shows as missing. Writes accuracy, throughput and accuracy by length as
-Markdown, CSV and LaTeX, pictures of them as SVG and PNG, and `index.html`, a page of it all, to
-`results/<scale>/<protocol>/` beside the runs, and prints the tables. Measured and published figures
-are never mixed: published ones come below, beside ours with the difference and with their source,
-and only at the paper scale.
+Words filter the records: for each key that records have, only those with one of the given values
+are kept, and cells that were asked for but do not exist are shown as missing. The command writes
+accuracy, throughput and accuracy by length as Markdown, CSV and LaTeX, pictures of them as SVG and
+PNG, and `index.html`, a page with all of it, to `results/<scale>/<protocol>/` beside the runs, and
+prints the tables. Measured and published figures are never mixed: published ones follow below,
+beside ours with the difference and their source, and only at the paper scale.
 """
 
 import argparse
@@ -31,9 +31,13 @@ def main() -> None:
     """Write and print the report that the command line asks for."""
     parser = argparse.ArgumentParser(prog="lra report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as of lra train; runs_dir=FOLDER")
-    parser.add_argument("--out-dir", type=Path, help="of the tables; else beside the runs")
-    parser.add_argument("--full", action="store_true", help="print the pages as they are written")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train; runs_dir=FOLDER")
+    parser.add_argument(
+        "--out-dir", type=Path, help="folder of the tables; by default beside the runs"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="print the pages as they are written to files"
+    )
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
     try:
@@ -45,8 +49,8 @@ def main() -> None:
         for each in asked:
             there = each.runs_dir / each.scale / each.protocol
             if not (args.out_dir or _has_some(there)):
-                # Tables of nothing would replace those that are there.
-                print(f"no record in {there}; `lra train` leaves them", file=sys.stderr)
+                # Empty tables would replace the existing ones.
+                print(f"no record in {there}; `lra train` writes them", file=sys.stderr)
                 sys.exit(1)
             out_dir = args.out_dir or beside_runs(each.runs_dir)
             with writing("--out-dir", out_dir, "writing tables"):
@@ -69,12 +73,12 @@ def main() -> None:
 
 
 def _has_some(folder: Path) -> bool:
-    """Tell whether there is anything to show, of runs in a folder or of what others submitted."""
+    """Return whether there is anything to show: runs in a folder, or submissions by others."""
     return any(folder.glob(f"**/{RECORD}")) or any(submissions_dir().glob("*.json"))
 
 
 def beside_runs(runs_dir: Path) -> Path:
-    """Return where tables go unasked: beside a folder named runs, into one of another name."""
+    """Return the default folder of the tables: beside a folder named `runs`, else inside it."""
     return runs_dir.parent if runs_dir.name == "runs" else runs_dir
 
 

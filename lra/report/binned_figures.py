@@ -1,4 +1,4 @@
-"""Accuracy in bins of the test set, a line a method: by length, or by what a task groups by."""
+"""Draw accuracy in bins of the test set, one line per method: by length or by group."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from lra.report.figure import describe, literal, look, panels, seeds
 from lra.report.grid import Grid
 from lra.report.lengths import Binned, by_group, by_length
 
-BANDS = "bands: binomial, 95 %; dashed: majority, faint: at chance"
+BANDS = "bands: 95 % binomial intervals; dashed: majority class; faint: at chance"
 
 
 def accuracy_against_length(grid: Grid, title: str) -> Figure | None:
-    """Draw accuracy in the bins of length; None where no record has it.
+    """Draw accuracy in bins of length; return None if no record has it.
 
     Args:
-        grid: What is drawn.
-        title: What is written above the panels.
+        grid: The entries to draw.
+        title: Title above the panels.
     """
 
     def dress(axis: Axes, each: Binned) -> list[float]:
@@ -29,16 +29,16 @@ def accuracy_against_length(grid: Grid, title: str) -> Figure | None:
 
 
 def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
-    """Draw accuracy over what examples are grouped by, such as a distance; None where none is.
+    """Draw accuracy over the groups of examples, such as distances; return None if none has groups.
 
     Args:
-        grid: What is drawn.
-        title: What is written above the panels.
+        grid: The entries to draw.
+        title: Title above the panels.
     """
 
     def dress(axis: Axes, each: Binned) -> list[float]:
         axis.set_xlabel(literal(each.what), fontsize=8)
-        # In the middle of the bins, on a logarithmic scale where there is one.
+        # The middle of each bin, in logarithms if the scale is logarithmic.
         if each.edges[0][0] <= 0:
             return [(low + high) / 2 for low, high in each.edges]
         axis.set_xscale("log", base=2)
@@ -51,7 +51,7 @@ def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
 def _drawn(
     grid: Grid, found: list[Binned], title: str, dress: Callable[[Axes, Binned], list[float]]
 ) -> Figure | None:
-    """Draw a panel for each of `found`; `dress` labels its axis and says where its bins are."""
+    """Draw one panel per item of `found`; `dress` labels the axis and returns the bin positions."""
     if not found:
         return None
     methods = [m for each in found for m in each.correct]
@@ -60,7 +60,7 @@ def _drawn(
         places = dress(axis, each)
         for method, shares in each.shares.items():
             looks, entry = look(grid, method), grid.entry(each.task, method)
-            # What learnt nothing stays behind what did.
+            # Methods that learnt nothing are drawn behind those that did.
             if entry is not None and entry.at_chance:
                 axis.plot(places, shares, lw=0.6, markersize=3, alpha=0.35, zorder=1, **looks)
                 continue

@@ -1,4 +1,4 @@
-"""Learning curves: accuracy on validation over updates, seeds as a band."""
+"""Draw learning curves: validation accuracy over updates, with the seeds as a band."""
 
 import functools
 import logging
@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 
 
 def validated(folder: Path) -> Curves:
-    """Return what reads the validations of a record, which lie beside it.
+    """Return a function that reads the validations stored beside a record.
 
     Args:
-        folder: Run folders of a scale and protocol.
+        folder: Folder of the runs of a scale and protocol.
 
     Returns:
-        A function that gives percent right by update; empty where none were kept.
+        A function that returns validation accuracy in percent by update; empty if none was kept.
     """
 
-    # Asked for by the picture and by the page.
+    # Called by both the picture and the page.
     @functools.cache
     def read(there: Path, step: int | None, accuracy: float | None) -> Curve:
         if not (there / TRAJECTORY).exists():
@@ -41,7 +41,7 @@ def validated(folder: Path) -> Curves:
             return {}
         if found and found.get(step or 0) != accuracy:
             file, at = there / TRAJECTORY, f"{accuracy} at update {step}"
-            log.warning("left out: %s: validations without that of its record, %s", file, at)
+            log.warning("left out: %s: its validations lack that of its record, %s", file, at)
             return {}
         return {step: 100 * share for step, share in found.items()}
 
@@ -51,12 +51,12 @@ def validated(folder: Path) -> Curves:
 
 
 def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
-    """Draw accuracy on validation over updates, a panel a task; None where there are no curves.
+    """Draw validation accuracy over updates, one panel per task; None if there are no curves.
 
     Args:
-        grid: What is drawn.
-        title: What is written above the panels.
-        curves: Gives the validations of a record.
+        grid: The entries to draw.
+        title: Title above the panels.
+        curves: Returns the validations of a record.
     """
     found: dict[str, dict[Method, dict[int, list[float]]]] = {}
     counts: set[int] = set()
@@ -86,13 +86,13 @@ def learning_curves(grid: Grid, title: str, curves: Curves) -> Figure | None:
     axes[0].set_ylabel("validation accuracy, %", fontsize=8)
     caption = f"{in_words(counts)}; line: mean; band: lowest to highest seed"
     if without:
-        caption += f"; no validations shown: {', '.join(without)}"
+        caption += f"; no validations shown for {', '.join(without)}"
     describe(figure, title, caption)
     return figure
 
 
 def _over_seeds(entry: Entry, curves: Curves) -> dict[int, list[float]]:
-    """Return percent right of each seed by update, at those that all seeds have."""
+    """Return each seed's accuracy in percent by update, at the updates that all seeds share."""
     found = [curve for record in entry.finished if (curve := curves(record))]
     common = set.intersection(*map(set, found)) if found else set()
     return {step: [curve[step] for curve in found] for step in sorted(common)}

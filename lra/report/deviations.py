@@ -1,4 +1,4 @@
-"""What a protocol does otherwise than the published code, of the cells that a report shows."""
+"""Deviations of a protocol from the published code, for the cells that a report shows."""
 
 import re
 from typing import Any
@@ -9,19 +9,20 @@ from lra.report.grid import TASK_ORDER, Grid
 
 
 def deviation_lines(grid: Grid) -> list[str]:
-    """Return what records say they do otherwise than the published code, a line each."""
+    """Return the deviations from the published code that the records state, one line each."""
     return sorted({line for r in grid.records for line in r.deviations if concerns(line, r)})
 
 
-# How deviations call tasks, at their start.
+# Names of tasks as deviations begin with them.
 _TASKS = {name.lower().replace("-", "") for name in TASK_ORDER}
 
 
 def concerns(deviation: str, record: Record) -> bool:
-    """Tell whether a deviation is of a record's task and backend.
+    """Return whether a deviation concerns a record's task and backend.
 
-    One that begins with the name of a task is of it and of every other task that it names, one that
-    begins with a backend's is of that; any other is of all.
+    A deviation that begins with the name of a task concerns that task and every other task that it
+    names; one that begins with the name of a backend concerns that backend; any other concerns all
+    records.
     """
     words = [re.sub(r"'s$|[^a-z0-9_]", "", word.lower()) for word in deviation.split()]
     subject = words[0] if words else ""
@@ -33,7 +34,7 @@ def concerns(deviation: str, record: Record) -> bool:
 
 
 def _backends(attention: Any) -> set[str]:
-    """Return the names of a backend and of those inside it."""
+    """Return the names of a backend and of the backends nested in it."""
     if not isinstance(attention, dict):
         return set()
     return {str(attention.get("name"))} | _backends(attention.get("inner"))

@@ -1,12 +1,12 @@
-"""Effective range: how far accuracy holds, as what a task groups its examples by grows.
+"""Compute the effective range: how far accuracy holds as the value that groups examples grows.
 
-From the bin in which a method is best towards greater values, the last one before the first whose
-accuracy is below nine tenths of that best; the range is the greatest value of that bin. With a
-task's distances: the largest distance up to which accuracy stays above nine tenths of its own best.
-A method at chance has none.
+Starting at the bin in which a method is best and moving towards greater values, find the last bin
+before the first one whose accuracy is below nine tenths of that best; the range is the greatest
+value of that bin. If a task groups by distance, this is the largest distance up to which accuracy
+stays above nine tenths of its own best. A method at chance has no effective range.
 
-Its interval is that of a bootstrap over test examples: these are drawn with replacement, seeds
-together, and the range is determined anew; bins stay what they are.
+The interval comes from a bootstrap over test examples: examples are drawn with replacement, seeds
+together, and the range is determined again; the bins stay the same.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from lra.report.standing import Answers
 
 SHARE = 0.9
 REPLICATES = 1_000
-# Accuracy in bins, with the table of it.
+# Accuracy in bins, with its table.
 GroupTables = Sequence[tuple[Binned, Table]]
 
 
@@ -36,7 +36,7 @@ class Range:
 
     Args:
         value: The greatest value up to which accuracy holds.
-        interval: Of the bootstrap; None where predictions are not stored.
+        interval: Bootstrap interval; None if predictions are not stored.
     """
 
     value: int
@@ -50,14 +50,15 @@ class Range:
 
 
 def last_bin(shares: Sequence[float] | NDArray[np.float64]) -> int:
-    """Return the last bin up to which accuracy stays above `SHARE` of the best one, from this on.
+    """Return the last bin, from the best one on, up to which accuracy is above `SHARE` of it.
 
     Args:
         shares: Accuracy of each bin.
     """
     accuracy = np.asarray(shares, dtype=float)
     best = int(accuracy.argmax())
-    below = accuracy[best:] < SHARE * accuracy[best]
+    # Ties hold, whatever rounding makes of them.
+    below = accuracy[best:] < SHARE * accuracy[best] * (1 - 1e-9)
     return best + int(below.argmax()) - 1 if below.any() else len(accuracy) - 1
 
 
@@ -66,8 +67,8 @@ def effective_ranges(grid: Grid, binned: Binned, answers: Answers) -> dict[Metho
 
     Args:
         grid: The entries.
-        binned: Accuracy in bins of what examples are grouped by.
-        answers: Gives the test predictions of a record, None where there are none.
+        binned: Accuracy in bins of the value that groups examples.
+        answers: Returns the test predictions of a record, or None if there are none.
     """
     found = {}
     for method, shares in binned.shares.items():
@@ -105,11 +106,11 @@ def _interval(
 def bootstrap(
     places: NDArray[np.integer], right: NDArray[Any], edges: Sequence[int]
 ) -> tuple[int, int]:
-    """Return the interval of an effective range at `1 - LEVEL`, from draws of a fixed seed.
+    """Return the `1 - LEVEL` interval of an effective range, from draws with a fixed seed.
 
     Args:
         places: `(B,)`, the bin of each example.
-        right: `(B,)`, right answers to it, over seeds.
+        right: `(B,)`, the number of correct answers to each example, over seeds.
         edges: The greatest value of each bin.
     """
     rng = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def bootstrap(
 
 
 def group_table(grid: Grid, binned: Binned, answers: Answers) -> Table:
-    """Return methods by bins in percent, and the effective range of each."""
+    """Return accuracies in percent, methods by bins, with the effective range of each method."""
     ranges = effective_ranges(grid, binned, answers)
     header, *rows, examples = length_table(grid, binned)
     texts = [str(ranges.get(method, "none")) for method in binned.shares]
@@ -134,5 +135,5 @@ def group_table(grid: Grid, binned: Binned, answers: Answers) -> Table:
 
 
 def group_tables(grid: Grid, answers: Answers) -> GroupTables:
-    """Return the table of every task that groups its examples; see `group_table`."""
+    """Return the table of every task that groups its examples, as by `group_table`."""
     return [(binned, group_table(grid, binned, answers)) for binned in by_group(grid)]

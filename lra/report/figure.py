@@ -1,4 +1,4 @@
-"""What all pictures of a report share: looks of methods, layout, legend and files."""
+"""Shared parts of all pictures of a report: looks of methods, layout, legend and files."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -14,38 +14,38 @@ from lra.record import Method
 from lra.report.grid import Grid
 from lra.words import printable
 
-# Told apart by the colour-blind (Paul Tol's bright scheme), and in grey by their markers.
+# Colour-blind readers can distinguish them (Paul Tol's bright scheme); in grey, the markers differ.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
 MARKERS = "os^DvPX<>*phd8H"
-# One for each cycle of the colours, so that lines of one colour differ.
+# One per cycle of the colours, so that lines of the same colour differ.
 STYLES = ("-", "--", ":")
-# Those built in, in the order of their looks; that of a new one is the next.
+# Built-in backends in the order of their looks; a new one takes the next look.
 BACKENDS = (
     "softmax", "fourier", "wavspa", "mra", "fourier_space", "mra_sparse", "linear", "nystromformer",
     "linformer", "longformer", "performer", "bigbird", "reformer", "s4d", "s5", "lru",
     "ema", "mega", "ssd", "gated_delta",
 )  # fmt: skip
-# Inches and points: panels are readable at the width of a column.
+# In inches and points, chosen so that panels are readable at the width of a column.
 PANEL, MOST_COLUMNS, FONT = (3.4, 3.0), 3, 8
-# Characters of a line of text per inch of width, and inches of a line of the legend.
+# Characters of text per inch of width, and the height of a line of the legend in inches.
 PER_INCH, LINE = 15, 0.19
 LEGEND_LINE = 36
 
 
 def look(grid: Grid, method: Method) -> dict[str, Any]:
-    """Return colour, marker and style of line of a method; see `look_of`."""
+    """Return the colour, marker and line style of a method; see `look_of`."""
     return look_of(str(method), [str(each) for each in grid.methods])
 
 
 def look_of(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return colour, marker and style of line of a name, as keywords of `Axes.plot`.
+    """Return the colour, marker and line style of a name, as keywords of `Axes.plot`.
 
-    A built-in backend by itself has the same in every picture; variants and backends of a user's
-    own have those after, in the order of the names.
+    A built-in backend without a variant looks the same in every picture; variants and a user's own
+    backends take the looks that follow, in the order of the names.
 
     Args:
-        name: What is drawn.
-        names: All that the picture may show.
+        name: Name of the method to draw.
+        names: All names that the picture may show.
     """
     others = [each for each in names if each not in BACKENDS]
     known = name in BACKENDS
@@ -60,13 +60,13 @@ def look_of(name: str, names: Sequence[str]) -> dict[str, Any]:
 def panels(
     count: int, grid: Grid, methods: Iterable[Method], *, lines: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and as many panels, at least one, in rows of a few, with names below them.
+    """Return a figure with `count` panels, at least one, in rows, and a legend below them.
 
     Args:
         count: Number of panels.
-        grid: The methods are its.
-        methods: What is drawn in any of them; the figure grows by what their names take.
-        lines: Whether it is lines that are drawn, which names then show beside markers.
+        grid: Grid that the methods belong to.
+        methods: Methods drawn in any panel; the figure grows by the height of their names.
+        lines: Whether lines are drawn, which the legend then shows beside the markers.
     """
     count = max(1, count)
     columns = min(count, MOST_COLUMNS)
@@ -74,7 +74,7 @@ def panels(
     found = [method for method in grid.methods if method in set(methods)]
     names = [_filled(grid.name(method)) for method in found]
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
-    # A marker takes the room of some characters, and a line of more.
+    # A marker takes the space of some characters, and a line that of more.
     beside = max(1, min(len(found), int(width * PER_INCH) // (longest + (9 if lines else 6))))
     rows_of_text = sum(sorted((name.count("\n") + 1 for name in names), reverse=True)[::beside])
     height = PANEL[1] * rows + 0.6 + LINE * rows_of_text
@@ -101,60 +101,60 @@ def panels(
 
 
 def _filled(name: str) -> str:
-    """Return a name in lines of a few words, as a legend has room for."""
+    """Return a name wrapped to the width of the legend."""
     return "\n".join(map(literal, textwrap.wrap(name, LEGEND_LINE)))
 
 
 def describe(figure: Figure, title: str, caption: str) -> None:
-    """Write a title, and below it the caption, above the panels."""
+    """Write a title above the panels, with the caption below the title."""
     width = int(figure.get_figwidth() * PER_INCH)
     lines = [*textwrap.wrap(literal(title), width), *textwrap.wrap(literal(caption), width)]
     figure.suptitle("\n".join(lines), fontsize=FONT)
 
 
 def seeds(grid: Grid) -> str:
-    """Return how many seeds entries have, in words."""
+    """Return the number of seeds per entry as text."""
     counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
     return in_words(counts) if counts else "no result"
 
 
 def in_words(counts: set[int]) -> str:
-    """Return numbers of seeds in words, their range where they differ."""
+    """Return numbers of seeds as text, as a range if they differ."""
     return "n = " + "–".join(str(each) for each in sorted({min(counts), max(counts)}))
 
 
 def save(figure: Figure | None, file: Path) -> None:
-    """Write a figure as SVG and as PNG; the same records give the same bytes.
+    """Write a figure as SVG and PNG; the same records give the same bytes.
 
     Args:
-        figure: The figure; where it is None, one of earlier records is removed.
-        file: Their name, without suffix.
+        figure: The figure; if None, the files of an earlier figure are removed.
+        file: Name of the files, without suffix.
     """
     if figure is None:
         for suffix in (".svg", ".png"):
             file.with_suffix(suffix).unlink(missing_ok=True)
         return
     with matplotlib.rc_context({"svg.hashsalt": "lra"}):
-        # No date and no version in the files.
+        # The files contain no date and no version.
         figure.savefig(file.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(file.with_suffix(".png"), dpi=160, metadata={"Software": None})
 
 
 def literal(text: str) -> str:
-    """Return a text that matplotlib does not read as mathematics, and can draw."""
+    """Return a text that matplotlib can draw and does not parse as mathematics."""
     return printable(text).replace("$", r"\$")
 
 
 def shortened(text: str, most: int = 22) -> str:
-    """Return the start of a long name; the legend has the whole."""
+    """Return a name, shortened to its start if it is long; the legend shows all of it."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other is at least as good as in both coordinates, sorted.
+    """Return, sorted, the points that no other point equals or exceeds in both coordinates.
 
     Args:
-        points: Pairs of which more is better.
+        points: Pairs of coordinates; greater is better in both.
     """
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):

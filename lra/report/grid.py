@@ -1,4 +1,4 @@
-"""Records grouped by task and method: what the tables and the figure are made from."""
+"""Group records by task and method: the basis of the tables and pictures."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,11 @@ from lra.words import printable
 
 TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "recall")
 BASELINE = "softmax"
-# Marks what departs from its recipe.
+# Marks an entry that departs from its recipe.
 STAR = "[*]"
 # An entry is above chance when it beats the majority rate by more than this many standard errors.
 CHANCE_ERRORS = 2
-# A speed whose quartiles are further apart than this share of it is unsteady.
+# A speed is unsteady if its interquartile range exceeds this share of it.
 MOST_SPREAD = 0.2
 
 
@@ -24,7 +24,7 @@ class Entry:
 
     Args:
         records: At least one, sorted by seed.
-        missing: Seeds that were asked for and have no record.
+        missing: Number of requested seeds that have no record.
     """
 
     records: tuple[Record, ...]
@@ -48,39 +48,39 @@ class Entry:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds in percent; None for a single one."""
+        """Standard deviation over seeds in percent; None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
     def majority_rate(self) -> float:
-        """Share of the test set's most frequent label, in percent."""
+        """Share of the most frequent label in the test set, in percent."""
         return 100 * (self.finished[0].test_majority_rate or 0)
 
     @property
     def at_chance(self) -> bool:
-        """Whether the accuracy cannot be told from guessing the most frequent label."""
+        """Whether the accuracy is indistinguishable from guessing the most frequent label."""
         return not beats_chance(self.finished)
 
     @property
     def num_above_chance(self) -> int:
-        """Number of seeds that beat chance; Pathfinder is learnt or is not, seed by seed."""
+        """Number of seeds that beat chance; some seeds may learn Pathfinder and others not."""
         return sum(beats_chance([record]) for record in self.finished)
 
     @property
     def above_chance(self) -> float | None:
-        """Mean of `(accuracy - chance) / (1 - chance)` in percent: 0 is guessing, 100 all right."""
+        """Mean of `(accuracy - chance) / (1 - chance)` in percent: 0 is guessing, 100 perfect."""
         if self.mean is None or self.majority_rate == 100:
             return None
         return 100 * (self.mean - self.majority_rate) / (100 - self.majority_rate)
 
     @property
     def departures(self) -> list[str]:
-        """What departs from the recipe, in words, of records that have other values."""
+        """Departures from the recipe as text, for records whose values differ from it."""
         return sorted({record.departures for record in self.records} - {"", UNKNOWN})
 
     @property
     def versions(self) -> list[str]:
-        """The files of the user's own backend that its results are of, one unless it changed."""
+        """Versions of a user's own backend behind the results; one unless its file changed."""
         return sorted({record.attention_source for record in self.finished})
 
     def median(self, key: str) -> float:
@@ -90,18 +90,18 @@ class Entry:
 
     @property
     def speed_spread(self) -> float | None:
-        """The largest interquartile range of a seed's speed, over its median."""
+        """The largest ratio, over seeds, of a speed's interquartile range to its median."""
         spreads = [record.speed_spread for record in self.finished]
         return max((spread for spread in spreads if spread is not None), default=None)
 
     @property
     def unsteady(self) -> bool:
-        """Whether the machine was disturbed while speed was measured."""
+        """Whether the machine was disturbed while the speed was measured."""
         return (self.speed_spread or 0.0) > MOST_SPREAD
 
     @property
     def accuracy_text(self) -> str:
-        """Mean, deviation and number of seeds in words."""
+        """Mean, deviation and number of seeds as text."""
         if self.mean is None:
             return "failed"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.1f}"
@@ -116,10 +116,10 @@ class Entry:
 
 
 def beats_chance(records: Sequence[Record]) -> bool:
-    """Tell whether results, together, are above the majority rate by enough standard errors.
+    """Return whether pooled results exceed the majority rate by enough standard errors.
 
     Args:
-        records: At least one, finished, of the same data.
+        records: Finished records of the same data, at least one.
     """
     correct = sum(record.test_correct or 0 for record in records)
     total = sum(record.test_total or 0 for record in records)
@@ -133,10 +133,10 @@ class Grid:
     """All entries of a scale and protocol.
 
     Args:
-        tasks: Columns, in the order of the paper: a task, or each of its data sets where records
-            are of several, since accuracies compare on equal data only.
+        tasks: Columns, in the order of the paper: one per task, or one per data set if a task's
+            records come from several, since accuracies are comparable only on the same data.
         methods: Rows, the baseline first.
-        entries: Those that have records, by task and method.
+        entries: The entries that have records, by task and method.
     """
 
     tasks: tuple[str, ...]
@@ -144,11 +144,11 @@ class Grid:
     entries: dict[tuple[str, Method], Entry]
 
     def entry(self, task: str, method: Method) -> Entry | None:
-        """Return the entry of a task and method, None where nothing was trained."""
+        """Return the entry of a task and method; None if nothing was trained."""
         return self.entries.get((task, method))
 
     def of(self, task: str) -> dict[Method, Entry]:
-        """Return the entries of a task that have a result, in the order of the rows."""
+        """Return the entries of a task that have a result, in row order."""
         found = {method: self.entry(task, method) for method in self.methods}
         return {method: entry for method, entry in found.items() if entry and entry.finished}
 
@@ -158,32 +158,32 @@ class Grid:
 
     @property
     def split(self) -> list[str]:
-        """Return the tasks that have a column for each of several data sets."""
+        """Return the tasks that have one column for each of several data sets."""
         return sorted({task_of(column) for column in self.tasks if task_of(column) != column})
 
     def absence(self, column: str, method: Method) -> str:
-        """Return why a column has no entry of a method, in words."""
+        """Return, as text, why a column has no entry for a method."""
         others = [c for c in self.tasks if task_of(c) == task_of(column) and self.entry(c, method)]
         return "other data" if others else "missing"
 
     def label(self, task: str) -> str:
-        """Return a task's name, with `(stand-in)` where its data are this project's."""
+        """Return a task's name, with `(stand-in)` if its data are this project's stand-in."""
         stand_in = any(r.task == task and r.data_source == "stand-in" for r in self.records)
         return f"{task} (stand-in)" if stand_in else task
 
     def name(self, method: Method, task: str = "") -> str:
-        """Return a method's name, with a star where values depart from their recipe.
+        """Return a method's name, with a star if any value departs from its recipe.
 
         Args:
             method: The method.
-            task: Of this task alone; of any where empty.
+            task: Consider this task alone; if empty, any task.
         """
         tasks = [task] if task else self.tasks
         entries = [self.entry(each, method) for each in tasks]
         return f"{method} {STAR}" if any(e and e.departures for e in entries) else str(method)
 
     def departure_lines(self) -> list[str]:
-        """Return what the stars mean, a line for each entry that departs."""
+        """Return what the stars mean, one line for each entry that departs from its recipe."""
         return [
             printable(f"{STAR} {task}/{method} departs from its recipe: {text}.")
             for (task, method), entry in sorted(self.entries.items())
@@ -191,13 +191,13 @@ class Grid:
         ]
 
     def baseline(self, task: str) -> Method | None:
-        """Return what the others of a task are compared with: softmax, or its only variant."""
+        """Return the baseline of a task: softmax, or its only variant."""
         there = [method for method in self.of(task) if method.attention == BASELINE]
         plain = Method(BASELINE)
         return plain if plain in there else there[0] if len(there) == 1 else None
 
     def speed_ratio(self, task: str, method: Method) -> float | None:
-        """Return speed over the baseline's, None unless both were measured alike."""
+        """Return the speed over the baseline's; None unless both were measured alike."""
         entry, base = self.entry(task, method), self.baseline(task)
         baseline = self.entry(task, base) if base else None
         if entry is None or baseline is None or not baseline.finished:
@@ -213,7 +213,7 @@ class Grid:
 
 
 def measured_alike(entries: Iterable[Entry]) -> bool:
-    """Tell whether speeds compare: of one machine, device, precision, torch and commit."""
+    """Return whether speeds are comparable: same machine, device, precision, torch and commit."""
     return len({_measured_on(record) for entry in entries for record in entry.finished}) == 1
 
 
@@ -226,14 +226,16 @@ def build_grid(
     """Group records into entries.
 
     Args:
-        records: Of one scale and protocol.
+        records: Records of one scale and protocol.
         tasks: Tasks that must have a column, whether trained or not.
         attentions: Backends that must have a row.
         seeds: Seeds that every entry should have.
     """
     records = list(records)
     kinds = {(record.scale, record.protocol) for record in records}
-    assert len(kinds) <= 1, f"of several scales or protocols, which never mix: {sorted(kinds)}"
+    assert len(kinds) <= 1, (
+        f"records of several scales or protocols, which must never mix: {sorted(kinds)}"
+    )
     data: dict[str, set[tuple[str, str]]] = {}
     for record in records:
         data.setdefault(record.task, set()).add(_data(record))
@@ -252,7 +254,7 @@ def build_grid(
     rank = {task: place for place, task in enumerate(TASK_ORDER)}
     columns = sorted(known, key=lambda column: (rank.get(task_of(column), len(rank)), column))
     methods = {method for _, method in entries}
-    # A variant of a backend stands for it.
+    # A variant counts as its backend.
     trained = {method.attention for method in methods}
     methods |= {Method(name) for name in attentions if name not in trained}
     order = sorted(methods, key=lambda method: (method.attention != BASELINE, method))

@@ -1,4 +1,4 @@
-"""Task by backend: by how many points each differs from softmax."""
+"""Draw a map of tasks by backends: by how many points each differs from softmax."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from lra.record import Method
 from lra.report.figure import FONT, describe, literal, seeds
 from lra.report.grid import Grid
-from lra.report.standing import AS_BEST, Answers, against
+from lra.report.standing import Answers, compared
 
 
 def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> Figure | None:
-    """Draw the differences to softmax; None where nothing can be compared.
+    """Draw the differences from softmax; return None if nothing can be compared.
 
     Args:
-        grid: What is drawn.
-        title: What is written above the map.
-        answers: Gives the test predictions of a record, for the tests of the differences.
+        grid: The entries to draw.
+        title: Title above the map.
+        answers: Returns the test predictions of a record, for the tests of the differences.
     """
     bases = {task: base for task in grid.tasks if (base := grid.baseline(task))}
     tasks = [*bases]
@@ -34,12 +34,12 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
         figsize=(1.1 * len(tasks) + 2.8, 0.27 * len(methods) + 1.7), layout="constrained"
     )
     axis = figure.subplots()
-    # Two hues that the colour-blind tell apart; numbers say the same in grey.
+    # Two hues that colour-blind readers can distinguish; in grey, the numbers say the same.
     most = max(float(np.nanmax(np.abs(values))), 0.1) if not np.isnan(values).all() else 0.1
     image = axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
     for (row, column), text in texts.items():
         red, green, blue, _ = image.cmap(image.norm(np.nan_to_num(values[row, column])))
-        # As bright as people see it.
+        # Brightness as people perceive it.
         colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
         axis.text(column, row, text, ha="center", va="center", fontsize=FONT - 1, color=colour)
     labels = [literal(_folded(grid.name(method))) for method in methods]
@@ -49,7 +49,9 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
     bar = figure.colorbar(image, ax=axis)
     bar.set_label("points above softmax", fontsize=FONT - 1)
     bar.ax.tick_params(labelsize=FONT - 1)
-    caption = f"{seeds(grid)}; test accuracy less that of softmax; in brackets: not told from it"
+    caption = (
+        f"{seeds(grid)}; test accuracy minus softmax's; in brackets: no significant difference"
+    )
     describe(figure, title, caption)
     return figure
 
@@ -57,7 +59,7 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
 def _differences(
     grid: Grid, tasks: Sequence[str], methods: Sequence[Method], answers: Answers
 ) -> tuple[NDArray[np.float64], dict[tuple[int, int], str]]:
-    """Return points above softmax, methods by tasks, NaN where there is no result, and as text."""
+    """Return points above softmax, methods by tasks, as numbers (NaN without a result) and text."""
     values = np.full((len(methods), len(tasks)), np.nan)
     texts: dict[tuple[int, int], str] = {}
     for row, method in enumerate(methods):
@@ -71,11 +73,11 @@ def _differences(
             difference = values[row, column] = entry.mean - baseline.mean
             # Adding 0 makes a zero of a negative one.
             text = f"{round(difference, 1) + 0.0:+.1f}"
-            alike = against(baseline, entry, answers).place == AS_BEST
-            texts[row, column] = f"({text})" if alike else text
+            differs = compared(baseline, entry, answers).better != 0
+            texts[row, column] = text if differs else f"({text})"
     return values, texts
 
 
 def _folded(name: str, most: int = 32) -> str:
-    """Return a name of which the middle is left out where it is long: both ends tell most."""
+    """Return a name, without its middle if it is long: both ends are the most informative."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

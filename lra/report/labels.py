@@ -1,4 +1,4 @@
-"""Names at the points of a panel, beside one another and beside the markers."""
+"""Place names at the points of a panel so that they avoid each other and the markers."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.transforms import Bbox
 
 from lra.report.figure import FONT
 
-# Tried around a point: distances from its marker's rim in points, and directions.
+# Positions tried around a point: distances from the rim of its marker, in points, and directions.
 DISTANCES, DIRECTIONS = (3, 9, 16, 24, 34, 46), 16
 
 
@@ -21,21 +21,21 @@ def place_labels(
     names: Sequence[str],
     lines: Sequence[Sequence[tuple[float, float]]],
 ) -> None:
-    """Write a name at every point where it covers least, with a thin line where it is far.
+    """Write each name near its point where it covers least, with a thin line if it is far away.
 
-    The layout must be final: it is asked for sizes.
+    The layout must be final, because sizes are read from it.
 
     Args:
-        axis: Panel with the points drawn.
-        points: Coordinates in data.
-        areas: Of the markers, in square points.
-        names: As matplotlib reads them.
-        lines: Corners of lines that are not to be covered either, in data.
+        axis: Panel in which the points are drawn.
+        points: Data coordinates of the points.
+        areas: Areas of the markers, in square points.
+        names: The names, escaped for matplotlib.
+        lines: Corners, in data coordinates, of lines that must not be covered either.
     """
     canvas: Any = FigureCanvasAgg(axis.figure.figure)
     renderer, unit = canvas.get_renderer(), axis.figure.figure.dpi / 72
     centres = [tuple(axis.transData.transform(point)) for point in points]
-    # Diamonds and triangles reach further than their area tells.
+    # Diamonds and triangles reach further than their area suggests.
     radii = [unit * 1.2 * math.sqrt(area) / 2 for area in areas]
     markers = [
         Bbox.from_extents(x - r, y - r, x + r, y + r)
@@ -64,7 +64,7 @@ def place_labels(
             for direction in range(DIRECTIONS):
                 angle = 2 * math.pi * direction / DIRECTIONS
                 reach = radius + unit * distance
-                # The rim of the text, not its middle, is as far away.
+                # The distance is to the rim of the text, not to its middle.
                 dx = math.cos(angle) * (reach + size.width / 2)
                 dy = math.sin(angle) * (reach + size.height / 2)
                 box = Bbox.from_bounds(
@@ -84,7 +84,7 @@ def place_labels(
 
 
 def _beads(corners: Sequence[Any], size: float) -> list[Bbox]:
-    """Return boxes of a size along a line."""
+    """Return boxes of the given size along a line."""
     beads = []
     for start, end in zip(corners, corners[1:], strict=False):
         count = max(1, int(math.dist(start, end) / size))

@@ -1,4 +1,4 @@
-"""Tables as LaTeX, ready to paste: the rules of booktabs, as wide and as high as a page at most."""
+"""Format tables as LaTeX, ready to paste: booktabs rules, never larger than a page."""
 
 import re
 from collections.abc import Mapping
@@ -22,28 +22,28 @@ _SPECIAL = {
 
 
 def literal(text: str) -> str:
-    """Return a text that LaTeX sets as it is, on one line."""
+    """Return a text escaped so that LaTeX sets it literally, on one line."""
     line = printable(text)
     return "".join(_SPECIAL.get(c, c) for c in line)
 
 
-# Lines on a page, and characters of a cell on one line.
+# Maximum number of lines on a page, and of characters of a cell on one line.
 MOST_LINES, MOST_CHARACTERS = 40, 34
 _NUMBER = re.compile(r"[+-]?\d")
-# Where a long name may be broken.
+# Places where a long name may be broken.
 _BREAKS = re.compile(r"([,.=:/]|\\_)(?=[A-Za-z])")
 
 
 def latex(table: Table, caption: str, commands: Mapping[tuple[int, int], str]) -> str:
     """Return a table; the document needs the packages booktabs and graphicx.
 
-    It is scaled down where it is wider than the text, and goes on in another table where it is
-    higher than a page.
+    A table wider than the text is scaled down, and one higher than a page continues in another
+    table.
 
     Args:
-        table: Its first row is the header. Columns without a number begin at the left.
-        caption: The text below it.
-        commands: Commands such as `textbf` around a cell, by row and column from 0.
+        table: The table, whose first row is the header. Columns without a number are left-aligned.
+        caption: The text below the table.
+        commands: Commands around cells, such as `textbf`, by row and column from 0.
     """
     columns = [[row[column] for row in table[1:]] for column in range(len(table[0]))]
     sides = "".join("r" if any(map(_NUMBER.match, texts)) else "l" for texts in columns)
@@ -58,7 +58,7 @@ def latex(table: Table, caption: str, commands: Mapping[tuple[int, int], str]) -
 
 
 def _pages(table: Table) -> list[list[int]]:
-    """Return the rows below the header, as many together as a page has room for."""
+    """Return the rows below the header, grouped into as many as fit on a page."""
     pages: list[list[int]] = [[]]
     height = 0
     for row in range(1, len(table)):
@@ -72,7 +72,7 @@ def _pages(table: Table) -> list[list[int]]:
 
 
 def _cell(text: str, command: str | None) -> str:
-    """Return a cell; a long one takes several lines."""
+    """Return a cell; a long one spans several lines."""
     found = literal(text)
     if len(text) > MOST_CHARACTERS:
         broken = _BREAKS.sub(r"\1\\allowbreak{}", found)
@@ -81,15 +81,15 @@ def _cell(text: str, command: str | None) -> str:
 
 
 def _float(rows: Table, sides: str, caption: str) -> str:
-    """Return a table of cells and a caption that are LaTeX."""
-    # After the end of a row a bracket or star would be an argument of it.
+    """Return a table environment from cells and a caption that are already LaTeX."""
+    # After the end of a row, LaTeX would take a bracket or star for its argument.
     starts = ["{}" if row[0].startswith(("[", "*")) else "" for row in rows]
     texts = [start + " & ".join(row) for start, row in zip(starts, rows, strict=True)]
     header, *body = [text + r" \\" for text in texts]
     lines = [
         r"\begin{table}",
         r"\centering",
-        # Its own width, where that is no more than the text's.
+        # Its natural width, unless that exceeds the width of the text.
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{sides}}}",
         r"\toprule",

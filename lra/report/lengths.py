@@ -1,7 +1,7 @@
-"""Accuracy by a property of examples, which an average hides: their length, or their group.
+"""Break accuracy down by a property of examples that an average hides: length or group.
 
-Whether a method fails where sequences are long, or where what decides is far away: a task may give
-each example a group, such as a distance.
+The breakdown shows whether a method fails on long sequences, or where the deciding token is far
+away: a task may assign each example a group, such as a distance.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class Binned:
-    """Accuracy in bins of a property on one task, of methods that were tested in the same bins.
+    """Accuracy on one task in bins of a property, for methods tested in the same bins.
 
     Args:
         task: Column of the grid.
-        what: What is binned: `tokens`, or what the task says of its groups.
-        edges: Least and most of each bin, rising.
-        totals: Examples of each bin.
-        correct: Right answers in each bin, over seeds.
+        what: What is binned: `tokens`, or the task's name for its groups.
+        edges: Smallest and largest value of each bin, ascending.
+        totals: Number of examples in each bin.
+        correct: Number of correct answers in each bin, summed over seeds.
         seeds: Number of seeds of each method.
     """
 
@@ -39,12 +39,12 @@ class Binned:
 
     @property
     def names(self) -> list[str]:
-        """The bins in words."""
+        """The bins as text."""
         return [f"{low}–{high}" if low < high else str(low) for low, high in self.edges]
 
     @property
     def shares(self) -> dict[Method, list[float]]:
-        """Percent right in each bin, over seeds."""
+        """Percentage of correct answers in each bin, over seeds."""
         return {
             method: [
                 100 * right / (total * self.seeds[method])
@@ -63,15 +63,16 @@ class Binned:
 
 
 def by_length(grid: Grid) -> list[Binned]:
-    """Return accuracy by length of every task whose records have it, methods as in the grid.
+    """Return accuracy by length for every task whose records have it, with methods in grid order.
 
-    Records of other bins, such as those that read sequences to another length, are kept apart.
+    Records with different bins, such as those that read sequences up to another length, are kept
+    apart.
     """
     return _binned(grid, "test_by_length")
 
 
 def by_group(grid: Grid) -> list[Binned]:
-    """Return accuracy by what a task groups its examples by, as `by_length` does."""
+    """Return accuracy by each task's groups of examples, in the form of `by_length`."""
     return _binned(grid, "test_by_group")
 
 
@@ -92,7 +93,7 @@ def _binned(grid: Grid, key: str) -> list[Binned]:
 
 
 def length_table(grid: Grid, binned: Binned) -> Table:
-    """Return methods by bins, in percent, with the examples of each bin below."""
+    """Return accuracies in percent, methods by bins, with the examples of each bin below."""
     table = [["attention", *binned.names, "n"]]
     for method, shares in binned.shares.items():
         name = grid.name(method, binned.task)
@@ -102,14 +103,14 @@ def length_table(grid: Grid, binned: Binned) -> Table:
 
 
 def write_length_csv(file: Path, grid: Grid) -> None:
-    """Write a line for each bin of each method; no file where no record has accuracy by length."""
+    """Write a line for each bin of each method; no file if no record has accuracy by length."""
     header = "task attention variant least_tokens most_tokens percent examples seeds"
     rows = [[each.task, *method, *ends] for each, method, ends in _lines(by_length(grid))]
     _write(file, header, rows)
 
 
 def write_group_csv(file: Path, grid: Grid) -> None:
-    """Write a line for each bin of each method; no file where no record has accuracy by group."""
+    """Write a line for each bin of each method; no file if no record has accuracy by group."""
     header = "task group attention variant least most percent examples seeds"
     rows = [[each.task, each.what, *method, *ends] for each, method, ends in _lines(by_group(grid))]
     _write(file, header, rows)
@@ -138,6 +139,6 @@ def _bins(record: Record, key: str) -> tuple[str, Edges, tuple[int, ...]]:
 
 
 def _correct(records: list[Record], key: str) -> list[int]:
-    """Return right answers in each bin; seeds are tested on the same examples."""
+    """Return the correct answers in each bin; all seeds are tested on the same examples."""
     columns = zip(*(getattr(record, key) for record in records), strict=True)
     return [sum(each["correct"] for each in column) for column in columns]

@@ -1,4 +1,4 @@
-"""What a reader must know of the numbers of a report, the same in every format."""
+"""The notes that a reader needs for the numbers of a report, the same in every format."""
 
 from lra.report.effective_range import SHARE
 from lra.report.grid import CHANCE_ERRORS, MOST_SPREAD, Grid
@@ -8,69 +8,72 @@ from lra.report.tables import MARK
 
 ACCURACY = "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds)."
 CHANCE = (
-    f"`at chance`: not above the majority class by more than {CHANCE_ERRORS} standard errors;"
-    " where only some seeds are above it, their number is beside n. `above chance` averages"
-    " (accuracy - chance) / (1 - chance); an incomplete row has no average."
+    "`at chance` marks an accuracy that exceeds the majority class by no more than"
+    f" {CHANCE_ERRORS} standard errors; if only some of the seeds exceed it by more, their number"
+    " is given beside n. `above chance` averages (accuracy - chance) / (1 - chance) over the tasks;"
+    " an incomplete row has no average."
 )
 SPEED = (
-    "Training speed without validation: the median over windows of updates. `spread` is"
-    " the interquartile range of these windows over their median; where it exceeds"
-    f" {MOST_SPREAD:.0%}, {MARK} says that the machine was disturbed. The ratio to"
-    " softmax is given only where both were measured on one machine, device,"
-    " precision, number of threads, torch and commit. Memory on the CPU is the whole"
-    " process at its peak, on a GPU the allocator's peak."
+    "Training speed excludes validation and is the median over windows of updates. `spread` is"
+    " the interquartile range of these windows divided by their median; if it exceeds"
+    f" {MOST_SPREAD:.0%}, {MARK} indicates that the machine was disturbed. The ratio to softmax is"
+    " given only if both were measured on the same machine and device, with the same precision,"
+    " number of threads, torch version and commit. Peak memory is that of the whole process on the"
+    " CPU, and that of the allocator on a GPU."
 )
 RANGES = (
-    "`effective range`: from a method's best bin towards greater values, the end of the last bin"
-    f" before the first whose accuracy is below {SHARE} of that best; in brackets the"
-    f" {1 - LEVEL:.0%} interval of a bootstrap over test examples, where their predictions are"
-    " stored. A method at chance has none."
+    "`effective range`: starting at a method's best bin and moving towards greater values, the end"
+    f" of the last bin before the first one whose accuracy is below {SHARE} of that best. The"
+    f" {1 - LEVEL:.0%} interval in brackets is from a bootstrap over test examples; it is given if"
+    " their predictions are stored. A method at chance has no effective range."
 )
 LENGTHS = (
-    "Bins by tokens of the longest sequence, with equal numbers of test examples, except that"
-    " examples of one length, such as those cut there, share a bin."
+    "Test examples are binned by the number of tokens in their longest sequence. The bins hold"
+    " equal numbers of examples, except that examples of the same length, such as those truncated"
+    " to it, share a bin."
 )
 
 SUBMITTED = (
-    "Results that others submitted, of backends of theirs: not run here, and checked for what a"
-    " file can tell. Test accuracy in percent as above."
+    "Others submitted these results for their own backends. They were not run here, and were"
+    " checked only as far as a file allows. Test accuracy is in percent, as above."
 )
 
 
 def heading(grid: Grid, scale: str, protocol: str) -> str:
-    """Return what a report is of, in words, its data among them."""
+    """Return the scale, protocol and data of a report as text."""
     return f"scale {scale}, protocol {protocol}, {sources(grid)} data"
 
 
 def explanations(scale: str, compared: bool) -> list[str]:
-    """Return what is said of the table of accuracy, a paragraph each.
+    """Return the explanations of the accuracy table, one paragraph each.
 
     Args:
         scale: Scale.
-        compared: Whether what is best is marked.
+        compared: Whether the best entries are marked.
     """
     return [
         CHANCE,
         *[EXPLAINED] * compared,
-        *[f"These are {scale} data: figures compare only within this table."] * (scale != "paper"),
+        *[f"The data are those of scale {scale}: figures are comparable only within this table."]
+        * (scale != "paper"),
     ]
 
 
 def notes(grid: Grid) -> list[str]:
-    """Return what a reader must know of the numbers, one line each."""
+    """Return the notes that a reader needs for the numbers, one line each."""
     lines = []
     data = {(r.task, r.data_source, r.data_description, r.data_fingerprint) for r in grid.records}
     for task, source, description, fingerprint in sorted(data):
         lines.append(f"Data of {task}: {source} ({description}), sha256 {fingerprint[:16]}.")
     lines += [
-        f"Records of {task} are of different data, each in a column of its own: accuracies compare"
-        " only within a column, and no average is taken."
+        f"The records of {task} come from different data sets, each with a column of its own:"
+        " accuracies are comparable only within a column, and no average is taken."
         for task in grid.split
     ]
     skipped = {(r.task, r.data_skipped_rows) for r in grid.records if r.data_skipped_rows}
     lines += [f"Bad rows left out of {task}: {count:,}." for task, count in sorted(skipped)]
     if selected := sorted({r.task for r in grid.records if r.selected_on == "test"}):
-        lines.append(f"Selected on test, as published: {', '.join(selected)}.")
+        lines.append(f"Selected on the test set, as published: {', '.join(selected)}.")
     lines += changed(grid)
     own = {(r.attention, r.attention_source) for r in grid.records if r.attention_source}
     lines += [f"Backend {name}: {source}." for name, source in sorted(own)]
@@ -91,10 +94,10 @@ def notes(grid: Grid) -> list[str]:
 
 
 def changed(grid: Grid) -> list[str]:
-    """Return what has seeds of several versions of a user's own backend, one line each."""
+    """Return one line for each entry whose seeds use several versions of a user's own backend."""
     return [
-        f"Not one method: {task}/{method} has seeds of {len(entry.versions)} versions of its file"
-        " (`force=true` trains them again)."
+        f"Not one method: the seeds of {task}/{method} were trained with {len(entry.versions)}"
+        " versions of its file (`force=true` trains them again)."
         for task in grid.tasks
         for method, entry in grid.of(task).items()
         if len(entry.versions) > 1
@@ -102,7 +105,7 @@ def changed(grid: Grid) -> list[str]:
 
 
 def settings_notes(grid: Grid) -> list[str]:
-    """Return the settings that a scale may choose task by task, one line per task."""
+    """Return the settings that a scale may choose for each task, one line per task."""
     keys = {
         "model": ("max_length", "positions", "position_std", "pooling", "embedding_std", "dropout"),
         "train": ("learning_rate", "batch_size", "steps"),
@@ -115,11 +118,11 @@ def settings_notes(grid: Grid) -> list[str]:
             for key in names
         ]
         variant = "" if record.variant == "default" else f" ({record.variant})"
-        lines.add(f"Setting of {record.task}{variant}: {', '.join(chosen)}.")
+        lines.add(f"Settings of {record.task}{variant}: {', '.join(chosen)}.")
     return sorted(lines)
 
 
 def sources(grid: Grid) -> str:
-    """Return where the data of a grid's records are from, in words."""
+    """Return the sources of the data of a grid's records as text."""
     *first, last = sorted({record.data_source for record in grid.records}) or ["no"]
     return f"{', '.join(first)} and {last}" if first else last

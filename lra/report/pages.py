@@ -1,4 +1,4 @@
-"""The pages of a report: the tables with what a reader must know of their numbers."""
+"""Write the pages of a report: its tables and the notes needed to read their numbers."""
 
 import logging
 from collections.abc import Sequence
@@ -86,12 +86,12 @@ def accuracy_page(
     if published:
         parts += [f"## Published figures, protocol {protocol}", markdown(published)]
         if compared := beside(grid, protocol):
-            parts += ["## Ours beside published figures, in percent", markdown(compared)]
+            parts += ["## Our figures beside published ones, in percent", markdown(compared)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def length_parts(grid: Grid) -> list[str]:
-    """Return accuracy by length as Markdown, a title and a table a task; none without records."""
+    """Return accuracy by length as Markdown, one title and table per task that has records."""
     parts = []
     for each in by_length(grid):
         parts.append(f"## {escaped(grid.label(each.task))}: accuracy by length, in percent")
@@ -101,7 +101,7 @@ def length_parts(grid: Grid) -> list[str]:
 
 
 def group_parts(grid: Grid, groups: GroupTables) -> list[str]:
-    """Return accuracy by what tasks group their examples by as Markdown; none without records."""
+    """Return accuracy by each task's groups of examples as Markdown; nothing without records."""
     parts = []
     for binned, table in groups:
         task = escaped(grid.label(binned.task))
@@ -111,12 +111,12 @@ def group_parts(grid: Grid, groups: GroupTables) -> list[str]:
 
 
 def _stars(grid: Grid) -> str:
-    """Return what departs from its recipe, below a table that marks it; nothing where none does."""
+    """Return the notes, below a table, on the departures from recipes that it marks, if any."""
     return "\n".join(f"* {escaped(line)}" for line in grid.departure_lines())
 
 
 def screen(grid: Grid, scale: str, protocol: str, published: Table, standings: Standings) -> str:
-    """Return what a terminal shows of a report: its tables, and below each what must be known."""
+    """Return the terminal form of a report: its tables, each followed by the essential notes."""
     failed = [line for line in notes(grid) if line.startswith("Failed")]
     failed += changed(grid)
     parts = [
@@ -147,17 +147,17 @@ def throughput_page(grid: Grid, scale: str, protocol: str) -> str:
     )
 
 
-# What there may be in LaTeX, by the names of files.
+# Tables that may be written as LaTeX, by file name.
 _LATEX = (
     *("accuracy", "throughput", "accuracy_by_length", "accuracy_by_group", "published"),
     "submissions",
 )
-# How LaTeX shows what is best, and what cannot be told from it.
+# How LaTeX shows the best entry, and those not significantly worse than it.
 _COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
 
 
 def _with_n_in_caption(grid: Grid) -> tuple[Table, str]:
-    """Return the table of accuracy and its seeds in words: only there, where n is the same."""
+    """Return the accuracy table and its number of seeds as text, given only there if all agree."""
     table = accuracy_table(grid)
     counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
     if len(counts) != 1:
@@ -185,38 +185,47 @@ def latex_tables(
     table, seeds = _with_n_in_caption(grid)
     accuracy = f"Test accuracy in percent, mean over {seeds} ± standard deviation; {where}."
     if commands:
-        accuracy += " Bold: best; underlined: not told from it."
-    speed = f"Training speed, the median over windows of updates; {where}."
+        accuracy += " Bold: best; underlined: not significantly worse."
+    speed = f"Training speed: median over windows of updates; {where}."
     tables = {
         "accuracy": latex(table, accuracy, commands),
         "throughput": latex(throughput_table(grid), speed, {}),
     }
     lengths = [
-        latex(length_table(grid, each), f"{grid.label(each.task)} by tokens; {where}.", {})
+        latex(
+            length_table(grid, each),
+            f"Accuracy on {grid.label(each.task)} in percent, by tokens of the longest sequence;"
+            f" {where}.",
+            {},
+        )
         for each in by_length(grid)
     ]
     if lengths:
         tables["accuracy_by_length"] = "\n".join(lengths)
     if groups:
         tables["accuracy_by_group"] = "\n".join(
-            latex(table, f"{grid.label(binned.task)} by {binned.what}; {where}.", {})
+            latex(
+                table,
+                f"Accuracy on {grid.label(binned.task)} in percent, by {binned.what}; {where}.",
+                {},
+            )
             for binned, table in groups
         )
     if scale == "paper" and (compared := beside(grid, protocol)):
-        tables["published"] = latex(compared, f"Beside published figures; {where}.", {})
+        tables["published"] = latex(compared, f"Our figures beside published ones; {where}.", {})
     if table := submission_table(submitted(submissions, scale, protocol)):
-        tables["submissions"] = latex(table, f"Submitted by others; {where}.", {})
+        tables["submissions"] = latex(table, f"Results submitted by others; {where}.", {})
     return tables
 
 
 def _with_departures(record: Record) -> Record:
-    """Return a record that tells what departs from its recipe, though it is older than that."""
+    """Return a record with its departures from its recipe, even if it predates that field."""
     if record.departures != UNKNOWN:
         return record
     try:
         return replace(record, departures=told(departures(record.config)))
     except (ConfigError, KeyError, TypeError):
-        # Its recipe is no more, or its configuration of another form.
+        # Its recipe no longer exists, or its configuration has a different form.
         return record
 
 
@@ -232,30 +241,32 @@ def write_report(
     full: bool = True,
     submissions: Sequence[Submission] = (),
 ) -> str:
-    """Write tables and figure of a scale and protocol.
+    """Write the tables and pictures of a scale and protocol.
 
     Args:
-        runs_dir: Folder of run folders.
-        out_dir: Files go to `out_dir/<scale>/<protocol>`.
+        runs_dir: Folder that holds the run folders.
+        out_dir: Files are written to `out_dir/<scale>/<protocol>`.
         scale: Scale.
         protocol: Protocol.
         tasks: Tasks that must have a column.
         attentions: Backends that must have a row.
         seeds: Seeds that every cell should have.
-        only: Records to show; all where None.
-        full: Whether to return both pages as they are written, else what a terminal shows.
-        submissions: What others submitted, of any scale and protocol.
+        only: Records to show; None shows all.
+        full: Whether to return both pages as written, rather than the short form for a terminal.
+        submissions: Results submitted by others, of any scale and protocol.
 
     Returns:
-        The text, with where the files are.
+        The text, including where the files are.
     """
     found = map(_with_departures, records_of(runs_dir, scale, protocol))
     records = [record for record in found if only is None or only.has(record)]
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:
-            log.warning("left out: %s/%s is stand-in data", record.task, record.attention)
+            log.warning(
+                "left out: %s/%s was trained on stand-in data", record.task, record.attention
+            )
             records.remove(record)
-    # Those of the user's own go by their paths.
+    # A user's own tasks and backends are named by their paths.
     tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)
     published = (
@@ -273,17 +284,17 @@ def write_report(
     _write_pictures(folder, report, answers)
     drawn = [file for name in PICTURES if (file := folder / f"{name}.svg").exists()]
     pictures = {file.stem: file.read_text(encoding="utf-8") for file in drawn}
-    # JSON may hold half a pair of surrogates, which no file in UTF-8 can.
+    # JSON may hold half of a surrogate pair, which a UTF-8 file cannot.
     page = whole_page(report, pictures).encode("utf-8", "xmlcharrefreplace")
     (folder / "index.html").write_bytes(page)
     if full:
         return "\n".join(pages) + f"\nWritten to {folder}"
-    files = f"With data, machines, settings and deviations: {folder / 'index.html'} and beside it"
+    files = f"Data, machines, settings, deviations: {folder / 'index.html'} and the files beside it"
     return f"{screen(grid, scale, protocol, published, ranks)}\n\n{files}"
 
 
 def _write_tables(folder: Path, report: Report) -> list[str]:
-    """Write the tables as Markdown, CSV and LaTeX; return the pages of Markdown."""
+    """Write the tables as Markdown, CSV and LaTeX; return the Markdown pages."""
     grid, published, ranks = report.grid, report.published, report.standings
     where = (report.scale, report.protocol)
     pages = {
@@ -300,7 +311,7 @@ def _write_tables(folder: Path, report: Report) -> list[str]:
     write_group_csv(folder / "accuracy_by_group.csv", grid)
     texts = latex_tables(grid, *where, ranks, report.groups, report.submissions)
     for name in _LATEX:
-        # One of earlier records would be beside what it is not of.
+        # A stale file would no longer match the tables beside it.
         (folder / f"{name}.tex").unlink(missing_ok=True)
         if name in texts:
             (folder / f"{name}.tex").write_text(texts[name], encoding="utf-8")
@@ -308,7 +319,7 @@ def _write_tables(folder: Path, report: Report) -> list[str]:
 
 
 def _write_pictures(folder: Path, report: Report, answers: Answers) -> None:
-    """Write the pictures; one of earlier records goes where there is nothing to be drawn."""
+    """Write the pictures; remove an earlier one if there is nothing to draw any more."""
     grid = report.grid
     title = heading(grid, report.scale, report.protocol)
     save(accuracy_against_speed(grid, title), folder / "accuracy_vs_speed")

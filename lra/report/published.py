@@ -1,4 +1,4 @@
-"""Published figures beside ours: the same protocol, task and method, with difference and source."""
+"""Set published figures beside ours: same protocol, task and method, with difference and source."""
 
 import csv
 import functools
@@ -8,7 +8,7 @@ from lra.paths import PUBLISHED
 from lra.record import Method
 from lra.report.grid import Grid, task_of
 
-# Backends as papers call them. A variant has no published figure of its own.
+# Names of the backends in papers. A variant has no published figure of its own.
 NAMES = {
     "softmax": ("Transformer",),
     "fourier": ("FNet",),
@@ -25,7 +25,7 @@ NAMES = {
     "s4d": ("S4D",),
     "wavspa": ("WavSpA-Ada Transformer",),
 }
-# Whose protocol it is, as the column `family` calls them.
+# Authors of each protocol, as the column `family` names them.
 AUTHORS = {
     "lra": "LRA-original",
     "nystromformer": "mlpen",
@@ -33,21 +33,21 @@ AUTHORS = {
     "mega": "Mega/Luna fairseq",
     "lru": "LRU paper",
 }
-# Who trained the methods of others again under a protocol, and the method of their own.
+# Authors who retrained the methods of others under a protocol, and their own method.
 RERUN = {"Skyformer": "Skyformer", "FNet-paper (LRA JAX code)": "FNet"}
 HEADER = ("task", "attention", "ours", "published", "difference", "run by", "source")
 
 
 @functools.cache
 def figures() -> tuple[dict[str, str], ...]:
-    """Return the published accuracies, one dict of strings a line of `results/published.csv`."""
+    """Return the published accuracies, one dict of strings per line of `results/published.csv`."""
     with open(PUBLISHED, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         return tuple(row for row in rows if row["metric"] == "accuracy_pct")
 
 
 def run_by(row: dict[str, str]) -> str:
-    """Return who ran what was published, in words, by the notes of `results/published.csv`."""
+    """Return, as text, who ran a published result, by the notes of `results/published.csv`."""
     if "second-hand" in row["note"] or "copied from earlier papers" in row["note"]:
         return "copied by its source"
     if "(re-run" in row["method"] or RERUN.get(row["family"], row["method"]) != row["method"]:
@@ -56,9 +56,9 @@ def run_by(row: dict[str, str]) -> str:
 
 
 def beside(grid: Grid, protocol: str) -> Table:
-    """Return ours and what was published, a row each; empty where nothing was published.
+    """Return our figures beside published ones, one row per pair; empty if nothing was published.
 
-    A row that departs from its recipe has nothing beside it, nor has one of stand-in data.
+    Entries that depart from their recipe, or that use stand-in data, are not compared.
     """
     rows = []
     for column in grid.tasks:

@@ -1,16 +1,18 @@
-"""Which records a report shows, by the words of its command."""
+"""Select the records that a report shows, by the words of its command."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lra.config import value_at
 from lra.paths import runs_dir
 from lra.record import Record
 from lra.words import Groups, choices, seed_of, value_of
 
-# What a record lacks, since it changes no number, and what says nothing of one.
-_OF_NO_RECORD = {"data_dir", "cache_dir", "runs_dir", "force", "train.checkpoint_seconds"}
+# Keys that a record lacks, since they change no number, and values that say nothing about one.
+_OF_NO_RECORD = {"data_dir", "cache_dir", "runs_dir", "force"}
+_OF_NO_RECORD |= {"train.checkpoint_seconds", "train.micro_batch"}
 _UNDECIDED = {"device": "auto", "threads": 0, "train.precision": "float16_on_gpu"}
 _OF_THE_RECORD = ("task", "attention", "seed", "variant", "device", "scale", "protocol", "pretrain")
 
@@ -23,10 +25,10 @@ class Selection:
         runs_dir: Folder of run folders.
         scale: Scale.
         protocol: Protocol.
-        tasks: Tasks asked for, which get a column, trained or not; all there are where none is.
+        tasks: Tasks asked for, which get a column whether trained or not; empty selects all.
         attentions: Backends asked for, which get a row.
         seeds: Seeds asked for, which every cell should have.
-        values: Values of other keys, one of which a record has.
+        values: Values of other keys; a record must have one of them for each key.
     """
 
     runs_dir: Path
@@ -38,7 +40,7 @@ class Selection:
     values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def has(self, record: Record) -> bool:
-        """Tell whether a record is one of these."""
+        """Return whether a record is selected."""
         asked = {"task": self.tasks, "attention": self.attentions, "seed": self.seeds}
         return all(
             not values or getattr(record, key) in values for key, values in asked.items()
@@ -46,10 +48,10 @@ class Selection:
 
 
 def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
-    """Yield what complete words ask for, once for each scale and protocol among them.
+    """Yield the selections that complete words ask for, one per scale and protocol.
 
     Raises:
-        ConfigError: A word is none, or a seed no number.
+        ConfigError: A word is invalid, or a seed is not a number.
     """
     chosen = {
         key.lstrip("+"): [value_of(text) for text in texts]
@@ -81,7 +83,7 @@ def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
 
 
 def _names(group: str, chosen: dict[str, list[Any]]) -> list[str]:
-    """Return the names that records have for what a group's words choose; take them out."""
+    """Return the names that records use for the choices of a group, and remove the choices."""
     paths = [str(each) for each in chosen.pop(f"{group}.path", [])]
     names = [str(each) for each in chosen.pop(group, paths)]
     listed = [each for name in names for each in (paths if name == "custom" else [name])]
@@ -89,10 +91,5 @@ def _names(group: str, chosen: dict[str, list[Any]]) -> list[str]:
 
 
 def _value(record: Record, key: str) -> Any:
-    """Return the value that a record has for a key, such as train.steps; None where it has none."""
-    if key in _OF_THE_RECORD:
-        return getattr(record, key)
-    node: Any = record.config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+    """Return a record's value for a key such as `train.steps`; None if it has none."""
+    return getattr(record, key) if key in _OF_THE_RECORD else value_at(record.config, key)

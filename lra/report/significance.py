@@ -1,26 +1,27 @@
-"""Whether two accuracies can be told from each other: the few tests that a report needs.
+"""Test whether two accuracies differ significantly: the few tests that a report needs.
 
-All are two-sided. They answer whether a difference is more than chance, not whether it is large.
+All tests are two-sided. They answer whether a difference is more than chance, not whether it is
+large.
 """
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist, mean, stdev
 
-# What is rarer than this by chance alone tells two methods from each other.
+# Two methods differ significantly if chance alone produces such a difference less often than this.
 LEVEL = 0.05
-# Student's t at 97.5 % by degrees of freedom, the last for any more: 0.975 quantiles as in
+# Student's t at 97.5 % by degrees of freedom, with NORMAL for any more: 0.975 quantiles from
 # NIST/SEMATECH's handbook of statistical methods, 1.3.6.7.2.
 _STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-NORMAL = 1.960
+NORMAL = NormalDist().inv_cdf(1 - LEVEL / 2)
 
 
 def student(freedom: int) -> float:
-    """Return by how many standard errors a 95 % interval reaches to either side.
+    """Return how many standard errors a 95 % interval extends to either side.
 
     Args:
         freedom: Degrees of freedom, at least 1.
@@ -29,13 +30,13 @@ def student(freedom: int) -> float:
 
 
 def paired_t(differences: Sequence[float]) -> float:
-    """Return the probability of a mean difference as large as this one, were there none.
+    """Return the probability of a mean difference this large if the true one is zero.
 
-    Student's test for pairs; its distribution in closed form from Abramowitz and Stegun, 26.7.3 and
-    26.7.4.
+    This is Student's paired t test; the closed form of the distribution is from Abramowitz and
+    Stegun, 26.7.3 and 26.7.4.
 
     Args:
-        differences: Of two methods with the same seed, at least two.
+        differences: Differences between two methods with the same seed, at least two.
     """
     average, spread = mean(differences), stdev(differences)
     if not spread:
@@ -43,7 +44,7 @@ def paired_t(differences: Sequence[float]) -> float:
     freedom = len(differences) - 1
     angle = math.atan(abs(average) / spread * math.sqrt(len(differences) / freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
-    # Of cosines to the power of 0, 2, 4 ..., or of 1, 3, 5 ... where the freedom is odd.
+    # Sum over cosines to the powers 0, 2, 4, ..., or 1, 3, 5, ... for odd degrees of freedom.
     first = freedom % 2
     term, total = cosine**first, 0.0
     for power in range(first, freedom - 1, 2):
@@ -54,39 +55,39 @@ def paired_t(differences: Sequence[float]) -> float:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the probability of a split as uneven as this one, were both as often right alone.
+    """Return the probability of a split this uneven if each is alone right as often.
 
-    McNemar's test in its exact form, by the binomial distribution.
+    This is the exact form of McNemar's test, by the binomial distribution.
 
     Args:
-        only_first: Examples that the first method alone has right.
-        only_second: Examples that the second alone has right.
+        only_first: Number of examples that only the first method answers correctly.
+        only_second: Number of examples that only the second method answers correctly.
     """
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
-    # By logarithms: two to the power of thousands is no float.
+    # In logarithms, since two to the power of thousands overflows a float.
     return min(1.0, math.exp(math.log(2 * tail) - discordant * math.log(2)))
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return the interval of a share at `1 - LEVEL` (Wilson, 1927), both between 0 and 1."""
-    z = NormalDist().inv_cdf(1 - LEVEL / 2)
+    """Return the `1 - LEVEL` interval of a share (Wilson, 1927), with ends between 0 and 1."""
+    z = NORMAL
     share = correct / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     root = math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     half = z * root / (1 + z * z / total)
-    # At both ends exactly, which rounding would miss.
+    # Exact at both ends, which rounding would miss.
     low = centre - half if correct else 0.0
     high = centre + half if correct < total else 1.0
     return low, high
 
 
 def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
-    """Return the interval of the difference of two shares at `1 - LEVEL` (Newcombe, 1998).
+    """Return the `1 - LEVEL` interval of the difference of two shares (Newcombe, 1998).
 
     Args:
-        first: Right answers and answers of one method.
-        second: The same of the other; its share is subtracted.
+        first: Number of correct answers and of all answers of one method.
+        second: The same for the other method, whose share is subtracted.
     """
     (low1, high1), (low2, high2) = wilson(*first), wilson(*second)
     share1, share2 = first[0] / first[1], second[0] / second[1]

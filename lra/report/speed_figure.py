@@ -1,4 +1,4 @@
-"""Accuracy against speed with memory as area, the picture of the Long Range Arena's paper."""
+"""Draw accuracy against speed with memory as area, the picture of the Long Range Arena paper."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,20 +9,20 @@ from lra.report.figure import shortened as short
 from lra.report.grid import Grid, measured_alike
 from lra.report.labels import place_labels
 
-# Square points of the smallest and the largest marker.
+# Areas of the smallest and the largest marker, in square points.
 LEAST, MOST = 25.0, 260.0
 
 
 def accuracy_against_speed(grid: Grid, title: str) -> Figure:
-    """Draw accuracy against training speed, a panel a task.
+    """Draw accuracy against training speed, one panel per task.
 
-    Speed is the ratio to softmax where every entry of a task has one, else updates per second,
-    without a front where they do not compare. The dashed line is the majority class; error bars
-    are standard deviations over seeds; markers of unsteady speeds are hollow.
+    Speed is the ratio to softmax if every entry of a task has one, else updates per second, without
+    a Pareto front if the speeds are not comparable. The dashed line is the majority class, error
+    bars are standard deviations over seeds, and hollow markers indicate unsteady speeds.
 
     Args:
-        grid: What is drawn.
-        title: What is written above the panels.
+        grid: The entries to draw.
+        title: Title above the panels.
     """
     tasks = [task for task in grid.tasks if grid.of(task)]
     figure, axes = panels(len(tasks), grid, [m for task in tasks for m in grid.of(task)])
@@ -30,7 +30,7 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("test accuracy, %", fontsize=8)
     caption = (
-        f"{seeds(grid)}; area: peak memory, relative to the largest of the panel; hollow: of"
+        f"{seeds(grid)}; marker area: peak memory relative to the largest in the panel; hollow:"
         " unsteady speed; thin line: Pareto front; bars: standard deviation; dashed: majority class"
     )
     describe(figure, title, caption)
@@ -47,7 +47,7 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
 
 
 def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, float, float]]:
-    """Draw a panel; return speed, accuracy and marker area of each method in it."""
+    """Draw a panel; return the speed, accuracy and marker area of each method in it."""
     entries = grid.of(task)
     ratios = {method: grid.speed_ratio(task, method) for method in entries}
     relative = all(ratio is not None for ratio in ratios.values())
@@ -57,7 +57,7 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
         speed = ratios[method] if relative else entry.median("steps_per_second")
         area = LEAST + (MOST - LEAST) * entry.median("peak_memory_bytes") / most
         points[method] = (speed or 0.0, entry.mean or 0.0, area)
-    # Large ones below, so that no marker is hidden.
+    # Large markers first, so that none is hidden.
     for method in sorted(points, key=lambda each: -points[each][2]):
         x, y, area = points[method]
         style = look(grid, method)
@@ -74,7 +74,7 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
     if (majority := grid.majority_rate(task)) is not None:
         axis.axhline(majority, color="grey", linestyle="--", lw=1, zorder=1)
     axis.set_title(literal(grid.label(task)), fontsize=9)
-    steps = "training steps/s" if alike else "training steps/s, of several commits or machines"
+    steps = "training steps/s" if alike else "training steps/s, from several commits or machines"
     axis.set_xlabel("training speed, x softmax" if relative else steps, fontsize=8)
     axis.margins(0.22)
     low, high = axis.get_ylim()

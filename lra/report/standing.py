@@ -1,4 +1,4 @@
-"""Which method is best on a task, and which cannot be told from it."""
+"""Determine the best method on a task, and those not significantly worse than it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ from lra.report.significance import LEVEL, difference_interval, mcnemar, paired_
 
 Answers = Callable[[Record], Predictions | None]
 
-BEST, AS_BEST, WORSE = "best", "not told from best", "worse than best"
+BEST, AS_BEST, WORSE = "best", "not significantly worse than best", "worse than best"
 MARKS = {BEST: " best", AS_BEST: " ≈ best", WORSE: ""}
 EXPLAINED = (
-    "`best` is the highest mean; `≈ best` cannot be told from it, which is not to say that it is as"
-    f" good: p at least {LEVEL} in Student's t test paired over common seeds; with one seed in"
-    " common, in McNemar's exact test over the stored test predictions; where these are missing,"
-    f" zero within the {1 - LEVEL:.0%} interval (Newcombe) of the difference. Nothing is marked"
-    " where the best is at chance; tests are not corrected for their number."
+    "`best` marks the highest mean. `≈ best` marks a mean that is not significantly below it, which"
+    f" does not show that it is as good: p is at least {LEVEL} in Student's t test paired over"
+    " common seeds or, with one seed in common, in McNemar's exact test on the stored test"
+    f" predictions; if these are missing, the {1 - LEVEL:.0%} interval (Newcombe) of the difference"
+    " contains zero. Several seeds with none in common are not tested and are marked `≈ best` too."
+    " Nothing is marked if the best is at chance. The tests are not corrected for multiple"
+    " comparisons."
 )
 
 
@@ -29,7 +31,7 @@ class Standing:
     """How an entry compares with the best of its task.
 
     Args:
-        place: `best`, `not told from best` or `worse than best`.
+        place: `best`, `not significantly worse than best` or `worse than best`.
         test: The test that decided, with its outcome; empty for the best.
     """
 
@@ -37,11 +39,24 @@ class Standing:
     test: str = ""
 
 
-def stored(folder: Path) -> Answers:
-    """Return what reads the test predictions of a record.
+@dataclass(frozen=True)
+class Outcome:
+    """The result of comparing two entries.
 
     Args:
-        folder: Run folders of a scale and protocol.
+        better: 1 if the first is significantly better, -1 if the second is, 0 if neither is.
+        test: The test that decided, with its outcome.
+    """
+
+    better: int
+    test: str
+
+
+def stored(folder: Path) -> Answers:
+    """Return a function that reads the test predictions of a record.
+
+    Args:
+        folder: Folder of the runs of a scale and protocol.
     """
 
     def answers(record: Record) -> Predictions | None:
@@ -54,11 +69,11 @@ def stored(folder: Path) -> Answers:
 def standings(
     grid: Grid, answers: Answers = lambda record: None
 ) -> dict[tuple[str, Method], Standing]:
-    """Return how the entries compare, by task and method; none where nothing can be compared.
+    """Return how the entries compare, by task and method; nothing for tasks without a comparison.
 
     Args:
-        grid: The entries. Those of one column are of the same data.
-        answers: Gives the test predictions of a record, None where there are none.
+        grid: The entries. All entries of a column use the same data.
+        answers: Returns the test predictions of a record, or None if there are none.
     """
     found = {}
     for task in grid.tasks:
@@ -69,34 +84,46 @@ def standings(
         if entries[best].at_chance:
             continue
         for method, entry in entries.items():
-            told = Standing(BEST) if method == best else against(entries[best], entry, answers)
-            found[task, method] = told
+            if method == best:
+                found[task, method] = Standing(BEST)
+                continue
+            outcome = compared(entries[best], entry, answers)
+            # The best has the highest mean over all of its seeds; on the common ones it may lose.
+            found[task, method] = Standing(WORSE if outcome.better > 0 else AS_BEST, outcome.test)
     return found
 
 
-def against(best: Entry, other: Entry, answers: Answers = lambda record: None) -> Standing:
-    """Return how an entry compares with the best, by the strongest test that there is."""
-    first = {record.seed: record for record in best.finished}
-    second = {record.seed: record for record in other.finished}
-    common = sorted(first.keys() & second.keys())
+def compared(first: Entry, second: Entry, answers: Answers = lambda record: None) -> Outcome:
+    """Compare two entries of a task by the strongest test that their records allow."""
+    ours = {record.seed: record for record in first.finished}
+    theirs = {record.seed: record for record in second.finished}
+    common = sorted(ours.keys() & theirs.keys())
     if len(common) > 1:
-        pairs = [(first[seed].test_accuracy, second[seed].test_accuracy) for seed in common]
-        p = paired_t([(a or 0.0) - (b or 0.0) for a, b in pairs])
-        return _told(p < LEVEL, f"paired t over {len(common)} seeds, p = {p:.2g}")
+        pairs = [(ours[seed].test_accuracy, theirs[seed].test_accuracy) for seed in common]
+        differences = [(a or 0.0) - (b or 0.0) for a, b in pairs]
+        p = paired_t(differences)
+        test = f"paired t over {len(common)} seeds, p = {p:.2g}"
+        return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
     if common:
-        alone = discordant(first[common[0]], second[common[0]], answers)
+        one, other = ours[common[0]], theirs[common[0]]
+        alone = discordant(one, other, answers)
         if alone is not None:
             p = mcnemar(*alone)
-            return _told(p < LEVEL, f"McNemar, seed {common[0]}, p = {p:.2g}")
-    low, high = difference_interval(_counts(best), _counts(other))
+            test = f"McNemar, seed {common[0]}, p = {p:.2g}"
+            return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
+    elif len(ours) == len(theirs) == 1:
+        [one], [other] = first.finished, second.finished
+    else:
+        return Outcome(0, "not tested, no seed in common")
+    low, high = difference_interval(correct(one), correct(other))
     interval = f"difference {100 * low:.1f} to {100 * high:.1f} points"
-    return _told(not low <= 0 <= high, interval)
+    return Outcome(0 if low <= 0 <= high else _sign(low), interval)
 
 
 def discordant(first: Record, second: Record, answers: Answers) -> tuple[int, int] | None:
-    """Return how many test examples only the first has right, and how many only the second.
+    """Return how many test examples only the first, and only the second, answers correctly.
 
-    None where predictions are missing, or not of the same examples.
+    Returns None if predictions are missing or not of the same examples.
     """
     a, b = answers(first), answers(second)
     if a is None or b is None or not np.array_equal(a.labels, b.labels):
@@ -104,11 +131,10 @@ def discordant(first: Record, second: Record, answers: Answers) -> tuple[int, in
     return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
 
 
-def _told(apart: bool, test: str) -> Standing:
-    return Standing(WORSE if apart else AS_BEST, test)
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)
 
 
-def _counts(entry: Entry) -> tuple[int, int]:
-    """Return right answers and answers of an entry's first seed: seeds share their examples."""
-    record = entry.finished[0]
+def correct(record: Record) -> tuple[int, int]:
+    """Return how many test examples a record has right, and how many there are."""
     return record.test_correct or 0, record.test_total or 1

@@ -1,10 +1,10 @@
-"""Results that others submit: records of a backend of theirs, checked, in a section of their own.
+"""Read and check results submitted by others for their own backends, shown in their own section.
 
 A submission is one file, `results/submissions/<name>.json`:
 
     {"name": "<name>", "link": "https://...", "commit": "<of its code>", "records": [...]}
 
-Its records are what `lra train` left as `result.json`.
+Its records are the `result.json` files that `lra train` wrote.
 """
 
 import csv
@@ -36,18 +36,18 @@ _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 class SubmissionError(ValueError):
-    """A file is no submission; the message names file and key."""
+    """Raised if a file is not a submission; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What somebody submitted.
+    """Results submitted by somebody.
 
     Args:
-        name: Its name, which is its file's.
-        link: Where its code is.
-        commit: Of that code.
-        records: At least one.
+        name: Its name, which is that of its file.
+        link: Address of its code.
+        commit: Commit of that code.
+        records: The records, at least one.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Submission:
 
     @property
     def named(self) -> list[Record]:
-        """The records, their backends by the name of the submission too."""
+        """The records, with the name of the submission before the names of their backends."""
         return [replace(r, attention=f"{self.name}: {r.attention}") for r in self.records]
 
 
@@ -65,7 +65,7 @@ def read_submission(file: Path) -> Submission:
     """Read a submission and check its form.
 
     Raises:
-        SubmissionError: It is none; the message names file and key.
+        SubmissionError: The file is not a submission; the message names the file and the key.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -76,7 +76,9 @@ def read_submission(file: Path) -> Submission:
         found = printable(found)
         raise SubmissionError(f"{file}: has {found}, must have {', '.join(KEYS)}")
     if values["name"] != file.stem:
-        raise SubmissionError(f"{file}: name={values['name']!r} must be its file's, {file.stem!r}")
+        raise SubmissionError(
+            f"{file}: name={values['name']!r} must be the name of its file, {file.stem!r}"
+        )
     forms = (
         ("name", _NAME, "letters, digits and . _ -, at most 64"),
         ("link", _LINK, "the https:// address of its code"),
@@ -91,7 +93,7 @@ def read_submission(file: Path) -> Submission:
 def _records(file: Path, values: dict[str, Any]) -> tuple[Record, ...]:
     found = values["records"]
     if not isinstance(found, list) or not found:
-        raise SubmissionError(f"{file}: records must be a list of at least one")
+        raise SubmissionError(f"{file}: records must be a list of at least one record")
     try:
         return tuple(
             checked_record(each, f"{file}: record {number}") for number, each in enumerate(found, 1)
@@ -102,17 +104,17 @@ def _records(file: Path, values: dict[str, Any]) -> tuple[Record, ...]:
 
 @functools.cache
 def known_data() -> tuple[dict[str, str], ...]:
-    """Return the data sets that are known, one dict of strings a line of `known_data.csv`."""
+    """Return the known data sets, one dict of strings per line of `known_data.csv`."""
     with open(KNOWN_DATA, newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 
 def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[str]:
-    """Return why a submission cannot be shown, a line each; none where it can.
+    """Return the reasons why a submission cannot be shown, one line each; empty if it can.
 
     Args:
-        submission: It.
-        others: Those that are there already; one of the same name is itself.
+        submission: The submission.
+        others: The existing submissions; one of the same name is this one.
     """
     found = []
     for number, record in enumerate(submission.records, 1):
@@ -122,9 +124,9 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
     seen: dict[tuple[str, ...], int] = {}
     for number, record in enumerate(submission.records, 1):
         if (first := seen.setdefault(_cell(record), number)) != number:
-            found.append(f"record {number}: is record {first} again")
+            found.append(f"record {number}: repeats record {first}")
         if _cell(record) in there:
-            found.append(f"record {number}: is in submission {there[_cell(record)]} already")
+            found.append(f"record {number}: is already in submission {there[_cell(record)]}")
     for key in ("parameters", "attention_source"):
         values: dict[tuple[str, ...], set[str]] = {}
         for record in submission.records:
@@ -139,20 +141,20 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
 
 
 def _cell(record: Record) -> tuple[str, ...]:
-    """Return what is the same for two records of one cell and one backend, whatever its name."""
+    """Return a key that records of the same cell and backend share, whatever its name."""
     return (record.config_hash, record.attention_source, record.data_fingerprint, str(record.seed))
 
 
 def _of_record(record: Record) -> Iterator[str]:
-    """Yield what is wrong with a record by itself."""
+    """Yield the faults of a record taken by itself."""
     if record.status != "ok":
         yield f"status={record.status!r} must be 'ok'"
     if record.attention in groups().options("attention"):
-        yield f"attention={record.attention!r} is the suite's own; must be a backend of yours"
+        yield f"attention={record.attention!r} is the suite's own; must be one of your backends"
     if record.protocol not in (there := groups().options("protocol")):
         yield f"protocol={record.protocol!r} must be one of {', '.join(there)}"
     if record.config_hash != (right := config_hash(record.config)):
-        yield f"config_hash={record.config_hash!r} must be {right!r}, that of its config"
+        yield f"config_hash={record.config_hash!r} must be {right!r}, the hash of its config"
     if wrong := contradiction(record):
         yield wrong
     if not record.parameters:
@@ -162,14 +164,14 @@ def _of_record(record: Record) -> Iterator[str]:
 
 
 def _of_data(record: Record) -> Iterator[str]:
-    """Yield what is wrong with the data that a record is of."""
+    """Yield the faults of the data that a record was trained on."""
     rows = [row for row in known_data() if row["task"] == record.task]
     known = [row for row in rows if row["fingerprint"] == record.data_fingerprint]
-    # Published data that nobody here has had are told by their content when they are built.
+    # Published data that this project never had are recognised by their content when built.
     known += [row for row in rows if not row["fingerprint"] and row["source"] == record.data_source]
     if not known:
         there = ", ".join(f"{row['fingerprint'][:8] or '-'} ({row['about']})" for row in rows)
-        wanted = f"must be one of {there}" if there else "no data of that task are"
+        wanted = f"must be one of {there}" if there else "no data of that task are known"
         start = f"{record.data_fingerprint[:16]!r} ({record.data_source})"
         yield f"data_fingerprint={start} is not known; {wanted}"
         return
@@ -186,7 +188,7 @@ def _of_data(record: Record) -> Iterator[str]:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """Return the submissions of a folder that can be shown, by name; the others are told."""
+    """Return the submissions in a folder that can be shown, by name; log the others."""
     found: list[Submission] = []
     for file in sorted(folder.glob("*.json")):
         try:
@@ -202,13 +204,13 @@ def read_submissions(folder: Path) -> list[Submission]:
 
 
 def submitted(submissions: Sequence[Submission], scale: str, protocol: str) -> Grid:
-    """Return the submitted entries of a scale and protocol, a row for each backend of each."""
+    """Return the submitted entries of a scale and protocol, one row per submission and backend."""
     records = [record for each in submissions for record in each.named]
     return build_grid([r for r in records if (r.scale, r.protocol) == (scale, protocol)])
 
 
 def submission_table(grid: Grid) -> Table:
-    """Return the submitted accuracies in percent, with parameters; empty without an entry."""
+    """Return the submitted accuracies in percent, with parameters; empty if there is no entry."""
     if not grid.entries:
         return []
     header, *rows = accuracy_table(grid)
@@ -216,14 +218,14 @@ def submission_table(grid: Grid) -> Table:
     for method in grid.methods:
         counts = {e.records[0].parameters for (_, m), e in grid.entries.items() if m == method}
         sizes.append("–".join(f"{each:,}" for each in sorted({min(counts), max(counts)})))
-    # The last row is the majority class, which has none.
+    # The last row is the majority class, which has no parameters.
     ends = [*sizes, "-"]
     body = [[*row, end] for row, end in zip(rows, ends, strict=True)]
     return [["submission", *header[1:], "parameters"], *body]
 
 
 def submission_notes(submissions: Sequence[Submission], submitted: Grid, ours: Grid) -> list[str]:
-    """Return what must be known of what was submitted, a line each."""
+    """Return the notes that a reader needs for the submissions, one line each."""
     shown = {method.attention.partition(":")[0] for method in submitted.methods}
     lines = [
         f"{each.name}: {each.link} at commit {each.commit}."
@@ -239,8 +241,8 @@ def submission_notes(submissions: Sequence[Submission], submitted: Grid, ours: G
         if r.task in here and r.data_fingerprint not in here[r.task]
     }
     lines += [
-        f"Submitted for {task} are results on other data than ours, {about}, sha256 {number}: they"
-        " do not compare."
+        f"The results submitted for {task} use different data from ours ({about}, sha256 {number}):"
+        " they are not comparable."
         for task, about, number in sorted(other)
     ]
     return lines + submitted.departure_lines()

@@ -1,4 +1,4 @@
-"""The tables of a report: of what was measured and of published figures, as Markdown and CSV."""
+"""Build the tables of a report, measured and published figures, as Markdown and CSV."""
 
 import csv
 import statistics
@@ -14,7 +14,7 @@ from lra.report.standing import MARKS, Standing
 from lra.words import printable
 
 Value = str | int | float | None
-# Of an unsteady speed.
+# Marks an unsteady speed.
 MARK = "(!)"
 AVERAGES = ("average", "above chance")
 Standings = Mapping[tuple[str, Method], Standing]
@@ -25,11 +25,12 @@ class Column:
     """A column of a table of entries.
 
     Args:
-        title: Its title for people.
+        title: Its title in tables for people.
         key: Its title in CSV.
-        value: What CSV holds, of a grid, task and method whose entry has a result; None is empty.
-        text: What people read, made from the value.
-        doubtful: Whether people are told by a mark not to rely on it.
+        value: Returns the CSV value for a grid, a task and a method whose entry has a result; None
+            leaves the field empty.
+        text: Turns the value into the text that people read.
+        doubtful: Whether a mark warns people not to rely on the value.
     """
 
     title: str
@@ -39,7 +40,7 @@ class Column:
     doubtful: Callable[[Grid, str, Method, Entry], bool] = lambda *which: False
 
     def shown(self, grid: Grid, task: str, method: Method, entry: Entry) -> str:
-        """Return what people read, with its mark."""
+        """Return the text that people read, with its mark if any."""
         text = self.text(self.value(grid, task, method, entry))
         return f"{text} {MARK}" if text and self.doubtful(grid, task, method, entry) else text
 
@@ -79,7 +80,7 @@ def _format(pattern: str, divisor: int = 1) -> Callable[[Value], str]:
     return lambda value: "" if value is None else pattern.format(float(value) / divisor)
 
 
-# A line here is a column in every format.
+# Each line here is a column in every format.
 THROUGHPUT = (
     Column(
         "train steps/s",
@@ -103,12 +104,12 @@ THROUGHPUT = (
 
 
 def accuracy_table(grid: Grid, standings: Standings | None = None) -> Table:
-    """Return methods by tasks, in percent, and their averages over the tasks shown.
+    """Return accuracies in percent, methods by tasks, with averages over the tasks shown.
 
     Args:
         grid: The entries.
-        standings: What is best and what cannot be told from it, which is marked; nothing is where
-            it is None.
+        standings: The best entries and those not significantly worse than them, to be marked;
+            None marks nothing.
     """
     table = [["attention", *map(grid.label, grid.tasks), *AVERAGES]]
     for method in grid.methods:
@@ -125,7 +126,7 @@ def accuracy_table(grid: Grid, standings: Standings | None = None) -> Table:
 
 
 def _averages(grid: Grid, method: Method) -> list[str]:
-    """Return the averages of a row, which an incomplete one has not."""
+    """Return the averages of a row; an incomplete row has none."""
     entries = [grid.entry(task, method) for task in grid.tasks]
     columns = (
         [None if entry is None else entry.mean for entry in entries],
@@ -170,7 +171,7 @@ def published_table(protocol: str, tasks: Sequence[str]) -> Table:
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a header and rows, in which no text is a formula of a spreadsheet."""
+    """Write a header and rows whose texts no spreadsheet takes for formulas."""
     with open(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
@@ -178,7 +179,7 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def _harmless(value: object) -> object:
-    """Return a cell of one line that a spreadsheet does not take for a formula."""
+    """Return a value that fits on one line and that no spreadsheet takes for a formula."""
     if not isinstance(value, str):
         return value
     risky = value.startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -219,7 +220,7 @@ def write_accuracy_csv(
 def _accuracy_values(
     grid: Grid, task: str, method: Method, entry: Entry | None, standings: Standings
 ) -> dict[str, object]:
-    """Return what CSV holds of an entry, by the keys of its header."""
+    """Return the CSV values of an entry, by the keys of the header."""
     if entry is None or entry.mean is None:
         return {"seeds": 0, "status": grid.absence(task, method) if entry is None else "failed"}
     above, standing = entry.above_chance, standings.get((task, method))

@@ -1,7 +1,7 @@
-"""What a task is once its raw source has been read, and the tasks there are.
+"""Define tasks, and the splits and sources of their data.
 
 A task is one file with one frozen dataclass: its fields are its options, `locate` says where the
-data come from, `write` reads them into the cache. `lra.tasks.cache.load` ties the two together.
+data come from, and `write` reads them into the cache. `lra.tasks.cache.load` ties the two together.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ SPLITS = ("train", "validation", "test")
 
 
 OnBadRow = Literal["error", "skip"]
-# More would fill any disk, and no one has asked for them in earnest.
+# More would fill any disk, and nobody could seriously want them.
 MOST_EXAMPLES = 10**8
 
 
 class DataError(RuntimeError):
-    """Raw data are missing, damaged or not what they should be."""
+    """Raised if raw data are missing, damaged or not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Split:
 
     @property
     def majority_rate(self) -> float:
-        """Share of the most frequent label: what guessing it every time would score."""
+        """Share of the most frequent label: the accuracy of always guessing it."""
         return float(np.bincount(self.labels).max() / len(self))
 
 
@@ -59,12 +59,12 @@ class Source:
 
     Args:
         kind: `published` (the benchmark's own data), `generated` (by the benchmark's algorithm),
-            `other` (real data of the same form, which compare with no published figure) or
+            `other` (real data of the same form, comparable with no published figure) or
             `stand-in` (procedural data of this project).
-        description: The same in words, without paths: it is recorded.
-        files: The raw files to be read, by role; empty when nothing is read.
-        signature: Changes when other raw data are found, so that they get their own cache.
-        place: Where they were found or looked for, for messages on this machine.
+        description: The same as text, without paths, since it is recorded.
+        files: The raw files to read, by role; empty if nothing is read.
+        signature: Changes if different raw data are found, so that they get their own cache.
+        place: Where the data were found or searched for, for messages on this machine.
     """
 
     kind: Literal["published", "generated", "other", "stand-in"]
@@ -78,7 +78,7 @@ class Source:
 
 
 def file_signature(files: Iterable[Path]) -> str:
-    """Return folders, names, sizes and times of change of files, as a `Source.signature`."""
+    """Return paths, sizes and modification times of files as a `Source.signature`."""
     return " ".join(
         f"{file.absolute()}:{s.st_size}:{s.st_mtime_ns}"
         for file, s in ((file, file.stat()) for file in files)
@@ -86,16 +86,16 @@ def file_signature(files: Iterable[Path]) -> str:
 
 
 def check_counts(task: Any, keys: Iterable[str], least: int = 1, most: int = MOST_EXAMPLES) -> None:
-    """Refuse numbers of examples that are too small or absurd.
+    """Reject numbers of examples that are too small or absurdly large.
 
     Args:
         task: A task with such options.
-        keys: Their names.
-        least: The smallest number that will do.
-        most: The largest.
+        keys: Names of the options.
+        least: The smallest number allowed.
+        most: The largest number allowed.
 
     Raises:
-        ValueError: One is out of range.
+        ValueError: A number is out of range.
     """
     for key in keys:
         if not least <= (count := getattr(task, key)) <= most:
@@ -104,20 +104,20 @@ def check_counts(task: Any, keys: Iterable[str], least: int = 1, most: int = MOS
 
 
 class Writer(Protocol):
-    """Takes the examples of one split, in order."""
+    """Receives the examples of one split, in order."""
 
     def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
         """Append one example."""
 
     def skip(self, reason: str) -> None:
-        """Count a row that is left out, and say why."""
+        """Count a row that is left out, and report why."""
 
 
 def bad_row(reason: str, split: Writer, on_bad_row: OnBadRow) -> None:
-    """Stop at a row that is not what it should be, or leave it out where that was asked for.
+    """Stop at a malformed row, or leave it out if that was requested.
 
     Args:
-        reason: File, line or index, and what is wrong.
+        reason: File, line or index, and what is wrong with it.
         split: Where the row would have gone.
         on_bad_row: `error` or `skip`.
 
@@ -131,10 +131,10 @@ def bad_row(reason: str, split: Writer, on_bad_row: OnBadRow) -> None:
 
 @dataclass(frozen=True)
 class Groups:
-    """What a task groups examples by, so that accuracy can be told by it.
+    """The values that a task groups examples by, so that accuracy can be reported by them.
 
     Args:
-        name: What the values are, such as `distance, in tokens`.
+        name: What the values mean, such as `distance, in tokens`.
         values: `(num_examples,)`, at least 0.
     """
 
@@ -143,15 +143,15 @@ class Groups:
 
 
 def groups_of(task: Any, split: Split) -> Groups | None:
-    """Return what a task groups the examples of a split by; None where it does not.
+    """Return the values that a task groups the examples of a split by; None if it has none.
 
     Args:
-        task: One that may have a method `groups`, from a split to a number for each example, and
-            an attribute `group`, what these are.
-        split: Of its data.
+        task: A task that may have a method `groups`, which maps a split to one number per example,
+            and an attribute `group`, which names them.
+        split: A split of its data.
 
     Raises:
-        DataError: What the task returns is not a whole number an example, at least 0.
+        DataError: The task does not return one whole number per example, at least 0.
     """
     if not callable(find := getattr(task, "groups", None)):
         return None
@@ -168,10 +168,10 @@ def groups_of(task: Any, split: Split) -> Groups | None:
 class Task(Protocol):
     """A task; implementations are frozen dataclasses whose fields are the options.
 
-    A task may also have `groups` and `group`, see `groups_of`.
+    A task may also have `groups` and `group`; see `groups_of`.
 
     Attributes:
-        version: Raised when the same options give other data than before.
+        version: Increased whenever the same options produce different data than before.
         id_shift: Added to a stored symbol to get its token id; id 0 is padding.
     """
 
@@ -180,15 +180,15 @@ class Task(Protocol):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of examples of each split, as published where published data are read."""
+        """Number of examples in each split; if published data are read, the published numbers."""
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Find the raw data, without reading them; raise `DataError` where there are none."""
+        """Find the raw data without reading them; raise `DataError` if there are none."""
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Read or generate every example of the splits `train`, `validation` and `test`.
 
         Returns:
-            The source as its content turned out, such as `other` where files that claim to be the
-            published ones are not; None where it is what it was said to be.
+            The source as its content turned out, such as `other` if files that claim to be the
+            published ones are not; None if it is what it was said to be.
         """

@@ -1,8 +1,8 @@
-"""Long Range Arena's published archive: fetch it, and unpack the parts that tasks read.
+"""Fetch Long Range Arena's published archive, and unpack the parts that tasks read.
 
-`lra_release.gz` is a gzip'ed tar of some 8 GB, 19 GB unpacked. It holds some folders twice; its
+`lra_release.gz` is a gzipped tar of some 8 GB, 19 GB unpacked. It contains some folders twice; its
 authors point to the inner ones (google-research/long-range-arena, issues 12 and 38). IMDb and
-CIFAR-10 are not in it. An archive that lies in the folder already is not fetched again.
+CIFAR-10 are not in it. An archive that is already in the folder is not fetched again.
 """
 
 import gzip
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 NAME = "lra_release.gz"
-# Unpacked, some folders lie in both of these, and its authors point to the inner one.
+# Once unpacked, some folders are in both of these; the authors point to the inner one.
 OUTER = "lra_release"
 INNER = f"{OUTER}/lra_release"
-# The whole archive unpacked, at most; and the header of a member, such as a name or a list of them.
+# Maximum size of the whole archive unpacked, and of a member's header, such as a name or a list.
 MOST_BYTES, MOST_HEADER = 2**36, 2**20
-# A part that claims so many times its size is none of this archive.
+# A part that claims this many times its size does not belong to this archive.
 MOST_TIMES = 8
 LONGEST_NAME = 255
 GZIP_MAGIC = b"\x1f\x8b"
@@ -47,10 +47,10 @@ class Part:
     """A folder of the archive that a task reads.
 
     Args:
-        folder: Where it lies in the archive, and below the raw data once unpacked.
-        pattern: Regular expression of the files in it that are read.
-        least: Fewer of these files than this are not the folder.
-        unpacked: Bytes on disk, estimated from above; small files fill blocks of 4 KiB.
+        folder: Its place in the archive, and below the raw data once unpacked.
+        pattern: Regular expression of its files that are read.
+        least: Minimum number of such files; with fewer, a folder is not this part.
+        unpacked: Upper estimate of its bytes on disk; small files fill blocks of 4 KiB.
     """
 
     folder: str
@@ -59,17 +59,17 @@ class Part:
     unpacked: int
 
     def is_in(self, folder: Path) -> bool:
-        """Tell whether a folder holds it."""
+        """Return whether a folder contains this part."""
         found = (file for file in folder.rglob("*") if self.reads(file.relative_to(folder)))
         return sum(1 for _, _ in zip(range(self.least), found, strict=False)) == self.least
 
     def reads(self, path: Path | str) -> bool:
-        """Tell whether a path below the folder is that of a file that is read."""
+        """Return whether a path below the folder belongs to a file that is read."""
         return re.fullmatch(self.pattern, str(path), re.ASCII) is not None
 
 
 def places(folder: str) -> tuple[str, str]:
-    """Return where a folder of the archive may lie once it is unpacked, the better place first."""
+    """Return where a folder of the archive may be once unpacked, the better place first."""
     return f"{INNER}/{folder}", f"{OUTER}/{folder}"
 
 
@@ -85,13 +85,13 @@ def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:
     """Put the published files of tasks under a folder, where the tasks look for them.
 
     Args:
-        tasks: Names; those that have no part in the archive need nothing.
+        tasks: Names of tasks; tasks without a part in the archive need nothing.
         data_dir: Folder of raw data; the archive itself stays there as `lra_release.gz`.
-        url: Where the archive is.
+        url: Address of the archive.
 
     Raises:
         DataError: The archive cannot be fetched, is damaged or not what it should be, or the disk
-            has too little room.
+            has too little space.
     """
     wanted = {name: PARTS[name] for name in tasks if name in PARTS}
     with full_disk_named("data_dir", data_dir, "fetching the archive"):
@@ -118,7 +118,7 @@ def _fetch(wanted: Mapping[str, Part], data_dir: Path, url: str) -> None:
         remote = ask(url)
         have = arrived(remote, file)
         log.info(
-            "%s: %.1f GB, of which %.1f GB are here; unpacked, %s take some %.0f GB more",
+            "%s: %.1f GB, of which %.1f GB are here; unpacked, %s will take some %.0f GB more",
             *(url, remote.size / 1e9, have / 1e9, ", ".join(missing), room / 1e9),
         )
         _check_room(data_dir, remote.size - have + room)
@@ -126,19 +126,19 @@ def _fetch(wanted: Mapping[str, Part], data_dir: Path, url: str) -> None:
     _check_room(data_dir, room)
     digest = unpack(file, data_dir, missing)
     log.info(
-        "%s: sha256 %s (no official value is known to compare it with); the file is needed no more"
-        " once every task has its part",
+        "%s: sha256 %s (no official value is known to compare it with); the file is no longer"
+        " needed once every task has its part",
         *(file, digest),
     )
 
 
 def _check_folders(data_dir: Path, folder: Path) -> None:
-    """Refuse a file where a part's folder, or one above, should be: as `gunzip` leaves one."""
+    """Reject a file in place of a part's folder or one above it, such as `gunzip` leaves."""
     for place in (*reversed(folder.relative_to(data_dir).parents), folder.relative_to(data_dir)):
         if (data_dir / place).exists() and not (data_dir / place).is_dir():
             raise DataError(
-                f"{data_dir / place} is a file, and should be a folder. If gunzip made it of"
-                f" {NAME}, name it {data_dir / NAME}: a plain tar is read too"
+                f"{data_dir / place} is a file, but should be a folder. If gunzip made it from"
+                f" {NAME}, rename it to {data_dir / NAME}: a plain tar is read too"
             )
 
 
@@ -146,24 +146,24 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f"data_dir={folder}: {free / 1e9:.1f} GB are free, some {needed / 1e9:.1f} GB are"
+            f"data_dir={folder}: {free / 1e9:.1f} GB are free, but some {needed / 1e9:.1f} GB are"
             " needed; free some space or choose another data_dir"
         )
 
 
 def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
-    """Unpack parts of an archive; each folder gets its name when the whole archive was read.
+    """Unpack parts of an archive; folders get their names once the whole archive has been read.
 
     Args:
         file: The archive.
-        data_dir: Folder under which the parts' folders come to lie; they are not there yet.
-        parts: By task.
+        data_dir: Folder below which the parts' folders are created; they must not exist yet.
+        parts: Parts by task.
 
     Returns:
         The sha256 of the archive, 64 hex digits.
 
     Raises:
-        DataError: The archive is damaged, lacks a part, or has a member that might write
+        DataError: The archive is damaged, lacks a part, or has a member that might be written
             elsewhere.
     """
     folders = {part: data_dir / part.folder for part in parts.values()}
@@ -177,7 +177,7 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
         with open(file, "rb") as raw, bar:
             source = _Read(raw, bar)
             seen = _unpack(io.BufferedReader(source, CHUNK), file, partial)
-        # A plain tar has no checksum that would tell.
+        # A plain tar has no checksum that would reveal it.
         if _state(file) != before:
             raise DataError(f"{file}: changed while it was unpacked; run it again")
         for name, part in parts.items():
@@ -195,13 +195,13 @@ def unpack(file: Path, data_dir: Path, parts: Mapping[str, Part]) -> str:
 
 
 def _state(file: Path) -> tuple[int, int, int]:
-    """Return size, time of the last change and identity of a file, cheap to compare."""
+    """Return the size, modification time and identity of a file, which are cheap to compare."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class _Read(io.RawIOBase):
-    """A file that shows on a bar, and hashes, what is read of it."""
+    """A file that hashes what is read from it, and shows it on a progress bar."""
 
     def __init__(self, raw: BinaryIO, bar: Any) -> None:
         self._raw, self._bar = raw, bar
@@ -219,7 +219,7 @@ class _Read(io.RawIOBase):
 
 
 class _Member(tarfile.TarInfo):
-    """A member that is refused by what its header declares, before anything is read for it."""
+    """A member that may be rejected by its header, before anything is read for it."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         headers = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
@@ -242,14 +242,16 @@ class _Member(tarfile.TarInfo):
             raise _DeclaredError(f"member {_short(self.name)} claims {self.size:,} bytes")
 
     def _refuse_holes(self) -> None:
-        raise _DeclaredError(f"member {_short(self.name)} is sparse, which nothing here is")
+        raise _DeclaredError(
+            f"member {_short(self.name)} is sparse, unlike anything in the published archive"
+        )
 
 
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _DeclaredError(Exception):
-    """What a member's header declares is refused."""
+    """Raised if the declarations in a member's header are rejected."""
 
 
 def _short(name: str) -> str:
@@ -258,12 +260,12 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _tar(source: io.BufferedReader, file: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar, gzip'ed or plain."""
+    """Open a tar, gzipped or plain."""
     gzipped = source.peek(2)[:2] == GZIP_MAGIC
     if not gzipped:
         log.warning(
-            "%s is a plain tar: nothing in it tells whether a byte of its files is another; tasks"
-            " know theirs by number and content as far as there are published ones to compare with",
+            "%s is a plain tar, in which nothing reveals a changed byte of a file; tasks check the"
+            " number and content of theirs as far as there are published ones to compare with",
             file,
         )
     stream: Any = gzip.GzipFile(fileobj=source) if gzipped else source
@@ -272,13 +274,13 @@ def _tar(source: io.BufferedReader, file: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _unpack(source: io.BufferedReader, file: Path, partial: Mapping[Part, Path]) -> set[str]:
-    """Write the members that belong to parts; return some of the names seen, in three words."""
+    """Write the members that belong to parts; return some of the names seen, three levels deep."""
     seen: set[str] = set()
     written = dict.fromkeys(partial, 0)
     try:
         with _tar(source, file) as archive:
             for member in iter(archive.next, None):
-                # Kept, the descriptions of two million files would fill the memory.
+                # If kept, the descriptions of two million files would fill the memory.
                 archive.members.clear()  # type: ignore[attr-defined]  # not in the stubs
                 if len(seen) < 1_000:
                     seen.add("/".join(word[:LONGEST_NAME] for word in member.name.split("/")[:3]))
@@ -293,10 +295,10 @@ def _unpack(source: io.BufferedReader, file: Path, partial: Mapping[Part, Path])
             _check_end(archive)
     except _DeclaredError as error:
         raise DataError(f"{file}: {error}; not unpacked") from error
-    # Beside its own errors, tarfile raises whatever Python says of a header that it misreads.
+    # Besides its own errors, tarfile raises any error of Python's from a misread header.
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, *_MISREAD) as error:
         raise DataError(
-            f"{file}: cut short, damaged or no tar, gzip'ed or plain ({error}); delete it and"
+            f"{file}: truncated, damaged or not a tar, gzipped or plain ({error}); delete it and"
             " fetch it again"
         ) from error
     return seen
@@ -306,12 +308,12 @@ _MISREAD = (ValueError, OverflowError, MemoryError, LookupError, RecursionError,
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Read what follows the last member: nothing but zeros."""
+    """Check that nothing but zeros follows the last member."""
     assert archive.fileobj is not None
     total = archive.offset
     while rest := archive.fileobj.read(CHUNK):
         total += len(rest)
-        # A damaged header looks to tarfile like the end.
+        # To tarfile, a damaged header looks like the end.
         if rest.count(0) < len(rest):
             raise tarfile.ReadError("there are bytes after its end")
         if total > MOST_BYTES:
@@ -321,11 +323,11 @@ def _check_end(archive: tarfile.TarFile) -> None:
 def _place(
     member: tarfile.TarInfo, file: Path, partial: Mapping[Part, Path]
 ) -> tuple[Part | None, Path | None]:
-    """Return the part of a member and where it is to be written; None for one nobody reads."""
+    """Return the part of a member and its destination; None for members that no task reads."""
     words = member.name.split("/")
     if member.name.startswith("/") or ".." in words:
         raise DataError(
-            f"{file}: member {_short(member.name)} points out of the archive; not unpacked"
+            f"{file}: member {_short(member.name)} points outside the archive; not unpacked"
         )
     name = "/".join(word for word in words if word not in ("", "."))
     for part, folder in partial.items():
@@ -334,16 +336,16 @@ def _place(
             continue
         if member.isdir():
             return None, None
-        # Links, devices and pipes; and a file where the part's folder, or one above, should be.
+        # Links, devices and pipes, or a file in place of the part's folder or one above it.
         if not inside or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise DataError(
-                f"{file}: member {_short(member.name)} is no plain file or folder (type"
+                f"{file}: member {_short(member.name)} is neither a plain file nor a folder (type"
                 f" {member.type.decode('ascii', 'replace')!r}); not unpacked"
             )
         below = name.removeprefix(f"{part.folder}/")
         if any(len(os.fsencode(word)) > LONGEST_NAME for word in words):
             name = _short(member.name)
-            raise DataError(f"{file}: member {name} has a name of over {LONGEST_NAME} bytes")
+            raise DataError(f"{file}: member {name} has a name longer than {LONGEST_NAME} bytes")
         return (part, folder / below) if part.reads(below) else (None, None)
     return None, None
 

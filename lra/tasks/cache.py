@@ -1,7 +1,7 @@
-"""Data sets built once, memory-mapped, and told apart by what is in them.
+"""Cache data sets: built once, memory-mapped, and identified by their content.
 
-A data set is a folder `<task>-<hash>/` with three files a split and `manifest.json`. It is written
-under a temporary name and renamed last, so what is under the final name is whole. The
+A data set is a folder `<task>-<hash>/` with three files per split and `manifest.json`. It is
+written under a temporary name and renamed last, so a folder with the final name is complete. The
 fingerprint is the sha256 of the content: equal fingerprints mean equal data.
 """
 
@@ -31,27 +31,27 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 2
 KINDS = get_args(get_type_hints(Source)["kind"])
-# Of the rows that are left out, so many a split are named one by one.
+# Number of left-out rows per split that are logged one by one.
 NUM_NAMED = 10
-# Seconds without a new example after which a build says so.
+# Seconds without a new example after which a build logs that.
 PATIENCE = 200.0
 
 
 class DamagedError(ValueError):
-    """What has a data set's name in the cache is none."""
+    """Raised if something in the cache has the name of a data set but is not one."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's three splits as they stand in the cache.
+    """A task's three splits as stored in the cache.
 
     Args:
-        splits: By name: `train`, `validation`, `test`.
+        splits: The splits by name: `train`, `validation`, `test`.
         source: Where they came from.
         fingerprint: sha256 of the content, 64 hex digits.
-        folder: Where they lie.
+        folder: Folder in the cache.
         seconds: How long the build took.
-        num_skipped: Bad rows that were left out, by split.
+        num_skipped: Number of bad rows left out, by split.
     """
 
     splits: Mapping[str, Split]
@@ -63,7 +63,7 @@ class Dataset:
 
 
 class SplitWriter:
-    """Append examples to the files of one split; memory stays small whatever the split's size."""
+    """Append examples to the files of one split, in little memory whatever the split's size."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
@@ -91,14 +91,14 @@ class SplitWriter:
             np.save(self._folder / f"{self._name}.labels.npy", np.array(self._labels, np.int64))
 
     def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
-        """Append an example of `label` with its sequences of symbols."""
+        """Append an example with its label and its sequences of symbols."""
         for sequence in sequences:
             self._tokens.write(bytes(sequence))
             self._lengths.append(len(sequence))
         self._labels.append(label)
 
     def skip(self, reason: str) -> None:
-        """Count a row that is left out; the first few are named in the log."""
+        """Count a row that is left out, and log the first few."""
         self.num_skipped += 1
         if self.num_skipped <= NUM_NAMED:
             log.warning("left out of %s: %s", self._name, reason)
@@ -125,12 +125,12 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
         name: The task's name, for the folder and for messages.
         task: The task with its options.
         cache_dir: Folder of all cached data sets.
-        data_dir: Folder of raw data, for tasks that read some.
+        data_dir: Folder of raw data, for tasks that read any.
 
     Raises:
         DataError: Raw data are missing or damaged, or the disk is full.
     """
-    # Of a task that reads none of them too: whoever names a folder takes it to be there.
+    # Also for a task that reads no raw data: whoever names a folder expects it to exist.
     raw.check_data_dir(data_dir)
     source = task.locate(data_dir)
     dataset = _load(name, task, cache_dir, source)
@@ -152,7 +152,7 @@ def _load(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset:
                 return _open(folder, source)
             except DamagedError as error:
                 log.warning("%s is damaged (%s); building it again", folder, error)
-        # Of two processes that want the same data, one builds and the other waits for it.
+        # If two processes want the same data, one builds them and the other waits.
         with held(folder.with_name(f"{folder.name}.lock"), f"builds {folder.name}"):
             try:
                 return _open(folder, source)
@@ -163,7 +163,7 @@ def _load(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset:
 
 
 def _remove(path: Path) -> None:
-    """Remove whatever has a path; what cannot be removed gives the name free."""
+    """Free a path by removing what is there; what cannot be removed is renamed."""
     if not os.path.lexists(path):
         return
     aside = path.with_name(f"{path.name}.damaged-{os.getpid()}")
@@ -175,13 +175,13 @@ def _remove(path: Path) -> None:
 
 
 def built(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset | None:
-    """Return a data set of the cache, its content unchecked; None where it has none.
+    """Return a data set from the cache without checking its content; None if it is not there.
 
     Args:
         name: The task's name.
         task: The task with its options.
         cache_dir: Folder of all cached data sets.
-        source: What `task.locate` found.
+        source: The source that `task.locate` found.
     """
     try:
         return _read(cache_dir / f"{name}-{key(task, source)}", source)
@@ -190,9 +190,9 @@ def built(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset | N
 
 
 def changed(dataset: Dataset) -> bool:
-    """Tell whether a data set's files were overwritten since they were opened."""
+    """Return whether a data set's files have been overwritten since they were opened."""
     for name in SPLITS:
-        # Reading what is mapped and no longer there would end the process.
+        # Reading mapped data that no longer exist would kill the process.
         file = _tokens_file(dataset.folder, name)
         if not file.is_file() or file.stat().st_size != len(dataset.splits[name].tokens):
             return True
@@ -200,7 +200,7 @@ def changed(dataset: Dataset) -> bool:
 
 
 def key(task: Task, source: Source) -> str:
-    """Return what tells a data set from others of its name: 12 hex digits of its identity."""
+    """Return the key of a data set among those of its name: 12 hex digits of its identity."""
     identity = {
         "layout": LAYOUT,
         "version": task.version,
@@ -213,10 +213,10 @@ def key(task: Task, source: Source) -> str:
 
 
 def _telling_options(task: Task) -> dict[str, Any]:
-    """Return the options that tell a data set from others.
+    """Return the options that identify a data set.
 
-    Those that a task calls `younger` count only where they differ from their defaults, so that
-    data sets from before they existed keep their names.
+    Options that a task lists as `younger` count only if they differ from their defaults, so that
+    data sets built before these options existed keep their names.
     """
     options: dict[str, Any] = asdict(task)  # type: ignore[call-overload]  # tasks are dataclasses
     younger = getattr(task, "younger", ())
@@ -227,10 +227,10 @@ def _telling_options(task: Task) -> dict[str, Any]:
 
 
 def code_of(task: Task) -> str:
-    """Return the sha256 of the code of a user's own task, empty for ours and without a file.
+    """Return the sha256 of the code of a user's own task; empty for ours and without a file.
 
-    That is its file, with the modules of its own package or folder that this imports. The version
-    of ours is kept by us; a user's own file may change at any time.
+    It covers the task's file and the modules of its own package or folder that it imports. We
+    maintain the versions of our tasks; a user's own file may change at any time.
     """
     module_name = type(task).__module__
     return "" if module_name.startswith("lra.") else provenance.code(module_name)
@@ -241,7 +241,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     _remove(partial)
     partial.mkdir()
-    # Generated although a folder of raw data was named is not what everyone expects.
+    # Not everyone expects generated data if a folder of raw data was named.
     level = logging.WARNING if source.kind == "generated" and source.place else logging.INFO
     log.log(level, "building %s: %s", folder.name, source)
     try:
@@ -271,7 +271,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
 
 @contextmanager
 def _told_when_stuck(name: str, writers: Mapping[str, SplitWriter]) -> Iterator[None]:
-    """Say so, again and again, when no example was written for a long time."""
+    """Log repeatedly while no example has been written for a long time."""
     done = threading.Event()
 
     def watch() -> None:
@@ -302,10 +302,10 @@ def _open(folder: Path, source: Source) -> Dataset:
 
 
 def _read(folder: Path, source: Source) -> Dataset:
-    """Open a data set, its content unchecked; raise `DamagedError` where it is none."""
+    """Open a data set without checking its content; raise `DamagedError` if it is not one."""
     try:
         return _parsed(folder, source)
-    except Exception as error:  # NumPy's header alone is parsed by five modules with their own
+    except Exception as error:  # five modules with their own errors parse NumPy's header alone
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedError(reason) from error
 
@@ -321,7 +321,7 @@ def _parsed(folder: Path, source: Source) -> Dataset:
     found = manifest["source"]
     if found["kind"] not in KINDS or not isinstance(found["description"], str):
         raise ValueError(f"manifest.json: source is {found!r}")
-    # What files turned out to be when they were read.
+    # The source that the files turned out to be when they were read.
     source = replace(source, kind=found["kind"], description=found["description"])
     return Dataset(splits, source, manifest["fingerprint"], folder, seconds, skipped)
 
@@ -342,7 +342,7 @@ def _open_split(folder: Path, name: str) -> Split:
 
 
 def _numbers(file: Path) -> NDArray[np.int64]:
-    # Mapped first, so that a header that asks for more than the file holds takes no memory.
+    # Mapped first, so that a header that claims more than the file holds takes no memory.
     numbers = np.load(file, mmap_mode="r", allow_pickle=False)
     if numbers.dtype != np.int64 or numbers.ndim != 1:
         raise ValueError(f"{file.name}: {numbers.dtype} of shape {numbers.shape}")
@@ -351,20 +351,20 @@ def _numbers(file: Path) -> NDArray[np.int64]:
 
 @contextmanager
 def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
-    """Turn a full or read-only disk into an error that says where and what to do.
+    """Turn a full or read-only disk into an error that says where it is and what to do.
 
     Args:
         key: The configuration key that chose the folder.
-        folder: What is written to.
-        doing: What is done, such as `fetching the archive`.
+        folder: The folder written to.
+        doing: The activity, such as `fetching the archive`.
 
     Raises:
-        DataError: The disk is full, or the folder cannot be written to or is none.
+        DataError: The disk is full, or the folder cannot be written to or is not a folder.
     """
     try:
         yield
     except OSError as error:
-        # The file of an error below the folder; other errors are of other folders.
+        # Whether the error concerns a file below the folder; others concern other folders.
         there = error.filename is not None and _is_below(Path(str(error.filename)), folder)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(folder)).free
@@ -372,11 +372,11 @@ def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
         elif error.errno == errno.EROFS or (there and error.errno in (errno.EACCES, errno.EPERM)):
             state = f"cannot be written to ({error.strerror}) while {doing}; make it writable"
         elif there and error.errno in (errno.ENOTDIR, errno.EEXIST):
-            state = f"{_existing(Path(str(error.filename)))} is no folder; move it away"
+            state = f"{_existing(Path(str(error.filename)))} is not a folder; move it away"
         elif there and error.errno == errno.EISDIR:
             state = f"{error.filename} is a folder, should be a file; move it away"
         elif there and error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ESTALE):
-            state = f"cannot be made, or is gone ({error.strerror}), found while {doing}; mend that"
+            state = f"cannot be created or is gone ({error.strerror}) while {doing}; fix that"
         else:
             raise
         raise DataError(f"{key}={folder}: {state} or choose another {key}, then start again") from (
@@ -390,5 +390,5 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the first of a folder and those above it that exists."""
+    """Return the first existing folder among a folder and its parents."""
     return next((each for each in (folder, *folder.absolute().parents) if each.exists()), Path("/"))

@@ -1,7 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009) in any of the forms it is handed out in.
+"""Read CIFAR-10 (Krizhevsky 2009) in any of the forms in which it is distributed.
 
-All four give the same pixels in the same order, that of the official batch files: parquet as on
-the hub, the publisher's pickles, the publisher's binary files, or the hub itself.
+All four forms give the same pixels in the same order, that of the official batch files: parquet as
+on the hub, the publisher's pickles, the publisher's binary files, or the hub itself.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ PICKLE_MD5 = {
 }
 COLUMNS = {"img": ("img", "image"), "label": ("label",)}
 SIZES = {"train": 50_000, "test": 10_000}
-# What is published, as far as this project has seen it: 93 of its images it knows only from a copy
+# The published images, as far as this project has seen them: it knows 93 of them only from a copy
 # that went through JPEG.
 UNSEEN = {
     "train": (
@@ -46,7 +46,7 @@ UNSEEN = {
         "7832 8117 8551 9254"
     ),
 }
-# By part: sha256 over the labels and all other images, and over the unseen ones in that copy.
+# By part: sha256 over the labels and all other images, and over the unseen images in that copy.
 SEEN_SHA256 = {
     "train": "83c9dbd36d2da660edb317377d83201a0a93abc073b2e6490d065ab9fdca3434",
     "test": "ebbe6fa571827c77408326def945e4311cfbed67d9d15d4bb217347f595d2af2",
@@ -65,12 +65,12 @@ Labels = NDArray[np.int64]
 def locate(data_dir: Path | None) -> Source:
     """Find CIFAR-10 under `data_dir`, else name the hub.
 
-    Looked for, in `data_dir/cifar10`, and in `data_dir`: parquet files `train-*` and `test-*`
-    (also in `plain_text`), `cifar-10-batches-py`, `cifar-10-batches-bin`; each of these folders may
-    be `data_dir` itself.
+    The folders `data_dir/cifar10` and `data_dir` are searched for parquet files `train-*` and
+    `test-*` (also in `plain_text`), `cifar-10-batches-py` and `cifar-10-batches-bin`; each of these
+    folders may be `data_dir` itself.
 
     Raises:
-        DataError: The folder does not exist, or holds a part of the images.
+        DataError: The folder does not exist, or holds only a part of the images.
     """
     raw.check_data_dir(data_dir)
     if data_dir is not None:
@@ -83,7 +83,7 @@ def locate(data_dir: Path | None) -> Source:
             for files in _forms(folder).values():
                 raw.check_part("CIFAR-10", files)
         raw.check_strays("CIFAR-10", data_dir, ("cifar10", "."), FOLDERS.values())
-    looked = f"as nothing was found under data_dir {data_dir}" if data_dir else ""
+    looked = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
     return Source("published", f"CIFAR-10 from the hub, {HUB}", (), str(HUB), looked)
 
 
@@ -95,7 +95,7 @@ def _forms(folder: Path) -> dict[str, tuple[Path, ...]]:
         columns = columns_of(files[0]) if files else ()
         if "fine_label" in columns and "label" not in columns:
             raise DataError(f"{place} has {', '.join(columns)}: that is CIFAR-100, not CIFAR-10")
-        # IMDb's have the same names.
+        # The files of IMDb have the same names.
         if files and "text" not in columns:
             lacking = tuple(place / f"{part}-*.parquet" for part in SIZES if not parts[part])
             parquet = files + lacking
@@ -111,13 +111,13 @@ def _forms(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def verdict(source: Source, part: str, images: Images, labels: Labels) -> str:
-    """Return what the content of a part is instead of the published one; nothing where it is that.
+    """Return how the content of a part differs from the published one; empty if it does not.
 
     Args:
-        source: Where it is from; the publisher's pickles are known by their MD5.
+        source: Source of the part; the publisher's pickles are recognised by their MD5.
         part: `train` or `test`.
-        images: As `read` returns them.
-        labels: As `read` returns them.
+        images: Images as `read` returns them.
+        labels: Labels as `read` returns them.
     """
     if source.files and source.files[0].name in PICKLE_MD5:
         return ""
@@ -130,7 +130,7 @@ def verdict(source: Source, part: str, images: Images, labels: Labels) -> str:
 
 
 def digests(part: str, images: Images, labels: Labels) -> tuple[str, str]:
-    """Return the sha256 of labels and images known for certain, and that of the other images."""
+    """Return the sha256 of the labels and the images known for certain, and of the other images."""
     certain = np.ones(len(labels), bool)
     certain[[row for row in map(int, UNSEEN[part].split()) if row < len(labels)]] = False
     seen = hashlib.sha256(labels.astype(np.uint8).tobytes())
@@ -142,11 +142,11 @@ def read(source: Source, part: str) -> tuple[Images, Labels]:
     """Read the images and labels of a part.
 
     Args:
-        source: What `locate` found.
+        source: The source that `locate` found.
         part: `train` or `test`.
 
     Returns:
-        Images `(num_images, 1024, 3)`, red, green and blue of each pixel row by row, and labels
+        Images `(num_images, 1024, 3)`, red, green and blue of each pixel, row by row, and labels
         `(num_images,)`, 0 to 9.
 
     Raises:
@@ -178,21 +178,23 @@ def _decode(part: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> tuple[Imag
         if (label := whole_number(row["label"])) is None:
             raise DataError(f"{where}: label {row['label']!r}, should be 0 to 9")
         if count < size:
-            # Out of range is told by the caller, with the index.
+            # The caller reports labels out of range, with their index.
             images[count], labels[count] = pixels, max(-1, min(label, 99))
         count += 1
-    # More or fewer rows than there should be are told by the caller.
+    # The caller reports it if there are too many or too few rows.
     return images, labels if count == size else np.zeros(count, np.int64)
 
 
 def _pixels(where: str, stored: Any) -> NDArray[np.uint8]:
     """Return the `(1024, 3)` pixels of a stored picture."""
-    # Loaded only where pictures are read.
+    # Imported only when pictures are read.
     from lra.tasks.picture import opened
 
     content = stored.get("bytes") if isinstance(stored, dict) else stored
     if not isinstance(content, bytes):
-        raise DataError(f"{where}: an image without bytes; only files that hold their images do")
+        raise DataError(
+            f"{where}: an image without bytes; only files that contain their images will do"
+        )
     try:
         with opened(content) as picture:
             shape = (picture.height, picture.width, len(picture.getbands()))
@@ -211,7 +213,7 @@ def _read_binary(file: Path) -> NDArray[np.uint8]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuild NumPy arrays and nothing else: a pickle can otherwise run any code."""
+    """Rebuild NumPy arrays and nothing else, since a pickle can otherwise run any code."""
 
     _NAMES = ("_reconstruct", "ndarray", "dtype")
 
@@ -219,7 +221,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy") and (
             name in self._NAMES
         ):
-            # NumPy 2 moved the module that pickles of its time name.
+            # NumPy 2 moved the module that older pickles name.
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)

@@ -1,7 +1,7 @@
-"""One large file over HTTP, continued where an earlier attempt stopped.
+"""Download one large file over HTTP, continuing where an earlier attempt stopped.
 
-What has arrived lies in `<file>.partial`; `<file>.json` beside it says of what. The file gets its
-name when it is whole.
+Received bytes are kept in `<file>.partial`, and `<file>.json` beside it says which file they belong
+to. The file gets its final name once it is complete.
 """
 
 import http.client
@@ -23,14 +23,14 @@ from lra.tasks import DataError
 log = logging.getLogger(__name__)
 
 CHUNK = 2**20
-# Attempts in a row that bring nothing new before giving up.
+# Consecutive attempts without new bytes before giving up.
 ATTEMPTS = 6
-# Seconds before the second attempt; every further one waits twice as long.
+# Seconds before the second attempt; the wait doubles with every further one.
 PAUSE = 1.0
 TIMEOUT = 60.0
-# A server that sends fewer bytes per second than this for so many seconds is as good as gone.
+# A server that sends fewer bytes per second than this for this many seconds counts as gone.
 LEAST_RATE, PATIENCE = 1_000, 120.0
-# Answers after which asking again may help.
+# Status codes after which a retry may help.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
@@ -40,7 +40,7 @@ class Remote:
 
     Args:
         url: Its address.
-        size: Its bytes.
+        size: Its size in bytes.
         validator: Changes with its content (strong ETag, else date); empty if the server has none.
     """
 
@@ -51,7 +51,7 @@ class Remote:
 
 def _validator(headers: Any) -> str:
     etag: str = headers.get("ETag", "")
-    # A weak one promises less than the same bytes.
+    # A weak ETag promises less than identical bytes.
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 
 
@@ -60,9 +60,9 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
 
     Raises:
         DataError: The server refuses.
-        OSError, http.client.HTTPException: No answer, or one after which to try again.
+        OSError, http.client.HTTPException: There is no answer, or one that calls for a retry.
     """
-    # Google's storage unpacks some gzip files on the way unless gzip is said to be welcome.
+    # Google's storage unpacks some gzip files in transit unless the request accepts gzip.
     request.add_header("Accept-Encoding", "gzip")
     try:
         return _answered(request)
@@ -71,12 +71,12 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
         if error.code in TRANSIENT:
             raise
         raise DataError(
-            f"{request.full_url}: the server answers {error.code} {error.reason}"
+            f"{request.full_url}: the server answered {error.code} {error.reason}"
         ) from error
 
 
 def _answered(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """Return the answer to a request, whose header must be whole in time however it drips in."""
+    """Return the answer to a request, whose header must arrive in time even if it trickles in."""
     answers: list[http.client.HTTPResponse] = []
     errors: list[BaseException] = []
 
@@ -92,30 +92,30 @@ def _answered(request: urllib.request.Request) -> http.client.HTTPResponse:
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no whole answer within {2 * TIMEOUT:.0f} s")
+        raise TimeoutError(f"no complete answer within {2 * TIMEOUT:.0f} s")
     return answers[0]
 
 
 def ask(url: str) -> Remote:
-    """Return what a server says of a file.
+    """Return what a server says about a file.
 
     Raises:
-        DataError: It cannot be reached, refuses, or does not tell the size.
+        DataError: The server cannot be reached, refuses, or does not report the size.
     """
     try:
         with _open(urllib.request.Request(url, method="HEAD")) as response:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
-                raise DataError(f"{url}: the server does not tell the size")
+                raise DataError(f"{url}: the server does not report the size")
             return Remote(url, int(length), _validator(response.headers))
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{url} cannot be reached from here: {error}") from error
 
 
 def arrived(remote: Remote, file: Path) -> int:
-    """Return how many bytes of a file lie here from an earlier attempt.
+    """Return how many bytes of a file are here from an earlier attempt.
 
-    Those of another version of it, which have no use, are deleted.
+    Bytes of another version of the file are useless and therefore deleted.
     """
     partial, note = _partial(file), _note(file)
     if not partial.exists():
@@ -123,23 +123,23 @@ def arrived(remote: Remote, file: Path) -> int:
     try:
         if json.loads(note.read_text()) == asdict(remote):
             return partial.stat().st_size
-        reason = "the file on the server is another one by now"
+        reason = "the file on the server has changed since"
     except (OSError, ValueError):
-        reason = "nothing tells what they are of"
+        reason = "it is unknown which file its bytes belong to"
     log.warning("%s: %s; starting from the beginning", partial, reason)
     partial.unlink()
     return 0
 
 
 def download(remote: Remote, file: Path) -> None:
-    """Fetch what is missing of a file.
+    """Fetch the missing bytes of a file.
 
     Args:
-        remote: What `ask` returned.
-        file: Where it shall lie.
+        remote: The result of `ask`.
+        file: Path of the finished file.
 
     Raises:
-        DataError: The server is not reached again and again, refuses, or has another file by now.
+        DataError: The server is repeatedly unreachable, refuses, or has a different file by now.
     """
     partial = _partial(file)
     longest = have = arrived(remote, file)
@@ -150,15 +150,15 @@ def download(remote: Remote, file: Path) -> None:
         while have < remote.size:
             reason = _append(remote, partial, have, bar)
             have = partial.stat().st_size if partial.exists() else 0
-            # Neither bytes that were here before nor a trickle are progress, or this might never
-            # end.
+            # Neither bytes that were already here nor a trickle count as progress; otherwise this
+            # might never end.
             failures = 0 if have > longest and reason != TRICKLE else failures + 1
             longest = max(longest, have)
             if have == remote.size:
                 break
             state = f"{remote.url}: {reason} at {have:,} of {remote.size:,} bytes"
             if failures == ATTEMPTS:
-                raise DataError(f"{state}, {ATTEMPTS} times; run it again to continue there")
+                raise DataError(f"{state}, {ATTEMPTS} times; run it again to continue from there")
             log.warning("%s; trying again", state)
             time.sleep(PAUSE * 2**failures)
     if have > remote.size:
@@ -176,7 +176,7 @@ def _note(file: Path) -> Path:
 
 
 def _append(remote: Remote, partial: Path, have: int, bar: Any) -> str:
-    """Add what a server sends; return why it ended."""
+    """Append the bytes that a server sends; return why they ended."""
     request = urllib.request.Request(remote.url)
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -189,11 +189,11 @@ def _append(remote: Remote, partial: Path, have: int, bar: Any) -> str:
     with response:
         start = _start(response, remote, have)
         if start < have:
-            log.warning("%s: the server cannot continue; from the beginning", remote.url)
+            log.warning("%s: the server cannot continue; starting from the beginning", remote.url)
         bar.reset(remote.size)
         bar.initial = bar.n = start
         ended: list[str] = []
-        # Errors of the disk are not the network's: they end it all.
+        # Unlike network errors, disk errors end the download.
         with open(partial, "ab" if start else "wb") as out:
             for chunk in _chunks(response, ended):
                 out.write(chunk)
@@ -202,13 +202,13 @@ def _append(remote: Remote, partial: Path, have: int, bar: Any) -> str:
 
 
 def _start(response: http.client.HTTPResponse, remote: Remote, have: int) -> int:
-    """Return at which byte an answer starts: `have`, or 0 from a server that ignores ranges."""
+    """Return the byte at which an answer starts: `have`, or 0 if the server ignores ranges."""
     headers = response.headers
     start = have if response.status == 206 else 0
     expected = f"bytes {start}-{remote.size - 1}/{remote.size}"
     if response.status == 206 and headers.get("Content-Range") != expected:
         said = headers.get("Content-Range")
-        raise DataError(f"{remote.url}: the server sends {said!r}, asked was {expected!r}")
+        raise DataError(f"{remote.url}: the server sends {said!r} instead of {expected!r}")
     same_length = headers.get("Content-Length") == str(remote.size - start)
     if not same_length or _validator(headers) not in ("", remote.validator):
         raise DataError(f"{remote.url}: changed while it was fetched; run it again")
@@ -219,10 +219,10 @@ TRICKLE = "the server sends next to nothing"
 
 
 def _chunks(response: http.client.HTTPResponse, ended: list[str]) -> Iterator[bytes]:
-    """Yield what arrives; say in `ended` why no more does."""
+    """Yield what arrives, and append to `ended` why no more does."""
     started, got = time.monotonic(), 0
     try:
-        # What has come, without waiting for a whole chunk.
+        # Returns what has arrived, without waiting for a whole chunk.
         while chunk := response.read1(CHUNK):
             yield chunk
             got += len(chunk)

@@ -1,4 +1,4 @@
-"""Rows of parquet files as the hub stores them: from a folder, or fetched through `datasets`."""
+"""Read rows of the hub's parquet files, from a folder or fetched through `datasets`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class HubFile:
 
     Args:
         name: Its id, `owner/name`.
-        revision: Commit that is read.
+        revision: Commit to read.
     """
 
     name: str
@@ -33,14 +33,14 @@ def load_rows(
     """Yield the rows of a part, each with its place.
 
     Args:
-        hub: Where to fetch the part when there are no files.
+        hub: Where to fetch the part from if there are no files.
         files: Parquet files of the part in order; empty to fetch it.
         part: The hub's name of the part, such as `train`.
-        columns: Columns that every row must have, each with the names that it may go by.
+        columns: Columns that every row must have, each with the names that it may have.
 
     Yields:
-        `(where, row)`: file and row number for messages, and the values by column; text as the
-        bytes it is stored in, never decoded.
+        `(where, row)`: file and row number for messages, and the values by column; text is given
+        as its stored bytes, never decoded.
 
     Raises:
         DataError: A file is damaged or lacks a column, or the hub cannot be reached.
@@ -70,7 +70,7 @@ def _stored(column: Any) -> list[Any]:
 
 
 def columns_of(file: Path) -> tuple[str, ...]:
-    """Return the columns of a parquet file; none where it cannot be read."""
+    """Return the columns of a parquet file; empty if it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -113,11 +113,11 @@ def _from_hub(hub: HubFile, part: str) -> Iterator[Any]:
 
     try:
         rows = datasets.load_dataset(hub.name, revision=hub.revision, split=part)
-    except Exception as error:  # every layer below the hub raises errors of its own
+    except Exception as error:  # every layer below the hub raises its own errors
         raise DataError(
             f"{hub.name} cannot be fetched from the hub: {error}. Fetch it on a machine with a"
             f" connection, copy its parquet files and point data_dir (or LRA_DATA_DIR) at them:"
             f" data_dir/{hub.name.split('/')[1]}/plain_text/{part}-*.parquet"
         ) from error
-    # The arrow format hands out the stored bytes, undecoded.
+    # The arrow format returns the stored bytes, undecoded.
     yield from rows.with_format("arrow").iter(BATCH)

@@ -1,8 +1,9 @@
 """Image: CIFAR-10 in grey, read pixel by pixel (arXiv 2011.04006, section 2.2).
 
-Grey by TensorFlow's weights, as the published pipeline: 1,024 symbols 0 to 255, row by row, the
-intensity being the token id. Of the 50,000 training images in the order of the official batch
-files the first 45,000 train and the last 5,000 validate; the 10,000 test images test.
+Colours are converted to grey with TensorFlow's weights, as in the published pipeline, to 1,024
+symbols 0 to 255, row by row, with the intensity as token id. Of the 50,000 training images, in the
+order of the official batch files, the first 45,000 are for training and the last 5,000 for
+validation; the 10,000 test images are for testing.
 """
 
 from collections.abc import Mapping
@@ -19,14 +20,14 @@ NUM_TRAIN = 45_000
 
 
 def grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn colour to grey as TensorFlow's `rgb_to_grayscale` does on bytes.
+    """Convert colour to grey as TensorFlow's `rgb_to_grayscale` does on bytes.
 
-    Floats in [0, 1] are weighted .2989, .5870 and .1140, then scaled by 255.5 and truncated; all
-    in float32. TensorFlow does not fix the order of the three additions, so that a sum on the
-    edge of a level may come out one level apart from its own.
+    Floats in [0, 1] are weighted by .2989, .5870 and .1140, then scaled by 255.5 and truncated, all
+    in float32. TensorFlow does not fix the order of the three additions, so a sum on the edge of a
+    level may differ from TensorFlow's by one level.
 
     Args:
-        images: `(num_images, pixels, 3)` bytes, red, green, blue.
+        images: `(num_images, pixels, 3)` bytes: red, green and blue.
 
     Returns:
         `(num_images, pixels)` bytes.
@@ -43,7 +44,7 @@ class Image:
     """Options of the task.
 
     Args:
-        source: `published` refuses any other images; None takes what is there.
+        source: `published` rejects any other images; None accepts whatever is there.
     """
 
     version: ClassVar[int] = 1

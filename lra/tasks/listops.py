@@ -1,12 +1,12 @@
 """ListOps: evaluate nested MIN, MAX, MED and SM over digits (arXiv 2011.04006, section 2.2).
 
-The published files where `data_dir` holds them, else our own generator with the same setting.
-Brackets are kept, parentheses are not: they carry no information. Ids are fixed: 0 padding,
-1 to 10 the digits, 11 to 14 MIN, MAX, MED and SM, 15 the closing bracket.
+The published files are used if `data_dir` holds them, else our own generator with the same
+settings. Brackets are kept; parentheses are dropped, since they carry no information. Ids are
+fixed: 0 is padding, 1 to 10 are the digits, 11 to 14 are MIN, MAX, MED and SM, and 15 is the
+closing bracket.
 """
 
 import codecs
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from lra.bar import progress_bar
+from lra.cores import available_cores
 from lra.tasks import (
     DataError,
     OnBadRow,
@@ -45,13 +46,13 @@ FOLDERS = (
     ".",
 )
 HEADER = "Source\tTarget"
-# Symbols from which several processes generate.
+# Number of symbols from which several processes generate.
 PARALLEL_FROM = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListOps:
-    """Options of the task; the defaults are Long Range Arena's setting.
+    """Options of the task; the defaults are Long Range Arena's settings.
 
     Args:
         num_train: Training expressions.
@@ -60,10 +61,10 @@ class ListOps:
         min_length: Expressions are strictly longer, in symbols.
         max_length: Expressions are strictly shorter.
         max_depth: Depth of the deepest digits.
-        max_arguments: Most arguments of an operator.
+        max_arguments: Maximum number of arguments of an operator.
         data_seed: Seed of the generator.
-        source: `published` or `generated`: demands it; None takes published files where there are
-            some.
+        source: `published` or `generated` demands that source; None uses published files if there
+            are any.
         on_bad_row: `error`, or `skip` to leave bad rows of published files out and count them.
     """
 
@@ -117,7 +118,7 @@ class ListOps:
         }
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Find the published files under `data_dir`; without them the data are generated."""
+        """Find the published files under `data_dir`; without them, the data are generated."""
         published = self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
         place = ""
         raw.check_data_dir(data_dir)
@@ -128,7 +129,7 @@ class ListOps:
                 found, place = file_signature(files), f"in {files[0].parent}"
                 return Source("published", "published files", files, found, place)
             if data_dir is not None:
-                place = f"as no {FILES['train']} is in {', '.join(FOLDERS)} below {data_dir}"
+                place = f"because no {FILES['train']} is in {', '.join(FOLDERS)} below {data_dir}"
         if self.source == "published":
             reason = "the published data have no other options" if not published else place
             raise DataError(
@@ -140,7 +141,7 @@ class ListOps:
     def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""
         if source.kind == "published":
-            # Not lists: every file is to be read.
+            # A sum, since every file must be read.
             wrong = sum(
                 self._read(file, size, splits[name])
                 for (name, size), file in zip(self.sizes.items(), source.files, strict=True)
@@ -150,20 +151,20 @@ class ListOps:
             other = f"files in the published form, {wrong:,} of whose labels are not the values"
             return replace(source, kind="other", description=other)
         total = sum(self.sizes.values())
-        # Starting processes takes longer than a small set does.
-        workers = (os.cpu_count() or 1) if total * self.max_length > PARALLEL_FROM else 1
+        # Starting processes takes longer than generating a small set.
+        workers = available_cores() if total * self.max_length > PARALLEL_FROM else 1
         examples = generate(total, self.grammar, self.data_seed, workers)
         bar = iter(progress_bar(examples, "ListOps", total, unit="expressions"))
         for name, size in self.sizes.items():
             for symbols, label in islice(bar, size):
                 splits[name].add(label, symbols)
-        # Let the bar reach its end and close.
+        # Let the progress bar reach its end and close.
         next(bar, None)
 
         return None
 
     def _read(self, file: Path, size: int, split: Writer) -> int:
-        """Write the expressions of a file and return how many labels are not their values."""
+        """Write the expressions of a file; return how many labels differ from their values."""
         count = wrong = 0
         for row in progress_bar(read_tsv(file), file.name, size):
             count += 1
@@ -190,7 +191,7 @@ def read_tsv(file: Path) -> Iterator[Row]:
     """Yield the rows of a published file.
 
     Raises:
-        DataError: Its header is not what it should be.
+        DataError: The header is not what it should be.
     """
     with open(file, "rb") as stream:
         lines = raw.numbered(stream)
@@ -211,7 +212,7 @@ def _row(number: int, line: str) -> Row:
     if not words:
         return Row(number, fault="the expression is empty")
     if unknown := [word for word in words if word not in SYMBOLS]:
-        return Row(number, fault=f"{unknown[0]!r} is no ListOps symbol")
+        return Row(number, fault=f"{unknown[0]!r} is not a ListOps symbol")
     if len(target) != 1 or not target.isdecimal():
         return Row(number, fault=f"label {target!r} should be a digit 0 to 9")
     symbols = bytes(SYMBOLS[word] for word in words)

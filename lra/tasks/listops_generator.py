@@ -1,7 +1,7 @@
-"""ListOps expressions by the algorithm of Long Range Arena (arXiv 2011.04006, section 2.2).
+"""Generate ListOps expressions by the algorithm of Long Range Arena (arXiv 2011.04006, 2.2).
 
-Expressions are drawn in chunks, each with its own generator seeded from (seed, chunk), so that
-chunks may be drawn in any order, by any number of processes, to the same bytes. Every random
+Expressions are drawn in chunks, each with its own generator seeded from (seed, chunk), so that any
+number of processes may draw the chunks in any order and produce the same bytes. Every random
 decision comes from `random.Random.random()`, which is the same on every machine.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lra.tasks import DataError
 
-# Token ids: padding is 0. The closing bracket is written X in the original pipeline.
+# Token ids; padding is 0. The original pipeline writes the closing bracket as X.
 DIGITS = range(1, 11)
 MIN, MAX, MED, SM, CLOSE = range(11, 16)
 SYMBOLS = {str(d): 1 + d for d in range(10)} | {
@@ -37,11 +37,11 @@ NUM_IDS = 16
 MAX_ARGUMENTS = 10
 
 CHUNK = 500
-# Longer expressions than any grammar here draws in earnest.
+# Longer than any grammar here would seriously draw.
 MOST_LENGTH = 100_000
-# At least one draw in so many must have a length that is asked for.
+# At least one draw in this many must have a requested length.
 RAREST = 1_000_000
-# From this length on there are more expressions than anyone asks for.
+# From this length on, there are more expressions than anyone requests.
 MANY = 40
 
 
@@ -52,9 +52,9 @@ class Grammar:
     Args:
         min_length: Accepted expressions are strictly longer, in symbols without parentheses.
         max_length: Accepted expressions are strictly shorter.
-        max_depth: Depth from which every node is a digit; the root has depth 1.
+        max_depth: Depth from which on every node is a digit; the root has depth 1.
         operator_probability: Probability that a node above that depth is an operator.
-        max_arguments: An operator has 2 to this many arguments, each number as likely.
+        max_arguments: Operators have 2 to this many arguments, each number being equally likely.
     """
 
     min_length: int = 500
@@ -65,17 +65,18 @@ class Grammar:
 
 
 def _draw(rng: random.Random, grammar: Grammar) -> bytes | None:
-    """Draw one tree in prefix form; None when its length is outside the limits.
+    """Draw one tree in prefix form; return None if its length is outside the limits.
 
-    One uniform number decides a node: below `operator_probability` it is an operator, and where
-    it fell within that interval decides which and how many arguments; above, which digit.
+    One uniform number decides a node: below `operator_probability` it is an operator, and the
+    position within that interval decides which operator and how many arguments; above, it decides
+    which digit.
     """
     uniform, probability = rng.random, grammar.operator_probability
     kinds = 4 / probability
     arities, digits = grammar.max_arguments - 1, 10 / (1 - probability)
     limit, max_depth = grammar.max_length, grammar.max_depth
     symbols = bytearray()
-    # Arguments that are still to come, for every open operator.
+    # Number of arguments still to come, for every open operator.
     open_arguments: list[int] = []
     pending = 1
     while True:
@@ -103,10 +104,10 @@ def _draw(rng: random.Random, grammar: Grammar) -> bytes | None:
 
 @functools.lru_cache
 def check_feasible(grammar: Grammar, num_examples: int) -> None:
-    """Refuse a grammar that has no such expressions, or too few, or only once in a million draws.
+    """Reject a grammar that yields no or too few such expressions, or less than one in a million.
 
     Raises:
-        ValueError: That is so.
+        ValueError: The grammar is rejected.
     """
     low, high = grammar.min_length, grammar.max_length
     if high > MOST_LENGTH:
@@ -115,19 +116,19 @@ def check_feasible(grammar: Grammar, num_examples: int) -> None:
     share = float(_shares(grammar)[low + 1 :].sum())
     if share * RAREST < 1:
         seldom = "fewer than one in a million" if share > 1e-12 else "none"
-        raise ValueError(f"{lengths}: of the expressions that are drawn {seldom} are so long")
+        raise ValueError(f"{lengths}: of the expressions drawn, {seldom} have such a length")
     number = _numbers(grammar)
     if high <= MANY and number < num_examples:
         raise ValueError(f"{lengths}: there are {number:,} such expressions, not {num_examples:,}")
 
 
 def _shares(grammar: Grammar) -> NDArray[np.float64]:
-    """Return the probability of each length below `max_length` of a tree that is drawn."""
+    """Return the probability of each length below `max_length` for a drawn tree."""
     limit, most = grammar.max_length, grammar.max_arguments
     size = 1 << (2 * limit - 1).bit_length()
     digit = np.zeros(limit)
     digit[1:2] = 1
-    # From the deepest level up; what is too long is cut, before it could wrap around.
+    # From the deepest level up; lengths beyond the limit are cut off before they could wrap around.
     node = digit
     for _ in range(grammar.max_depth - 1):
         transformed = np.fft.rfft(node, size)
@@ -141,12 +142,12 @@ def _shares(grammar: Grammar) -> NDArray[np.float64]:
         if np.array_equal(level, node):
             break
         node = level
-    # Rounding leaves lengths that cannot be with less than this.
+    # Rounding leaves impossible lengths with less than this.
     return np.where(node > 1e-14, node, 0.0)
 
 
 def _numbers(grammar: Grammar) -> int:
-    """Return how many different expressions have a length that is asked for, below `MANY`."""
+    """Return how many different expressions have a requested length below `MANY`."""
     limit = min(grammar.max_length, MANY)
     digit = [10 * (length == 1) for length in range(limit)]
     node = digit
@@ -160,8 +161,8 @@ def _numbers(grammar: Grammar) -> int:
 
 
 def is_expression(symbols: bytes) -> bool:
-    """Tell whether token ids are one whole expression."""
-    # Arguments so far, of every open operator and outside of all.
+    """Return whether token ids form exactly one complete expression."""
+    # Number of arguments so far, outside of all operators and in every open one.
     counts = [0]
     for symbol in symbols:
         if MIN <= symbol < CLOSE:
@@ -174,9 +175,10 @@ def is_expression(symbols: bytes) -> bool:
 
 
 def value(symbols: bytes) -> int:
-    """Evaluate an expression of token ids: a digit 0 .. 9.
+    """Evaluate an expression of token ids to a digit 0 .. 9.
 
-    MIN and MAX are what they say, MED is the integer part of the median, SM the sum modulo 10.
+    MIN and MAX are minimum and maximum, MED is the integer part of the median, and SM is the sum
+    modulo 10.
     """
     stack: list[list[int]] = [[]]
     operators: list[int] = []
@@ -222,14 +224,15 @@ def _unless_killed(chunks: Iterator[Examples]) -> Iterator[Examples]:
         yield from chunks
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that generated ListOps was killed, perhaps as memory ran out; start again,"
-            " with more memory or on fewer cores. (A script of your own that does this needs an"
-            " `if __name__ == '__main__':` around it, as Python's processes read it again.)"
+            "a process that generated ListOps was killed, perhaps because memory ran out; start"
+            " again with more memory or on fewer cores. (If your own script calls this, it needs an"
+            " `if __name__ == '__main__':` around the call, because Python's processes import it"
+            " again.)"
         ) from error
 
 
 def _end_with_parent() -> None:
-    """Let a generating process end with the one that started it, however that ends."""
+    """Make a generating process end with its parent, however the parent ends."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -246,21 +249,21 @@ def generate(
     """Yield distinct expressions with their values.
 
     Args:
-        num_examples: How many.
-        grammar: Their distribution; by default Long Range Arena's.
-        seed: Same seed and grammar, same expressions in the same order.
-        workers: Processes; their number changes nothing but the time.
+        num_examples: Number of expressions.
+        grammar: Their distribution; by default that of Long Range Arena.
+        seed: Seed; the same seed and grammar give the same expressions in the same order.
+        workers: Number of processes, which changes nothing but the time.
 
     Yields:
         `(symbols, value)`: token ids in prefix form without parentheses, and the digit.
 
     Raises:
-        ValueError: There are no, or too few, such expressions.
+        ValueError: There are no such expressions, or too few.
         DataError: A generating process was killed.
     """
     grammar = grammar or Grammar()
     seen: set[bytes] = set()
-    # Duplicates are left out, so a few more chunks than the examples fill may be drawn.
+    # Duplicates are left out, so a few more chunks may be drawn than the examples fill.
     indices = iter(range(2**63))
     check_feasible(grammar, num_examples)
     spawn = multiprocessing.get_context("spawn")

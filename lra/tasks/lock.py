@@ -1,8 +1,8 @@
-"""One process at a time, and a line for those that wait: for whom, since when, for what.
+"""Let one process work at a time; waiting ones log who holds the lock, since when and for what.
 
-The lock is the kernel's, so a dead process holds none. Beside it lies a note of who holds it,
-which decides nothing. On a file system without locks, existence of a file is the lock; one that a
-dead process of this machine left behind is recognised.
+The lock is the kernel's, so a dead process never holds one. A note beside it says who holds it, but
+decides nothing. On a file system without locks, the existence of a file is the lock; a file left
+behind by a dead process of this machine is recognised.
 """
 
 import errno
@@ -20,9 +20,9 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-# Seconds between two lines of a process that waits.
+# Seconds between two log lines of a waiting process.
 REMIND = 300.0
-# What file systems without locks answer.
+# Error codes of file systems without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -31,17 +31,17 @@ def held(file: Path, doing: str) -> Iterator[None]:
     """Hold a lock, waiting for it as long as it takes.
 
     Args:
-        file: The lock's file; its folder exists.
-        doing: What is done under it, for those that wait, such as `builds listops-0123`.
+        file: The lock's file, whose folder exists.
+        doing: What is done under the lock, for waiting processes, such as `builds listops-0123`.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
     lock = _acquired(file)
     note = file.with_name(f"{file.name}.holder")
     try:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        # A folder that takes no note may still be locked.
+        # A folder in which no note can be written may still be locked.
         with suppress(OSError):
             note.write_text(json.dumps(holder | {"doing": doing}))
         yield
@@ -70,20 +70,25 @@ def _acquired(file: Path) -> BaseFileLock:
 
 
 def describe(file: Path) -> str:
-    """Return who holds a lock, and what to do where that process is gone, in words."""
+    """Return, as text, who holds a lock, and what to do if that process is gone."""
     try:
         holder = json.loads(file.with_name(f"{file.name}.holder").read_text())
         pid, host, doing = int(holder["pid"]), str(holder["host"]), str(holder["doing"])
         since = time.strftime("%d %b %H:%M:%S", time.localtime(float(holder["since"])))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return f"another process that holds {file}"
-    words = f"process {pid} on {host}, which {doing} since {since} and holds {file}"
+    words = f"process {pid} on {host}, which {doing} and has held {file} since {since}"
     if host != socket.gethostname():
         return f"{words}; if that machine no longer runs it, delete that file"
-    return words if _is_alive(pid) else f"{words}; it is gone, so one that it started holds it"
+    return (
+        words
+        if is_alive(pid)
+        else f"{words}; it is gone, so a process that it started holds the lock"
+    )
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine is running."""
     try:
         return bool(psutil.pid_exists(pid))
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Pictures from files that may be damaged, or made to harm."""
+"""Read pictures from files that may be damaged or malicious."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-# What Pillow raises where a picture is damaged, or larger than anyone could mean.
+# Errors that Pillow raises if a picture is damaged or implausibly large.
 FAULTS = (
     OSError,
     SyntaxError,
@@ -24,13 +24,13 @@ FAULTS = (
 
 @contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
-    """Open a picture; its pixels are read when they are asked for.
+    """Open a picture; its pixels are read on access.
 
     Args:
-        content: The file.
+        content: The content of the file.
 
     Raises:
-        ValueError: It is none, is damaged, or claims to be huge; while it is opened or read.
+        ValueError: It is not a picture, is damaged or claims to be huge; on opening or reading.
     """
     try:
         with warnings.catch_warnings():

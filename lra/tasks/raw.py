@@ -1,4 +1,4 @@
-"""Raw data on disk: where they are looked for, what of them is missing, what tells them apart."""
+"""Find raw data on disk, report missing parts, and compute signatures that identify them."""
 
 import hashlib
 import os
@@ -7,34 +7,36 @@ from pathlib import Path
 
 from lra.tasks import DataError
 
-# How deep, and among how many names, files are looked for where they should not be.
+# Limits of depth and of the number of names in the search for misplaced files.
 DEPTH = 4
 MOST_NAMES = 20_000
 
 
 def is_junk(name: str) -> bool:
-    """Tell whether a name is of what file managers leave everywhere, such as `._0.npy`."""
+    """Return whether a name is that of a file manager's leftovers, such as `._0.npy`."""
     return name.startswith("._") or name in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def check_data_dir(data_dir: Path | None) -> None:
-    """Refuse a folder of raw data that is none.
+    """Reject a folder of raw data that does not exist or is not a folder.
 
     Raises:
         DataError: There is no such folder.
     """
     if data_dir is not None and not data_dir.is_dir():
-        state = "is no folder" if data_dir.exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {state}; name the folder of raw data, or none")
+        state = "is not a folder" if data_dir.exists() else "does not exist"
+        raise DataError(
+            f"data_dir={data_dir} {state}; set it to the folder of raw data, or leave it unset"
+        )
 
 
 def signature(folder: Path, files: Iterable[Path]) -> str:
-    """Return what changes when a file is edited, exchanged, added or removed.
+    """Return a signature that changes if a file is edited, replaced, added or removed.
 
-    Names, sizes and times of change are read, not contents: cheap for 200,000 files.
+    It covers names, sizes and modification times, not contents, and is cheap for 200,000 files.
 
     Args:
-        folder: Where the files are; another one is another source.
+        folder: Folder of the files; a different folder gives a different signature.
         files: Files below it, in any order.
     """
     digest = hashlib.sha256(os.fsencode(folder.resolve()))
@@ -46,7 +48,7 @@ def signature(folder: Path, files: Iterable[Path]) -> str:
 
 
 def tree_signature(folder: Path, branches: Sequence[Path]) -> str:
-    """Return the `signature` of all that is in folders below a folder and in their folders."""
+    """Return the `signature` of everything in some branches of a folder, recursively."""
     lines = []
     stack = [str(branch) for branch in branches]
     while stack:
@@ -70,16 +72,16 @@ def tree_signature(folder: Path, branches: Sequence[Path]) -> str:
 def find(
     what: str, data_dir: Path, folders: Sequence[str], names: Sequence[str]
 ) -> tuple[Path, ...]:
-    """Return the files of a task in the first folder that has them all; none where none has any.
+    """Return the files of a task in the first folder that has them all; empty if none has any.
 
     Args:
         what: The task, for messages.
         data_dir: Folder of raw data.
-        folders: Folders below it where they may be.
+        folders: Folders below it that are searched.
         names: Names of the files.
 
     Raises:
-        DataError: A folder has some of them, or they are where nobody looks.
+        DataError: A folder has only some of the files, or they are in an unexpected place.
     """
     for folder in folders:
         files = tuple(data_dir / folder / name for name in names)
@@ -93,10 +95,10 @@ def find(
 
 
 def check_part(what: str, files: Sequence[Path]) -> None:
-    """Refuse files of which some are there and some are not.
+    """Reject a set of files of which only some exist.
 
     Raises:
-        DataError: That is so.
+        DataError: Some of the files exist and some do not.
     """
     there = [file for file in files if file.exists()]
     if there and len(there) < len(files):
@@ -106,16 +108,16 @@ def check_part(what: str, files: Sequence[Path]) -> None:
 
 
 def check_strays(what: str, data_dir: Path, folders: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse files that are there, but where nobody looks for them.
+    """Reject files that exist in a place that is not searched.
 
     Raises:
-        DataError: That is so; the message says where to point `data_dir` at.
+        DataError: There are such files; the message says what to set `data_dir` to.
     """
     for place in _strays(data_dir, frozenset(names)):
         looked = ", ".join("itself" if folder == "." else folder for folder in folders)
         raise DataError(
-            f"{what}: {place} is not where it is looked for; below data_dir={data_dir} that is"
-            f" {looked}. data_dir={place.parent} would find it"
+            f"{what}: {place} is not in a place that is searched; below data_dir={data_dir} these"
+            f" are {looked}. data_dir={place.parent} would find it"
         )
 
 
@@ -132,7 +134,7 @@ def _strays(data_dir: Path, names: frozenset[str]) -> Iterator[Path]:
                 seen += 1
                 if entry.name in names:
                     yield Path(entry.path)
-                # Pictures lie in folders of thousands.
+                # Folders of pictures hold thousands of files.
                 hidden = entry.name.startswith(".") or entry.name.endswith(".partial")
                 if not hidden and entry.name != "imgs" and entry.is_dir():
                     below.append(entry.path)
@@ -142,7 +144,7 @@ def _strays(data_dir: Path, names: frozenset[str]) -> Iterator[Path]:
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield lines without their ends, with their numbers, and without blank ones at the end."""
+    """Yield numbered lines without their line ends, and without blank lines at the end."""
     blank = 0
     for number, line in enumerate(lines, start=1):
         line = line.removesuffix(b"\n").removesuffix(b"\r")

@@ -1,20 +1,22 @@
-"""Recall: the value of a key that was seen some way back, at a distance that is known.
+"""Recall: find the value of a key that was seen earlier, at a known distance.
 
-Associative recall (arXiv 2312.04927, section 3) as a classification like every other task. Pairs of
-a key and a value are scattered in filler; the last token is one of the keys, and the label is that
-key's value. The *distance*, from the last token back to its pair, is uniform on a logarithmic scale
-from `MIN_DISTANCE` to the length, so accuracy can be told by distance: how far does a backend look?
-Long Range Arena has no such task; several of its own are largely solved locally (arXiv 2501.14850).
+This is associative recall (arXiv 2312.04927, section 3) as a classification, like every other task.
+Pairs of a key and a value are scattered in filler; the last token is one of the keys, and the label
+is the value of that key. The *distance* from the last token back to its pair is uniform on a
+logarithmic scale from `MIN_DISTANCE` to the length, so accuracy can be reported by distance: how
+far does a backend look? Long Range Arena has no such task; several of its own are largely solved
+locally (arXiv 2501.14850).
 
-A pair is one symbol (`joined`), or a key and after it a value (`adjacent`): then nothing about the
-label follows from how often symbols occur, and a model must first bind the two, which takes two
-layers of softmax many times as many updates.
+A pair is one symbol (`joined`), or a key followed by a value (`adjacent`). In the latter form,
+symbol frequencies reveal nothing about the label, and a model must first bind key and value, for
+which two layers of softmax need many times as many updates.
 
-Distances are cut in as many strata as there are pairs, equal on the logarithmic scale. Each stratum
-holds one pair, and each is asked for equally often: where pairs are says nothing. Outside the
-training set every value is there equally often, and every key once at most: a linear classifier of
-counts can do no better than guess, whichever form pairs have. A share of the training set is
-easier, since from one pair among a thousand tokens of filler too little is learned at first.
+Distances are divided into as many strata as there are pairs, equal on the logarithmic scale. Each
+stratum holds one pair, and each pair is asked for equally often, so the positions of pairs reveal
+nothing. Outside the training set, every value occurs equally often and every key at most once, so a
+linear classifier of counts can do no better than guess, whichever form the pairs have. A share of
+the training set is easier, because a model learns too little at first from one pair among a
+thousand tokens of filler.
 
 Symbols, before `id_shift`: K keys; then V values, or K V pairs, those of the first key first; then
 filler. Axes: n examples, N length, P pairs.
@@ -34,14 +36,14 @@ from numpy.typing import NDArray
 from lra.tasks import Source, Split, Writer, check_counts
 from lra.tasks.stand_ins import below, uniform
 
-# Tokens from the last one back to the key of its pair, at least.
+# Minimum number of tokens from the last one back to the key of its pair.
 MIN_DISTANCE = 4
 MOST_LENGTH = 65_536
-# Examples that are drawn at once.
+# Number of examples drawn at once.
 CHUNK = 500
 # Symbols are stored in a byte, and 0 is padding.
 MOST_SYMBOLS = 255
-# A decoy every so many tokens, so that none stands beside another one.
+# One decoy per this many tokens, so that no two are adjacent.
 DECOY_EVERY = 4
 
 PAIRS = Literal["joined", "adjacent"]
@@ -52,11 +54,11 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of a chunk of examples, each stream by its name.
+    """Random numbers for a chunk of examples, with a stream per name.
 
     Args:
-        key: Of the chunk.
-        count: Its examples.
+        key: Key of the chunk.
+        count: Number of its examples.
     """
 
     key: str
@@ -71,24 +73,24 @@ class Draws:
         return below(bound, f"{self.key}/{name}", self.count, width).astype(np.int64)
 
     def order(self, name: str, width: int) -> Numbers:
-        """Return `(n, width)`: in each row 0 to `width` - 1 in any order."""
+        """Return `(n, width)`: in each row, a random permutation of 0 to `width` - 1."""
         return self.uniform(name, width).argsort(1, kind="stable")
 
 
 @functools.cache
 def stratum(length: int, strata: int, place: int, odd: bool) -> tuple[Numbers, NDArray[np.float64]]:
-    """Return the odd or the even distances of a stratum, and the shares up to each of them.
+    """Return the odd or the even distances of a stratum, and the cumulative share up to each.
 
-    A pair takes two tokens: of one parity, no two pairs overlap. Exact and correctly rounded, so
-    that the same numbers are drawn on every machine.
+    A pair takes two tokens, so pairs at distances of one parity never overlap. The shares are exact
+    and correctly rounded, so that the same numbers are drawn on every machine.
 
     Args:
-        length: Tokens of a sequence; distances are below it.
+        length: Tokens per sequence; distances are below it.
         strata: Number of strata.
-        place: Which one, from 0.
-        odd: The odd distances.
+        place: Index of the stratum, from 0.
+        odd: Whether to return the odd distances.
     """
-    # With d a distance: (d / least)^strata from (length / least)^place on.
+    # For a distance d: (d / least)^strata runs from (length / least)^place on.
     bounds = (length**each * MIN_DISTANCE ** (strata - each) for each in (place, place + 1))
     low, high = (bisect_left(range(length), each, key=lambda d: d**strata) for each in bounds)
     inside = [distance for distance in range(low, high) if distance % 2 == odd]
@@ -102,16 +104,16 @@ class Recall:
     """Options of the task.
 
     Args:
-        length: Tokens of every sequence.
-        pairs: `joined`: one symbol for a key with its value; or `adjacent`: a key, then a value.
+        length: Tokens per sequence.
+        pairs: `joined` for one symbol per key and value, or `adjacent` for a key, then a value.
         num_pairs: Pairs in a sequence, a multiple of `num_values`.
-        num_keys: Different keys, at least `num_pairs`.
-        num_values: Different values: the classes.
-        num_filler: Different symbols of filler.
-        filler: `random`, or `near_miss`: every fourth one is a decoy, a key without a value or,
-            where pairs are adjacent, a value without a key.
-        easy: Share of training examples that have one pair to all of them, with any values, and
-            hold them again and again: in all places, or half of them, and so on to one.
+        num_keys: Number of different keys, at least `num_pairs`.
+        num_values: Number of different values, which are the classes.
+        num_filler: Number of different filler symbols.
+        filler: `random`, or `near_miss`, in which every fourth symbol is a decoy: a key without a
+            value or, if pairs are adjacent, a value without a key.
+        easy: Share of training examples that have from one pair to all pairs, with arbitrary
+            values, and repeat them: in all places, or half of them, and so on down to one.
         num_train: Training examples.
         num_validation: Validation examples.
         num_test: Test examples.
@@ -151,7 +153,7 @@ class Recall:
         if (symbols := self._first_filler + self.num_filler) > MOST_SYMBOLS:
             raise ValueError(
                 f"task.options.num_keys={self.num_keys}: with num_values={self.num_values} and"
-                f" num_filler={self.num_filler} that is {symbols} symbols where pairs are"
+                f" num_filler={self.num_filler} that is {symbols} symbols if pairs are"
                 f" {self.pairs}, must be at most {MOST_SYMBOLS}"
             )
         self._check_pairs()
@@ -159,12 +161,12 @@ class Recall:
     def _check_pairs(self) -> None:
         pairs = f"task.options.num_pairs={self.num_pairs}"
         if self.num_pairs % self.num_values:
-            reason = f"a multiple of num_values={self.num_values}, so that counts say nothing"
+            reason = f"a multiple of num_values={self.num_values}, so that counts reveal nothing"
             raise ValueError(f"{pairs}: must be {reason}")
         if self.num_pairs > self.num_keys:
             reason = f"at most num_keys={self.num_keys}, as every key has one value"
             raise ValueError(f"{pairs}: must be {reason}")
-        # Of a pair to two tokens, which is never enough, strata are not even looked at.
+        # With a pair per two tokens, which never fits, the strata are not even computed.
         if 2 * self.num_pairs > self.length or not all(
             len(stratum(self.length, self.num_pairs, place, odd)[0])
             for place in range(self.num_pairs)
@@ -190,7 +192,7 @@ class Recall:
         }
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Nothing is read: the examples are drawn."""
+        """Return a generated source, since the examples are drawn and nothing is read."""
         return Source("generated", f"generated with seed {self.data_seed}")
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
@@ -201,7 +203,7 @@ class Recall:
                     splits[name].add(label, sequence)
 
     def examples(self, split: str, count: int) -> Iterator[tuple[Symbols, Numbers]]:
-        """Draw the examples of a split in chunks: `(n, N)` symbols, with `(n,)` labels."""
+        """Draw the examples of a split in chunks: `(n, N)` symbols with `(n,)` labels."""
         for start in range(0, count, CHUNK):
             number = min(CHUNK, count - start)
             key = f"recall/{self.data_seed}/{split}/{start}"
@@ -211,12 +213,12 @@ class Recall:
         """Return the distance of each example, `(num_examples,)`, in tokens.
 
         Args:
-            split: Made by this task, with any seed.
+            split: A split made by this task, with any seed.
         """
         symbols = split.tokens.reshape(len(split), self.length)
         before, last = symbols[:, :-1], symbols[:, -1:]
         if self.pairs == "joined":
-            # Symbols that are no pairs are of no key.
+            # Symbols that are not pairs belong to no key.
             keys = np.full(MOST_SYMBOLS + 1, MOST_SYMBOLS, np.uint8)
             pairs = np.arange(self.num_keys * self.num_values)
             keys[self.num_keys + pairs] = pairs // self.num_values
@@ -224,14 +226,14 @@ class Recall:
         else:
             after = symbols[:, 1:]
             asked = (before == last) & (after >= self.num_keys) & (after < self._first_filler)
-        # The last one, as easy examples have several.
+        # The last occurrence, since easy examples have several.
         found: Numbers = asked[:, ::-1].argmax(1)
         return found + 1
 
     def _chunk(self, draws: Draws, split: str) -> tuple[Symbols, Numbers]:
         symbols = self._filler(draws)
         keys = draws.order("keys", self.num_keys)[:, : self.num_pairs]  # (n, P)
-        # Every value as often as every other, in any order.
+        # Every value equally often, in random order.
         values = draws.order("values", self.num_pairs) % self.num_values
         asked = draws.below(self.num_pairs, "asked", 1)  # (n, 1)
         odd = draws.below(2, "odd", 1)[:, 0]
@@ -253,18 +255,18 @@ class Recall:
         asked: Numbers,
         odd: Numbers,
     ) -> tuple[Numbers, NDArray[np.bool_]]:
-        """Make a share of examples easy: see `easy`; fill the symbols of their repetitions in.
+        """Make a share of examples easy (see `easy`) and write the symbols of their repetitions.
 
         Returns:
-            The values `(n, P)`, and which pairs there are.
+            The values `(n, P)`, and a mask of the pairs that exist.
         """
         easy = draws.uniform("easy", 1) < self.easy  # (n, 1)
         free = draws.below(self.num_values, "free", self.num_pairs)
         values = np.where(easy, free, values)
-        # Of the others as many as come before the asked one, which stays.
+        # Of the other pairs, keep those that come before the queried one, which stays.
         order = draws.order("stay", self.num_pairs)
         last = np.take_along_axis(order, asked, 1)
-        # From a whole sequence of repetitions, by halves, to one of them.
+        # From a whole sequence of repetitions, by halves, down to one.
         cells = self.length // 2 - 1
         share = np.ldexp(1.0, -draws.below(cells.bit_length(), "density", 1))
         rows, cell = (easy & (draws.uniform("repeat", cells) < share)).nonzero()
@@ -276,7 +278,7 @@ class Recall:
     def _put(
         self, symbols: Symbols, rows: Numbers, distances: Numbers, keys: Numbers, values: Numbers
     ) -> None:
-        """Write pairs into the symbols, each of a row at a distance."""
+        """Write pairs into the symbols, each into its row and at its distance."""
         places = self.length - 1 - distances
         if self.pairs == "joined":
             symbols[rows, places] = self.num_keys + keys * self.num_values + values
@@ -293,7 +295,7 @@ class Recall:
         return filler.astype(np.uint8)
 
     def _distances(self, draws: Draws, odd: Numbers) -> Numbers:
-        """Return the distance of every pair, `(n, P)`, the nearest first; one parity in a row."""
+        """Return the distance of every pair, `(n, P)`, nearest first, with one parity per row."""
         shares = draws.uniform("distances", self.num_pairs)
         found = np.empty(shares.shape, np.int64)
         for place in range(self.num_pairs):

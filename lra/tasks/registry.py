@@ -1,4 +1,4 @@
-"""The tasks there are, and the stand-ins that replace published data at the mini scale."""
+"""List the tasks, and the stand-ins that replace published data at the mini scale."""
 
 from lra.tasks import Task
 from lra.tasks.image import Image

@@ -1,9 +1,9 @@
 """Retrieval: does one of two papers cite the other, read byte by byte (arXiv 2011.04006, 2.2)?
 
-Pairs of papers of the ACL Anthology Network in Long Range Arena's five-column files: label, two
-ids, two texts, tab separated, without header or quotes. A text is bytes, never decoded. Published
-code reads the first 10,000 bytes and keeps 4,000, which is the same as keeping 4,000.
-The files are read line by line: 8.5 GB of them need no more memory than one line.
+The data are pairs of papers of the ACL Anthology Network in Long Range Arena's five-column files:
+label, two ids and two texts, separated by tabs, without header or quotes. Texts are bytes and never
+decoded. Published code reads the first 10,000 bytes and keeps 4,000, which is the same as keeping
+4,000. The files are read line by line, so 8.5 GB of them need no more memory than one line.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ FILES = {
     "validation": "new_aan_pairs.eval.tsv",
     "test": "new_aan_pairs.test.tsv",
 }
-# The published archive nests its folder; people also copy just the three files.
+# The published archive nests the folder; people also copy just the three files.
 FOLDERS = (
     "aan",
     "aan/tsv_data",
@@ -29,11 +29,11 @@ FOLDERS = (
     *places("tsv_data"),
 )
 PUBLISHED_SIZES = {"train": 147_086, "validation": 18_090, "test": 17_437}
-# The published files have 8.5 GB; whatever is far smaller are somebody's own pairs.
+# The published files have 8.5 GB; far smaller files hold somebody's own pairs.
 PUBLISHED_BYTES = 4 * 10**9
 LABELS = {b"0.0": 0, b"1.0": 1, b"0": 0, b"1": 1}
 READ_BYTES = 10_000
-# Far above any paper: without line ends a file would be one line.
+# Far longer than any paper: a file without line ends would be a single line.
 MAX_LINE = 2**26
 
 
@@ -42,9 +42,9 @@ class Retrieval:
     """Options of the task.
 
     Args:
-        keep_bytes: Bytes kept of each text; at most the 10,000 that published code reads.
+        keep_bytes: Bytes kept of each text, at most the 10,000 that published code reads.
         on_bad_row: `error`, or `skip` to leave bad lines out and count them.
-        source: `published` refuses any other pairs; None takes what is there.
+        source: `published` rejects any other pairs; None accepts whatever is there.
     """
 
     version: ClassVar[int] = 1
@@ -67,7 +67,7 @@ class Retrieval:
         return dict(PUBLISHED_SIZES)
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Find the three files under `data_dir`, in its folder `aan` or an unpacked archive."""
+        """Find the three files under `data_dir`, in its folder `aan` or in an unpacked archive."""
         raw.check_data_dir(data_dir)
         names = tuple(FILES.values())
         if files := raw.find("Retrieval", data_dir, FOLDERS, names) if data_dir else ():
@@ -96,7 +96,7 @@ class Retrieval:
                 )
 
     def _read(self, file: Path, split: Writer) -> int:
-        """Write the pairs of a file; return its number of lines, without blank ones at its end."""
+        """Write the pairs of a file; return its number of lines, without trailing blank ones."""
         number = 0
         for number, line in raw.numbered(_lines(file)):
             columns = line.split(b"\t")
@@ -116,13 +116,15 @@ def _lines(file: Path) -> Iterator[bytes]:
     ):
         while line := lines.readline(MAX_LINE):
             if len(line) == MAX_LINE:
-                raise DataError(f"{file}: a line of more than {MAX_LINE:,} bytes; no file of pairs")
+                raise DataError(
+                    f"{file}: has a line of over {MAX_LINE:,} bytes; not a file of pairs"
+                )
             bar.update(len(line))
             yield line
 
 
 def _fault(columns: list[bytes]) -> str:
-    """Return what is wrong with a line; nothing where it is right."""
+    """Return what is wrong with a line; empty if it is right."""
     if len(columns) != 5:
         return f"{len(columns)} columns, should be 5"
     if columns[0] not in LABELS:

@@ -1,11 +1,13 @@
 """Text: the sentiment of film reviews, read byte by byte (arXiv 2011.04006, section 2.2).
 
-The Large Movie Review Dataset (Maas et al., ACL 2011), whole reviews as stored: bytes are never
-decoded, and cutting is left to the batches, so that every length reads one and the same data.
+The data are the Large Movie Review Dataset (Maas et al., ACL 2011), with whole reviews as stored:
+bytes are never decoded, and truncation is left to the batches, so that every length reads the same
+data.
 
-Hub and publisher order the reviews differently, so each split has an order of its own: by label,
-then by bytes. A tenth of each class of train validates: the reviews whose sha256, salted with the
-seed, is smallest. That depends on nothing but the reviews, and equal reviews stay on one side.
+The hub and the publisher order the reviews differently, so each split is reordered: by label, then
+by bytes. A tenth of each class of train is held out for validation: the reviews whose sha256,
+salted with the seed, is smallest. The choice depends on nothing but the reviews, and equal reviews
+stay on one side.
 """
 
 import hashlib
@@ -20,12 +22,12 @@ from lra.tasks.hub import HubFile, columns_of, load_rows, parquet_files, whole_n
 
 HUB = HubFile("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31")
 SIZES = {"train": 25_000, "test": 25_000}
-# Of each part as published: sha256 over label and review, in the order of `_read`.
+# Per part as published: sha256 over labels and reviews, in the order of `_read`.
 REVIEWS = {
     "train": "8b5f6ff673b46f881433b029f722efbf268f694929a1bc6eeb1f3f7f0783bb1c",
     "test": "b082a1610f9470cbd48aed78614845c09cfbc33be344f10f7132a13e77ca3f5e",
 }
-# The place of a folder is the label.
+# The position of a folder is the label.
 CLASSES = ("neg", "pos")
 
 Row = tuple[str, Any, bytes | None]
@@ -36,10 +38,10 @@ class Text:
     """Options of the task.
 
     Args:
-        validation_percent: Share of train that validates, of each class.
+        validation_percent: Share of each class of train that is held out for validation.
         data_seed: Seed of that choice.
         on_bad_row: `error`, or `skip` to leave bad reviews out and count them.
-        source: `published` refuses any other reviews; None takes what is there.
+        source: `published` rejects any other reviews; None accepts whatever is there.
     """
 
     version: ClassVar[int] = 1
@@ -71,11 +73,11 @@ class Text:
     def locate(self, data_dir: Path | None) -> Source:
         """Find the reviews under `data_dir`, else name the hub.
 
-        Looked for: parquet files `train-*` and `test-*`, and the publisher's folder `aclImdb`, in
-        the folders of `_places`.
+        The folders of `_places` are searched for parquet files `train-*` and `test-*`, and for the
+        publisher's folder `aclImdb`.
 
         Raises:
-            DataError: The folder does not exist, or holds a part of the reviews.
+            DataError: The folder does not exist, or holds only a part of the reviews.
         """
         raw.check_data_dir(data_dir)
         if data_dir is not None:
@@ -83,7 +85,7 @@ class Text:
                 if (source := _parquet(folder) or _texts(folder)) is not None:
                     return source
             raw.check_strays("IMDb", data_dir, ("imdb", "."), ["aclImdb"])
-        looked = f"as nothing was found under data_dir {data_dir}" if data_dir else ""
+        looked = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
         return Source("published", f"IMDb from the hub, {HUB}", (), str(HUB), looked)
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
@@ -136,14 +138,14 @@ def digest(reviews: Iterable[tuple[int, bytes]]) -> str:
 
 
 def _places(data_dir: Path) -> tuple[Path, ...]:
-    """Return where the reviews may be: in the folder of the task, or that may be it."""
+    """Return where the reviews may be: in the task's folder, or in one that may be it."""
     return (data_dir / "imdb" / "plain_text", data_dir / "imdb", data_dir / "plain_text", data_dir)
 
 
 def _parquet(folder: Path) -> Source | None:
     parts = {part: parquet_files(folder, part) for part in SIZES}
     files = parts["train"] + parts["test"]
-    # CIFAR-10's have the same names.
+    # The files of CIFAR-10 have the same names.
     if not files or "label" in (columns := columns_of(files[0])) and "text" not in columns:
         return None
     if missing := [part for part, found in parts.items() if not found]:
@@ -164,7 +166,7 @@ def _texts(folder: Path) -> Source | None:
 
 
 def _rows(source: Source, part: str) -> Iterator[Row]:
-    """Yield `(where, label, review)` in the order of the source, whatever they hold."""
+    """Yield `(where, label, review)` in the order of the source, unchecked."""
     if source.files and source.files[0].is_dir():
         for folder in source.files:
             if folder.parent.name == part:

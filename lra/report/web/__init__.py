@@ -1,1 +1,1 @@
-"""The page of a report: one file that works from disk, without a network."""
+"""The web page of a report: one file that works from disk, without a network."""

@@ -1,4 +1,4 @@
-"""The learning curve of an entry, a line a seed."""
+"""Lay out the learning curve of an entry, with one line per seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lra.report.curve_figure import Curve
 
-# Of the drawing and its margins, in its own units.
+# Size of the drawing and its margins, in its own units.
 WIDTH, HEIGHT, LEFT, BOTTOM, RIM = 640, 240, 48, 36, 12
 
 
@@ -17,9 +17,9 @@ class Drawing:
 
     Args:
         lines: Each seed with the corners of its line.
-        across: Places of the ticks of updates, with their texts.
-        up: Places of the ticks of percent, with their texts.
-        summary: What the lines show, in words.
+        across: Positions of the ticks for updates, with their labels.
+        up: Positions of the ticks for percent, with their labels.
+        summary: Description of the lines as text.
     """
 
     lines: list[tuple[int, str]]
@@ -29,7 +29,7 @@ class Drawing:
 
 
 def draw(curves: Mapping[int, Curve]) -> Drawing | None:
-    """Return the drawing of percent right by update, by seed; None where there is no point."""
+    """Return the drawing of each seed's accuracy by update; None if there are no points."""
     found = {seed: sorted(curve.items()) for seed, curve in curves.items() if curve}
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What a cell of the page opens: an entry's records, configuration and learning curve."""
+"""Collect what a cell of the page opens: an entry's records, configuration and learning curve."""
 
 import json
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from lra.report.web.table import entry_name
 
 @dataclass(frozen=True)
 class Details:
-    """What is shown of an entry.
+    """Details shown for an entry.
 
     Args:
         name: Its name in the page.
         title: Task and method.
-        facts: Names and values of what holds for all its seeds together.
-        seeds: A row for each seed.
-        curve: Its learning curve; None where no validations were kept.
-        config: Every value of its configuration, a line each.
-        records: The records, the configuration left out, by seed.
+        facts: Names and values of the facts that hold for all its seeds together.
+        seeds: One row per seed.
+        curve: Its learning curve; None if no validations were kept.
+        config: Every value of its configuration, one line each.
+        records: The records by seed, without their configuration.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Details:
 
 
 def details(grid: Grid, standings: Standings, curves: Curves, kind: str = "entry") -> list[Details]:
-    """Return what is shown of every entry, in the order of the tables."""
+    """Return the details of every entry, in the order of the tables."""
     return [
         Details(
             entry_name(grid, task, method, kind),
@@ -58,7 +58,7 @@ def details(grid: Grid, standings: Standings, curves: Curves, kind: str = "entry
 def _facts(
     grid: Grid, task: str, method: Method, entry: Entry, standings: Standings
 ) -> list[tuple[str, str]]:
-    """Return what holds for all seeds together, with its names."""
+    """Return the named facts that hold for all seeds together."""
     facts = [("test accuracy", entry.accuracy_text)]
     if standing := standings.get((task, method)):
         test = f" ({standing.test})" if standing.test else ""
@@ -72,7 +72,7 @@ def _facts(
 
 
 def _seeds(entry: Entry) -> Table:
-    """Return a row for each seed."""
+    """Return one row per seed."""
     table = [["seed", "test accuracy", "right", "chosen at", "updates", "minutes", "commit"]]
     for r in entry.records:
         commit = (r.commit[:12] or "unknown") + (" with local changes" if r.dirty else "")
@@ -87,7 +87,7 @@ def _seeds(entry: Entry) -> Table:
 
 
 def _config(entry: Entry) -> str:
-    """Return every value of a configuration, a line each; of seeds that differ, all of them."""
+    """Return every value of a configuration, one line each; all values if seeds differ."""
     values: dict[str, list[str]] = {}
     for record in entry.records:
         for key, value in _flat(record.config):
@@ -98,7 +98,7 @@ def _config(entry: Entry) -> str:
 
 
 def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield keys such as train.steps with their values."""
+    """Yield keys such as `train.steps` with their values."""
     if not isinstance(node, dict) or not node:
         yield key, node
         return

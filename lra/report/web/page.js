@@ -1,11 +1,11 @@
 "use strict";
-// Without scripts all is there, but in the order of the tables; what needs them is shown by them.
+// Without scripts everything is shown in the original order; parts that need scripts are revealed here.
 for (const part of document.querySelectorAll(".filter, .switch")) part.hidden = false;
 
 for (const field of document.querySelectorAll("input[data-table]")) {
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    // Sorting puts another body in the place of this one.
+    // Sorting replaces the table body, so look it up each time.
     const rows = [...document.getElementById(field.dataset.table).tBodies[0].rows];
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
@@ -23,7 +23,7 @@ published?.addEventListener("change", () => {
   for (const part of document.querySelectorAll(".published")) part.hidden = !published.checked;
 });
 
-// The address names what is open, so that it can be sent to somebody.
+// The address names the open dialog, so that the link can be shared.
 const open = (name) => {
   const dialog = document.getElementById(name);
   if (dialog instanceof HTMLDialogElement && !dialog.open) dialog.showModal();
@@ -31,14 +31,14 @@ const open = (name) => {
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a.opens");
   if (!link) return;
-  // To follow the link would take the focus from it, to which closing gives it back.
+  // Following the link would take the focus from it; closing the dialog returns the focus to it.
   event.preventDefault();
   history.replaceState(null, "", link.hash);
   open(link.hash.slice(1));
 });
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname));
-  // What is outside the dialog is the dialog itself to a click.
+  // A click outside the dialog has the dialog itself as its target.
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
   });

@@ -1,7 +1,8 @@
-"""The page: every table and picture of a report in one file, each cell opening its records.
+"""Build the page: every table and picture of a report in one file, whose cells open their records.
 
-It needs no network and works from disk: styles, scripts and pictures are inside. A policy in its
-head lets no other script run than its own, whatever a name that somebody gave looks like.
+The page needs no network and works from disk, since styles, scripts and pictures are embedded. A
+content security policy in its head lets only its own scripts run, whatever a name given by somebody
+looks like.
 """
 
 import base64
@@ -52,31 +53,31 @@ from lra.report.web.table import (
 )
 
 _HERE = Path(__file__).parent
-# Points that a picture may be wide to stand beside another.
+# Width in points up to which a picture may stand beside another.
 _HALF_ROW = 500
-# What pictures show, by the names of their files, in their order.
+# Captions of the pictures by file name, in the order of the page.
 PICTURES = {
-    "accuracy_vs_speed": "Accuracy against training speed, memory as area",
+    "accuracy_vs_speed": "Accuracy against training speed, with memory as marker area",
     "accuracy_by_length": "Accuracy by length",
     "accuracy_by_group": "Accuracy by group",
     "learning_curves": "Learning curves",
-    "difference_to_softmax": "Difference to softmax",
+    "difference_to_softmax": "Difference from softmax",
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is reported of a scale and protocol.
+    """The content of a report on a scale and protocol.
 
     Args:
         grid: The entries.
         scale: Scale.
         protocol: Protocol.
-        published: Published figures of the protocol; empty where there are none.
-        standings: What is best, and what cannot be told from it.
-        curves: Gives the validations of a record.
-        groups: Accuracy by what tasks group their examples by, with the tables of it.
-        submissions: What others submitted, of any scale and protocol.
+        published: Published figures of the protocol; empty if there are none.
+        standings: The best entries, and those not significantly worse than them.
+        curves: Returns the validations of a record.
+        groups: Accuracy by the groups of examples that tasks define, with its tables.
+        submissions: Results submitted by others, of any scale and protocol.
     """
 
     grid: Grid
@@ -90,7 +91,7 @@ class Report:
 
     @property
     def submitted(self) -> Grid:
-        """What others submitted of this scale and protocol."""
+        """The results submitted by others for this scale and protocol."""
         return submitted(self.submissions, self.scale, self.protocol)
 
 
@@ -98,8 +99,8 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
     """Return the page as HTML.
 
     Args:
-        report: What it shows.
-        pictures: SVG by names of `PICTURES`.
+        report: The report to show.
+        pictures: SVG by the names in `PICTURES`.
     """
     scripts = [Markup(_asset(name)) for name in ("sortable.js", "page.js")]
     environment = Environment(
@@ -127,7 +128,7 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
             if name in pictures
         ],
         entries=details(grid, report.standings, report.curves)
-        # Of these there are no validations here.
+        # Submissions come without validations.
         + details(report.submitted, {}, lambda record: {}, SUBMITTED_ENTRY),
         notes=notes(grid) + settings_notes(grid),
         deviations=deviation_lines(grid),
@@ -136,7 +137,7 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
 
 
 def _tables(report: Report) -> list[PageTable]:
-    """Return the tables of what was measured."""
+    """Return the tables of the measurements."""
     grid, ranks = report.grid, report.standings
     said = [ACCURACY, *explanations(report.scale, bool(ranks))]
     return [
@@ -148,19 +149,19 @@ def _tables(report: Report) -> list[PageTable]:
 
 
 def _submitted(report: Report) -> list[PageTable]:
-    """Return the table of what others submitted; none where nobody did."""
+    """Return the table of the submissions; empty if there are none."""
     table = submission_table(report.submitted)
     return [submissions(report.submitted, table, [SUBMITTED])] if table else []
 
 
 def _published(report: Report) -> list[PageTable]:
-    """Return the tables of what was published; none where nothing was."""
+    """Return the tables of the published figures; empty if there are none."""
     if not report.published:
         return []
     figures = f"Published figures, protocol {report.protocol}"
     tables = [page_table("figures", figures, report.published, [])]
     if compared := beside(report.grid, report.protocol):
-        title = "Ours beside published figures, in percent"
+        title = "Our figures beside published ones, in percent"
         tables.append(page_table("beside", title, compared, [], names=2))
     return tables
 
@@ -170,31 +171,31 @@ def _asset(name: str) -> str:
 
 
 def _policy(scripts: list[Markup]) -> str:
-    """Return what the page may load and run: nothing but what is inside and ours."""
+    """Return the policy on what the page may load and run: only its own embedded parts."""
     hashes = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
     own = " ".join(f"'sha256-{each}'" for each in hashes)
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {own}"
 
 
 def _code(text: str) -> Markup:
-    """Return a text as HTML, what is between backticks as code."""
+    """Return a text as HTML, with everything between backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _linked(text: str) -> Markup:
-    """Return a text as HTML, an address in it as a link."""
+    """Return a text as HTML, with addresses as links."""
     link = r'<a href="\1" rel="noreferrer">\1</a>'
     return Markup(re.sub(r"(https?://\S+)", link, str(escape(text))))
 
 
 def _is_wide(svg: str) -> bool:
-    """Tell whether a picture of several panels needs a row of the page for itself."""
+    """Return whether a picture of several panels needs a row of the page to itself."""
     width = re.search(r'<svg [^>]*?\bwidth="([\d.]+)pt"', svg)
     return width is not None and float(width[1]) > _HALF_ROW
 
 
 def _inline(name: str, svg: str) -> Markup:
-    """Return a picture as a part of the page, in which its names are no other picture's."""
+    """Return a picture as a part of the page, with names that clash with no other picture."""
     svg = re.sub("<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)

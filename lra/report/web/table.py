@@ -1,4 +1,4 @@
-"""Tables of the page: what a cell shows, what it is sorted by, and where it leads."""
+"""Build the tables of the page: what each cell shows, sorts by and links to."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from lra.report.standing import AS_BEST, BEST
 from lra.report.tables import THROUGHPUT, Standings, accuracy_table, throughput_table
 
 _NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+")
-# Columns of whole texts, by which they are sorted.
+# Columns of text that are sorted by the whole text.
 _TEXTS = ("run by", "source")
-# How names of entries begin that others submitted.
+# Prefix of the names of submitted entries.
 SUBMITTED_ENTRY = "submitted"
 _KINDS = {BEST: "best", AS_BEST: "as-best"}
 
@@ -25,10 +25,10 @@ class Cell:
     """A cell of the page.
 
     Args:
-        text: What is read.
-        sort: What it is sorted by; what is empty comes last, up and down.
-        link: The entry that it opens; empty where it opens none.
-        kind: `name`, `number`, `words`, `long`, or how it stands: `best` or `as-best`.
+        text: The text to show.
+        sort: The key to sort by; an empty key comes last in either direction.
+        link: The entry that the cell opens; empty if none.
+        kind: `name`, `number`, `words` or `long`, or the standing: `best` or `as-best`.
     """
 
     text: str
@@ -44,9 +44,9 @@ class PageTable:
     Args:
         name: Its name in the page.
         title: Its title.
-        about: What is said of it, paragraphs of Markdown that has only code.
+        about: Paragraphs about the table, in Markdown limited to code spans.
         header: Titles of the columns.
-        body: Rows that are sorted and filtered.
+        body: Rows that can be sorted and filtered.
         foot: Rows that stay below them.
     """
 
@@ -59,7 +59,7 @@ class PageTable:
 
 
 def entry_name(grid: Grid, task: str, method: Method, kind: str = "entry") -> str:
-    """Return the name of an entry in the page; names that a user gave would be none there."""
+    """Return the name of an entry in the page; names given by users may not be valid there."""
     return f"{kind}-{1 + grid.tasks.index(task)}-{1 + grid.methods.index(method)}"
 
 
@@ -72,16 +72,16 @@ def page_table(
     foot: int = 0,
     cells: Mapping[tuple[int, int], Cell] | None = None,
 ) -> PageTable:
-    """Return a table that any format has as one of the page.
+    """Return a table, in the form that all formats share, as a table of the page.
 
     Args:
         name: Its name in the page.
         title: Its title.
-        table: Its first row is the header.
-        about: What is said of it.
-        names: How many of the first columns hold names, by which they are sorted.
-        foot: How many of the last rows stay below the others.
-        cells: Those that differ from what their text alone would give, by row and column from 0.
+        table: The table, whose first row is the header.
+        about: Paragraphs about the table.
+        names: Number of leading columns that hold names and are sorted by them.
+        foot: Number of last rows that stay below the others.
+        cells: Cells that differ from what their text alone would give, by row and column from 0.
     """
     special = cells or {}
 
@@ -102,14 +102,14 @@ def page_table(
 
 
 def accuracy(grid: Grid, standings: Standings, about: list[str]) -> PageTable:
-    """Return the table of accuracy, whose cells open their entries."""
+    """Return the accuracy table, whose cells open their entries."""
     table = accuracy_table(grid, standings)
     cells = _openers(grid, table, standings, "entry")
     return page_table("accuracy", "Accuracy", table, about, foot=1, cells=cells)
 
 
 def submissions(grid: Grid, table: Table, about: list[str]) -> PageTable:
-    """Return the table of what others submitted, whose cells open their entries."""
+    """Return the table of submissions, whose cells open their entries."""
     cells = _openers(grid, table, {}, SUBMITTED_ENTRY)
     return page_table("submissions", "Submissions", table, about, foot=1, cells=cells)
 
@@ -117,7 +117,7 @@ def submissions(grid: Grid, table: Table, about: list[str]) -> PageTable:
 def _openers(
     grid: Grid, table: Table, standings: Standings, kind: str
 ) -> dict[tuple[int, int], Cell]:
-    """Return the cells of a table of methods by tasks, each opening its entry."""
+    """Return the cells of a table of methods by tasks, each of which opens its entry."""
     cells = {}
     for (task, method), entry in grid.entries.items():
         row, column = 1 + grid.methods.index(method), 1 + grid.tasks.index(task)
@@ -132,7 +132,7 @@ def _openers(
 
 
 def throughput(grid: Grid, about: list[str]) -> PageTable:
-    """Return the table of speed and memory; each name of a method opens its entry."""
+    """Return the table of speed and memory, whose method names open their entries."""
     table = throughput_table(grid)
     cells = {}
     both = [(task, method) for task in grid.tasks for method in grid.methods]
@@ -151,7 +151,7 @@ def throughput(grid: Grid, about: list[str]) -> PageTable:
 
 
 def lengths(grid: Grid, about: list[str]) -> list[PageTable]:
-    """Return accuracy by length, a table a task that has it; a name opens its entry."""
+    """Return accuracy by length, one table per task that has it; names open their entries."""
     return [
         page_table(
             f"lengths-{number}",
@@ -166,7 +166,7 @@ def lengths(grid: Grid, about: list[str]) -> list[PageTable]:
 
 
 def by_groups(grid: Grid, groups: GroupTables, about: list[str]) -> list[PageTable]:
-    """Return accuracy by what tasks group their examples by, a table each."""
+    """Return accuracy by groups of examples, one table per task that has them."""
     return [
         page_table(
             f"groups-{number}",
@@ -183,7 +183,7 @@ def by_groups(grid: Grid, groups: GroupTables, about: list[str]) -> list[PageTab
 def _names(
     grid: Grid, task: str, methods: Sequence[Method], table: Table
 ) -> dict[tuple[int, int], Cell]:
-    """Return the names of methods that are the rows of a table, each opening its entry."""
+    """Return the cells of the method names in a table's rows, each of which opens its entry."""
     names = [row[0] for row in table[1:]]
     return {
         (row, 0): Cell(name, name.lower(), entry_name(grid, task, method), "name")

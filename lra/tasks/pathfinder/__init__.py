@@ -1,8 +1,8 @@
 """Pathfinder and Path-X: are two marked ends joined by one dashed path (arXiv 2011.04006, 2.2)?
 
-Images are read pixel by pixel, the grey value being the token id. The published images where
-`data_dir` holds them, else this project's own generator. Which images train, validate and test
-depends on the seed alone: the published code leaves that to a shuffle that nobody can repeat.
+Images are read pixel by pixel, with the grey value as token id. The published images are used if
+`data_dir` holds them, else this project's own generator. The division into train, validation and
+test depends on the seed alone; the published code leaves it to a shuffle that nobody can repeat.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ NUM_IMAGES = 200_000
 KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
 PNG_END = b"IEND\xaeB`\x82"
 LABELS = {b"0": 0, b"1": 1}
-# How far from a half the share of label 1 may be in what counts as published.
+# How far the share of label 1 may be from a half in data that count as published.
 BALANCE = 0.02
 
 
@@ -50,15 +50,15 @@ class Pathfinder:
 
     Args:
         size: Height and width in pixels: 32 (Pathfinder), 64, 128 (Path-X) or 256.
-        contour_length: Dashes of a path, 3 to 14. The archive has 6 (easy), 9 (intermediate) and
-            14 (hard, what papers report); others are generated.
-        distractors: Whether short paths lie in the way, as in the archive; without them the data
-            are generated.
-        num_images: Images in all, of which 80 % train, 10 % validate and 10 % test.
+        contour_length: Dashes per path, 3 to 14. The archive has 6 (easy), 9 (intermediate) and 14
+            (hard, which papers report); other lengths are generated.
+        distractors: Whether there are short distracting paths, as in the archive; without them, the
+            data are generated.
+        num_images: Total number of images: 80 % train, 10 % validation and 10 % test.
         data_seed: Seed of the generator, and of the division of published images.
         on_bad_row: `error`, or `skip` to leave unreadable images out and count them.
-        source: `published` or `generated`: demands it; None takes published images where there are
-            some.
+        source: `published` or `generated` demands that source; None uses published images if there
+            are any.
     """
 
     version: ClassVar[int] = 1
@@ -93,11 +93,11 @@ class Pathfinder:
         return {name: names.count(name) for name in SPLITS}
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Find the published images under `data_dir`; without them they are generated.
+        """Find the published images under `data_dir`; without them, images are generated.
 
         Raises:
-            DataError: The folder does not exist, holds a part of the images, or holds them where
-                nobody looks; or `source` demands what there is not.
+            DataError: The folder does not exist, holds only a part of the images, or holds them in
+                an unexpected place; or the source demanded by `source` does not exist.
         """
         place = ""
         published = (
@@ -108,7 +108,9 @@ class Pathfinder:
             if data_dir is not None:
                 if (source := self._published(data_dir)) is not None:
                     return source
-                place = f"as no pathfinder{self.size} is in {', '.join(PLACES)} below {data_dir}"
+                place = (
+                    f"because no pathfinder{self.size} is in {', '.join(PLACES)} below {data_dir}"
+                )
         if self.source == "published":
             lengths = ", ".join(map(str, FOLDERS))
             reason = (
@@ -123,7 +125,7 @@ class Pathfinder:
     def _published(self, data_dir: Path) -> Source | None:
         top, level = f"pathfinder{self.size}", FOLDERS[self.contour_length]
         folders = [data_dir / place / top / level for place in PLACES]
-        # The folder of one size, or of one level, may be named itself.
+        # `data_dir` may itself be the folder of one size or of one level.
         here = data_dir.resolve()
         folders += [data_dir / level] * (here.name == top)
         folders += [data_dir] * (here.name == level and here.parent.name == top)
@@ -148,7 +150,7 @@ class Pathfinder:
             self._generate(splits)
             return None
         share = self._read(source, splits)
-        # As many images are of one contour as of two.
+        # Published images have label 1 as often as label 0.
         if abs(share - 0.5) < BALANCE:
             return None
         other = f"images in the published form, {share:.0%} of which have label 1"
@@ -198,7 +200,7 @@ class Pathfinder:
 
 
 def _divide(order: Sequence[int]) -> list[str]:
-    """Return the split of every image: the first 80 % in `order` train, a tenth each follow."""
+    """Return the split of every image: 80 % train, 10 % validation, 10 % test, in `order`."""
     train, test = len(order) * 8 // 10, len(order) // 10
     names = [""] * len(order)
     for rank, index in enumerate(order):
@@ -208,7 +210,7 @@ def _divide(order: Sequence[int]) -> list[str]:
 
 
 class Row(NamedTuple):
-    """A line of metadata: where it is, and its picture and label or what is wrong with it."""
+    """A line of metadata: its place, and either its picture and label or its fault."""
 
     file: Path
     line: int
@@ -228,9 +230,10 @@ def _is_empty(file: Path) -> bool:
 
 
 def _rows(file: Path) -> Iterator[Row]:
-    """Yield the lines of a metadata file: text as published, or a NumPy array as its name says.
+    """Yield the lines of a metadata file: published text, or a NumPy array as its name suggests.
 
-    Blank separated: folder, picture, running number, label, then what the generator was told.
+    The columns, separated by blanks, are folder, picture, running number, label, and then the
+    parameters of the generator.
     """
     for number, line in _lines(file):
         columns = line.split()
@@ -265,21 +268,21 @@ def read_image(file: Path, size: int) -> NDArray[np.uint8]:
     """Return the `(size * size,)` grey values of a picture, row by row.
 
     Raises:
-        ValueError: It cannot be read, or is not grey or not `(size, size)`.
+        ValueError: The picture cannot be read, is not grey, or is not of `(size, size)`.
     """
-    # Loaded only where pictures are read.
+    # Imported only when pictures are read.
     from lra.tasks.picture import opened
 
     try:
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"not a readable image ({error})") from error
-    # Pillow is content with a file that lacks its last bytes.
+    # Pillow accepts a file that lacks its last bytes.
     if not content.endswith(PNG_END):
         raise ValueError("not a readable image (the end of a PNG file is missing)")
     with opened(content) as picture:
         mode, shape = picture.mode, (picture.height, picture.width)
-        # Others may be as large as they like: their pixels are not read.
+        # Pixels of pictures of other sizes, however large, are not read.
         pixels = np.asarray(picture) if shape == (size, size) else np.zeros(0, np.uint8)
     if mode != "L" or shape != (size, size):
         raise ValueError(f"{mode} of shape {shape}, should be L of ({size}, {size})")

@@ -1,7 +1,7 @@
 """Draw Pathfinder images from the paths that `growth` grew.
 
-Paddles and markers are laid over each other by the maximum of their values, and each image is
-stretched to bytes by its own extremes. So at size 32, where distractors are worth more than
+Overlapping paddles and markers are combined by the maximum of their values, and each image is
+stretched to bytes by its own extremes. So at size 32, where distractors have a higher value than
 contours, a contour looks darker beside a distractor. `t` is a record of `layout.TABLES`.
 """
 
@@ -30,7 +30,7 @@ def draw_paddles(t: np.record, path: Ints, values: Floats, canvas: Floats) -> No
 
 @compiled
 def border_class(t: np.record, place: int) -> int:
-    """Return the class of a coordinate by its distances to the borders, see `draw_markers`."""
+    """Return the class of a coordinate by its distances to the borders; see `draw_markers`."""
     border = int(t.marker_border)
     return min(place, border) + max(0, border - (t.size - 1 - place))
 
@@ -58,7 +58,7 @@ def stretch(canvas: Floats, image: Bytes) -> None:
 
 @compiled
 def draw_image(t: np.record, targets: Ints, distractors: Ints, ends: Ints, image: Bytes) -> None:
-    """Draw an image; `ends` `(2, 3)` are the marked paddles."""
+    """Draw an image, where `ends` `(2, 3)` are the marked paddles."""
     canvas = np.zeros(image.shape)
     for path in targets:
         draw_paddles(t, path, t.target_value, canvas)
@@ -82,13 +82,14 @@ def draw_images(
     """Draw images from paths, whose paddles are (stamp, y, x).
 
     Args:
-        records: `(M,)` one record of tables for every margin.
-        margins: `(n,)` which of them an image has.
-        placed: `(n,)` number of its distractors.
-        targets: `(n, 2, length, 3)` paddles of its contours.
-        distractors: `(n, num, length, 3)` paddles of its distractors, in the first `placed` rows.
-        ends: `(n, 2, 3)` its marked paddles.
-        images: `(n, size, size)` receives the images.
+        records: `(M,)`, one record of tables per margin.
+        margins: `(n,)`, the index of each image's record.
+        placed: `(n,)`, the number of its distractors.
+        targets: `(n, 2, length, 3)`, the paddles of its contours.
+        distractors: `(n, num, length, 3)`, the paddles of its distractors, in the first `placed`
+            rows.
+        ends: `(n, 2, 3)`, its marked paddles.
+        images: `(n, size, size)`, receives the images.
     """
     for index in range(len(images)):
         t = records[margins[index]]

@@ -1,13 +1,12 @@
 """Generate Pathfinder images: any number, in parallel, the same bytes on every machine.
 
-Image i of a seed depends on nothing but the seed and i: not on how many images are made, in which
-pieces, or by how many workers. Workers are threads, for the compiled code holds no lock: nothing
-is pickled, forked or copied. The first call on a machine compiles for some ten seconds.
+Image i of a seed depends on nothing but the seed and i: not on how many images are generated, in
+which chunks, or by how many workers. Workers are threads, since the compiled code holds no lock, so
+nothing is pickled, forked or copied. The first call on a machine compiles for some ten seconds.
 
     images, labels = generate(1000, size=32, seed=7)
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lra.cores import available_cores
 from lra.tasks.pathfinder.drawing import draw_images
 from lra.tasks.pathfinder.growth import END, MARGIN, NUM_FACTS, PLACED, START, grow_images
 from lra.tasks.pathfinder.rules import CONTOUR_LENGTHS, RULES, distractor_length
@@ -24,20 +24,20 @@ from lra.tasks.pathfinder.tables import tables
 Images = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
-# Small enough that progress moves and that workers end together.
+# Small enough that progress is visible and workers finish together.
 CHUNK_BYTES = 2**20
 
 
 class Chunk(NamedTuple):
-    """Some images in a row, and how they came about.
+    """Some consecutive images, and how they were made.
 
     Args:
-        start: Index of the first.
+        start: Index of the first image.
         images: `(n, size, size)`.
         labels: `(n,)`.
-        facts: `(n, 5)`: the columns named in `growth`.
-        targets: `(n, 2, length, 3)` stamp, row and column of the two contours' paddles.
-        ends: `(n, 2, 3)` the same of the marked paddles: a first one, then a last one.
+        facts: `(n, 5)`, the columns named in `growth`.
+        targets: `(n, 2, length, 3)`, stamp, row and column of the two contours' paddles.
+        ends: `(n, 2, 3)`, the same for the marked paddles: a first one, then a last one.
     """
 
     start: int
@@ -61,17 +61,17 @@ def generate(
     """Generate Pathfinder images and their labels.
 
     Args:
-        num_images: How many; the images 0 to `num_images - 1` of the seed.
+        num_images: Number of images: those from 0 to `num_images - 1` of the seed.
         size: Side of the images: 32 (Pathfinder), 64, 128 (Path-X) or 256.
-        contour_length: Paddles in each of the two contours, 3 to 14: 6 (easy), 9 (intermediate)
-            or 14 (hard, as in the Long Range Arena) as published.
+        contour_length: Paddles in each of the two contours, 3 to 14; published are 6 (easy), 9
+            (intermediate) and 14 (hard, as in the Long Range Arena).
         seed: Any integer from 0 to 2**64 - 1.
-        workers: Threads; None takes one a core. Does not change the images.
-        distractors: False leaves the short contours out, and with them nothing else in the way.
+        workers: Threads; None uses one per core. Does not change the images.
+        distractors: False leaves out the short contours, so that nothing else is in the way.
         progress: Called with the number of images finished since the last call.
 
     Returns:
-        Images `(num_images, size, size)` and labels `(num_images,)`: 1 where the two marked ends
+        Images `(num_images, size, size)` and labels `(num_images,)`: 1 if the two marked ends
         belong to one contour, else 0.
 
     Raises:
@@ -105,13 +105,13 @@ def generate_chunks(
     """Generate the images of `generate` in order, holding only a few chunks of them.
 
     Args:
-        num_images: As in `generate`, like all that follow.
+        num_images: As in `generate`, like all arguments that follow.
         size: Side of the images.
         contour_length: Paddles in each of the two contours.
         seed: Any integer from 0 to 2**64 - 1.
         workers: Threads.
-        distractors: False leaves the short contours out.
-        chunk_images: Images in a chunk; None takes a megabyte. Does not change the images.
+        distractors: False leaves out the short contours.
+        chunk_images: Images per chunk; None takes a megabyte. Does not change the images.
 
     Yields:
         Index of the first image, images `(n, size, size)`, labels `(n,)`.
@@ -120,16 +120,18 @@ def generate_chunks(
         ValueError: As in `generate`.
     """
     check(num_images, size, contour_length, seed)
-    workers = default_workers() if workers is None else workers
+    workers = available_cores() if workers is None else workers
     chunk_images = max(1, CHUNK_BYTES // size**2) if chunk_images is None else chunk_images
     if workers < 1 or chunk_images < 1:
-        raise ValueError(f"workers = {workers}, chunk_images = {chunk_images}: at least 1, or None")
+        raise ValueError(
+            f"workers = {workers}, chunk_images = {chunk_images}: must be at least 1, or None"
+        )
 
     def make(start: int) -> Chunk:
         count = min(chunk_images, num_images - start)
         return make_chunk(start, count, size, contour_length, seed, distractors=distractors)
 
-    # Before any thread: numba compiles once, and tables that are wrong stop the caller.
+    # Before any thread, so that numba compiles once and wrong tables raise in the caller.
     make_chunk(0, 0, size, contour_length, seed, distractors=distractors)
     chunks = in_order(make, range(0, num_images, chunk_images), workers)
     return ((chunk.start, chunk.images, chunk.labels) for chunk in chunks)
@@ -171,13 +173,8 @@ def in_order(make: Callable[[int], Chunk], starts: range, workers: int) -> Itera
                 future.cancel()
 
 
-def default_workers() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check(num_images: int, size: int, contour_length: int, seed: int) -> None:
-    """Raise a `ValueError` for what no images can be made of."""
+    """Raise a `ValueError` if no images can be generated from the arguments."""
     if num_images < 0:
         raise ValueError(f"num_images = {num_images}: must not be negative")
     if size not in RULES:

@@ -1,9 +1,9 @@
 """Grow the contours and distractors of Pathfinder images: the generator's inner loops.
 
-The algorithm is that of the public generator (see `rules`), byte for byte when both
-are fed the same random numbers: an image is attempted from scratch until both contours are
-complete, then distractors are tried. Nothing is drawn here. All geometry is looked up in a record
-of `layout.TABLES`, called `t`.
+The algorithm is that of the public generator (see `rules`), byte for byte if both receive the same
+random numbers: an image is attempted from scratch until both contours are complete, and then
+distractors are tried. Nothing is drawn here. All geometry is looked up in a record of
+`layout.TABLES`, called `t`.
 """
 
 import numpy as np
@@ -20,21 +20,21 @@ Stream = NDArray[np.uint64]
 PADDLE_TRIALS = 3
 DISTRACTOR_TRIALS = 5
 
-# A step fails where the weights of all candidates add up to less.
+# A step fails if the weights of all candidates add up to less.
 SMALLEST_TOTAL = 1e-4
 
-# No distractor is seeded where less of the image is free.
+# No distractor is seeded if less of the image is free.
 SMALLEST_FREE_SHARE = 0.01
 
-# Columns of a contour's state: its last pivot and orientation, and its last paddle, which does
-# not count as occupied before the next one is placed.
+# Columns of a contour's state: its last pivot and orientation, and its last paddle, which does not
+# count as occupied until the next one is placed.
 PIVOT_Y, PIVOT_X, ORIENTATION, STAMP, ANCHOR_Y, ANCHOR_X = range(6)
 
-# Rows of the ground that contours grow on.
+# Rows of the ground on which contours grow.
 OCCUPANCY, HALO = range(2)
 
-# Columns of the facts about an image: attempts, distractors placed, which margin, and which of the
-# contours is marked at its first and which at its last paddle.
+# Columns of the facts about an image: the number of attempts, the number of distractors placed, the
+# margin, and which contour is marked at its first and which at its last paddle.
 NUM_FACTS = 5
 ATTEMPTS, PLACED, MARGIN, START, END = range(NUM_FACTS)
 
@@ -75,12 +75,12 @@ def below(stream: Stream, bound: int) -> int:
 
 @compiled
 def blank_ground(t: np.record) -> Bytes:
-    """Make the ground on which there is nothing but the image's border.
+    """Create the ground that contains nothing but the image's border.
 
     Returns:
-        `(2, P)`, rows OCCUPANCY and HALO, flat with rows of `t.stride`. The occupancy is how far a
-        pixel is taken, 0 to 255, and 0 outside the image, where nothing collides. The halo is the
-        occupancy dilated by the margin, and 255 outside the image, where nothing grows.
+        `(2, P)`, rows OCCUPANCY and HALO, flat with rows of `t.stride`. The occupancy says how far
+        a pixel is taken, 0 to 255; it is 0 outside the image, where nothing collides. The halo is
+        the occupancy dilated by the margin; it is 255 outside the image, where nothing grows.
     """
     ground = np.zeros((2, (t.size + 2 * t.pad) * t.stride), np.uint8)
     ground[HALO] = 255
@@ -97,7 +97,7 @@ def blank_ground(t: np.record) -> Bytes:
 
 @compiled
 def copy_ground(source: Bytes, target: Bytes) -> None:
-    """Copy a ground into another."""
+    """Copy one ground into another."""
     for layer in range(2):
         for pixel in range(source.shape[1]):
             target[layer, pixel] = source[layer, pixel]
@@ -107,8 +107,8 @@ def copy_ground(source: Bytes, target: Bytes) -> None:
 def overlay(t: np.record, layer: Bytes, place: int, stamp: Bytes, first: int, end: int) -> None:
     """Raise a layer of the ground, from `place` on, to rows `first`..`end` of a stamp."""
     for y in range(first, end):
-        # Unsigned: a negative index would wrap, and the test for it keeps the loop scalar. So does
-        # a width that the compiler knows, for it unrolls the loop first.
+        # Unsigned, since the test for a negative index, which would wrap, keeps the loop scalar. So
+        # does a width known to the compiler, since it then unrolls the loop first.
         start = np.uint64(place + y * t.stride)
         for x in range(np.uint64(t.row)):
             layer[start + x] = max(layer[start + x], stamp[y, x])
@@ -125,7 +125,7 @@ def occupy(t: np.record, ground: Bytes, contour: Ints) -> None:
     if min(top, left) >= 0 and max(top, left) + width <= t.size:
         overlay(t, ground[OCCUPANCY], place, mask, first, end)
     else:
-        # A mask is cut at the image's rim; a halo need not be, it's full beyond it already.
+        # A mask is cropped at the image's rim; a halo need not be, since it is full beyond it.
         for y in range(max(first, -top), min(end, t.size - top)):
             for x in range(max(0, -left), min(width, t.size - left)):
                 pixel = place + y * t.stride + x
@@ -137,7 +137,7 @@ def occupy(t: np.record, ground: Bytes, contour: Ints) -> None:
 
 @compiled
 def collides(t: np.record, ground: Bytes, stamp: int, y: int, x: int) -> bool:
-    """Tell whether a paddle's mask and the occupancy add up to too much anywhere."""
+    """Return whether a paddle's mask and the occupancy add up to too much anywhere."""
     place = (t.pad + y - t.reach) * t.stride + t.pad + x - t.reach
     limit = t.limit[stamp]
     for row in range(t.limit_rows[stamp, 0], t.limit_rows[stamp, 1]):
@@ -152,7 +152,7 @@ def collides(t: np.record, ground: Bytes, stamp: int, y: int, x: int) -> bool:
 
 @compiled
 def extend(t: np.record, ground: Bytes, contour: Ints, stream: Stream, sums: Floats) -> bool:
-    """Grow a contour by one paddle, or tell that it can't; `sums` is room for the weights."""
+    """Grow a contour by one paddle, or return False; `sums` is space for the weights."""
     last = contour[ORIENTATION]
     pivot_y = int(np.ceil(contour[PIVOT_Y] + t.step[last, 0]))
     pivot_x = int(np.ceil(contour[PIVOT_X] + t.step[last, 1]))
@@ -183,7 +183,7 @@ def extend(t: np.record, ground: Bytes, contour: Ints, stream: Stream, sums: Flo
 
 @compiled
 def begin(t: np.record, contour: Ints, degree: int, y: int, x: int) -> bool:
-    """Place a contour's first paddle at a tail; tell whether head and pivot are in the image."""
+    """Place a contour's first paddle at a tail; return whether head and pivot are inside."""
     head_y = int(np.ceil(y + t.seed_head[degree, 0]))
     head_x = int(np.ceil(x + t.seed_head[degree, 1]))
     pivot_y = int(np.ceil(head_y + t.seed_pivot[degree, 0]))
@@ -196,7 +196,7 @@ def begin(t: np.record, contour: Ints, degree: int, y: int, x: int) -> bool:
 
 @compiled
 def record(contour: Ints, path: Ints, paddle: int) -> None:
-    """Note a contour's last paddle in its path `(length, 3)`: stamp, y, x."""
+    """Record a contour's last paddle in its path `(length, 3)`: stamp, y, x."""
     path[paddle, 0] = contour[STAMP]
     path[paddle, 1] = contour[ANCHOR_Y]
     path[paddle, 2] = contour[ANCHOR_X]
@@ -220,7 +220,7 @@ def grow_targets(
     copy_ground(blank, ground)
     tail = below(stream, rows * columns)
     y, x = t.tails[degree, 0] + tail // columns, t.tails[degree, 1] + tail % columns
-    # So near the middle, neither contour's head or pivot can leave the image.
+    # This near the middle, neither contour's head or pivot can leave the image.
     begin(t, contours[0], degree, y, x)
     degree = below(stream, DEGREES)
     bearing = below(stream, DEGREES)
@@ -234,7 +234,7 @@ def grow_targets(
             if not extend(t, ground, contours[k], stream, sums):
                 return False
             record(contours[k], paths[k], paddle)
-    # The original leaves the first contour's last paddle out.
+    # The original leaves out the first contour's last paddle.
     occupy(t, ground, contours[1])
     return True
 
@@ -246,7 +246,7 @@ def close_pixels(t: np.record, ground: Bytes, closed: Bytes) -> float:
     Args:
         t: The tables.
         ground: The ground.
-        closed: `(P,)`; receives 1 for every blocked pixel and for the outermost ones. Stays 0
+        closed: `(P,)`, receives 1 for every blocked pixel and for the outermost pixels, and stays 0
             outside the image.
 
     Returns:
@@ -269,13 +269,13 @@ def close_pixels(t: np.record, ground: Bytes, closed: Bytes) -> float:
 
 @compiled
 def choose_tail(t: np.record, degree: int, closed: Bytes, covered: Bytes, stream: Stream) -> int:
-    """Draw a tail y * size + x whose paddle covers no closed pixel; -1 where there is none.
+    """Draw a tail y * size + x whose paddle covers no closed pixel; -1 if there is none.
 
     Args:
         t: The tables.
         degree: The paddle's orientation.
         closed: Closed pixels, from `close_pixels`.
-        covered: `(size, size)`, room for the tails that are out.
+        covered: `(size, size)`, space for the excluded tails.
         stream: The image's generator.
     """
     if not t.usable[degree]:
@@ -320,7 +320,7 @@ def grow_distractor(
     stream: Stream,
     sums: Floats,
 ) -> bool:
-    """Attempt one distractor once; where it fails, the ground is left half grown."""
+    """Attempt one distractor once; on failure, the ground is left half grown."""
     inside = False
     for _ in range(PADDLE_TRIALS):
         degree = below(stream, DEGREES)
@@ -375,16 +375,16 @@ def grow_images(
     targets: Ints,
     distractors: Ints,
 ) -> None:
-    """Grow what is on images `first`, `first + 1`, ... of a seed.
+    """Grow the contents of images `first`, `first + 1`, ... of a seed.
 
     Args:
-        records: `(M,)` one record of tables for every margin that an image may draw.
+        records: `(M,)`, one record of tables per margin that an image may draw.
         seed: Seed of all images.
         first: Index of the first image.
-        labels: `(n,)` receives 1 where the marked ends belong to one contour.
-        facts: `(n, 5)` receives the columns named above.
-        targets: `(n, 2, length, 3)` receives stamp, y and x of the two contours' paddles.
-        distractors: `(n, num, length, 3)` receives those of the distractors; as many are tried.
+        labels: `(n,)`, receives 1 if the marked ends belong to one contour, else 0.
+        facts: `(n, 5)`, receives the columns named above.
+        targets: `(n, 2, length, 3)`, receives stamp, y and x of the two contours' paddles.
+        distractors: `(n, num, length, 3)`, receives those of the distractors; `num` are tried.
     """
     stream = np.empty(2, np.uint64)
     contours = np.empty((2, 6), np.int64)
@@ -392,7 +392,7 @@ def grow_images(
     for index in range(len(labels)):
         start_stream(stream, seed, np.uint64(first + index))
         label = below(stream, 2)
-        # Drawn before the attempts: a wide margin succeeds more rarely, but is as frequent.
+        # Drawn before the attempts: a wide margin succeeds less often, but is equally frequent.
         margin = below(stream, len(records)) if len(records) > 1 else 0
         t = records[margin]
         blank = blank_ground(t)

@@ -1,4 +1,4 @@
-"""Parameters of the Pathfinder images of the Long Range Arena, one record an image size.
+"""Parameters of the Pathfinder images of the Long Range Arena, one record per image size.
 
 They are those of the benchmark's data builders (lra_benchmarks/data/pathfinder.py) for the public
 generator of Linsley et al. (2018, "Learning long-range spatial dependencies with horizontal
@@ -8,11 +8,11 @@ gated recurrent units", arXiv 1805.08315; github.com/drewlinsley/pathfinder, sna
 import math
 from dataclasses import dataclass
 
-# Every image is drawn at twice its size and shrunk.
+# Every image is drawn at twice its size and then shrunk.
 ANTIALIAS = 2
 
-# Published are 6 (easy), 9 (intermediate) and 14 (hard), on which the Long Range Arena trains. A
-# distractor has a third of a contour's paddles, so that below 3 there would be none.
+# The published lengths are 6 (easy), 9 (intermediate) and 14 (hard), on which the Long Range Arena
+# trains. A distractor has a third of a contour's paddles, so below 3 there would be none.
 CONTOUR_LENGTHS = range(3, 15)
 
 
@@ -23,15 +23,15 @@ class Rules:
     Args:
         size: Side of the image.
         padding: Width of the border that no paddle may enter.
-        seed_distance: Distance of the two contours' first tails; twice this keeps them from the
-            border.
+        seed_distance: Distance between the two contours' first tails; twice this keeps them away
+            from the border.
         marker_radius: Radius of the disks that mark two ends.
-        distractor_paddles: Paddles in all distractors together, before whole distractors are
-            counted off.
+        distractor_paddles: Total number of paddles in all distractors, before rounding down to
+            whole distractors.
         paddle_length: Length of a paddle.
         paddle_thickness: Width of a paddle.
-        margins: Room around a paddle; each image draws one.
-        continuity: How straight contours are: an angle between two paddles counts this much.
+        margins: Space around a paddle; each image draws one of these.
+        continuity: How straight contours are; the factor for the angle between two paddles.
         target_contrast: Value of the two contours' paddles.
         distractor_contrast: Value of the distractors' paddles; markers have the value 1.
     """
@@ -50,7 +50,7 @@ class Rules:
 
     @property
     def stamp_radius(self) -> int:
-        """Pixels from the middle of a drawn paddle's stamp, where its line starts, to its rim."""
+        """Pixels from the middle of a paddle's stamp, where its line starts, to the rim."""
         return self.paddle_length + math.ceil(self.paddle_thickness)
 
     def num_distractors(self, contour_length: int) -> int:

@@ -1,8 +1,8 @@
 """Draw the paddles and markers of Pathfinder images once, as small stamps of bytes.
 
-A paddle's line starts in the middle of its stamp, on a canvas of twice the size, and is shrunk
-with Pillow's Lanczos filter. Pillow 10 to 13 give the same bytes; `tables` holds them
-by a checksum, so that another drawing can't change the data unnoticed.
+A paddle's line starts in the middle of its stamp, on a canvas of twice the size, and is shrunk with
+Pillow's Lanczos filter. Pillow 10 to 13 give the same bytes; `tables` verifies them by a checksum,
+so that a different drawing cannot change the data unnoticed.
 """
 
 import math
@@ -27,7 +27,7 @@ def disk_offsets(radius: int) -> list[tuple[int, int]]:
 
 
 def dilate(image: Bytes, radius: int) -> Bytes:
-    """Take the maximum over a disk about every pixel; what lies outside the image counts as 0."""
+    """Take the maximum over a disk around every pixel; pixels outside the image count as 0."""
     height, width = image.shape
     padded = np.pad(image, radius)
     dilated = np.zeros_like(image)
@@ -38,7 +38,7 @@ def dilate(image: Bytes, radius: int) -> Bytes:
 
 
 def shrink(image: Bytes) -> Bytes:
-    """Shrink an image of bytes with Lanczos; an odd canvas of 2n - 1 gives n pixels per side."""
+    """Shrink an image of bytes with Lanczos; a canvas of 2n - 1 pixels per side gives n."""
     side = (image.shape[0] + 1) // ANTIALIAS
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
 
@@ -58,7 +58,7 @@ def draw_paddle(rules: Rules, margin: int, end: tuple[int, int]) -> tuple[Bytes,
 
     Args:
         rules: The image size's parameters.
-        margin: Room around the paddle, in pixels of the final image.
+        margin: Space around the paddle, in pixels of the final image.
         end: Far end of the line, from `line_end`.
 
     Returns:
@@ -77,17 +77,18 @@ def draw_paddle(rules: Rules, margin: int, end: tuple[int, int]) -> tuple[Bytes,
 
 
 def marker_reach(rules: Rules) -> tuple[int, int]:
-    """Return a marker stamp's radius, and how far from the border its place begins to matter."""
+    """Return a marker stamp's radius, and the distance from the border within which it varies."""
     radius = math.ceil(rules.marker_radius) + FILTER_REACH
     return radius, radius + FILTER_REACH
 
 
 def draw_markers(rules: Rules) -> NDArray[np.uint8]:
-    """Draw the marker for every place that gives another stamp.
+    """Draw the marker for every place that gives a different stamp.
 
     Near the border the filter has fewer pixels to read, so the stamp depends on the distances to
-    the borders, up to `border` of `marker_reach`; class k of a coordinate stands for k pixels
-    from the low border, 2 border - k from the high border, and k = border for all in between.
+    the borders, up to `border` of `marker_reach`. Class k of a coordinate stands for k pixels from
+    the low border or 2 border - k pixels from the high border, and k = border for everything in
+    between.
 
     Returns:
         `(2 border + 1, 2 border + 1, 2 radius + 1, 2 radius + 1)`: class of y, class of x, stamp.

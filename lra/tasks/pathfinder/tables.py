@@ -1,7 +1,6 @@
 """Fill the tables of `layout`, the same on every machine.
 
-Sines are correctly rounded (`trigonometry`), stamps are drawn by Pillow and held by a
-checksum.
+Sines are correctly rounded (`trigonometry`); stamps are drawn by Pillow and verified by a checksum.
 """
 
 import hashlib
@@ -28,13 +27,13 @@ Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Two masks collide where their values add up to this or more.
+# Two masks collide if their values add up to this or more anywhere.
 COLLISION = 1.8
 
 # A seed's paddle may not touch pixels whose occupancy is above this.
 BLOCKED = 0.3
 
-# sha256 of an image size's tables, with Pillow 10 to 13.
+# sha256 of the tables of each image size, with Pillow 10 to 13.
 CHECKSUMS = {
     32: "ed06ff8e5011ee29ad7081b4d288597bc3866619ad0ed18176dcd69435a5f390",
     64: "4374486bf5cc17f0cce84e5969be6d6fd38697c5cf4fd7ecae6bd17e543276bd",
@@ -54,17 +53,17 @@ def reverse(orientation: float) -> float:
 
 
 def offsets(orientations: list[float], length: float) -> Floats:
-    """Return the steps `(n, 2)` (y, x) of a length along each orientation."""
+    """Return the steps `(n, 2)` (y, x) of a given length along each orientation."""
     return np.array([[length * sine(angle), length * cosine(angle)] for angle in orientations])
 
 
 def candidate_offsets(radius: int) -> list[tuple[int, int]]:
-    """List the pixels of a circle, from samples one pixel of arc apart, by row and column."""
-    # The original spells the arc out just so: the last bit decides how many samples there are.
+    """List the pixels of a circle, sampled one pixel of arc apart, by row and column."""
+    # The original writes the arc exactly so, and its last bit decides the number of samples.
     step = 360.0 / (2 * radius * math.pi)
     angles = [count * step * math.pi / 180 for count in range(math.ceil(360 / step))]
-    # The original adds the (whole) pivot first and then truncates what lies inside the image:
-    # the same as rounding down.
+    # The original adds the (integer) pivot first and then truncates what is inside the image, which
+    # is the same as rounding down.
     samples = {
         (math.floor(radius * sine(angle)), math.floor(radius * cosine(angle))) for angle in angles
     }
@@ -72,17 +71,17 @@ def candidate_offsets(radius: int) -> list[tuple[int, int]]:
 
 
 def turn_weight(orientation: float, last: float, continuity: float) -> float:
-    """Return how likely a paddle of this orientation follows one of orientation `last`."""
+    """Return the weight of a paddle of this orientation after one of orientation `last`."""
     difference = abs(orientation - last)
     turn = min(difference, 2 * math.pi - difference) * continuity
     return cosine(turn) ** 2 if turn < math.pi / 2 else 0.0
 
 
 def seed_kernel(rules: Rules, margin: int, mask: Bytes) -> list[tuple[int, int]]:
-    """List the offsets (y, x) that a seed's paddle is taken to cover, counted from its tail.
+    """List the offsets (y, x) that a seed's paddle is assumed to cover, relative to its tail.
 
-    Only the mask's full bytes count. The original draws the paddle one pixel right and below of
-    the tail and cuts the stamp to `2 (length + margin) + 1`.
+    Only mask bytes of 255 count. The original draws the paddle one pixel to the right of and below
+    the tail, and crops the stamp to `2 (length + margin) + 1`.
     """
     radius = rules.paddle_length + margin
     shift = 1 - (rules.stamp_radius + margin)
@@ -91,10 +90,10 @@ def seed_kernel(rules: Rules, margin: int, mask: Bytes) -> list[tuple[int, int]]
 
 
 def works_at_corners(kernel: list[tuple[int, int]]) -> bool:
-    """Tell whether a seed's kernel overlaps the image wherever its tail is.
+    """Return whether a seed's kernel overlaps the image wherever its tail is.
 
-    The original gives up on an orientation whose kernel lies wholly outside for some pixel, which
-    happens first at a corner.
+    The original gives up on an orientation whose kernel is entirely outside the image for some
+    pixel, which happens first at a corner.
     """
     return all(
         any(y * down >= 0 and x * right >= 0 for y, x in kernel)
@@ -103,7 +102,7 @@ def works_at_corners(kernel: list[tuple[int, int]]) -> bool:
 
 
 def free_tails(rules: Rules, kernel: list[tuple[int, int]]) -> list[int]:
-    """Return first row, first column, rows, columns of the tails that fit the central square."""
+    """Return first row, first column, rows and columns of the tails that fit the central square."""
     if not works_at_corners(kernel):
         return [0, 0, 0, 0]
     first, last = 2 * rules.seed_distance, rules.size - 2 * rules.seed_distance - 1
@@ -115,24 +114,24 @@ def free_tails(rules: Rules, kernel: list[tuple[int, int]]) -> list[int]:
 
 
 def ink(contrast: float) -> Floats:
-    """Return what the bytes 0..255 are worth at a contrast; the original keeps single precision."""
+    """Return the values of bytes 0..255 at a contrast, with the original's single precision."""
     return (np.arange(256) / 255 * contrast).astype(np.float32).astype(np.float64)
 
 
 def row_span(counts: NDArray[np.bool_]) -> Ints:
-    """Return first row and end `(S, 2)` of what counts in stamps `(S, W, W)`."""
+    """Return the first row and end `(S, 2)` of the set pixels in stamps `(S, W, W)`."""
     rows = np.any(counts, 2)  # (S, W)
     return np.stack([rows.argmax(1), rows.shape[1] - np.flip(rows, 1).argmax(1)], 1)
 
 
 def put(t: np.record, name: str, value: NDArray[np.generic]) -> None:
-    """Write a table into its room, from the first element of every axis on."""
+    """Write a table into its space, from the first element of every axis on."""
     t[name][tuple(slice(length) for length in value.shape)] = value
 
 
 def put_stamps(t: np.record, rules: Rules, margin: int, turns: list[float]) -> None:
-    """Draw the paddles of all orientations, equal ones once."""
-    # A seed is drawn from its tail forwards, all others from their head backwards.
+    """Draw the paddles of all orientations, drawing equal ones once."""
+    # A seed is drawn forwards from its tail, all other paddles backwards from their heads.
     orientations = [*seed_orientations(), *map(reverse, turns)]
     drawn = [line_end(rules, margin, orientation) for orientation in orientations]
     ends = sorted(set(drawn))
@@ -186,24 +185,24 @@ def put_seeds(t: np.record, rules: Rules, margin: int) -> None:
 
 
 def put_inks(t: np.record, rules: Rules) -> None:
-    """Say what the image is drawn with."""
+    """Set the values that the image is drawn with."""
     t["target_value"] = ink(rules.target_contrast)
     t["distractor_value"] = ink(rules.distractor_contrast)
-    # Markers alone are in double precision.
+    # Only markers are in double precision.
     t["marker_value"] = np.arange(256) / 255
     t["marker_radius"], t["marker_border"] = marker_reach(rules)
     put(t, "marker", draw_markers(rules))
 
 
 def build_tables(size: int) -> NDArray[np.void]:
-    """Build the records `(M,)` of an image size, one a margin."""
+    """Build the records `(M,)` of an image size, one per margin."""
     rules = RULES[size]
     records = np.zeros(len(rules.margins), TABLES)
     for margin, t in zip(rules.margins, records.view(np.recarray), strict=True):
         t["size"], t["padding"], t["margin"] = size, rules.padding, margin
         t["reach"] = rules.stamp_radius + margin
         t["row"] = ROW // 2 if 2 * (t["reach"] + margin) < ROW // 2 else ROW
-        # Pivots lie less than margin + 3 outside, candidates a paddle's length and margin farther.
+        # Pivots are less than margin + 3 outside, candidates a paddle's length and margin farther.
         t["pad"] = t["reach"] + margin + 3
         t["stride"] = t["pad"] + size + ROW
         circle = candidate_offsets(rules.paddle_length + margin)
@@ -215,7 +214,7 @@ def build_tables(size: int) -> NDArray[np.void]:
 
 
 def checksum(records: NDArray[np.void]) -> str:
-    """Return the sha256 of all tables, little-endian, by their order in TABLES."""
+    """Return the sha256 of all tables, little-endian, in the order of TABLES."""
     digest = hashlib.sha256()
     for name in TABLES.names or ():
         column = records[name]
@@ -225,16 +224,16 @@ def checksum(records: NDArray[np.void]) -> str:
 
 @cache
 def tables(size: int) -> NDArray[np.void]:
-    """Return the records `(M,)` of an image size, one a margin, after a look at their checksum.
+    """Return the records `(M,)` of an image size, one per margin, after checking their checksum.
 
     Raises:
-        RuntimeError: Pillow draws other stamps than those that the data are defined by.
+        RuntimeError: Pillow draws different stamps from those that define the data.
     """
     records = build_tables(size)
     if checksum(records) != CHECKSUMS[size]:
         raise RuntimeError(
             f"the Pathfinder tables for size {size} have the checksum {checksum(records)}, not "
-            f"{CHECKSUMS[size]}: Pillow {PIL.__version__} draws other stamps than Pillow 10 to "
-            "13, which the data are defined by; install one of these"
+            f"{CHECKSUMS[size]}: Pillow {PIL.__version__} draws different stamps from Pillow 10 "
+            "to 13, which define the data; install one of these"
         )
     return records

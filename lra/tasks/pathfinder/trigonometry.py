@@ -1,8 +1,8 @@
-"""Sine, cosine and arc tangent, correctly rounded: the same double on every machine.
+"""Compute sine, cosine and arc tangent correctly rounded: the same double on every machine.
 
-The last bit of a library's sine depends on the library and on the processor, and a coordinate
-that is rounded up turns that bit into a whole pixel. Here the functions are computed with 50
-decimal digits and rounded once. They serve to build tables, not to be called in a loop.
+The last bit of a library's sine depends on the library and on the processor, and a coordinate that
+is rounded up turns that bit into a whole pixel. Here the functions are computed with 50 decimal
+digits and rounded once. They are meant for building tables, not for calls in a loop.
 """
 
 import math
@@ -43,5 +43,5 @@ def direction(y: int, x: int) -> float:
     estimate = math.atan2(y, x)
     with localcontext(prec=DIGITS + 10):
         sin, cos = (_power_series(Decimal(estimate), first) for first in (1, 0))
-        # What is left is below 1e-15, where an angle and its tangent agree to 45 digits.
+        # The remainder is below 1e-15, where an angle and its tangent agree to 45 digits.
         return float(Decimal(estimate) + (y * cos - x * sin) / (x * cos + y * sin))

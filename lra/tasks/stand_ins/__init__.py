@@ -1,4 +1,4 @@
-"""What the stand-ins share: data of this project's own, drawn from a seed, the same bytes anywhere.
+"""Shared parts of the stand-ins: this project's own data, the same bytes for a seed anywhere.
 
 A stand-in takes a task's place at the mini scale, where nothing is read or fetched. Its random
 numbers are raw generator output, since NumPy's distributions may change between versions.
@@ -28,16 +28,16 @@ def _seed(key: str) -> int:
 
 
 def uniform(key: str, count: int, width: int) -> NDArray[np.float64]:
-    """Return `(count, width)` numbers in [0, 1) of the stream `key`, from raw PCG64 words."""
+    """Return `(count, width)` numbers in [0, 1) from the stream `key` of raw PCG64 words."""
     words = np.random.PCG64(_seed(key)).random_raw(count * width)
     return (words >> np.uint64(11)).astype(np.float64).reshape(count, width) * 2.0**-53
 
 
 def below(bound: int, key: str, count: int, width: int) -> NDArray[np.uint16]:
-    """Return `(count, width)` whole numbers below `bound`, at most 256, of the stream `key`.
+    """Return `(count, width)` whole numbers below `bound`, at most 256, from the stream `key`.
 
-    Each is of 16 bits, so that none is more than 1/256 more likely than another; a quarter of the
-    words of `uniform`.
+    Each is made from 16 bits, so that none is more than 1/256 more likely than another. This takes
+    a quarter of the words that `uniform` takes.
     """
     words = np.random.PCG64(_seed(key)).random_raw(-(-count * width // 4))
     parts = words.astype("<u8").view("<u2")[: count * width].astype(np.uint32)
@@ -83,7 +83,7 @@ class StandIn(ABC):
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
-    # What is drawn, in words for people.
+    # Description of the data for people.
     content: ClassVar[str]
 
     num_train: int = 20_000
@@ -104,7 +104,7 @@ class StandIn(ABC):
         }
 
     def locate(self, data_dir: Path | None) -> Source:
-        """Nothing is read: the examples are drawn."""
+        """Return a stand-in source, since the examples are drawn and nothing is read."""
         return Source("stand-in", f"{self.content}, seed {self.data_seed}")
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
@@ -115,4 +115,4 @@ class StandIn(ABC):
 
     @abstractmethod
     def examples(self, split: str, count: int) -> Iterator[Example]:
-        """Draw the examples of a split: labels, each with its sequences."""
+        """Draw the examples of a split: labels with their sequences."""

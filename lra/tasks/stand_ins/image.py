@@ -1,8 +1,8 @@
 """A stand-in for Image at the mini scale: ten classes of grey patterns, drawn by this project.
 
-Every image is a permutation of the same pixels, each of 16 grey levels occurring equally often,
-so that its histogram says nothing about its class: only where the levels stand does. Position,
-phase and scale vary within a class, and noise lies over everything.
+Every image is a permutation of the same pixels, in which each of 16 grey levels occurs equally
+often, so the histogram reveals nothing about the class: only the positions of the levels do.
+Position, phase and scale vary within a class, and everything is covered by noise.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ NOISE = 0.55
 
 
 def _triangle(phase: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the triangle wave of period 1: 0 up to 1 and down, the same bits anywhere."""
+    """Return the triangle wave of period 1, from 0 up to 1 and down, the same bits anywhere."""
     return 1 - np.abs(2 * (phase - np.floor(phase)) - 1)
 
 
@@ -66,7 +66,7 @@ def draw(kinds: NDArray[np.int64], numbers: NDArray[np.float64], side: int) -> N
         column + 0.3 * (phase - 0.5) * row,
         -np.minimum(np.abs(dy), np.abs(dx)),
     ]
-    # Every pattern is drawn for every image and the one of its class kept.
+    # Draw every pattern for every image, and keep that of its class.
     stack = np.stack([np.broadcast_to(p, (len(kinds), side, side)) for p in patterns])
     values = stack[kinds, np.arange(len(kinds))].reshape(len(kinds), -1)
     spread = values.max(1, keepdims=True) - values.min(1, keepdims=True)
@@ -78,7 +78,7 @@ def draw(kinds: NDArray[np.int64], numbers: NDArray[np.float64], side: int) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStandIn(StandIn):
-    """Options of the stand-in, beside those of `StandIn`.
+    """Options of the stand-in, in addition to those of `StandIn`.
 
     Args:
         side: Height and width in pixels.

@@ -1,10 +1,11 @@
 """A stand-in for Pathfinder at the mini scale: small images with two paths, drawn by this project.
 
 Four ends lie near the corners. Two winding paths, which never touch, join them along the rows or
-along the columns. Marked are the end at the top left and the one at its right or below it; the
-label tells whether a path joins them. Ends and marks are drawn apart from the label, which only
-decides how the paths run: the marks alone, their places and distance included, tell nothing. Then
-each image is worn, some hardly and some until little but stray pixels is left of its paths.
+along the columns. The end at the top left is marked, and either the one to its right or the one
+below it; the label says whether a path joins them. Ends and marks are drawn independently of the
+label, which only decides how the paths run, so the marks alone, including their places and
+distance, reveal nothing. Then each image is worn: some hardly, and some until little but stray
+pixels is left of its paths.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from lra.tasks.stand_ins import Draws, Example, StandIn
 
 PATH, MARKER = 128, 255
-# Of the most worn image this share of the paths is missing, and of the background so much is set.
+# In the most worn image, the shares of missing path pixels and of stray background pixels.
 MOST_MISSING, MOST_STRAY = 0.9, 0.08
 
 
 def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int) -> list[int]:
-    """Return the rows of a path, a column each, from one `(row, column)` to another.
+    """Return the rows of a path, one per column, from one `(row, column)` to another.
 
-    It moves by at most a row per column and stays above row `band`.
+    The path moves by at most one row per column and stays above row `band`.
     """
     rows = [start[0]]
     for column in range(start[1] + 1, end[1] + 1):
@@ -37,14 +38,14 @@ def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int)
 
 def draw(draws: Draws, label: int, size: int) -> NDArray[np.uint8]:
     """Draw a `(size, size)` image of a label."""
-    # Between two paths there are always two rows.
+    # There are always two rows between the two paths.
     band, near, far = (size - 2) // 2, size // 4, size - 1
-    # Ends by their distances from the top left, top right, bottom left and bottom right corner.
+    # Ends as distances from the top left, top right, bottom left and bottom right corners.
     ends = [(draws.between(0, near), draws.between(0, near)) for _ in range(4)]
     marked = draws.between(1, 2)
     along_rows = (marked == 1) == bool(label)
     if not along_rows:
-        # Drawn along the rows and turned over in the end.
+        # Drawn along the rows and transposed at the end.
         ends = [(column, row) for row, column in (ends[0], ends[2], ends[1], ends[3])]
         marked = 3 - marked
     image = np.zeros((size, size), np.uint8)
@@ -59,7 +60,7 @@ def draw(draws: Draws, label: int, size: int) -> NDArray[np.uint8]:
 
 
 def wear(draws: Draws, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image with pixels of its paths missing and stray ones set; the marks stay."""
+    """Return an image with path pixels removed and stray pixels set; the marks stay."""
     degree = draws.share()
     numbers = np.array([draws.share() for _ in range(image.size)]).reshape(image.shape)
     worn = image.copy()
@@ -70,7 +71,7 @@ def wear(draws: Draws, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True)
 class PathfinderStandIn(StandIn):
-    """Options of the stand-in, beside those of `StandIn`.
+    """Options of the stand-in, in addition to those of `StandIn`.
 
     Args:
         size: Height and width in pixels.

@@ -1,9 +1,9 @@
 """A stand-in for Retrieval at the mini scale: pairs of documents in an invented language.
 
-Every document has a turn, and a topic on each side of it: what most of the rare words there belong
-to; all other words are common. Two documents belong together when their topics after the turn are
-the same. Those before it are drawn apart from the label, so that the beginnings tell nothing, and
-one who counts rare words without asking where they stand takes one topic for the other.
+Every document has a turn, and a topic on each side of it, to which most of the rare words there
+belong; all other words are common. Two documents belong together if their topics after the turn are
+the same. The topics before it are drawn independently of the label, so the beginnings reveal
+nothing, and a reader who counts rare words regardless of position takes one topic for the other.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from lra.tasks.stand_ins.text import CONSONANTS, TURN, word
 
 # The rare consonant of each topic.
 TOPICS = "cfhjqvwxz"
-# Rare words on each side of the turn: of its topic, and of any.
+# Number of rare words on each side of the turn: from its topic, and from any topic.
 OWN, STRAY = 3, 2
 
 

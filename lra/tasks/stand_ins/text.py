@@ -1,9 +1,10 @@
 """A stand-in for Text at the mini scale: reviews in an invented language, written by this project.
 
 A review praises and blames on both sides of a turn, and on each side one opinion leads by a single
-word. What leads after the turn decides. The lead before it is drawn apart from the label, so that a
-reader of the beginning learns nothing, and one who counts opinions has a tie wherever the two sides
-disagree. Words are syllables; only their consonants tell what they are.
+word. The opinion that leads after the turn is the label. The lead before it is drawn independently
+of the label, so a reader of the beginning learns nothing, and a reader who counts opinions finds a
+tie whenever the two sides disagree. Words are made of syllables; only their consonants carry
+meaning.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from lra.tasks.stand_ins import Draws, Example, StandIn
 
 CONSONANTS = "bdgklmnprst"
 VOWELS = "aeiou"
-# Consonants of blame and praise; a turn is the one word with a y.
+# Consonants of blame and praise; the turn is the only word with a y.
 OPINIONS = ("xz", "fv")
 TURN = "yet"
 
