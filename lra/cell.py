@@ -69,7 +69,9 @@ def _located(task: Task, data_dir: Path | None) -> dict[str, Any] | None:
     return found | {"code": code} if code else found
 
 
-def decided(config: Config, task: Task, device: torch.device, folder: Path) -> dict[str, Any]:
+def resolved_values(
+    config: Config, task: Task, device: torch.device, folder: Path
+) -> dict[str, Any]:
     """Return what a cell's hash covers: its configuration, completed by this machine and the data.
 
     Values that are left to the machine keep what the cell was started with: `threads=0` always,
@@ -85,7 +87,7 @@ def decided(config: Config, task: Task, device: torch.device, folder: Path) -> d
     Raises:
         ConfigError: There are far more threads than the machine has processors.
     """
-    begun = _begun(folder)
+    begun = _started_with(folder)
     threads, device_type = config.threads, device.type
     if not threads:
         threads = begun.get("threads", torch.get_num_threads())
@@ -96,7 +98,7 @@ def decided(config: Config, task: Task, device: torch.device, folder: Path) -> d
     return comparable(config, device=device_type, threads=threads, data=data)
 
 
-def _begun(folder: Path) -> dict[str, Any]:
+def _started_with(folder: Path) -> dict[str, Any]:
     """Return what the machine decided when a cell was started, and the cell's status if any."""
     try:
         record = read_record(folder / RECORD)
@@ -104,7 +106,7 @@ def _begun(folder: Path) -> dict[str, Any]:
     except RecordError:
         pass
     # The newer first: the checkpoint of training is written after that of pretraining.
-    config = checkpoint.begun_as(folder) or checkpoint.begun_as(folder / PRETRAINING)
+    config = checkpoint.read_config(folder) or checkpoint.read_config(folder / PRETRAINING)
     return {"threads": config["threads"]} if "threads" in config else {}
 
 

@@ -51,12 +51,12 @@ from lra.tasks import DataError
 from lra.terminal import run as run_command
 from lra.words import expand, value_of
 
-LEAST_LENGTH = LENGTH + MORE
+MIN_LENGTH = LENGTH + MORE
 SIZES = {
     "dim": "model width",
     "heads": "heads",
     "head_dim": "width of a head",
-    "max_length": f"longest sequence, at least {LEAST_LENGTH}",
+    "max_length": f"longest sequence, at least {MIN_LENGTH}",
 }
 
 
@@ -144,8 +144,8 @@ def main(words: Sequence[str] | None = None) -> None:
         words: The command line; None takes that of the process.
     """
     parser, args = _arguments(words)
-    if args.max_length < LEAST_LENGTH:
-        parser.error(f"--max-length {args.max_length}: must be at least {LEAST_LENGTH}")
+    if args.max_length < MIN_LENGTH:
+        parser.error(f"--max-length {args.max_length}: must be at least {MIN_LENGTH}")
     try:
         sizes: dict[str, Any] = {key: getattr(args, key) for key in SIZES}
         replace(SMALL, **sizes)

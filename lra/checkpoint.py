@@ -7,7 +7,6 @@ checkpoints are kept; if the last one cannot be read, the one before it is.
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lra.config import ConfigError, differences
-from lra.folders import writing
+from lra.folders import replacing, writing
 from lra.paths import CHECKPOINT as CHECKPOINT
 from lra.paths import PRETRAINING
 
@@ -115,32 +114,9 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
     # In memory first: torch reports a full disk as an error of its own archive format.
     buffer = io.BytesIO()
     torch.save(state | {CHECKSUM: checksum(state)}, buffer)
-    partial = path.with_name(f"{path.name}.partial")
     doing = f"writing {path.name}" + ("; the last checkpoint stays" if path.exists() else "")
-    with writing("runs_dir", path.parent, doing):
-        try:
-            with open(partial, "wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            if previous is not None and path.exists():
-                _keep(path, previous)
-            os.replace(partial, path)
-        except OSError:
-            # Left behind, it would keep the disk full.
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, while it remains readable under its first."""
-    link = previous.with_name(f"{previous.name}.partial")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links
-        link = path
-    os.replace(link, previous)
+    with writing("runs_dir", path.parent, doing), replacing(path, keep=previous) as file:
+        file.write(buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
@@ -210,7 +186,7 @@ def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-def begun_as(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration that a run was started with; empty if no checkpoint holds it.
 
     Neither the tensors nor the checksum are read, so a large file costs no more than a small one.

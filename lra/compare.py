@@ -27,7 +27,7 @@ from lra.report.grid import beats_chance, build_grid
 from lra.report.notes import changed
 from lra.report.selection import Selection, selections
 from lra.report.significance import LEVEL, NORMAL, difference_interval, mcnemar, student
-from lra.report.standing import Answers, correct, discordant, stored
+from lra.report.standing import Answers, correct, discordant, prediction_reader
 from lra.terminal import run
 from lra.variant import DEFAULT
 from lra.words import printable, shown
@@ -205,7 +205,7 @@ def main() -> None:
             records = [record for record in there if asked.has(record)]
             records = [record for record in records if record.status == "ok"]
             print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
-            print(page(records, *methods(records, asked), stored(folder)))
+            print(page(records, *methods(records, asked), prediction_reader(folder)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

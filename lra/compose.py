@@ -181,10 +181,10 @@ def departures(
     return variant.departures({**values, "train": train}, recipe)
 
 
-def told_departures(config: Config) -> str:
+def describe_departures(config: Config) -> str:
     """Return a cell's departures from its recipe in words; empty if there are none."""
     try:
-        return variant.told(departures(asdict(config), *_surroundings(None)))
+        return variant.describe(departures(asdict(config), *_surroundings(None)))
     except ConfigError:
         return variant.UNKNOWN
 

@@ -28,11 +28,11 @@ PRETRAIN_LOSSES = ("cross_entropy", "l1")
 ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 # AdamW divides it by numbers below 1, and the result must be a float32.
-LARGEST_RATE = 1e30
+MAX_RATE = 1e30
 # The bound on seeds of a torch generator.
-LEAST_WRONG_SEED = 2**63
+SEED_LIMIT = 2**63
 # File systems allow names of 255 bytes; a variant is the name of a folder.
-LONGEST_VARIANT = 200
+MAX_VARIANT = 200
 DATA_DIR_VARIABLE = "LRA_DATA_DIR"
 
 
@@ -174,8 +174,8 @@ class TrainConfig:
         for key in ("learning_rate", "epsilon"):
             if not 0 < (number := getattr(self, key)) < float("inf"):
                 raise ValueError(f"train.{key}={number}: must be a finite number above 0")
-        if self.learning_rate > LARGEST_RATE:
-            least = f"must be at most {LARGEST_RATE:g}, so that a float32 weight can be moved by it"
+        if self.learning_rate > MAX_RATE:
+            least = f"must be at most {MAX_RATE:g}, so that a float32 weight can be moved by it"
             raise ValueError(f"train.learning_rate={self.learning_rate}: {least}")
         for key in ("beta1", "beta2"):
             if not 0 <= (number := getattr(self, key)) < 1:
@@ -256,10 +256,10 @@ class PretrainConfig:
         for key in ("steps", "batch_size", "warmup_steps", "validate_every"):
             if (value := getattr(self, key)) < 1:
                 raise ValueError(f"pretrain.{key}={value}: must be at least 1")
-        if not 0 < self.learning_rate <= LARGEST_RATE:
+        if not 0 < self.learning_rate <= MAX_RATE:
             raise ValueError(
                 f"pretrain.learning_rate={self.learning_rate}: must be a number above 0, at most"
-                f" {LARGEST_RATE:g}"
+                f" {MAX_RATE:g}"
             )
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(
@@ -325,7 +325,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.cache_dir = str(expanded(self.cache_dir)) if self.cache_dir else ""
-        if not 0 <= self.seed < LEAST_WRONG_SEED:
+        if not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(f"seed={self.seed}: must be at least 0 and below 2^63")
         if self.threads < 0:
             raise ValueError(f"threads={self.threads}: must be at least 0 (0 = torch's default)")
@@ -377,8 +377,8 @@ def expanded(folder: str) -> Path:
 
 def problem_of_folder(name: str) -> str:
     """Return why a name is no valid folder name on every system; empty if it is one."""
-    if len(name.encode()) > LONGEST_VARIANT:
-        return f"must be a plain folder name of at most {LONGEST_VARIANT} bytes"
+    if len(name.encode()) > MAX_VARIANT:
+        return f"must be a plain folder name of at most {MAX_VARIANT} bytes"
     forbidden = sorted(set(name) & set('/\\|<>:"?*') | {c for c in name if not c.isprintable()})
     if not name or name.startswith(".") or name != name.strip() or forbidden:
         which = f", without {' '.join(map(shown, forbidden))}" if forbidden else ""

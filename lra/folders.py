@@ -4,9 +4,9 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lra.words import ConfigError
 
@@ -74,6 +74,44 @@ def _free(folder: Path) -> str:
         return "free space unknown"
 
 
+@contextmanager
+def replacing(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file to write that takes the place of `file` once it is complete, or not at all.
+
+    Args:
+        file: The file.
+        keep: Where an existing file is moved to; without it, that file is replaced.
+
+    Raises:
+        OSError: The disk refused; what was written is removed, and an existing file stays.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        with open(partial, "wb") as target:
+            yield target
+            target.flush()
+            os.fsync(target.fileno())
+        if keep is not None and file.exists():
+            _keep(file, keep)
+        os.replace(partial, file)
+    except OSError:
+        # Left behind, it would keep the disk full.
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _keep(file: Path, other: Path) -> None:
+    """Give a file a second name, while it remains readable under its first."""
+    link = other.with_name(f"{other.name}.partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:  # a file system without links
+        link = file
+    os.replace(link, other)
+
+
 def write_arrays(folder: Path, name: str, **arrays: "NDArray[Any]") -> None:
     """Write named arrays into a run folder, compressed, completely or not at all.
 
@@ -88,9 +126,5 @@ def write_arrays(folder: Path, name: str, **arrays: "NDArray[Any]") -> None:
     # Imported here, so that commands that write no arrays start without it.
     import numpy as np
 
-    partial = folder / f"{name}.partial"
-    with writing("runs_dir", folder, f"writing {name}"), open(partial, "wb") as file:
+    with writing("runs_dir", folder, f"writing {name}"), replacing(folder / name) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / name)

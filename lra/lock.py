@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # considered dead: the clocks of a cluster may differ, and a network disk may be slow.
 BEAT, DEAD_AFTER = 15.0, 300.0
 # Later times have no date, so no note has one: the year 10000, in seconds since 1970.
-LATEST = 253_402_300_800.0
+MAX_TIMESTAMP = 253_402_300_800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def read_note(file: Path) -> Note | None:
     hints: dict[str, Any] = {each: Note.__annotations__[each] for each in values}
     if not all(fits(values[each], kind) for each, kind in hints.items()):
         return None
-    return note if all(0 <= each < LATEST for each in (note.since, note.updated)) else None
+    return note if all(0 <= each < MAX_TIMESTAMP for each in (note.since, note.updated)) else None
 
 
 class Holder:

@@ -16,7 +16,7 @@ from lra.paths import PACKAGES, ROOT
 
 # More threads than processors only slow a run down, but they reproduce the bits of a machine that
 # has that many processors.
-MOST_THREADS_A_PROCESSOR = 16
+MAX_THREADS_A_PROCESSOR = 16
 
 
 def resolve_threads(threads: int) -> int:
@@ -26,7 +26,7 @@ def resolve_threads(threads: int) -> int:
         ConfigError: There are far more threads than the machine has processors for.
     """
     processors = os.cpu_count() or 1
-    if threads > (most := MOST_THREADS_A_PROCESSOR * processors):
+    if threads > (most := MAX_THREADS_A_PROCESSOR * processors):
         raise ConfigError(
             f"threads={threads}: this machine has {processors} processors; must be at most {most}"
         )
@@ -84,17 +84,7 @@ def code_version(root: Path = ROOT) -> tuple[str, bool]:
 
 def code_name() -> str:
     """Return the version of the code in words: its commit, and whether the code differs from it."""
-    return named(*code_version())
-
-
-def named(commit: str, dirty: bool) -> str:
-    """Return a version of the code in words.
-
-    Args:
-        commit: Git commit; empty if it is unknown.
-        dirty: Whether the code differs from it.
-    """
-    return (commit or "unknown") + (" with local changes" if dirty else "")
+    return stamp.version_text(*code_version())
 
 
 def synchronise(device: torch.device) -> None:

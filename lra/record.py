@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
-from lra.folders import writing
+from lra.folders import replacing, writing
 from lra.paths import runs_dir
 from lra.typecheck import describe, fits
 from lra.variant import NO_PRETRAINING, UNKNOWN, flat
@@ -213,12 +213,9 @@ class RecordError(ValueError):
 
 def write_record(folder: Path, record: Record) -> None:
     """Write `result.json` into a run folder, completely or not at all."""
-    partial = folder / f"{RECORD}.partial"
-    with writing("runs_dir", folder, f"writing {RECORD}"), open(partial, "w") as file:
-        file.write(json.dumps(asdict(record), indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / RECORD)
+    text = json.dumps(asdict(record), indent=1) + "\n"
+    with writing("runs_dir", folder, f"writing {RECORD}"), replacing(folder / RECORD) as file:
+        file.write(text.encode())
 
 
 def set_aside(folder: Path) -> None:
@@ -282,7 +279,7 @@ def checked_record(values: Any, where: str) -> Record:
     if values["status"] == "ok" and missing:
         raise RecordError(f"{where}: {missing[0]} is null though status is ok")
     record = Record(**values)
-    if reason := impossible(record):
+    if reason := inconsistency(record):
         raise RecordError(f"{where}: {reason}")
     return record
 
@@ -290,11 +287,11 @@ def checked_record(values: Any, where: str) -> Record:
 # Keys that are measured only if there was pretraining.
 _OF_PRETRAINING = ("pretrain_loss",)
 # No count and no time of a run can exceed this.
-_MOST = 2**63
+_MAX = 2**63
 _SHARES = ("test_accuracy", "test_majority_rate", "best_accuracy")
 
 
-def impossible(record: Record) -> str:
+def inconsistency(record: Record) -> str:
     """Return, in words, what in a record is impossible; an empty string if nothing is."""
     for group in ("task", "attention", "model", "train", "protocol"):
         if not isinstance(found := record.config.get(group, {}), dict):
@@ -302,7 +299,7 @@ def impossible(record: Record) -> str:
     for key, value in vars(record).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or key == "seed":
             continue
-        most = 1 if key in _SHARES else _MOST
+        most = 1 if key in _SHARES else _MAX
         if not (math.isfinite(value) and 0 <= value <= most):
             bound = "a share, 0 to 1" if key in _SHARES else "a finite number, at least 0"
             return f"{key}={value} is impossible, should be {bound}"
@@ -323,7 +320,7 @@ def impossible(record: Record) -> str:
 
 
 # Keys of a record, and where its configuration has the same value.
-_TOLD_TWICE = {
+_DUPLICATED_KEYS = {
     "task": "task.name",
     "attention": "attention.name",
     "variant": "variant",
@@ -338,7 +335,7 @@ _TOLD_TWICE = {
 def contradiction(record: Record) -> str:
     """Return, in words, where a record contradicts its configuration; else an empty string."""
     there = {"pretrain.name": NO_PRETRAINING, **dict(flat(record.config))}
-    for key, place in _TOLD_TWICE.items():
+    for key, place in _DUPLICATED_KEYS.items():
         said = getattr(record, key)
         if place in there and said != there[place]:
             own = shown(repr(there[place]))

@@ -40,6 +40,6 @@ def jobs(cell: str) -> list[str]:
     return [f"{name}, {cell}" for name in _jobs()]
 
 
-def is_back(jobs: list[str], cell: str) -> bool:
+def was_requeued(jobs: list[str], cell: str) -> bool:
     """Return whether one of the given jobs is this one, restarted for the same cell."""
     return any(again and f"{name}, {cell}" in jobs for name, again in _jobs().items())

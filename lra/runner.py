@@ -21,9 +21,9 @@ from lra.build import (
     build_task,
     num_parameters,
 )
-from lra.cell import decided, finished, identity
+from lra.cell import finished, identity, resolved_values
 from lra.classification import Classification
-from lra.compose import told_departures
+from lra.compose import describe_departures
 from lra.config import Config, ConfigError, config_hash, resolve_precision
 from lra.division import is_out_of_memory, needs_whole_batch
 from lra.evaluation import predict
@@ -53,14 +53,16 @@ class CellFailedError(RuntimeError):
     """A cell ended without a result; its record says why."""
 
 
-def told_finished(config: Config, folder: Path) -> str:
+def finished_message(config: Config, folder: Path) -> str:
     """Return a line that says a cell is finished, or an empty string if it is not; write nothing.
 
     Raises:
         ConfigError: There is no such task or device, or the folder holds another configuration.
     """
     device = resolve_device(own_device(config.device))
-    if config.force or not finished(folder, decided(config, build_task(config), device, folder)):
+    if config.force or not finished(
+        folder, resolved_values(config, build_task(config), device, folder)
+    ):
         return ""
     return f"{config.cell} is finished{_hint_of_change(config, folder)}"
 
@@ -93,9 +95,9 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
     task = build_task(config)
     build_attention(config.attention)
     device = resolve_device(own_device(config.device))
-    values = decided(config, task, device, folder)
+    values = resolved_values(config, task, device, folder)
     note = read_note(folder / NOTE)
-    if config.force and note is not None and requeue.is_back(note.forced, config_hash(values)):
+    if config.force and note is not None and requeue.was_requeued(note.forced, config_hash(values)):
         log.info("%s%s was started over by this job, which now continues it", place, config.cell)
         config = replace(config, force=False)
     if not config.force and finished(folder, values):
@@ -469,7 +471,7 @@ def _record(
         seed=config.seed,
         status=outcome.status,
         reason=outcome.reason,
-        **_of_pretraining(config, before),
+        **_pretraining_fields(config, before),
         test_accuracy=None if correct is None else correct / len(test),
         test_correct=correct,
         test_total=None if correct is None else len(test),
@@ -517,11 +519,11 @@ def _record(
         commit=commit,
         dirty=dirty,
         earlier_code=", ".join(run.earlier_code),
-        departures=told_departures(config),
+        departures=describe_departures(config),
     )
 
 
-def _of_pretraining(config: Config, before: Run | None) -> dict[str, Any]:
+def _pretraining_fields(config: Config, before: Run | None) -> dict[str, Any]:
     """Return what a record says about pretraining."""
     if before is None:
         return {}

@@ -26,6 +26,7 @@ from lra.compose import command, place
 from lra.config import Config, ConfigError
 from lra.paths import CONFIGS, PACKAGES
 from lra.terminal import run
+from lra.variant import flat
 
 COMMAND_LINE = "command line"
 # Longer values are printed below their key.
@@ -81,7 +82,7 @@ def layers(*words: str) -> list[Layer]:
         for override in listed.config_overrides
         if not override.is_delete() and not override.key_or_group.startswith("hydra.")
     }
-    return [*found, Layer(COMMAND_LINE, frozenset(dict(_flat(given))))] if given else found
+    return [*found, Layer(COMMAND_LINE, frozenset(dict(flat(given))))] if given else found
 
 
 def values(*words: str) -> list[Value]:
@@ -95,7 +96,7 @@ def values(*words: str) -> list[Value]:
     origins = dict(defaults)
     for layer in layers(*words):
         origins |= dict.fromkeys(layer.keys, layer.name)
-    return [Value(key, value, origins[key]) for key, value in _flat(complete)]
+    return [Value(key, value, origins[key]) for key, value in flat(complete)]
 
 
 def page(*words: str) -> str:
@@ -138,21 +139,12 @@ def main() -> None:
         sys.exit(2)
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings by dotted key; an empty mapping has none."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _keys_of(file: Path, package: str) -> frozenset[str]:
     """Return the keys that a file sets, under the package into which Hydra puts it."""
     node = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(node, dict)
     own = {str(key): value for key, value in node.items() if key not in ("defaults", "hydra")}
-    return frozenset(dict(_flat(own, f"{package}." if package else "")))
+    return frozenset(dict(flat(own, f"{package}." if package else "")))
 
 
 def _with_defaults(config: Config) -> tuple[dict[str, Any], dict[str, str]]:

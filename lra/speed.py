@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass, field
 
 # Minimum updates per window, and maximum number of windows kept.
-WINDOW, MOST_WINDOWS = 20, 512
+WINDOW, MAX_WINDOWS = 20, 512
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Speed:
             self.windows.append(self._per_second())
         self.closed += 1
         self.open = [0, 0, 0.0]
-        if len(self.windows) == MOST_WINDOWS:
+        if len(self.windows) == MAX_WINDOWS:
             self.windows = self.windows[::2]
             self.stride *= 2
 

@@ -27,6 +27,17 @@ def version(root: Path, packages: Path) -> tuple[str, bool]:
     return known["commit"], known["dirty"] or known["sha256"] != _content(root, packages)
 
 
+def version_text(commit: str, dirty: bool, digits: int = 40) -> str:
+    """Return a version of the code in words.
+
+    Args:
+        commit: Git commit; empty if it is unknown.
+        dirty: Whether the code differs from it.
+        digits: Number of digits of the commit to show.
+    """
+    return (commit[:digits] or "unknown") + (" with local changes" if dirty else "")
+
+
 def write_stamp(folder: Path, root: Path) -> None:
     """Write a stamp of the code in `root` into a folder; nothing if its commit is unknown."""
     commit, dirty = version(root, root)

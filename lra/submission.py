@@ -37,14 +37,14 @@ from lra.words import printable
 
 # "within at best 10% larger in terms of parameters compared to the base Transformer model": README
 # of google-research/long-range-arena, for its fixed setting.
-MOST_PARAMETERS = 1.1
+MAX_PARAMETERS = 1.1
 
 
 def oversized(submission: Submission) -> Iterator[str]:
     """Yield a line for each backend that has too many parameters to be compared with softmax."""
     cells = {(r.scale, r.protocol, r.task, r.method): r for r in submission.records}
     for record in cells.values():
-        most = MOST_PARAMETERS * (base := parameters_of_softmax(record))
+        most = MAX_PARAMETERS * (base := parameters_of_softmax(record))
         if record.parameters > most:
             yield (
                 f"{'/'.join(record.place[:3])}: parameters={record.parameters:,} must be at most"

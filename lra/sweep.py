@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Holds the number of cells and the file that takes their outcomes, such as `4:/tmp/x/cells`.
 VARIABLE = "LRA_SWEEP"
-MOST_COMMANDS = 4
+MAX_COMMANDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
     if again:
         commands = merged(again)
         # Many commands would hide the rest of the page; finished cells are skipped anyway.
-        chosen = commands if len(commands) <= MOST_COMMANDS else [list(given)]
+        chosen = commands if len(commands) <= MAX_COMMANDS else [list(given)]
         lines += [f"run just these again: {shlex.join(['lra', 'train', *each])}" for each in chosen]
     tables = [*_tables(outcomes), *(_best(outcomes) if is_search else [])]
     folders = [outcome.folder for outcome in outcomes if outcome.state != "failed"]

@@ -169,9 +169,9 @@ def _finished_for_good(cells: list[list[str]]) -> list[str]:
         folder = folder.absolute()
         if os.access(next(each for each in (folder, *folder.parents) if each.exists()), os.W_OK):
             return []
-        from lra.runner import told_finished
+        from lra.runner import finished_message
 
-        told.append(told_finished(resolve(composed), folder))
+        told.append(finished_message(resolve(composed), folder))
     return told if all(told) else []
 
 

@@ -111,7 +111,7 @@ def _read(file: Path, name: str) -> NDArray[Any] | None:
     return found
 
 
-def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[np.float64]:
+def loss_distance(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how far losses are from the stored ones, `(updates,)`.
 
     Args:
@@ -133,7 +133,7 @@ def apart(stored: NDArray[np.float32], losses: NDArray[np.float32]) -> NDArray[n
 NEAR, COARSE, DOUBLES = 3e-6, 3e-3, 10
 
 
-def allowed(updates: int, dtype: str) -> NDArray[np.float64]:
+def rounding_tolerance(updates: int, dtype: str) -> NDArray[np.float64]:
     """Return how far rounding may move the loss of each update, `(updates,)`.
 
     Args:

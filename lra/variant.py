@@ -13,7 +13,7 @@ PRETRAININGS, NO_PRETRAINING = ("spt",), "none"
 UNKNOWN = "unknown"
 LONGEST = 72
 # Keys that name a cell or say where and how it is run; a recipe does not cover them.
-_APART = re.compile(
+_NOT_IN_RECIPE = re.compile(
     r"variant|seed|scale|device|threads|data_dir|cache_dir|runs_dir|force|data(\..*)?|keep"
     r"|task\.(name|path)|pretrain\.name|attention(\.inner)*\.path|attention\.name|protocol\..*"
     r"|train\.(checkpoint_seconds|micro_batch)"
@@ -43,11 +43,11 @@ def departures(here: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, 
     return {
         key: (value, theirs.get(key, ABSENT))
         for key, value in sorted(flat(here))
-        if not _APART.fullmatch(key) and _plain(value) != _plain(theirs.get(key, ABSENT))
+        if not _NOT_IN_RECIPE.fullmatch(key) and _plain(value) != _plain(theirs.get(key, ABSENT))
     }
 
 
-def told(departing: Mapping[str, tuple[Any, Any]]) -> str:
+def describe(departing: Mapping[str, tuple[Any, Any]]) -> str:
     """Return departures in words, such as `train.steps=3 instead of 5000`; empty for none."""
     return ", ".join(
         f"{key}={_text(here)} instead of {_text(recipe)}"

@@ -33,15 +33,16 @@ from lra.config import Config, ConfigError, config_hash
 from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
-from lra.machine import code_name, machine, named, resolve_device, resolve_threads
+from lra.machine import code_name, machine, resolve_device, resolve_threads
 from lra.paths import cache_dir
 from lra.processes import ALONE
 from lra.record import NOTE, RECORD, Record, contradiction, read_record
 from lra.runner import Work, run_of
 from lra.signals import Stop
+from lra.stamp import version_text
 from lra.tasks import DataError, cache
 from lra.terminal import run
-from lra.trajectory import TRAJECTORY, allowed, apart, read_trajectory
+from lra.trajectory import TRAJECTORY, loss_distance, read_trajectory, rounding_tolerance
 from lra.variant import NO_PRETRAINING
 from lra.words import printable
 
@@ -106,12 +107,14 @@ class Verdict:
     @property
     def to_the_bit(self) -> bool:
         """Whether all losses are equal."""
-        return not apart(self.stored, self.losses).any()
+        return not loss_distance(self.stored, self.losses).any()
 
     @property
     def beyond(self) -> int | None:
         """First update, from 1, that is further apart than rounding allows, or None."""
-        far = apart(self.stored, self.losses) > allowed(len(self.stored), self.dtype)
+        far = loss_distance(self.stored, self.losses) > rounding_tolerance(
+            len(self.stored), self.dtype
+        )
         return int(far.argmax()) + 1 if far.any() else None
 
     @property
@@ -127,7 +130,10 @@ class Verdict:
             what += f", without {unknown:,} that an earlier version did not keep,"
         if self.to_the_bit:
             return f"{what} are equal to the bit"
-        distance, most = apart(self.stored, self.losses), allowed(updates, self.dtype)
+        distance, most = (
+            loss_distance(self.stored, self.losses),
+            rounding_tolerance(updates, self.dtype),
+        )
         if self.beyond is None:
             at = int((distance / most).argmax())
             line = (
@@ -187,7 +193,7 @@ def verify(
     threads = resolve_threads(threads or record.threads)
     config = replace(config, data_dir=data_dir, cache_dir=cache_dir, threads=threads)
     losses = np.full_like(stored, np.nan)
-    made = _made_again(config, record, len(stored))
+    made = _replayed_losses(config, record, len(stored))
     losses[: len(made)] = made
     return Verdict(
         cell=config.cell,
@@ -202,7 +208,7 @@ def verify(
 def _otherwise(record: Record, threads: int) -> list[str]:
     """Return, in words, what differs here from when the run was made and can change rounding."""
     # The code that began the run, if other code continued it.
-    code = record.earlier_code.split(", ")[0] or named(record.commit, record.dirty)
+    code = record.earlier_code.split(", ")[0] or version_text(record.commit, record.dirty)
     device = resolve_device(record.device)
     pairs = {
         "processor": (record.machine, machine(device)),
@@ -263,7 +269,7 @@ def _config(folder: Path, record: Record) -> Config:
     return config
 
 
-def _made_again(config: Config, record: Record, updates: int) -> NDArray[np.float32]:
+def _replayed_losses(config: Config, record: Record, updates: int) -> NDArray[np.float32]:
     """Return the losses of a cell's first updates, trained here; fewer if one is not finite.
 
     Raises:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 # Keys of folders: their values are taken as they are, with commas, spaces and parentheses.
 FOLDERS = ("data_dir", "cache_dir", "runs_dir")
 # Number of characters of a word that a message shows, at most.
-LONGEST_SHOWN = 100
+MAX_SHOWN = 100
 SEARCH_PATH = "hydra.searchpath"
 # Files in a group that do not name an option.
 _TEMPLATES = {"attention": "custom", "task": "custom"}
@@ -136,7 +136,7 @@ def printable(text: str) -> str:
 def shown(text: str) -> str:
     """Return a text as one short line, for a message."""
     line = printable(text)
-    return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 4]} ..."
+    return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 4]} ..."
 
 
 def seed_of(value: object) -> int:

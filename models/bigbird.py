@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.dropout import drop
 from models.heads import AttentionShape, HeadAttention, masked_softmax
-from models.options import a_seed, at_least, odd
+from models.options import at_least, check_seed, odd
 
 
 class Pattern(NamedTuple):
@@ -201,7 +201,7 @@ class BigBird(HeadAttention):
         odd(window_blocks=window_blocks)
         if random_limit is not None:
             at_least(1, random_limit=random_limit)
-        a_seed(seed)
+        check_seed(seed)
         super().__init__(shape)
         self.block_size, self.global_blocks = block_size, global_blocks
         blocks, counts = attended_blocks(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 
 # The largest seed accepted here; torch's generators take larger ones too, but as negative numbers.
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 def at_least(least: int, **options: int) -> None:
@@ -101,11 +101,11 @@ def divisor(of: int, **options: int) -> None:
             raise ValueError(f"{key}={value}: must divide {of}")
 
 
-def a_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
     """Reject a seed that torch's generators do not take.
 
     Raises:
         ValueError: The seed is negative or too large.
     """
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed={seed}: must be from 0 to {MAX_SEED}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.feature_attention import feature_attention, feature_attention_reference
 from models.heads import AttentionShape, HeadProjections
-from models.options import a_seed, above, at_least, one_of
+from models.options import above, at_least, check_seed, one_of
 from models.precision import full_precision, without_autocast
 
 Features = Literal["favor", "relu", "relu_plain"]
@@ -194,7 +194,7 @@ class Performer(nn.Module):
         super().__init__()
         one_of(get_args(Features), features=features)
         at_least(1, num_features=num_features)
-        a_seed(seed)
+        check_seed(seed)
         if redraw is not None:
             at_least(1, redraw=redraw)
         if epsilon is not None:

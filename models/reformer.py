@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.dropout import drop
 from models.heads import AttentionShape, HeadProjections
-from models.options import a_seed, at_least, even
+from models.options import at_least, check_seed, even
 from models.precision import without_autocast
 
 # Logits of a token with itself, and with tokens that it must not attend to at all.
@@ -287,7 +287,7 @@ class Reformer(nn.Module):
         at_least(1, num_hashes=num_hashes, chunk_length=chunk_length)
         if num_buckets is not None:
             even(num_buckets=num_buckets)
-        a_seed(seed)
+        check_seed(seed)
         self.num_hashes = num_hashes
         self.eval_hashes = num_hashes if eval_hashes is None else eval_hashes
         at_least(1, eval_hashes=self.eval_hashes)

@@ -26,7 +26,7 @@ from models.shared_kernel import SharedKernel
 Init = Literal["lin", "inv", "legs"]
 StepTransform = Literal["exp", "softplus"]
 
-LEAST_STEP = 1e-4
+MIN_STEP = 1e-4
 
 
 class S4D(nn.Module):
@@ -84,7 +84,7 @@ class S4D(nn.Module):
         self.step_transform = step_transform
         self.repeats = shape.dim // copies
         step = torch.empty(shape.dim).uniform_(math.log(step_min), math.log(step_max)).exp()
-        step = step.clamp(min=LEAST_STEP)
+        step = step.clamp(min=MIN_STEP)
         self.step = nn.Parameter(step.log() if step_transform == "exp" else step.expm1().log())
         frequency, b = initial_modes(states, init)
         self.decay = nn.Parameter(torch.full((copies, states // 2), math.log(0.5)))

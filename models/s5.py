@@ -23,7 +23,7 @@ Basis = NDArray[np.complex128]
 CInit = Literal["lecun_normal", "trunc_standard_normal", "complex_normal"]
 
 # Largest real part that `clip` allows.
-LARGEST_REAL_PART = -1e-4
+MAX_REAL_PART = -1e-4
 
 
 class S5(nn.Module):
@@ -113,7 +113,7 @@ class S5(nn.Module):
 
     def discrete(self) -> tuple[Tensor, Tensor]:
         """Return exp(Lambda dt) and (exp(Lambda dt) - 1) / Lambda, complex `(P,)`."""
-        real = self.real.clamp(max=LARGEST_REAL_PART) if self.clip else self.real
+        real = self.real.clamp(max=MAX_REAL_PART) if self.clip else self.real
         log_factors, gain = discretise(torch.complex(real, self.imag), self.step.exp())
         return log_factors.exp(), gain
 

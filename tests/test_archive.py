@@ -535,7 +535,7 @@ def test_a_member_is_refused_by_what_it_declares(
 def test_an_archive_that_unpacks_to_more_than_any_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(archive, "MAX_BYTES", 10**6)
     zeros = gzip.compress(bytes(2 * 10**6))
     many = packed(*(plain(f"noise/{index}", bytes(1_000)) for index in range(1_000)))
     for content in (zeros, many):
@@ -585,7 +585,7 @@ def test_a_server_that_drips_is_given_up(
 ) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     monkeypatch.setattr(download, "PATIENCE", 0.1)
-    monkeypatch.setattr(download, "LEAST_RATE", 10**6)
+    monkeypatch.setattr(download, "MIN_RATE", 10**6)
 
     class Slow:
         def __init__(self, file: BinaryIO) -> None:

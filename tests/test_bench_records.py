@@ -12,7 +12,7 @@ from test_report import OK
 
 from lra.bench.again import of_machines
 from lra.bench.growth import growth
-from lra.bench.growth_figure import MARKER_AT, apart, growth_figure
+from lra.bench.growth_figure import MARKER_AT, growth_figure, spread_places
 from lra.bench.measured import MODES, Bench, Cell, Document, Machine, add, read, write
 from lra.bench.page import page
 from lra.record import Method, RecordError
@@ -221,9 +221,9 @@ def test_a_backend_looks_in_the_bench_as_it_does_in_a_report() -> None:
 
 
 def test_places_move_apart_no_further_than_they_must() -> None:
-    assert apart([0.2, 0.5], 0.1) == pytest.approx([0.2, 0.5])
-    assert apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    assert apart([0.3, 0.49, 0.5, 0.51], 0.1) == pytest.approx([0.3, 0.4, 0.5, 0.6])
-    assert apart([0.98, 1.4], 0.1) == pytest.approx([0.9, 1.0])
-    assert apart([-1.0, -1.0], 0.1) == pytest.approx([0.0, 0.1])
-    assert apart([0.5, 0.5, 0.5], 0.6) == pytest.approx([0.0, 0.6, 1.2])
+    assert spread_places([0.2, 0.5], 0.1) == pytest.approx([0.2, 0.5])
+    assert spread_places([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert spread_places([0.3, 0.49, 0.5, 0.51], 0.1) == pytest.approx([0.3, 0.4, 0.5, 0.6])
+    assert spread_places([0.98, 1.4], 0.1) == pytest.approx([0.9, 1.0])
+    assert spread_places([-1.0, -1.0], 0.1) == pytest.approx([0.0, 0.1])
+    assert spread_places([0.5, 0.5, 0.5], 0.6) == pytest.approx([0.0, 0.6, 1.2])

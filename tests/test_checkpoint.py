@@ -20,16 +20,16 @@ from lra.checkpoint import (
     CHECKPOINT,
     PREVIOUS,
     DamagedError,
-    begun_as,
     load,
     load_best,
     load_last,
+    read_config,
 )
 from lra.config import ConfigError
 from lra.folders import FolderError, writing
 from lra.loop import Run
 from lra.predictions import PREDICTIONS
-from lra.record import NOTE, RECORD, RecordError, impossible, read_record
+from lra.record import NOTE, RECORD, RecordError, inconsistency, read_record
 from lra.runner import CellFailedError, run_cell
 from lra.trajectory import TRAJECTORY
 from models.softmax import Softmax
@@ -302,7 +302,7 @@ def test_impossible_numbers_are_named(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("finished")
-    assert impossible(run(folder, *QUICK)) == ""
+    assert inconsistency(run(folder, *QUICK)) == ""
     values: dict[str, object] = json.loads((folder / "run" / RECORD).read_text())
     return values
 
@@ -363,18 +363,18 @@ def test_a_failing_event_file_is_warned_of_once_and_the_run_goes_on(
 def test_what_a_run_was_begun_as_is_read_without_its_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert begun_as(tmp_path) == {}
+    assert read_config(tmp_path) == {}
     for threads in (3, 5):
         state = STATE | {"config": {"threads": threads}}
         checkpoint.save(tmp_path / CHECKPOINT, state, tmp_path / PREVIOUS)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "checksum", None)
-        assert begun_as(tmp_path) == {"threads": 5}
+        assert read_config(tmp_path) == {"threads": 5}
     (tmp_path / CHECKPOINT).write_bytes(b"half of it")
-    assert begun_as(tmp_path) == {"threads": 3}
+    assert read_config(tmp_path) == {"threads": 3}
     # Of before checkpoints held it.
     torch.save(STATE, tmp_path / PREVIOUS)
-    assert begun_as(tmp_path) == {}
+    assert read_config(tmp_path) == {}
 
 
 def test_a_backend_may_keep_state_that_is_no_tensor(

@@ -14,7 +14,15 @@ from lra.compose import load
 from lra.config import Config
 from lra.division import Division
 from lra.plan import cost
-from lra.plan.cost import Climb, full_length, measure, part, stratified, take, through
+from lra.plan.cost import (
+    StepEstimator,
+    crop_batch,
+    extrapolate,
+    full_length,
+    measure,
+    select_examples,
+    stratified,
+)
 from lra.tasks import Split, cache
 
 CPU = torch.device("cpu")
@@ -46,13 +54,13 @@ def test_a_quadratic_is_found_again_from_two_of_its_points(a: float, b: float) -
     def value(n: int) -> float:
         return a * n + b * n * n
 
-    assert through((7, value(7)), (13, value(13)), 90) == pytest.approx(value(90))
+    assert extrapolate((7, value(7)), (13, value(13)), 90) == pytest.approx(value(90))
 
 
 def test_noise_never_makes_a_longer_sequence_cheaper() -> None:
-    assert through((10, 5.0), (20, 4.0), 40) == pytest.approx(8.0)
+    assert extrapolate((10, 5.0), (20, 4.0), 40) == pytest.approx(8.0)
     # Steeper than a square: nothing but the square is believed.
-    assert through((10, 1.0), (20, 9.0), 40) == pytest.approx(36.0)
+    assert extrapolate((10, 1.0), (20, 9.0), 40) == pytest.approx(36.0)
 
 
 class Machine:
@@ -93,7 +101,7 @@ def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch, width: int, batch_size: int, budget: float
 ) -> None:
     machine = Machine(monkeypatch)
-    reading = Climb(machine.step_of, batch_size, width, CPU, budget).whole()
+    reading = StepEstimator(machine.step_of, batch_size, width, CPU, budget).whole()
     assert reading.seconds == pytest.approx(machine.seconds(batch_size, width))
     assert reading.bytes == pytest.approx(batch_size * machine.c * width**2)
     assert (reading.rows, reading.width) == machine.steps[-1]
@@ -111,7 +119,7 @@ def test_what_every_step_takes_is_counted_once(
 ) -> None:
     machine = Machine(monkeypatch)
     machine.overhead = overhead
-    reading = Climb(machine.step_of, 256, 200, CPU, 5.0).whole()
+    reading = StepEstimator(machine.step_of, 256, 200, CPU, 5.0).whole()
     assert reading.rows > 1
     assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
@@ -119,7 +127,7 @@ def test_what_every_step_takes_is_counted_once(
 def test_a_budget_that_is_spent_allows_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     machine.overhead = 60.0
-    Climb(machine.step_of, 4, 200, CPU, 5.0).whole()
+    StepEstimator(machine.step_of, 4, 200, CPU, 5.0).whole()
     # The first touch, its memory and one that is timed.
     assert len(machine.steps) == 3
 
@@ -130,7 +138,7 @@ def test_a_first_step_that_compiles_takes_nothing_from_the_budget(
     machine = Machine(monkeypatch)
     plain = machine.seconds
     machine.seconds = lambda rows, width: plain(rows, width) + 12.0 * (not machine.steps[1:])
-    reading = Climb(machine.step_of, 32, 200, CPU, 5.0).whole()
+    reading = StepEstimator(machine.step_of, 32, 200, CPU, 5.0).whole()
     assert reading.rows == 32
     assert reading.seconds == pytest.approx(plain(32, 200))
 
@@ -140,7 +148,7 @@ def test_rows_are_never_free_where_noise_hides_what_they_take(
 ) -> None:
     machine = Machine(monkeypatch)
     machine.seconds = lambda rows, width: 0.5
-    reading = Climb(machine.step_of, 32, 200, CPU, 6.5).whole()
+    reading = StepEstimator(machine.step_of, 32, 200, CPU, 6.5).whole()
     assert 1 < reading.rows < 32
     assert reading.seconds >= 32 / reading.rows * 0.5
 
@@ -149,17 +157,17 @@ def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(monkeypatch, total=40.0 * 4_096**2)
-    reading = Climb(machine.step_of, 8, 4_096, CPU, 1e9).whole()
+    reading = StepEstimator(machine.step_of, 8, 4_096, CPU, 1e9).whole()
     assert max(width for _, width in machine.steps) == reading.width == 2_048
     assert reading.bytes == pytest.approx(8 * 40.0 * 4_096**2)
     machine = Machine(monkeypatch, total=4 * 5.5 * 40.0 * 1_000**2)
     machine.a = machine.b = 1e-8
-    assert Climb(machine.step_of, 8, 1_000, CPU, 1e9).whole().rows == 4
+    assert StepEstimator(machine.step_of, 8, 1_000, CPU, 1e9).whole().rows == 4
 
 
 def test_examples_are_taken_with_all_their_sequences() -> None:
     split = split_of([3, 1, 4, 1, 5, 9], sequences=2)
-    taken = take(split, np.array([2, 0]))
+    taken = select_examples(split, np.array([2, 0]))
     assert taken.labels.tolist() == [2, 0]
     assert taken.lengths.tolist() == [5, 9, 3, 1]
     assert taken.tokens.tolist() == [4] * 5 + [5] * 9 + [0] * 3 + [1]
@@ -177,7 +185,7 @@ def test_validation_is_measured_at_the_middle_of_every_quarter_of_the_lengths() 
 def test_a_part_of_a_batch_keeps_rows_and_their_first_tokens() -> None:
     tokens = torch.arange(3 * 2 * 5).reshape(3, 2, 5)
     batch = Batch(tokens, tokens % 2 == 0, torch.arange(3), 30)
-    cut = part(batch, 2, 3)
+    cut = crop_batch(batch, 2, 3)
     assert cut.mask is not None and batch.mask is not None
     assert cut.tokens.equal(tokens[:2, :, :3]) and cut.mask.equal(batch.mask[:2, :, :3])
     assert cut.labels.tolist() == [0, 1]

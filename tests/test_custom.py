@@ -422,7 +422,7 @@ def test_bench_measures_every_built_in_backend_by_default(
 ) -> None:
     values = yaml.safe_load((lra.compose.CONFIGS / "bench.yaml").read_text())
     assert values["attentions"] is None and values["lengths"] == [1024, 2048, 3072, 4096]
-    monkeypatch.setattr(measurement, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(measurement, "MIN_SECONDS", 0)
     with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(None, [32], batch_size=1, repeats=1, device="cpu"))
     for mode, found in zip(("training", "inference"), (rows[::2], rows[1::2]), strict=True):

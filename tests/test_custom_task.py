@@ -13,7 +13,7 @@ import torch
 import lra.check
 from lra import custom
 from lra.build import build_model, build_task, num_parameters
-from lra.cell import decided
+from lra.cell import resolved_values
 from lra.compose import load
 from lra.config import ConfigError, comparable
 from lra.contract import sentence
@@ -217,12 +217,12 @@ def test_an_edit_of_a_module_that_it_imports_builds_its_data_again(
     guide.write_text(f"from same_ends_drawing import LETTERS\n{text}")
     forget()
     before = cache.load("own", build_task(load(*words)), tmp_path)
-    decided_before = decided(load(*words), build_task(load(*words)), CPU, tmp_path)
+    decided_before = resolved_values(load(*words), build_task(load(*words)), CPU, tmp_path)
     drawing.write_text("LETTERS = 3\n")
     forget()
     after = cache.load("own", build_task(load(*words)), tmp_path)
     assert before.folder != after.folder and before.fingerprint != after.fingerprint
-    decided_after = decided(load(*words), build_task(load(*words)), CPU, tmp_path)
+    decided_after = resolved_values(load(*words), build_task(load(*words)), CPU, tmp_path)
     # A finished cell of the old one is not one of the new one.
     assert decided_before["data"] != decided_after["data"]
 

@@ -9,7 +9,7 @@ from tiny_cell import configure
 
 from lra.checkpoint import CHECKPOINT, load
 from lra.runner import run_cell
-from lra.speed import MOST_WINDOWS, WINDOW, Speed
+from lra.speed import MAX_WINDOWS, WINDOW, Speed
 
 
 def test_a_burst_moves_neither_the_median_nor_the_quartiles() -> None:
@@ -40,10 +40,10 @@ def test_windows_are_filled_across_interruptions_and_a_checkpoint() -> None:
 
 def test_a_long_run_keeps_windows_of_all_its_length_and_not_too_many() -> None:
     speed = Speed()
-    count = 5 * MOST_WINDOWS
+    count = 5 * MAX_WINDOWS
     for window in range(count):
         speed.add(WINDOW, 0, WINDOW / (1 + window))
-    assert MOST_WINDOWS // 2 <= len(speed.windows) < MOST_WINDOWS
+    assert MAX_WINDOWS // 2 <= len(speed.windows) < MAX_WINDOWS
     assert speed.steps_per_second == pytest.approx(count / 2, rel=0.02)
     low, high = speed.quartiles or (0, 0)
     assert (low, high) == pytest.approx((count / 4, 3 * count / 4), rel=0.02)

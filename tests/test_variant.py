@@ -80,7 +80,7 @@ def test_a_warm_up_that_does_not_fit_follows_the_updates(caplog: pytest.LogCaptu
 
 def test_a_row_that_departs_is_marked_in_every_table_with_what_departs(tmp_path: Path) -> None:
     config = load("scale=mini", "attention=fourier", "train.steps=300")
-    told = variant.told(departures(asdict(config)))
+    told = variant.describe(departures(asdict(config)))
     assert told == "train.steps=300 instead of 1000"
     plain = {"variant": "default", "departures": ""}
     rows = [asdict(OK) | plain]

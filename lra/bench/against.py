@@ -45,12 +45,12 @@ class Change:
     Args:
         key: The cell.
         ratios: Time of this code over that of the other, one ratio per round.
-        is_told: Whether the change is more than noise.
+        is_significant: Whether the change is more than noise.
     """
 
     key: Key
     ratios: tuple[float, ...]
-    is_told: bool
+    is_significant: bool
 
     @property
     def ratio(self) -> float:
@@ -60,7 +60,7 @@ class Change:
     @property
     def words(self) -> str:
         """The change as text."""
-        if not self.is_told:
+        if not self.is_significant:
             return "within noise"
         return "slower" if self.ratio > 1 else "faster"
 

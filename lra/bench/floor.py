@@ -29,11 +29,10 @@ COUNTED = (
     "_scaled_dot_product_efficient_attention_backward",
     *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
 )
-# Represents a tensor in the key of a call: shape, strides, type and device.
-Outline = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
 def _outline(value: Any) -> Any:
+    """Return what represents a tensor in the key of a call; any other value as it is."""
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device)
     return value

@@ -143,7 +143,7 @@ def _spread(axis: Axes, names: Sequence[Name]) -> None:
     ends_x = [(transform.transform(name.end)[0] - box.x0) / box.width for name in names]
     line = LINE * axis.figure.figure.dpi / box.height
     order = sorted(range(len(names)), key=lambda k: ends[k])
-    for index, height in zip(order, apart([ends[k] for k in order], line), strict=True):
+    for index, height in zip(order, spread_places([ends[k] for k in order], line), strict=True):
         name, colour = names[index], names[index].mark.get_color()
         name.text.set_y(height)
         name.mark.set_ydata([height])
@@ -159,7 +159,7 @@ def _spread(axis: Axes, names: Sequence[Name]) -> None:
         lead.set_in_layout(False)
 
 
-def apart(wanted: Sequence[float], least: float) -> list[float]:
+def spread_places(wanted: Sequence[float], least: float) -> list[float]:
     """Return positions between 0 and 1 close to those wanted, but at least `least` apart.
 
     The positions minimise squared distances under that condition: positions that would be too close

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 from filelock import FileLock
 
 from lra.bench.growth import Growth, growth
-from lra.folders import writing
+from lra.folders import replacing, writing
 from lra.record import RecordError
 from lra.typecheck import describe, fits
 
@@ -253,10 +253,9 @@ def _check_numbers(cell: Cell) -> None:
 
 def write(file: Path, document: Document) -> None:
     """Write a machine's file atomically."""
-    partial = file.with_name(f"{file.name}.partial")
     values = {"kind": KIND, "schema": SCHEMA, **asdict(document)}
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    with replacing(file) as target:
+        target.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def add(folder: Path, machine: Machine, run: Bench) -> Path:

@@ -17,7 +17,7 @@ from lra.precision import autocast, scaler_for
 from lra.update import compiled, update
 
 # Approximate seconds that a timing lasts; short steps are repeated within it.
-LEAST_SECONDS = 0.1
+MIN_SECONDS = 0.1
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Measurement:
     def _prepare(self, device: torch.device) -> None:
         self.step()
         once = seconds_of(self.step, device)
-        self.calls = max(1, round(LEAST_SECONDS / once))
+        self.calls = max(1, round(MIN_SECONDS / once))
         self.peak = memory.peak_of(self.step, device)
 
     def time(self, device: torch.device) -> None:

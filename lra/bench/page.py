@@ -13,9 +13,10 @@ from lra.markdown import Table, escaped, markdown
 from lra.report.figure import save
 from lra.report.grid import BASELINE
 from lra.report.tables import MARK
+from lra.stamp import version_text
 
 # A timing is marked if its interquartile range exceeds this share of its median.
-MOST_SPREAD = 0.1
+MAX_SPREAD = 0.1
 STEPS = {"training": "Updates", "inference": "Batches"}
 
 
@@ -26,7 +27,7 @@ def ratio(run: Bench, cell: Cell) -> float | None:
 
 
 def _doubtful(cell: Cell | None) -> bool:
-    return cell is not None and cell.spread > MOST_SPREAD
+    return cell is not None and cell.spread > MAX_SPREAD
 
 
 def _speed(run: Bench, cell: Cell) -> str:
@@ -86,9 +87,9 @@ def sections(run: Bench) -> Iterator[str]:
 def about(machine: Machine, run: Bench) -> list[str]:
     """Return the notes that a reader needs for a run's figures."""
     timings = {len(cell.seconds) for cell in run.cells if not cell.failed} or {0}
-    most = f"{100 * MOST_SPREAD:.0f} %"
+    most = f"{100 * MAX_SPREAD:.0f} %"
     number = "–".join(str(each) for each in sorted({min(timings), max(timings)}))
-    code = (run.commit[:12] or "unknown") + (" with local changes" if run.dirty else "")
+    code = version_text(run.commit, run.dirty, 12)
     dropped = f"attention dropout {run.attention_dropout:g}"
     compiled = ", torch.compile" if run.compiled else ""
     return [

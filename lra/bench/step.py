@@ -56,7 +56,7 @@ from lra.update import accumulate, apply, sharing
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
 # Parts that an update should consist of, and the largest acceptable share of everything else.
-WORK, MOST_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
+WORK, MAX_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
 NUM_EXAMPLES = 1_000
 
 
@@ -210,7 +210,7 @@ def share_row(seconds: dict[str, float], floor: float) -> list[str]:
     whole = sum(seconds.values())
     texts = [f"{seconds[part] / whole:.1%}" for part in PARTS]
     outside = 1 - sum(seconds[part] for part in WORK) / whole
-    mark = " (!)" if outside > MOST_OVERHEAD else ""
+    mark = " (!)" if outside > MAX_OVERHEAD else ""
     ratio = f"{whole / floor:.2f}" if floor else "-"
     return [f"{whole:.3g}", *texts, f"{outside:.2%}{mark}", ratio]
 

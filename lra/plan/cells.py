@@ -9,7 +9,7 @@ import torch
 
 from lra import checkpoint, custom
 from lra.build import build_task
-from lra.cell import decided, finished, identity
+from lra.cell import finished, identity, resolved_values
 from lra.checkpoint import CHECKPOINT
 from lra.compose import place
 from lra.config import Config, ConfigError
@@ -195,7 +195,9 @@ def assess(words: Sequence[str]) -> PlannedCell:
         elsewhere = ""
     try:
         task_ = build_task(config)
-        cell = replace(cell, data=_data(config), values=decided(config, task_, device, folder))
+        cell = replace(
+            cell, data=_data(config), values=resolved_values(config, task_, device, folder)
+        )
     except ConfigError as error:
         return replace(cell, state="no model", detail=str(error))
     if config.force:

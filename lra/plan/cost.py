@@ -103,7 +103,7 @@ def full_length(config: Config, task: Task, count: int) -> Split:
     return Split(tokens, np.arange(sequences + 1) * length, labels)
 
 
-def take(split: Split, examples: NDArray[np.int64]) -> Split:
+def select_examples(split: Split, examples: NDArray[np.int64]) -> Split:
     """Return a split of some examples of another, in the order given."""
     per_example = len(split.lengths) // len(split)
     sequences = (examples[:, None] * per_example + np.arange(per_example)).ravel()
@@ -127,10 +127,10 @@ def stratified(split: Split, truncate: int, rows: int, bins: int) -> Split:
     order = np.argsort(lengths, kind="stable")
     firsts = (2 * np.arange(bins) + 1) * len(split) // (2 * bins) - rows // 2
     firsts = firsts.clip(0, len(split) - rows)
-    return take(split, order[(firsts[:, None] + np.arange(rows)).ravel()])
+    return select_examples(split, order[(firsts[:, None] + np.arange(rows)).ravel()])
 
 
-def part(batch: Batch, rows: int, width: int) -> Batch:
+def crop_batch(batch: Batch, rows: int, width: int) -> Batch:
     """Return the first `rows` examples of a batch, cut to their first `width` tokens."""
 
     def cut(tensor: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def part(batch: Batch, rows: int, width: int) -> Batch:
     return replace(batch, tokens=cut(batch.tokens), mask=mask, labels=batch.labels[:rows])
 
 
-def through(small: tuple[int, float], large: tuple[int, float], at: int) -> float:
+def extrapolate(small: tuple[int, float], large: tuple[int, float], at: int) -> float:
     """Return a n + b n^2 at n = `at`, through two points (n, value), without negative a or b."""
     (n, value), (m, more) = small, large
     curvature = max(0.0, (more / m - value / n) / (m - n))
@@ -168,12 +168,12 @@ def timed(step: Step, seconds: float, device: torch.device, least: int = 1) -> t
 
 def extrapolated(small: Reading, large: Reading, width: int) -> Reading:
     """Return what one row of a given width takes, extrapolated from two narrower ones."""
-    seconds = through((small.width, small.seconds), (large.width, large.seconds), width)
-    size = through((small.width, small.bytes), (large.width, large.bytes), width)
+    seconds = extrapolate((small.width, small.seconds), (large.width, large.seconds), width)
+    size = extrapolate((small.width, small.bytes), (large.width, large.bytes), width)
     return Reading(seconds, size, 1, width)
 
 
-class Climb:
+class StepEstimator:
     """Measure a step, from a cheap part of it up to as much of it as time and memory allow.
 
     Args:
@@ -302,7 +302,9 @@ def evaluation(
     while True:
         sample = stratified(split, truncate, rows, bins)
         numbers = np.array_split(np.arange(len(sample)), min(bins, len(sample)))
-        parts = [batches_for(config, task, model, take(sample, each)) for each in numbers]
+        parts = [
+            batches_for(config, task, model, select_examples(sample, each)) for each in numbers
+        ]
         train = replace(config.train, eval_batch_size=rows)
 
         def step(parts: list[Batches] = parts, train: TrainConfig = train) -> None:
@@ -373,7 +375,7 @@ def measure(
     # Drawn at random, as batches are: the longest sequence of a batch decides what it costs.
     train = splits["train"]
     some = np.random.default_rng(0).integers(len(train), size=min(len(train), 4 * batch_size))
-    batches = batches_for(config, task, model, take(train, some))
+    batches = batches_for(config, task, model, select_examples(train, some))
     optimiser, _ = optimiser_for(model, config.train)
     scaler = scaler_for(device, config.train.precision)
     numbers = itertools.count()
@@ -384,7 +386,7 @@ def measure(
         def step() -> None:
             number = next(numbers)
             if division.is_whole or rows == 1:
-                parts = [part(batches.shuffled(number, batch_size, config.seed), rows, width)]
+                parts = [crop_batch(batches.shuffled(number, batch_size, config.seed), rows, width)]
             else:
                 parts = batches.divided(number, rows, config.seed, division)
             update(model, optimiser, parts, config.train, scaler)
@@ -397,7 +399,7 @@ def measure(
     num_parts = -(-batch_size // at_once)
     together = _together(model, num_parts, device, config.train.compile or scaler.is_enabled())
     with side_by_side.threads_set(1 if together > 1 else torch.get_num_threads()):
-        reading = Climb(step_of, batch_size, width, device, budget, at_once).whole()
+        reading = StepEstimator(step_of, batch_size, width, device, budget, at_once).whole()
         each = evaluation(config, task, model, splits[config.validation], device)
     # The last round may leave threads without a micro-batch; a split has many batches.
     rounds = -(-num_parts // together)

@@ -18,10 +18,10 @@ from lra.words import grouped
 WORTH = 0.1
 # Pairs of task and backend that together take this share are named if they are few.
 HEAVY = 0.5
-MOST_NAMED = 4
+MAX_NAMED = 4
 # Minutes to request for a Slurm job, at most: long jobs wait longer in the queue.
-MOST_MINUTES = 24 * 60
-MOST_LINES = 6
+MAX_MINUTES = 24 * 60
+MAX_LINES = 6
 
 
 def duration(seconds: float) -> str:
@@ -164,7 +164,7 @@ def savings(cells: Sequence[PlannedCell]) -> list[tuple[str, list[PlannedCell]]]
     first = min((cell.seed for cell in cells), default=0)
     found.append((f"all seeds but {first}", [cell for cell in cells if cell.seed != first]))
     heavy = _heaviest(cells)
-    if len(heavy) <= MOST_NAMED:
+    if len(heavy) <= MAX_NAMED:
         found.append((", ".join(name(pair[0]) for pair in heavy), sum(heavy, [])))
     different = {frozenset(map(id, out)): (words, out) for words, out in reversed(found)}
     worth = [each for each in different.values() if WORTH * total <= _seconds(each[1]) < total]
@@ -201,7 +201,7 @@ def saving_lines(cells: Sequence[PlannedCell]) -> list[str]:
     """Return what could be left out, how long the rest takes, and the words for that."""
     grid = [cell for cell in cells if cell.state != "refused"]
     lines = []
-    for words, rest in savings(grid)[:MOST_LINES]:
+    for words, rest in savings(grid)[:MAX_LINES]:
         times = f"{duration(_seconds(rest))} instead of {duration(_seconds(cells))}"
         if chosen := commands(rest, grid):
             lines.append(f"* without {words}: {times}, with {' and then '.join(chosen)}")
@@ -319,7 +319,7 @@ def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
     if not todo or not (asked or shutil.which("sbatch")):
         return []
     # Half as much again, for a busy node; a job that needs more goes back into the queue.
-    minutes = min(MOST_MINUTES, math.ceil(1.5 * max(cell.seconds for cell in todo) / 60) + 10)
+    minutes = min(MAX_MINUTES, math.ceil(1.5 * max(cell.seconds for cell in todo) / 60) + 10)
     memory_of = max(cell.memory(base) for cell in todo)
     gigabytes = math.ceil(1.25 * memory_of / 1e9) + 2
     wanted = {"timeout_min": minutes, "mem_gb": gigabytes}

@@ -26,7 +26,7 @@ BACKENDS = (
     "ema", "mega", "ssd", "gated_delta",
 )  # fmt: skip
 # In inches and points, chosen so that panels are readable at the width of a column.
-PANEL, MOST_COLUMNS, FONT = (3.4, 3.0), 3, 8
+PANEL, MAX_COLUMNS, FONT = (3.4, 3.0), 3, 8
 # Characters of text per inch of width, and the height of a line of the legend in inches.
 PER_INCH, LINE = 15, 0.19
 LEGEND_LINE = 36
@@ -69,7 +69,7 @@ def panels(
         lines: Whether lines are drawn, which the legend then shows beside the markers.
     """
     count = max(1, count)
-    columns = min(count, MOST_COLUMNS)
+    columns = min(count, MAX_COLUMNS)
     rows, width = -(-count // columns), max(PANEL[0] * columns, 4.5)
     found = [method for method in grid.methods if method in set(methods)]
     names = [_filled(grid.name(method)) for method in found]

@@ -15,7 +15,7 @@ STAR = "[*]"
 # An entry is above chance when it beats the majority rate by more than this many standard errors.
 CHANCE_ERRORS = 2
 # A speed is unsteady if its interquartile range exceeds this share of it.
-MOST_SPREAD = 0.2
+MAX_SPREAD = 0.2
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Entry:
     @property
     def unsteady(self) -> bool:
         """Whether the machine was disturbed while the speed was measured."""
-        return (self.speed_spread or 0.0) > MOST_SPREAD
+        return (self.speed_spread or 0.0) > MAX_SPREAD
 
     @property
     def accuracy_text(self) -> str:

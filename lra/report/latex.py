@@ -28,7 +28,7 @@ def literal(text: str) -> str:
 
 
 # Maximum number of lines on a page, and of characters of a cell on one line.
-MOST_LINES, MOST_CHARACTERS = 40, 34
+MAX_LINES, MAX_CHARACTERS = 40, 34
 _NUMBER = re.compile(r"[+-]?\d")
 # Places where a long name may be broken.
 _BREAKS = re.compile(r"([,.=:/]|\\_)(?=[A-Za-z])")
@@ -62,8 +62,8 @@ def _pages(table: Table) -> list[list[int]]:
     pages: list[list[int]] = [[]]
     height = 0
     for row in range(1, len(table)):
-        lines = max(-(-len(text) // MOST_CHARACTERS) for text in table[row])
-        if pages[-1] and height + lines > MOST_LINES:
+        lines = max(-(-len(text) // MAX_CHARACTERS) for text in table[row])
+        if pages[-1] and height + lines > MAX_LINES:
             pages.append([])
             height = 0
         pages[-1].append(row)
@@ -74,9 +74,9 @@ def _pages(table: Table) -> list[list[int]]:
 def _cell(text: str, command: str | None) -> str:
     """Return a cell; a long one spans several lines."""
     found = literal(text)
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         broken = _BREAKS.sub(r"\1\\allowbreak{}", found)
-        found = rf"\parbox[t]{{{MOST_CHARACTERS / 2:g}em}}{{\raggedright {broken}}}"
+        found = rf"\parbox[t]{{{MAX_CHARACTERS / 2:g}em}}{{\raggedright {broken}}}"
     return f"\\{command}{{{found}}}" if command else found
 
 

@@ -1,10 +1,11 @@
 """The notes that a reader needs for the numbers of a report, the same in every format."""
 
 from lra.report.effective_range import SHARE
-from lra.report.grid import CHANCE_ERRORS, MOST_SPREAD, Grid
+from lra.report.grid import CHANCE_ERRORS, MAX_SPREAD, Grid
 from lra.report.significance import LEVEL
 from lra.report.standing import EXPLAINED
 from lra.report.tables import MARK
+from lra.stamp import version_text
 
 ACCURACY = "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds)."
 CHANCE = (
@@ -16,7 +17,7 @@ CHANCE = (
 SPEED = (
     "Training speed excludes validation and is the median over windows of updates. `spread` is"
     " the interquartile range of these windows divided by their median; if it exceeds"
-    f" {MOST_SPREAD:.0%}, {MARK} indicates that the machine was disturbed. The ratio to softmax is"
+    f" {MAX_SPREAD:.0%}, {MARK} indicates that the machine was disturbed. The ratio to softmax is"
     " given only if both were measured on the same machine and device, with the same precision,"
     " number of threads, torch version and commit. Peak memory is that of the whole process on the"
     " CPU, and that of the allocator on a GPU."
@@ -83,10 +84,7 @@ def notes(grid: Grid) -> list[str]:
         for r in grid.records
     }
     lines += [f"Machine: {machine}." for machine in sorted(machines)]
-    commits = {
-        f"{r.commit[:12] or 'unknown'}{' with local changes' if r.dirty else ''}"
-        for r in grid.records
-    }
+    commits = {version_text(r.commit, r.dirty, 12) for r in grid.records}
     lines += [f"Code: {commit}." for commit in sorted(commits)]
     failed = [r for r in grid.records if r.status == "failed"]
     lines += [f"Failed: {r.task}/{r.method} seed {r.seed}: {r.reason}." for r in failed]

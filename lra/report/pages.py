@@ -34,7 +34,7 @@ from lra.report.notes import (
 from lra.report.published import beside
 from lra.report.selection import Selection
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, Answers, standings, stored
+from lra.report.standing import AS_BEST, BEST, Answers, prediction_reader, standings
 from lra.report.submissions import (
     Submission,
     submission_notes,
@@ -50,7 +50,7 @@ from lra.report.tables import (
     write_throughput_csv,
 )
 from lra.report.web.page import PICTURES, Report, whole_page
-from lra.variant import UNKNOWN, told
+from lra.variant import UNKNOWN, describe
 from lra.words import printable
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _with_departures(record: Record) -> Record:
     if record.departures != UNKNOWN:
         return record
     try:
-        return replace(record, departures=told(departures(record.config)))
+        return replace(record, departures=describe(departures(record.config)))
     except (ConfigError, KeyError, TypeError):
         # Its recipe no longer exists, or its configuration has a different form.
         return record
@@ -274,7 +274,7 @@ def write_report(
         if scale == "paper"
         else []
     )
-    answers = stored(runs_dir / scale / protocol)
+    answers = prediction_reader(runs_dir / scale / protocol)
     ranks = standings(grid, answers)
     folder = out_dir / scale / protocol
     folder.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class Outcome:
     test: str
 
 
-def stored(folder: Path) -> Answers:
+def prediction_reader(folder: Path) -> Answers:
     """Return a function that reads the test predictions of a record.
 
     Args:

@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 OnBadRow = Literal["error", "skip"]
 # More would fill any disk, and nobody could seriously want them.
-MOST_EXAMPLES = 10**8
+MAX_EXAMPLES = 10**8
 
 
 class DataError(RuntimeError):
@@ -85,7 +85,7 @@ def file_signature(files: Iterable[Path]) -> str:
     )
 
 
-def check_counts(task: Any, keys: Iterable[str], least: int = 1, most: int = MOST_EXAMPLES) -> None:
+def check_counts(task: Any, keys: Iterable[str], least: int = 1, most: int = MAX_EXAMPLES) -> None:
     """Reject numbers of examples that are too small or absurdly large.
 
     Args:

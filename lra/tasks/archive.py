@@ -34,10 +34,10 @@ NAME = "lra_release.gz"
 OUTER = "lra_release"
 INNER = f"{OUTER}/lra_release"
 # Maximum size of the whole archive unpacked, and of a member's header, such as a name or a list.
-MOST_BYTES, MOST_HEADER = 2**36, 2**20
+MAX_BYTES, MAX_HEADER = 2**36, 2**20
 # A part that claims this many times its size does not belong to this archive.
-MOST_TIMES = 8
-LONGEST_NAME = 255
+MAX_TIMES = 8
+MAX_NAME = 255
 GZIP_MAGIC = b"\x1f\x8b"
 PICTURES = r"imgs/\d+/[\w-]+\.png|metadata/\d+\.npy"
 
@@ -223,7 +223,7 @@ class _Member(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         headers = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
-        self._check_size(MOST_HEADER if self.type in headers else MOST_BYTES)
+        self._check_size(MAX_HEADER if self.type in headers else MAX_BYTES)
         if self.type == tarfile.GNUTYPE_SPARSE:
             self._refuse_holes()
         return super()._proc_member(archive)  # type: ignore[misc]  # made to be overridden
@@ -232,7 +232,7 @@ class _Member(tarfile.TarInfo):
         if any(key.startswith("GNU.sparse") for key in headers):
             self._refuse_holes()
         super()._apply_pax_info(headers, *rest)  # type: ignore[misc]
-        self._check_size(MOST_BYTES)
+        self._check_size(MAX_BYTES)
 
     def _proc_gnusparse_10(self, *rest: Any) -> None:
         self._refuse_holes()
@@ -283,13 +283,13 @@ def _unpack(source: io.BufferedReader, file: Path, partial: Mapping[Part, Path])
                 # If kept, the descriptions of two million files would fill the memory.
                 archive.members.clear()  # type: ignore[attr-defined]  # not in the stubs
                 if len(seen) < 1_000:
-                    seen.add("/".join(word[:LONGEST_NAME] for word in member.name.split("/")[:3]))
-                if member.offset > MOST_BYTES:
-                    raise _DeclaredError(f"more than {MOST_BYTES:,} bytes unpacked")
+                    seen.add("/".join(word[:MAX_NAME] for word in member.name.split("/")[:3]))
+                if member.offset > MAX_BYTES:
+                    raise _DeclaredError(f"more than {MAX_BYTES:,} bytes unpacked")
                 part, place = _place(member, file, partial)
                 if part is not None and place is not None:
                     written[part] += member.size
-                    if written[part] > MOST_TIMES * part.unpacked:
+                    if written[part] > MAX_TIMES * part.unpacked:
                         raise _DeclaredError(f"{part.folder} claims {written[part]:,} bytes")
                     _write(archive, member, file, place)
             _check_end(archive)
@@ -316,8 +316,8 @@ def _check_end(archive: tarfile.TarFile) -> None:
         # To tarfile, a damaged header looks like the end.
         if rest.count(0) < len(rest):
             raise tarfile.ReadError("there are bytes after its end")
-        if total > MOST_BYTES:
-            raise _DeclaredError(f"more than {MOST_BYTES:,} bytes unpacked")
+        if total > MAX_BYTES:
+            raise _DeclaredError(f"more than {MAX_BYTES:,} bytes unpacked")
 
 
 def _place(
@@ -343,9 +343,9 @@ def _place(
                 f" {member.type.decode('ascii', 'replace')!r}); not unpacked"
             )
         below = name.removeprefix(f"{part.folder}/")
-        if any(len(os.fsencode(word)) > LONGEST_NAME for word in words):
+        if any(len(os.fsencode(word)) > MAX_NAME for word in words):
             name = _short(member.name)
-            raise DataError(f"{file}: member {name} has a name longer than {LONGEST_NAME} bytes")
+            raise DataError(f"{file}: member {name} has a name longer than {MAX_NAME} bytes")
         return (part, folder / below) if part.reads(below) else (None, None)
     return None, None
 

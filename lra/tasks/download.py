@@ -29,7 +29,7 @@ ATTEMPTS = 6
 PAUSE = 1.0
 TIMEOUT = 60.0
 # A server that sends fewer bytes per second than this for this many seconds counts as gone.
-LEAST_RATE, PATIENCE = 1_000, 120.0
+MIN_RATE, PATIENCE = 1_000, 120.0
 # Status codes after which a retry may help.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
@@ -227,7 +227,7 @@ def _chunks(response: http.client.HTTPResponse, ended: list[str]) -> Iterator[by
             yield chunk
             got += len(chunk)
             if (passed := time.monotonic() - started) > PATIENCE:
-                if got < LEAST_RATE * passed:
+                if got < MIN_RATE * passed:
                     ended.append(TRICKLE)
                     return
                 started, got = time.monotonic(), 0

@@ -33,12 +33,11 @@ SYMBOLS = {str(d): 1 + d for d in range(10)} | {
     "[SM": SM,
     "]": CLOSE,
 }
-NUM_IDS = 16
 MAX_ARGUMENTS = 10
 
 CHUNK = 500
 # Longer than any grammar here would seriously draw.
-MOST_LENGTH = 100_000
+MAX_LENGTH = 100_000
 # At least one draw in this many must have a requested length.
 RAREST = 1_000_000
 # From this length on, there are more expressions than anyone requests.
@@ -110,8 +109,8 @@ def check_feasible(grammar: Grammar, num_examples: int) -> None:
         ValueError: The grammar is rejected.
     """
     low, high = grammar.min_length, grammar.max_length
-    if high > MOST_LENGTH:
-        raise ValueError(f"task.options.max_length={high}: must be at most {MOST_LENGTH:,}")
+    if high > MAX_LENGTH:
+        raise ValueError(f"task.options.max_length={high}: must be at most {MAX_LENGTH:,}")
     lengths = f"task.options.min_length={low}, max_length={high}, max_depth={grammar.max_depth}"
     share = float(_shares(grammar)[low + 1 :].sum())
     if share * RAREST < 1:

@@ -9,7 +9,7 @@ from lra.tasks import DataError
 
 # Limits of depth and of the number of names in the search for misplaced files.
 DEPTH = 4
-MOST_NAMES = 20_000
+MAX_NAMES = 20_000
 
 
 def is_junk(name: str) -> bool:
@@ -138,7 +138,7 @@ def _strays(data_dir: Path, names: frozenset[str]) -> Iterator[Path]:
                 hidden = entry.name.startswith(".") or entry.name.endswith(".partial")
                 if not hidden and entry.name != "imgs" and entry.is_dir():
                     below.append(entry.path)
-            if seen > MOST_NAMES:
+            if seen > MAX_NAMES:
                 return
         level = below
 

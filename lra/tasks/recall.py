@@ -38,11 +38,11 @@ from lra.tasks.stand_ins import below, uniform
 
 # Minimum number of tokens from the last one back to the key of its pair.
 MIN_DISTANCE = 4
-MOST_LENGTH = 65_536
+MAX_LENGTH = 65_536
 # Number of examples drawn at once.
 CHUNK = 500
 # Symbols are stored in a byte, and 0 is padding.
-MOST_SYMBOLS = 255
+MAX_SYMBOLS = 255
 # One decoy per this many tokens, so that no two are adjacent.
 DECOY_EVERY = 4
 
@@ -142,19 +142,19 @@ class Recall:
         for key, least in {"num_pairs": 2, "num_values": 2, "num_filler": 1, "length": 8}.items():
             if (value := getattr(self, key)) < least:
                 raise ValueError(f"task.options.{key}={value}: must be at least {least}")
-        if self.length > MOST_LENGTH:
-            raise ValueError(f"task.options.length={self.length}: must be at most {MOST_LENGTH:,}")
+        if self.length > MAX_LENGTH:
+            raise ValueError(f"task.options.length={self.length}: must be at most {MAX_LENGTH:,}")
         if not 0 <= self.easy <= 1:
             raise ValueError(f"task.options.easy={self.easy}: must be a share, 0 to 1")
         for key, known in {"pairs": PAIRS, "filler": FILLER}.items():
             if (choice := getattr(self, key)) not in get_args(known):
                 listed = " or ".join(get_args(known))
                 raise ValueError(f"task.options.{key}={choice}: must be {listed}")
-        if (symbols := self._first_filler + self.num_filler) > MOST_SYMBOLS:
+        if (symbols := self._first_filler + self.num_filler) > MAX_SYMBOLS:
             raise ValueError(
                 f"task.options.num_keys={self.num_keys}: with num_values={self.num_values} and"
                 f" num_filler={self.num_filler} that is {symbols} symbols if pairs are"
-                f" {self.pairs}, must be at most {MOST_SYMBOLS}"
+                f" {self.pairs}, must be at most {MAX_SYMBOLS}"
             )
         self._check_pairs()
 
@@ -219,7 +219,7 @@ class Recall:
         before, last = symbols[:, :-1], symbols[:, -1:]
         if self.pairs == "joined":
             # Symbols that are not pairs belong to no key.
-            keys = np.full(MOST_SYMBOLS + 1, MOST_SYMBOLS, np.uint8)
+            keys = np.full(MAX_SYMBOLS + 1, MAX_SYMBOLS, np.uint8)
             pairs = np.arange(self.num_keys * self.num_values)
             keys[self.num_keys + pairs] = pairs // self.num_values
             asked = keys[before] == last

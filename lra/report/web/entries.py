@@ -12,6 +12,7 @@ from lra.report.grid import Entry, Grid
 from lra.report.tables import THROUGHPUT, Standings
 from lra.report.web.curve import Drawing, draw
 from lra.report.web.table import entry_name
+from lra.stamp import version_text
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _seeds(entry: Entry) -> Table:
     """Return one row per seed."""
     table = [["seed", "test accuracy", "right", "chosen at", "updates", "minutes", "commit"]]
     for r in entry.records:
-        commit = (r.commit[:12] or "unknown") + (" with local changes" if r.dirty else "")
+        commit = version_text(r.commit, r.dirty, 12)
         ends = [f"{r.steps:,}", f"{r.seconds / 60:.1f}", commit]
         if r.test_accuracy is None:
             table.append([str(r.seed), f"failed: {r.reason}", "-", "-", *ends])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lra.tasks import Source, Writer, check_counts
 
 # The numbers of all images of a split are drawn at once.
-MOST_EXAMPLES = 10**6
+MAX_EXAMPLES = 10**6
 
 Example = tuple[int, tuple[bytes, ...]]
 
@@ -92,7 +92,7 @@ class StandIn(ABC):
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, ("num_train", "num_validation", "num_test"), most=MOST_EXAMPLES)
+        check_counts(self, ("num_train", "num_validation", "num_test"), most=MAX_EXAMPLES)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from lra.tasks.stand_ins import Draws, Example, StandIn
 
 PATH, MARKER = 128, 255
 # In the most worn image, the shares of missing path pixels and of stray background pixels.
-MOST_MISSING, MOST_STRAY = 0.9, 0.08
+MAX_MISSING, MAX_STRAY = 0.9, 0.08
 
 
 def _walk(draws: Draws, start: tuple[int, int], end: tuple[int, int], band: int) -> list[int]:
@@ -64,8 +64,8 @@ def wear(draws: Draws, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     degree = draws.share()
     numbers = np.array([draws.share() for _ in range(image.size)]).reshape(image.shape)
     worn = image.copy()
-    worn[(image == PATH) & (numbers < MOST_MISSING * degree)] = 0
-    worn[(image == 0) & (numbers < MOST_STRAY * degree)] = PATH
+    worn[(image == PATH) & (numbers < MAX_MISSING * degree)] = 0
+    worn[(image == 0) & (numbers < MAX_STRAY * degree)] = PATH
     return worn
 
 
