@@ -165,7 +165,7 @@ def test_an_error_within_the_users_module_is_shown_as_it_is(mine: Path) -> None:
         ("attention.options.scale=much", "attention.options.scale='much': must be float"),
         (
             "attention.name=short",
-            "attention.name=short: of attention.path=lra_user_pkg.mine:Sc",
+            "attention.name=short: for attention.path=lra_user_pkg.mine:Sc",
         ),
     ],
 )

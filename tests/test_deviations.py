@@ -86,25 +86,25 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "each epoch is one permutation": "test_an_epoch_holds_every_example_once",
     },
     "protocol/attention/wavspa/wavspa.yaml": {
-        "what the release has inside": "test_the_flax_protocols_start_xavier_uniform_and_their",
+        "the inner attentions other than softmax": "test_the_flax_protocols_start_xavier_uniform_and_their",
     },
     "protocol/task/lra/text.yaml": {
-        "a tenth of train validates": "test_a_seeded_tenth_of_each_class_validates",
+        "a tenth of train is": "test_a_seeded_tenth_of_each_class_validates",
     },
     "protocol/task/nystromformer/text.yaml": {
-        "a tenth of train validates": "test_a_seeded_tenth_of_each_class_validates",
+        "a tenth of train is": "test_a_seeded_tenth_of_each_class_validates",
     },
     "protocol/task/wavspa/text.yaml": {
-        "a tenth of train validates": "test_a_seeded_tenth_of_each_class_validates",
+        "a tenth of train is": "test_a_seeded_tenth_of_each_class_validates",
     },
     "protocol/task/nystromformer/listops.yaml": {
-        "its data keep their brackets": "test_published_rows_lose_their_parentheses_and_keep",
+        "the data keep their brackets": "test_published_rows_lose_their_parentheses_and_keep",
     },
     "protocol/task/nystromformer/pathfinder.yaml": {
-        "the images are divided": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split by a seed": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
     },
     "protocol/task/wavspa/pathfinder.yaml": {
-        "the images are divided": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split by a seed": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
     },
     "protocol/task_attention/wavspa/text_wavspa.yaml": {
         "the filters that the released lifting": "test_wavspa_has_the_published_parameters_in_its",
@@ -126,13 +126,15 @@ for _protocol in ("lru", "mega", "s4", "s5"):
     _folder = f"protocol/task/{_protocol}"
     ELSEWHERE[f"{_folder}/text.yaml"] = {
         "bytes instead of characters": BYTES,
-        "a tenth of train validates": TENTH,
+        "a tenth of train is": TENTH,
     }
     ELSEWHERE[f"{_folder}/retrieval.yaml"] = {"bytes instead of characters": BYTES}
     for _task in ("pathfinder", "pathx"):
-        ELSEWHERE[f"{_folder}/{_task}.yaml"] = {"the images are divided": BY_SEED}
+        ELSEWHERE[f"{_folder}/{_task}.yaml"] = {"the images are split by a seed": BY_SEED}
     if _protocol != "mega":
-        ELSEWHERE[f"{_folder}/listops.yaml"] = {"no end is appended": f"{BRACKETS} {NO_END}"}
+        ELSEWHERE[f"{_folder}/listops.yaml"] = {
+            "no end-of-sequence token is appended": f"{BRACKETS} {NO_END}"
+        }
 Test = Callable[..., None]
 
 
@@ -210,7 +212,7 @@ def bigbird_form(
 @shows(
     "attention/lra/bigbird",
     "random blocks may be any",
-    "nothing attends to what fills the last block",
+    "nothing attends to the filling of the last block",
     "a padded query attends",
 )
 @pytest.mark.parametrize("length", [70, 72])
@@ -242,7 +244,7 @@ def test_bigbirds_random_blocks_are_those_of_every_layer() -> None:
 @pytest.mark.parametrize("backend", [BigBird, Linformer])
 @shows("attention/lra/bigbird", "attention weights are dropped")
 @shows("nystromformer", "Linformer drops attention weights")
-@shows("attention/wavspa/linformer", "it drops attention weights")
+@shows("attention/wavspa/linformer", "dropout applies to the attention weights")
 def test_weights_are_dropped_and_with_no_attention_dropout_none_is(backend: Any) -> None:
     x, mask = inputs(20)
     dropping, plain = (backend(shape_of(20, dropout=p)).double() for p in (0.5, 0.0))
@@ -271,7 +273,7 @@ def test_bigbird_draws_once_among_all_blocks_and_in_evaluation_too() -> None:
 # Linformer.
 
 
-@shows("attention/lra/linformer", "padding is masked, there it is mixed in")
+@shows("attention/lra/linformer", "padding is masked, while the release mixes it in")
 def test_linformer_masks_padding_that_is_mixed_in_otherwise() -> None:
     ours = double(Linformer(shape_of(20), rank=5, per_head=False))
     x, mask = inputs(20)
@@ -368,8 +370,8 @@ def test_longformers_first_token_is_no_key_where_it_is_black() -> None:
 # Kernels: Performer and linear attention.
 
 
-@shows("attention/lra/performer", "padding is masked, there it is not")
-@shows("task_attention/lra/listops_performer", "padding is masked, there it is not")
+@shows("attention/lra/performer", "padding is masked, while in the release it is not")
+@shows("task_attention/lra/listops_performer", "padding is masked, while in the release it is not")
 @pytest.mark.parametrize("features", ["relu_plain", "favor"])
 def test_performer_masks_padding(features: Any) -> None:
     ours = double(Performer(shape_of(20), features=features, num_features=2))
@@ -381,7 +383,7 @@ def test_performer_masks_padding(features: Any) -> None:
         torch.testing.assert_close(ours(x, None), ours.projections.merge(unmasked))
 
 
-@shows("task_attention/lra/listops_performer", "they are drawn once")
+@shows("task_attention/lra/listops_performer", "the features are drawn once")
 def test_performers_features_are_drawn_once_unless_redrawn_at_every_call() -> None:
     x = torch.randn(2, 20, 8)
     kept, anew = (Performer(shape_of(20), num_features=2, redraw=redraw) for redraw in (None, 1))
@@ -565,8 +567,8 @@ def reformer_form(
     "the output is projected and attention weights are dropped",
     "keys have unit length",
     "padding is masked and a token attends to itself only",
-    "the first chunk has none before it",
-    "each head has directions of its own",
+    "the first chunk has no chunk before it",
+    "each head has its own directions",
     "heads are joined position by position",
 )
 def test_reformer_differs_from_the_release_in_each_of_these_ways() -> None:
@@ -638,8 +640,8 @@ def test_reformers_first_digit_counts_most_and_least_in_the_published_code() -> 
 
 
 @shows("lra", "padding is masked as a key only")
-@shows("task/lra/pathfinder", "the mean over all pixels sees what black ones attend to")
-@shows("task/lra/pathx", "the mean over all pixels sees what black ones attend to")
+@shows("task/lra/pathfinder", "the mean over all pixels includes the outputs at black pixels")
+@shows("task/lra/pathx", "the mean over all pixels includes the outputs at black pixels")
 def test_a_padded_query_attends_to_real_keys_where_the_published_one_sees_all_alike() -> None:
     ours = double(Softmax(shape_of(20)))
     x, mask = inputs(20)
@@ -708,14 +710,14 @@ def test_padding_of_wavspa_enters_the_transform_as_zeros_not_as_the_bias_of_the_
 @shows("s4", "Image is divided")
 @shows("s4_small", "Image is divided")
 @shows("s5", "Image is divided")
-@shows("task/lra/image", "the first 45,000 of the official batch files train")
-@shows("task/nystromformer/image", "the first 45,000 of the official batch files train")
-@shows("task/wavspa/image", "the first 45,000 of the official batch files train")
-@shows("task/lru/image", "the first 45,000 of the official batch files train")
-@shows("task/mega/image", "the first 45,000 of the official batch files train")
-@shows("task/s4/image", "the first 45,000 of the official batch files train")
-@shows("task/s4_small/image", "the first 45,000 of the official batch files train")
-@shows("task/s5/image", "the first 45,000 of the official batch files train")
+@shows("task/lra/image", "the first 45,000 images of the official batch files")
+@shows("task/nystromformer/image", "the first 45,000 images of the official batch files")
+@shows("task/wavspa/image", "the first 45,000 images of the official batch files")
+@shows("task/lru/image", "the first 45,000 images of the official batch files")
+@shows("task/mega/image", "the first 45,000 images of the official batch files")
+@shows("task/s4/image", "the first 45,000 images of the official batch files")
+@shows("task/s4_small/image", "the first 45,000 images of the official batch files")
+@shows("task/s5/image", "the first 45,000 images of the official batch files")
 def test_images_train_and_validate_in_the_order_of_the_batch_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -744,7 +746,7 @@ def test_images_train_and_validate_in_the_order_of_the_batch_files(
     assert taken["test"] == [*range(10_000)]
 
 
-@shows("task/lra/listops", "ids have a fixed order")
+@shows("task/lra/listops", "token ids have a fixed order")
 def test_ids_of_listops_do_not_depend_on_the_hash_of_a_process() -> None:
     code = "from lra.tasks.listops_generator import SYMBOLS; print(list(SYMBOLS))"
     told = {
@@ -984,7 +986,7 @@ def statements(file: str) -> list[str]:
     (text,) = [text for word, text in parts(file) if word == "Deviations"]
     text = re.sub(r"\. The published plain figures.*", "", text).removesuffix(".")
     each = [statement.strip() for statement in text.split(";")]
-    nothing = ("those of", "none of its own", "no paper has the task", "all of it is ours")
+    nothing = ("those of", "none of its own", "no paper has the task", "the whole recipe is ours")
     return [s for s in each if not s.startswith(nothing)]
 
 
