@@ -986,7 +986,7 @@ def statements(file: str) -> list[str]:
     (text,) = [text for word, text in parts(file) if word == "Deviations"]
     text = re.sub(r"\. The published plain figures.*", "", text).removesuffix(".")
     each = [statement.strip() for statement in text.split(";")]
-    nothing = ("those of", "none of its own", "no paper has the task", "the whole recipe is ours")
+    nothing = ("those of", "none of its own", "no paper has this task", "the whole recipe is ours")
     return [s for s in each if not s.startswith(nothing)]
 
 
