@@ -218,11 +218,6 @@ def test_the_bench_takes_the_words_of_every_command() -> None:
     assert request.of_lengths(["lengths=[32]"]) == ["lengths=[32]"]
     with pytest.raises(ConfigError, match="task=text,image: a bench uses the model of one task"):
         request.of_lengths(["task=text,image"])
-    step = request.of_step(
-        ["task=text,image", "attention=glob(lin*)", "train.steps=3", "--repeats"]
-    )
-    assert step[:4] == ["--tasks", "text,image", "--attentions", "linear,linformer"]
-    assert step[4:] == ["--repeats", "--", "train.steps=3"]
 
 
 def test_rows_of_a_backend_are_told_apart_by_no_more_words_than_it_takes() -> None:

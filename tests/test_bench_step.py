@@ -134,8 +134,8 @@ def test_one_thread_is_compared_with_more() -> None:
 
 
 def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
-    words = ["--tasks", "listops", "--attentions", "softmax,linear", "--repeats", "1"]
-    words += ["--scale", "mini", "--batch-size", "2", "--device", "cpu", "--", *TINY[3:]]
+    words = ["task=listops", "attention=softmax,linear", "--repeats", "1", "scale=mini"]
+    words += ["train.batch_size=2", "device=cpu", *TINY[3:]]
     ran = subprocess.run(
         [sys.executable, "-m", "lra.bench", "step", *words],
         cwd=tmp_path,
@@ -149,8 +149,23 @@ def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
     assert "mini scale, median of 1 updates" in note
 
 
+def test_every_task_is_measured_with_every_attention_on_one_thread_unless_told() -> None:
+    words = ["task=listops,text", "attention=glob(lin*)", "train.batch_size=3", "scale=mini"]
+    found = step.cells(words)
+    names = [(each.task.name, each.attention.name) for each in found]
+    assert names == [(t, a) for t in ("listops", "text") for a in ("linear", "linformer")]
+    assert {(each.threads, each.train.batch_size, each.scale) for each in found} == {(1, 3, "mini")}
+    assert step.cells([])[-1].attention.name == "mra" and step.cells(["threads=2"])[0].threads == 2
+
+
+def test_shares_are_measured_on_one_thread_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        step.main(["threads=2"])
+    assert "threads=2: shares are measured on one thread" in capsys.readouterr().err
+
+
 def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "lra.bench", "step", "--attentions", "softmx"]
+    words = [sys.executable, "-m", "lra.bench", "step", "attention=softmx"]
     ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 2 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
 

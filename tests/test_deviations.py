@@ -86,7 +86,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "each epoch is one permutation": "test_an_epoch_holds_every_example_once",
     },
     "protocol/attention/wavspa/wavspa.yaml": {
-        "the inner attentions other than softmax": "test_the_flax_protocols_start_xavier_uniform_and_their",
+        "the inner attentions other": "test_the_flax_protocols_start_xavier_uniform_and_their",
     },
     "protocol/task/lra/text.yaml": {
         "a tenth of train is": "test_a_seeded_tenth_of_each_class_validates",
@@ -101,10 +101,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "the data keep their brackets": "test_published_rows_lose_their_parentheses_and_keep",
     },
     "protocol/task/nystromformer/pathfinder.yaml": {
-        "the images are split by a seed": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
     },
     "protocol/task/wavspa/pathfinder.yaml": {
-        "the images are split by a seed": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
     },
     "protocol/task_attention/wavspa/text_wavspa.yaml": {
         "the filters that the released lifting": "test_wavspa_has_the_published_parameters_in_its",
@@ -130,7 +130,7 @@ for _protocol in ("lru", "mega", "s4", "s5"):
     }
     ELSEWHERE[f"{_folder}/retrieval.yaml"] = {"bytes instead of characters": BYTES}
     for _task in ("pathfinder", "pathx"):
-        ELSEWHERE[f"{_folder}/{_task}.yaml"] = {"the images are split by a seed": BY_SEED}
+        ELSEWHERE[f"{_folder}/{_task}.yaml"] = {"the images are split": BY_SEED}
     if _protocol != "mega":
         ELSEWHERE[f"{_folder}/listops.yaml"] = {
             "no end-of-sequence token is appended": f"{BRACKETS} {NO_END}"

@@ -31,7 +31,7 @@ def main() -> None:
         if words[:1] == ["step"]:
             from lra.bench import step
 
-            step.main(request.of_step(words[1:]))
+            step.main(words[1:])
         elif words[:1] == ["against"]:
             from lra.bench import against
 

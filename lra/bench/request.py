@@ -53,24 +53,3 @@ def _option(key: str, value: str) -> str:
     plain = key.lstrip("+")
     is_option = plain.startswith("attention.options.")
     return f"{plain.removeprefix('attention.options.') if is_option else WORD + plain}={value}"
-
-
-def of_step(words: Sequence[str]) -> list[str]:
-    """Return the arguments of `lra bench step` for the words of a grid among them.
-
-    Raises:
-        ConfigError: A word is invalid.
-    """
-    flags = {"task": "--tasks", "attention": "--attentions", "scale": "--scale"}
-    flags |= {"protocol": "--protocol", "threads": "--threads", "device": "--device"}
-    arguments, rest = [], []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key in flags and equals:
-            values = choices(command([word]), groups())[key]
-            arguments += [flags[key], ",".join(str(value_of(each)) for each in values)]
-        elif equals and not word.startswith("-"):
-            rest += command([word])
-        else:
-            arguments.append(word)
-    return [*(each for each in arguments if each != "--"), *(["--", *rest] if rest else [])]

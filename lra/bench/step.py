@@ -1,8 +1,7 @@
 """Measure where the time of an update goes, and what it could be at best, by task and backend.
 
-    lra bench step --tasks listops,text --attentions softmax,linear --threads 1
-    lra bench step --tasks text --attentions softmax --against old -- \
-        model.attention_dropout=0.0
+    lra bench step task=listops,text attention=softmax,linear
+    lra bench step task=text attention=softmax model.attention_dropout=0.0 --against old
 
 The updates are real ones, with the cell's own model, batch and micro-batches. The table gives the
 shares of getting the batch, forward, backward (with the loss), the optimiser, and logging
@@ -32,7 +31,7 @@ from lra.batches import Batch
 from lra.bench.floor import Products, large_products
 from lra.bench.old import whole_batch, without_kernels
 from lra.build import batches_for, build_model, build_task
-from lra.compose import load
+from lra.compose import command, groups, load
 from lra.config import Config, ConfigError
 from lra.division import division_for
 from lra.events import Events
@@ -53,11 +52,13 @@ from lra.precision import scaler_for
 from lra.tasks import DataError, Split, cache
 from lra.tasks.listops import ListOps
 from lra.update import accumulate, apply, sharing
+from lra.words import choices, value_of
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
 # Parts that an update should consist of, and the largest acceptable share of everything else.
 WORK, MAX_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
 NUM_EXAMPLES = 1_000
+_DEFAULTS = {"task": "listops", "attention": "softmax,linear,fourier,mra", "threads": "1"}
 
 
 @dataclass
@@ -245,8 +246,6 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
         args: The command line.
         device: Device to compute on.
     """
-    if args.batch_size:
-        config = replace(config, train=replace(config.train, batch_size=args.batch_size))
     split, kind = training_split(config)
     with tempfile.TemporaryDirectory() as folder, Events(Path(folder), 1) as events:
         updates = Updates(config, split, device, events)
@@ -256,54 +255,69 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
             return [*names, *ratio_row(updates, old, args.repeats)]
         if args.against == "one-thread":
             one = with_threads(Updates(config, split, device, events), 1)
-            return [*names, *ratio_row(with_threads(updates, args.threads), one, args.repeats)]
+            return [
+                *names,
+                *ratio_row(with_threads(updates, torch.get_num_threads()), one, args.repeats),
+            ]
         return [*names, *share_row(*shares(updates, args.repeats))]
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lra bench step", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tasks", default="listops", help="names, separated by commas")
-    parser.add_argument("--attentions", default="softmax,linear,fourier,mra")
-    parser.add_argument("--scale", default="paper", help="paper (default), small or mini")
+    default = " ".join(f"{key}={value}" for key, value in _DEFAULTS.items())
     parser.add_argument(
-        "--protocol", default="nystromformer", help="protocol of the recipes; %(default)s"
+        "words", nargs="*", help=f"key=value, as for lra train; by default {default}"
     )
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed updates, of which the median is taken"
     )
-    parser.add_argument(
-        "--batch-size", type=int, help="examples per update instead of the recipe's"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     parser.add_argument("--against", choices=("old", "one-thread"), help="form to compare with")
-    parser.add_argument(
-        "overrides", nargs="*", help="key=value, as for lra train; put them after --"
-    )
-    args = parser.parse_args(words)
-    for key in ("repeats", "threads"):
-        if getattr(args, key) < 1:
-            parser.error(f"--{key} {getattr(args, key)}: must be at least 1")
-    if args.threads > 1 and not args.against:
-        parser.error("--threads: shares are measured on one thread; use more only with --against")
+    args = parser.parse_intermixed_args(words)
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats}: must be at least 1")
     return args
+
+
+def cells(words: Sequence[str]) -> list[Config]:
+    """Return the cells to measure, every task with every attention.
+
+    Args:
+        words: Words of a sweep; only tasks and attentions may have several values.
+
+    Raises:
+        ConfigError: A word is invalid.
+    """
+    given = {word.partition("=")[0] for word in words}
+    defaults = [f"{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
+    grid: dict[str, list[str]] = {"task": [], "attention": []}
+    rest = []
+    for word in [*defaults, *words]:
+        key = word.partition("=")[0]
+        completed = command([word])
+        if key in grid:
+            grid[key] = [f"{key}={value_of(each)}" for each in choices(completed, groups())[key]]
+        else:
+            rest += completed
+    return [load(*cell, *rest) for cell in itertools.product(*grid.values())]
 
 
 def main(words: Sequence[str]) -> None:
     """Measure the cells that the command line names, and print their table."""
     args = _arguments(words)
-    own = [f"scale={args.scale}", f"protocol={args.protocol}", *args.overrides]
-    cells = itertools.product(args.tasks.split(","), args.attentions.split(","))
     try:
-        torch.set_num_threads(resolve_threads(args.threads))
-        device = resolve_device(args.device)
-        configs = [load(f"task={task}", f"attention={name}", *own) for task, name in cells]
+        configs = cells(args.words)
+        threads, device = resolve_threads(configs[0].threads), resolve_device(configs[0].device)
+        if threads > 1 and not args.against:
+            raise ConfigError(
+                f"threads={threads}: shares are measured on one thread; use more with --against"
+            )
+        torch.set_num_threads(threads)
         rows = [row(config, args, device) for config in tqdm(configs, "cells", disable=None)]
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     header = [each.format(args.against) for each in RATIO_HEADER] if args.against else SHARE_HEADER
     print(markdown([["task", "attention", "data", "micro-batches", *header], *rows]))
-    where = f"{machine(device)}, {device.type}, {args.threads} threads, torch {torch.__version__}"
-    print(f"{args.scale} scale, median of {args.repeats} updates, {where}")
+    where = f"{machine(device)}, {device.type}, {threads} threads, torch {torch.__version__}"
+    print(f"{configs[0].scale} scale, median of {args.repeats} updates, {where}")
