@@ -29,7 +29,8 @@ networks.claim()
 # torch reads this at import, so it must be set before that. Threads that wait for each other at the
 # end of an operation then spin for some microseconds before they sleep. If another process occupies
 # one of the processor's cores, spinning longer makes two threads ten times as slow as one; sleeping
-# at once costs a quarter on an idle machine. No number depends on it; an existing setting is kept.
+# at once makes them slower on an idle machine (docs/speed.md). No number depends on it, and an
+# existing setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

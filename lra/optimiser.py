@@ -80,7 +80,7 @@ def groups_for(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: one for each pair of learning rate and weight decay.
 
     Each group lists its roles under `roles`. If all parameters are treated alike, there is a single
-    group, with the parameters in the order of the model.
+    group without roles, with the parameters in the order of the model.
 
     Raises:
         ConfigError: A module assigns an unknown role, whether or not it would matter.

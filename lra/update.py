@@ -22,7 +22,7 @@ from models.shared_kernel import SharedKernel, kernels_shared, shared_kernels
 def compiled(model: nn.Module) -> Callable[..., Tensor]:
     """Return a model compiled by `torch.compile`, with one graph per shape of a micro-batch.
 
-    With variable sizes, the second shape would compile everything anew, and slower.
+    With variable sizes, a second shape would set off a second compilation, of slower code.
     """
     # If a graph breaks, every norm has graphs of its own, all counted in one place: two per block,
     # and the last.

@@ -245,7 +245,7 @@ def _config(folder: Path, record: Record) -> Config:
             f"{folder / RECORD}: its configuration was changed: it has the hash"
             f" {config_hash(record.config)}, but the record says {record.config_hash}"
         )
-    # Tables and the band go by the record's own keys; the configuration is what is trained again.
+    # Tables and the tolerance go by the record's own keys; the configuration is trained again.
     if wrong := contradiction(record):
         raise ConfigError(f"{folder / RECORD}: {wrong}")
     if record.processes > 1:

@@ -73,8 +73,8 @@ def nystrom_attention_reference(
 ) -> Tensor:
     """Approximate the `(N, N)` attention matrix and apply it: the plain form.
 
-    Landmarks are computed one segment at a time, and only for segments with a real token, so that a
-    sequence has as many landmarks as such segments.
+    Landmarks are computed one segment at a time. Unless `over_padding`, segments without a real
+    token have none, so that sequences differ in their number of landmarks.
     """
     length = q.shape[-2]
     outputs = []

@@ -55,7 +55,7 @@ class Softmax(nn.Module):
 
     @property
     def memory_growth(self) -> int:
-        """The power of N with which memory grows; also 2 where the fused kernel cannot run."""
+        """The power of N with which memory grows: 2 if the weights are materialised."""
         return 1 if self.fused else 2
 
     @property

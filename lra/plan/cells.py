@@ -243,7 +243,7 @@ def _reached(cell: PlannedCell) -> int:
     state, built = checkpoint.load_last(cell.folder, torch.device("cpu")), cell.data.built
     if state is None:
         return 0
-    # Data that are yet to be built are assumed to become what they were.
+    # Data that are not built yet are assumed to be those that the checkpoint was trained on.
     own = custom.sources(cell.config.attention)
     if built:
         known = identity(cell.values, built.fingerprint, own)

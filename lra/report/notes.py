@@ -79,8 +79,8 @@ def notes(grid: Grid) -> list[str]:
     own = {(r.attention, r.attention_source) for r in grid.records if r.attention_source}
     lines += [f"Backend {name}: {source}." for name, source in sorted(own)]
     machines = {
-        f"{r.machine}, {r.device}, {r.dtype}, {r.threads} threads, torch {r.torch}"
-        + (", torch.compile" if r.compiled else "")
+        f"{r.machine}, {r.device}, {r.dtype}, {r.threads} thread{'s' * (r.threads != 1)},"
+        f" torch {r.torch}" + (", torch.compile" if r.compiled else "")
         for r in grid.records
     }
     lines += [f"Machine: {machine}." for machine in sorted(machines)]
