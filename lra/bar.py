@@ -7,12 +7,12 @@ from tqdm.auto import tqdm
 
 # What an 80-column terminal must show comes first, the loss included; the rest may be cut off.
 FORMAT = "{desc} {percentage:3.0f}%{postfix} {bar} {n_fmt}/{total_fmt} {remaining} left, {rate_fmt}"
-LONGEST = 36
+MAX_LENGTH = 36
 
 
 def shortened(label: str) -> str:
     """Return a bar's label, shortened if it would leave no room for the bar itself."""
-    return label if len(label) <= LONGEST else f"{label[: LONGEST - 4]} ..."
+    return label if len(label) <= MAX_LENGTH else f"{label[: MAX_LENGTH - 4]} ..."
 
 
 def progress_bar(*arguments: Any, **options: Any) -> Any:

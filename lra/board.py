@@ -25,7 +25,7 @@ from lra.report.selection import Selection, selections
 from lra.terminal import run
 from lra.variant import DEFAULT
 
-LONGEST = 30
+MAX_NAME = 30
 # Seconds between two checks for cells that have started.
 AGAIN = 20.0
 
@@ -57,7 +57,7 @@ def _recorded(asked: Selection, folder: Path) -> bool:
 
 
 def names(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return run folders by distinct names of at most `LONGEST` characters."""
+    """Return run folders by distinct names of at most `MAX_NAME` characters."""
     found = list(folders)
     # If all share one scale or protocol, the names need not include it.
     places = {folder.parts[-6:-4] for folder in found}
@@ -73,10 +73,10 @@ def names(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _shortened(name: str) -> str:
-    if len(name) <= LONGEST:
+    if len(name) <= MAX_NAME:
         return name
     # The hash keeps names distinct that differ only in the part that is cut off.
-    return f"{name[: LONGEST - 7]}~{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{name[: MAX_NAME - 7]}~{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def link(board: Path, named: Mapping[str, Path]) -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     """Run TensorBoard until it is stopped."""
     parser = argparse.ArgumentParser(prog="lra board", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as in lra train; runs_dir=FOLDER")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train; runs_dir=FOLDER")
     parser.add_argument("--port", default="6006", help="port on this machine; default 6006")
     parser.add_argument("--host", default="localhost", help="host to serve on; default localhost")
     args = parser.parse_intermixed_args()

@@ -114,7 +114,7 @@ def identity(values: dict[str, Any], fingerprint: str, sources: str, code: str =
     """Return the identity of a checkpoint.
 
     Args:
-        values: The configuration, as `decided` returns it.
+        values: The configuration, as `resolved_values` returns it.
         fingerprint: Fingerprint of the data.
         sources: The files of the user's own backends, as `custom.sources` returns them.
         code: Version of the suite.

@@ -41,7 +41,7 @@ class Identity:
 
     Args:
         hash: Hash of the configuration, the data and the user's own backends.
-        config: The configuration, as `decided` returns it.
+        config: The configuration, as `resolved_values` returns it.
         code: Version of the suite, as `machine.code_name` returns it.
     """
 

@@ -6,9 +6,9 @@
 It works from records alone. Cells of one task and seed, trained on the same data, form a pair; the
 interval is Student's interval of the differences. A single pair has no spread: its interval is that
 of a difference on one test set, computed from the examples that only one of the two methods
-classifies correctly if predictions are stored, and otherwise as for two shares. Which is better is
-decided by the same tests as in a report. Two methods are compared: the first two that the words
-name, or the first two that have records.
+classifies correctly if predictions are stored; otherwise it is Newcombe's interval for two shares.
+Which method is better is decided by the same tests as in a report. Two methods are compared: the
+first two that the words name, or the first two that have records.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lra.record import Method, Record, records_of
 from lra.report.grid import beats_chance, build_grid
 from lra.report.notes import changed
 from lra.report.selection import Selection, selections
-from lra.report.significance import LEVEL, NORMAL, difference_interval, mcnemar, student
+from lra.report.significance import LEVEL, NORMAL, difference_interval, mcnemar, paired_t, student
 from lra.report.standing import Answers, correct, discordant, prediction_reader
 from lra.terminal import run
 from lra.variant import DEFAULT
@@ -78,15 +78,23 @@ class Comparison:
         return self.mean - half, self.mean + half
 
     @property
+    def _differ(self) -> bool:
+        """Whether the difference is significant, by the tests of `lra.report.standing`."""
+        if len(self.differences) > 1:
+            return paired_t(self.differences) < LEVEL
+        if self.alone is not None:
+            # The interval is an approximation.
+            return mcnemar(*self.alone) < LEVEL
+        low, high = self.interval
+        return not low <= 0 <= high
+
+    @property
     def words(self) -> str:
         """The result of the comparison in words."""
         one, other = self.first[0].method, self.second[0].method
         if not beats_chance(self.first) and not beats_chance(self.second):
             return f"{one} and {other} are both at chance"
-        low, high = self.interval
-        # The exact test decides if there is one: the interval is an approximation.
-        differ = mcnemar(*self.alone) < LEVEL if self.alone is not None else not low <= 0 <= high
-        if not differ:
+        if not self._differ:
             return f"no difference is shown between {one} and {other}"
         better, worse = (one, other) if self.mean > 0 else (other, one)
         return f"{better} is better than {worse}"
@@ -158,7 +166,9 @@ def page(
 ) -> str:
     """Return the table of two methods, followed by its meaning in words."""
     found = list(comparisons(records, one, other, answers))
-    table = [["task", "seeds", str(one), str(other), "difference", "95 % interval"]]
+    grid = build_grid(record for each in found for record in (*each.first, *each.second))
+    names = [grid.name(one), grid.name(other)]
+    table = [["task", "seeds", *names, "difference", "95 % interval"]]
     for each in found:
         low, high = each.interval
         numbers = [
@@ -187,7 +197,6 @@ def page(
         )
     if not found:
         return printable(f"{one} and {other} share no task with equal seeds and data.")
-    grid = build_grid(record for each in found for record in (*each.first, *each.second))
     lines += [*changed(grid), *grid.departure_lines()]
     return "\n".join([markdown(table), "", *map(printable, lines)])
 
@@ -196,7 +205,7 @@ def main() -> None:
     """Print the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(prog="lra compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as in lra train")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     args = parser.parse_intermixed_args()
     try:
         for asked in selections(command(args.words), groups(args.words)):

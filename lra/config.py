@@ -29,7 +29,7 @@ ROLES = ("dt", "A", "B", "C", "weight", "bias", "norm", "embedding")
 PRECISIONS = ("float32", "bfloat16", "float16", "float16_on_gpu")
 # AdamW divides it by numbers below 1, and the result must be a float32.
 MAX_RATE = 1e30
-# The bound on seeds of a torch generator.
+# Seeds from here on count as negative in torch's generators.
 SEED_LIMIT = 2**63
 # File systems allow names of 255 bytes; a variant is the name of a folder.
 MAX_VARIANT = 200
@@ -127,16 +127,18 @@ class TrainConfig:
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         kernel_learning_rate: Peak learning rate of the parameters that form a state-space layer's
             kernel; None takes `learning_rate`.
-        kernel_roles: Which parameters these are, by the role that a layer gives them: `dt`, `A`,
-            `B`, `C`.
-        undecayed: Roles without weight decay: the above, and `weight`, `bias`, `norm`, `embedding`.
+        kernel_roles: Roles of the parameters that form a state-space layer's kernel, among `dt`,
+            `A`, `B` and `C`.
+        undecayed: Roles without weight decay, among `dt`, `A`, `B`, `C`, `weight`, `bias`, `norm`
+            and `embedding`.
         warmup_power: Exponent of the warm-up of `half_cosine` and `linear`.
         validate_every: Updates between validations.
         eval_batch_size: Examples per batch in evaluation, at most.
         micro_batch: Examples of a batch that are computed at once, sorted by length; their
-            gradients add up to that of the whole batch, so this changes numbers only by rounding.
-            0 computes the whole batch at once; null computes as many examples as fit, given their
-            lengths, into the caches of a CPU or the memory of a GPU. See `lra.division`.
+            gradients add up to that of the whole batch, so this changes numbers only by rounding
+            and, if there is dropout, by other masks. 0 computes the whole batch at once; null
+            computes as many examples as fit, given their lengths, into the caches of a CPU or the
+            memory of a GPU. See `lra.division`.
         precision: `float32`; `bfloat16` autocast; `float16` autocast, with loss scaling and the
             attention in float32, as github.com/mlpen trains; or `float16_on_gpu`, which is
             `float16` on a GPU and `float32` on the CPU, where float16 is slow. Records say which

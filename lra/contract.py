@@ -120,7 +120,7 @@ def masked_content(subject: Subject) -> None:
     backend, (x, mask) = subject.build(), subject.inputs()
     expected = backend(x, mask)[mask]
     for kind, filled in _other_padding(x, mask):
-        _near(backend(filled, mask)[mask], expected, 1e-6, f"with {kind} there, outputs")
+        _near(backend(filled, mask)[mask], expected, 1e-6, f"with {kind} under the mask, outputs")
 
 
 def masked_gradient(subject: Subject) -> None:
@@ -135,11 +135,11 @@ def masked_gradient(subject: Subject) -> None:
     for kind, filled in _other_padding(x.detach(), mask):
         inputs = [filled.requires_grad_(), *backend.parameters()]
         for found, wanted in zip(
-            _gradients(backend(filled, mask)[mask], inputs, f"with {kind} there, "),
+            _gradients(backend(filled, mask)[mask], inputs, f"with {kind} under the mask, "),
             expected,
             strict=True,
         ):
-            _near(found, wanted, 1e-5, f"with {kind} there, gradients")
+            _near(found, wanted, 1e-5, f"with {kind} under the mask, gradients")
 
 
 def _other_padding(x: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -242,7 +242,9 @@ def determinism(subject: Subject) -> None:
     if not torch.equal(runs[0][0], runs[0][1]):
         raise BrokenError("a second call gives different outputs")
     if not all(map(torch.equal, *runs)):
-        raise BrokenError("a second one from the same seed gives different outputs or gradients")
+        raise BrokenError(
+            "a second instance from the same seed gives different outputs or gradients"
+        )
 
 
 def untouched_inputs(subject: Subject) -> None:
@@ -266,7 +268,7 @@ def bfloat16(subject: Subject) -> None:
         raise BrokenError(f"the output is {_plain(rounded.dtype)}, not float32 or bfloat16")
     error = float(((rounded.float() - exact).norm() / exact.norm()).detach())
     if not error < 0.03:
-        raise BrokenError(f"outputs differ by {error:.1%} of their norm, at most 3.0% is allowed")
+        raise BrokenError(f"outputs differ by {error:.1%} of their norm; at most 3.0% is allowed")
     _gradients(rounded.float(), [x, *backend.parameters()])
 
 
@@ -461,7 +463,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 def _near(actual: Tensor, expected: Tensor, most: float, what: str) -> None:
     # Written so that a NaN difference is not near either.
     if not (difference := _difference(actual, expected)) <= most:
-        raise BrokenError(f"{what} differ by {difference:.1e}, at most {most:.1e} is allowed")
+        raise BrokenError(f"{what} differ by {difference:.1e}; at most {most:.1e} is allowed")
 
 
 def _same(

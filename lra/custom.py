@@ -108,8 +108,8 @@ def check_facts(task: Task, where: str) -> None:
         if not isinstance(value, int) or value < least:
             message = f"{name}.{fact} is {value!r}, must be a whole number of at least {least}"
             raise ConfigError(f"{where}: {message}")
-    if getattr(task, "sequences", 1) not in (1, 2):
-        raise ConfigError(f"{where}: {name}.sequences must be 1 or 2")
+    if (sequences := getattr(task, "sequences", 1)) not in (1, 2):
+        raise ConfigError(f"{where}: {name}.sequences is {sequences!r}, must be 1 or 2")
     sizes = task.sizes
     if not isinstance(sizes, dict) or set(sizes) != set(SPLITS):
         raise ConfigError(f"{where}: {name}.sizes must be a dict of {', '.join(SPLITS)}")

@@ -70,8 +70,8 @@ def main() -> None:
     """Build the data sets and print the table."""
     parser = argparse.ArgumentParser(prog="lra data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="*", help="key=value as in lra train; data_dir=FOLDER")
-    parser.add_argument("--fetch", action="store_true", help="fetch what data_dir lacks, some 8 GB")
+    parser.add_argument("words", nargs="*", help="key=value, as for lra train; data_dir=FOLDER")
+    parser.add_argument("--fetch", action="store_true", help="download what data_dir lacks, 8 GB")
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = []

@@ -30,9 +30,9 @@ def main() -> None:
     """Test the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="lra eval", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("words", nargs="+", help="key=value as in lra train, or run folders")
+    parser.add_argument("words", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; default: the run's")
-    parser.add_argument("--data-dir", help="folder of raw data, instead of LRA_DATA_DIR")
+    parser.add_argument("--data-dir", help="folder of raw data; overrides LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_intermixed_args()
     try:

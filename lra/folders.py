@@ -53,7 +53,7 @@ def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
             # If there are two names, the second is that of the file to be created.
             name = Path(str(error.filename2 or error.filename or "")).name
             found = f" ({name})" if error.errno == errno.EISDIR and name else ""
-            state = f"it {_REFUSED[error.errno]}{found}, found while {doing}; make it writable"
+            state = f"it {_REFUSED[error.errno]}{found}, while {doing}; mend that"
         else:
             raise
         raise FolderError(

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from lra.config import ConfigError
 from lra.folders import writing
-from lra.tasks.lock import NO_LOCKS, is_alive
+from lra.liveness import NO_LOCKS, is_alive
 from lra.typecheck import fits
 from lra.words import shown
 

@@ -281,7 +281,9 @@ class Run:
     def _not_finite(self, what: str) -> NotFiniteError:
         """Return an error that says when it occurred, and which checkpoint is still good."""
         rate, saved = float(self.schedule.get_last_lr()[0]), self._saved_step
-        last = f"the last good checkpoint is of step {saved}" if saved else "there is no checkpoint"
+        last = (
+            f"the last good checkpoint is from step {saved}" if saved else "there is no checkpoint"
+        )
         return NotFiniteError(f"{what}, learning rate {rate:.3g}; {last}")
 
     def _check_parameters(self) -> None:
@@ -543,12 +545,13 @@ class Run:
             self.progress = Progress(**state["progress"])
             # Older checkpoints lack these, and the losses too.
             self.speed = Speed(**state.get("speed", {}))
-            asked, self.division = self.division, Division(**state.get("division", {}))
-            # Older checkpoints do not say whether it has changed.
-            self.first_division = Division(**state.get("first_division", state.get("division", {})))
-            self.first_divided = state.get("first_divided", 0)
-            if not same:
-                self._divide(asked)
+            if "division" in state:
+                asked, self.division = self.division, Division(**state["division"])
+                # Older checkpoints do not say whether it has changed.
+                self.first_division = Division(**state.get("first_division", state["division"]))
+                self.first_divided = state.get("first_divided", 0)
+                if not same:
+                    self._divide(asked)
         except TypeError as error:
             file = self.folder / CHECKPOINT
             raise DamagedError(f"{file}: written by a later version ({error})") from error

@@ -112,14 +112,14 @@ def _first_line(error: Exception) -> str:
 def _command(config: Config, data_dir: Path | None) -> str:
     """Return the command that fetches a task's published files, if they can be fetched."""
     if config.task.name not in archive.PARTS:
-        return "these files, and data_dir=/where/they/lie (for make: DATA_DIR)"
-    folder = data_dir or "/where/raw/data/shall/lie"
+        return "these files, and data_dir=/path/to/them (for make: DATA_DIR)"
+    folder = data_dir or "/path/to/raw/data"
     words = [f"task={config.task.name}", f"protocol={config.protocol.name}", f"data_dir={folder}"]
     return shlex.join(["lra", "data", "--fetch", *words])
 
 
 def _copy(hub: HubFile, data_dir: Path | None) -> str:
-    raw = data_dir or Path("/where/raw/data/lie")
+    raw = data_dir or Path("/path/to/raw/data")
     folder = raw / hub.name.split("/")[1]
     download = ["hf", "download", hub.name, "--repo-type", "dataset", "--revision", hub.revision]
     return (

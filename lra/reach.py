@@ -1,4 +1,4 @@
-"""How far a trained model looks: how much an output position depends on inputs at a distance.
+"""Measure how far a trained model looks: how an output depends on inputs at a distance.
 
     lra reach task=listops attention=softmax,mra scale=mini
     lra reach results/runs/mini/nystromformer/listops/softmax/default/seed0

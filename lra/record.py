@@ -359,7 +359,7 @@ def _impossible_bins(record: Record, name: str) -> str:
             return f"{name}={each} is impossible"
     for key, whole in (("correct", record.test_correct), ("total", record.test_total)):
         if (found := sum(each[key] for each in bins)) != whole:
-            return f"{name} with {key}={found} in all is impossible with test_{key}={whole}"
+            return f"{name} sums to {key}={found}, should be test_{key}={whole}"
     return ""
 
 

@@ -1,7 +1,7 @@
 """Run preflight, plan, train and report for a grid, each as a command of its own.
 
     lra reproduce scale=mini attention=softmax,mra
-    lra reproduce task=listops,text seed=0,1,2 data_dir=/where/raw/data/lie --plan
+    lra reproduce task=listops,text seed=0,1,2 data_dir=/path/to/raw/data --plan
 
 At a scale with real data, nothing is trained until the data of every task are there, unless
 `--missing skip` leaves tasks out; `--plan` stops after the plan. The exit status is that of the

@@ -293,7 +293,7 @@ def run_of(
         model: Its network, as initialised from the seed.
         dataset: Its data.
         device: Where it is trained.
-        values: The configuration, as returned by `decided`.
+        values: The configuration, as `resolved_values` returns it.
         folder: Run folder.
         work: What it shares with whoever watches it.
     """

@@ -1,4 +1,4 @@
-"""Say how far the cells of a grid are: done, running since when, failed and why, or to do.
+"""Show the progress of a grid's cells: done, running (since when), failed (why) or to do.
 
     lra status task=listops,text attention=softmax,mra seed=0,1 scale=mini
     lra status runs_dir=/shared/results/runs
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lra.compose import command, groups, place
-from lra.config import ConfigError, backend_name
+from lra.config import ConfigError, backend_name, value_at
 from lra.lock import read_note
 from lra.markdown import Table, markdown
 from lra.paths import CHECKPOINT, PRETRAINING, runs_dir
@@ -100,19 +100,13 @@ def _by_record(folder: Path, record: Record, since: float | None, asked: dict[st
     differences = [
         f"{key}={there} in the record, {value} asked for"
         for key, value in asked.items()
-        if (there := _at(record.config, key)) is not None and there != value
+        if (there := value_at(record.config, key)) is not None and there != value
     ]
     if differences:
         state, detail = "other", "; ".join(differences)
     return Status(
         folder=folder, state=state, step=record.steps, steps=steps, since=since, detail=detail
     )
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def begun(root: Path) -> Iterator[Path]:
@@ -174,7 +168,7 @@ def page(cells: Sequence[Status]) -> str:
 
 
 def main() -> None:
-    """Print how far the cells that the command line names are."""
+    """Print the progress of the cells that the command line names."""
     parser = argparse.ArgumentParser(prog="lra status", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="*", help="key=value, as for lra train")

@@ -1,4 +1,4 @@
-"""Make and check a submission: `results/submissions/<name>.json`, as others see it.
+"""Make and check a submission, `results/submissions/<name>.json`.
 
     lra submission make FILE FOLDER ... --link https://github.com/me/mine --commit 1a2b3c4
     lra submission check FILE
@@ -87,7 +87,7 @@ def make(file: Path, folders: Sequence[Path], link: str, commit: str) -> None:
 
 
 def _put_back(file: Path, before: bytes | None) -> None:
-    """Restore a file to what it was, None for no file, so that a refused one is not read later."""
+    """Restore the old content of a file that was refused, or remove it if there was none."""
     if before is None:
         file.unlink(missing_ok=True)
     else:
@@ -124,7 +124,7 @@ def main() -> None:
     methods = sorted({str(record.method) for record in submission.records})
     count = len(submission.records)
     said = f"{count} record{'s' if count > 1 else ''} of {', '.join(methods)}"
-    print(f"{args.file}: {said} can be shown")
+    print(f"{args.file}: {said}, no problem found")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
         counts[outcome.state] += 1
         if outcome.state == "failed":
             causes.setdefault(outcome.reason, []).append(outcome.name)
-    told = {"skipped": "skipped, as they were finished", "unfinished": "not finished"}
+    told = {"skipped": "skipped because already finished", "unfinished": "not finished"}
     parts = [f"{count} {told.get(state, state)}" for state, count in counts.items() if count]
     cells = "1 cell" if len(outcomes) == 1 else f"{len(outcomes)} cells"
     lines = ["", f"{cells}: {', '.join(parts) or 'none ended'}."]

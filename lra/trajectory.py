@@ -93,7 +93,9 @@ def read_validations(folder: Path) -> dict[int, float]:
     is_whole = np.isfinite(points).all() and (steps % 1 == 0).all()
     is_rising = is_whole and (np.diff(steps, prepend=0) > 0).all()
     if not (is_rising and ((shares >= 0) & (shares <= 1)).all()):
-        raise TrajectoryError(f"{file}: validations must be rising updates with shares, 0 to 1")
+        raise TrajectoryError(
+            f"{file}: validations must be ascending updates with shares from 0 to 1"
+        )
     return {int(step): float(share) for step, share in points}
 
 

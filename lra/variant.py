@@ -11,7 +11,7 @@ DEFAULT = "default"
 PRETRAININGS, NO_PRETRAINING = ("spt",), "none"
 # Value for records that are too old to say.
 UNKNOWN = "unknown"
-LONGEST = 72
+MAX_LENGTH = 72
 # Keys that name a cell or say where and how it is run; a recipe does not cover them.
 _NOT_IN_RECIPE = re.compile(
     r"variant|seed|scale|device|threads|data_dir|cache_dir|runs_dir|force|data(\..*)?|keep"
@@ -63,9 +63,9 @@ def name(departing: Mapping[str, tuple[Any, Any]]) -> str:
     short = dict(zip(departing, _shortened(departing), strict=True))
     whole = ",".join(f"{short[key]}={_text(here)}" for key, (here, _) in departing.items())
     safe = _UNSAFE.sub("_", whole)
-    if safe == whole and len(safe) <= LONGEST:
+    if safe == whole and len(safe) <= MAX_LENGTH:
         return safe or DEFAULT
-    return f"{safe[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{safe[:MAX_LENGTH]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def with_pretraining(own: str, pretrain: str) -> str:
@@ -90,7 +90,7 @@ def problem_with_pretraining(own: str, pretrain: str) -> str:
     if told == pretrain:
         return ""
     if tells:
-        return f"says that there was pretraining; it needs pretrain={told}, or another name"
+        return f"names pretraining; set pretrain={told} or choose another name"
     return f"with pretrain={pretrain} it must begin with {pretrain}, such as {pretrain}-{own}"
 
 

@@ -9,7 +9,7 @@ run folder.
 
 The losses of a run's first updates belong to its configuration and its data: another learning rate,
 seed or order of examples gives different losses. On the same processor, with the same threads,
-torch and code, they must be equal to the bit; elsewhere, they must agree within rounding; see
+torch and code, they must be bitwise equal; elsewhere, they must agree within rounding; see
 docs/verify.md. The exit code is 0 if they agree, 1 if they do not, and 2 if they cannot be
 compared.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--updates", type=int, default=200, help="updates to repeat (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; else the run's")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: the run's")
     parser.add_argument(
         "--rounding", action="store_true", help="accept rounding differences even here"
     )
@@ -129,7 +129,7 @@ class Verdict:
         if unknown := int(np.isfinite(self.stored).argmax()):
             what += f", without {unknown:,} that an earlier version did not keep,"
         if self.to_the_bit:
-            return f"{what} are equal to the bit"
+            return f"{what} are bitwise equal"
         distance, most = (
             loss_distance(self.stored, self.losses),
             rounding_tolerance(updates, self.dtype),
@@ -141,11 +141,11 @@ class Verdict:
                 f" apart, and {most[at]:.1e} is allowed"
             )
             if there:
-                return f"{line}\n  not to the bit: {there}"
+                return f"{line}\n  not bitwise equal: {there}"
             return (
-                f"{line}\n  NOT TO THE BIT, though processor, threads, torch and code have the same"
-                " names as then; if this is another processor of the same name, --rounding accepts"
-                " it"
+                f"{line}\n  NOT BITWISE EQUAL, though processor, threads, torch and code have the"
+                " same names as then; if this is another processor of the same name, --rounding"
+                " accepts it"
             )
         at = self.beyond - 1
         line = (
@@ -222,7 +222,7 @@ def _otherwise(record: Record, threads: int) -> list[str]:
         if there != here
     ]
     if "local changes" in code and code == code_name():
-        told.append(f"code {_short(code)} there, which may not be those here")
+        told.append(f"code {_short(code)} there, which may differ from the changes here")
     if record.device != "cpu":
         told.append(f"a {record.device} device sums in an order of its own")
     return told

@@ -90,7 +90,7 @@ class Embedding(nn.Module):
         return self.placed(self.tokens(tokens))
 
     def placed(self, x: Tensor) -> Tensor:
-        """Add positions, and a classification token if any, to embedded tokens `x` `(B, N, D)`."""
+        """Add positions and any classification token to `x` `(B, N, D)`: `(B, N or N + 1, D)`."""
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
         if self.positions is not None:

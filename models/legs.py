@@ -1,8 +1,8 @@
 """The spectrum of HiPPO-LegS, from which diagonal state-space layers are initialised.
 
 LegS, A[k, j] = -sqrt((2k + 1)(2j + 1)) below the diagonal and -(k + 1) on it, is a normal matrix up
-to rank one: with P[k] = sqrt(k + 1/2), S = A + P P^T is -1/2 plus a skew-symmetric matrix (arXiv
-2111.00396, appendix C; arXiv 2206.11893).
+to rank one: with P[k] = sqrt(k + 1/2), S = A + P P^T is -1/2 plus a skew-symmetric matrix
+(arXiv 2111.00396, appendix C; arXiv 2206.11893).
 """
 
 import numpy as np

@@ -66,7 +66,7 @@ def head_blocks(x: Tensor, start: int, stop: int, block_size: int, mask: Tensor 
 
 
 def valid_tokens(x: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
-    """Return which tokens in the blocks of each head of `x` are real, `(G, X, b)` bool."""
+    """Return which tokens in blocks of `x` `(B, H, N, K)` are real, by head: `(G, X, b)` bool."""
     batch, heads, length, _ = x.shape
     if mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool, device=x.device)
@@ -146,7 +146,7 @@ class _Heads:
 
 
 def _kernel() -> Any:
-    # Not above: a machine that computes on a GPU may do without numba.
+    # Not imported above, because a machine that computes on a GPU may lack numba.
     import models.compiled as compiled
     import models.mra_kernel as mra_kernel
 

@@ -102,7 +102,7 @@ def divisor(of: int, **options: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Reject a seed that torch's generators do not take.
+    """Reject a seed that is negative or above `MAX_SEED`.
 
     Raises:
         ValueError: The seed is negative or too large.

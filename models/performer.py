@@ -112,7 +112,7 @@ def relu_features(x: Tensor, epsilon: float = RELU_EPSILON) -> Tensor:
 
 
 class Redraws(nn.Module):
-    """Count calls, and redraw directions after every so many; a resumed run draws the same ones.
+    """Count calls, and redraw the directions every `every` calls; a resumed run draws the same.
 
     Args:
         every: Number of calls from one draw to the next.

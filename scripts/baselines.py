@@ -1,6 +1,6 @@
 """Measure how well simple rules answer a task's test set: models have to be better than these.
 
-    python scripts/baselines.py task=text scale=small data_dir=/where/raw/data/lie
+    python scripts/baselines.py task=text scale=small data_dir=/path/to/raw/data
     python scripts/baselines.py task=listops scale=small --runs RUN [RUN ...]
 
 Counts: a logistic regression on how often each symbol occurs in a sequence; for pairs, on the

@@ -122,6 +122,29 @@ def test_two_forms_are_compared_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
     assert step.ratio_row(updates, updates, 1) == ["2", "0.5", "4.00"]
 
 
+def test_every_cell_is_compared_on_the_number_of_threads_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads: list[list[int]] = []
+
+    def ratio_row(new: Callable[[], None], old: Callable[[], None], repeats: int) -> list[str]:
+        seen = []
+        for form in (new, old):
+            form()
+            seen.append(torch.get_num_threads())
+        threads.append(seen)
+        return ["1", "1", "1"]
+
+    monkeypatch.setattr(step, "ratio_row", ratio_row)
+    words = ["task=listops", "attention=softmax,linear", "scale=mini", "train.batch_size=2"]
+    before = torch.get_num_threads()
+    try:
+        step.main([*words, "threads=2", "device=cpu", "--against", "one-thread", *TINY[3:]])
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [[2, 1], [2, 1]] and "2 threads" in capsys.readouterr().out
+
+
 def test_one_thread_is_compared_with_more() -> None:
     threads = []
     number = torch.get_num_threads()

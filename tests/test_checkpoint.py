@@ -205,7 +205,7 @@ def test_a_folder_in_the_place_of_a_file_of_a_run_is_told_in_a_line(
 
 
 def test_a_run_folder_that_vanishes_ends_the_run_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="runs_dir=.*gone: it is gone, found while writing"):
+    with pytest.raises(FolderError, match="runs_dir=.*gone: it is gone, while writing"):
         checkpoint.save(tmp_path / "gone" / CHECKPOINT, STATE)
 
 
@@ -227,7 +227,7 @@ def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
         run(tmp_path, *QUICK, "train.checkpoint_seconds=0")
     record = read_record(tmp_path / "run" / RECORD)
     assert record.status == "failed" and record.test_accuracy is None
-    assert record.reason.endswith("the last good checkpoint is of step 8")
+    assert record.reason.endswith("the last good checkpoint is from step 8")
     assert (load_last(tmp_path / "run", CPU) or {})["progress"]["step"] == 8
     assert not (tmp_path / "run" / BEST).exists()
 

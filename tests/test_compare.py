@@ -1,5 +1,6 @@
 """Two methods compared over seeds, against intervals worked out by hand."""
 
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,16 @@ def test_the_verdict_on_one_seed_is_that_of_the_exact_test(alone: tuple[int, int
     found = compare.Comparison("listops", (first,), (second,), alone)
     assert found.interval[0] > 0 or found.interval[1] < 0
     assert found.words == "no difference is shown between softmax and mra"
+
+
+def test_many_seeds_are_judged_by_students_distribution_and_not_by_the_normal_one() -> None:
+    counts = [800 + (20 if seed % 2 else -20) + 7 for seed in range(33)]
+    [found] = comparisons(pairs(*[(count, 800) for count in counts]), FIRST, SECOND)
+    low, high = found.interval
+    # The 0.975 quantile for 32 degrees of freedom.
+    half = 2.03693 * statistics.stdev(found.differences) / 33**0.5
+    assert high - found.mean == pytest.approx(half, rel=1e-4)
+    assert (low > 0) == (found.words == "softmax is better than mra")
 
 
 def test_two_methods_at_chance_are_not_ranked() -> None:

@@ -270,7 +270,7 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     assert assess(words).state == "continues"
     mine.write_text(MINE.replace("self.scale * super()", "2 * self.scale * super()"))
     provenance.of_module.cache_clear()
-    assert assess(words).state == "stops"
+    assert assess(words).state == "conflict"
     with pytest.raises(ConfigError, match="belongs to another .* or an attention that has changed"):
         run_cell(config, folder)
     mine.write_text(MINE)

@@ -242,7 +242,7 @@ def test_bigbirds_random_blocks_are_those_of_every_layer() -> None:
 
 
 @pytest.mark.parametrize("backend", [BigBird, Linformer])
-@shows("attention/lra/bigbird", "attention weights are dropped")
+@shows("attention/lra/bigbird", "dropout applies to attention weights")
 @shows("nystromformer", "Linformer drops attention weights")
 @shows("attention/wavspa/linformer", "dropout applies to the attention weights")
 def test_weights_are_dropped_and_with_no_attention_dropout_none_is(backend: Any) -> None:

@@ -70,6 +70,12 @@ def test_accuracy_holds_up_to_the_last_bin_before_the_first_below_nine_tenths_of
     assert last_bin(shares) == last
 
 
+def test_nine_tenths_of_the_best_hold_in_shares_as_in_percent() -> None:
+    # Rounding makes .09 less than .9 * .1.
+    assert last_bin([0.1, 0.09]) == last_bin([10.0, 9.0]) == 1
+    assert last_bin([0.1, 0.0899]) == 0
+
+
 def test_the_interval_covers_the_bins_that_chance_could_have_ended_at() -> None:
     places = np.repeat(np.arange(4), 400)
     right = np.concatenate([np.arange(400) < n for n in (400, 396, 361, 100)]).astype(float)
@@ -208,7 +214,7 @@ def test_a_record_older_than_accuracy_by_group_is_read_and_impossible_bins_are_r
     assert read_record(tmp_path / RECORD) == OK
     bad = {"least": 1, "most": 8, "correct": 799, "total": 2000}
     write_record(tmp_path, replace(OK, test_by_group=[bad]))
-    with pytest.raises(RecordError, match="test_by_group with correct=799 in all is impossible"):
+    with pytest.raises(RecordError, match="test_by_group sums to correct=799, should be"):
         read_record(tmp_path / RECORD)
 
 

@@ -235,7 +235,7 @@ def test_published_images_are_only_taken_with_distractors(tmp_path: Path) -> Non
     assert TASK.locate(tmp_path).kind == "published"
     assert replace(TASK, distractors=False).locate(tmp_path).kind == "generated"
     assert replace(TASK, contour_length=10).locate(tmp_path).kind == "generated"
-    with pytest.raises(DataError, match=f"{NUM_IMAGES} published images, with distractors"):
+    with pytest.raises(DataError, match=f"only with num_images={NUM_IMAGES}, distractors=true"):
         replace(TASK, distractors=False, source="published").locate(tmp_path)
 
 

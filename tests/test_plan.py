@@ -161,7 +161,7 @@ def test_where_a_cell_stands_is_read_from_its_folder(
     assert (cell.state, cell.updates, cell.validations, cell.seconds) == ("done", 0, 0, 0.0)
     assert assess([*words, "force=true"]).state == "to do"
     other = assess([*words, "train.steps=31"])
-    assert other.state == "stops" and "train.steps: 30 there, 31 here" in other.detail
+    assert other.state == "conflict" and "train.steps: 30 there, 31 here" in other.detail
     (cell.folder / RECORD).unlink()
     assert assess(words).step == 30 and assess(words).updates == 0
     assert "another configuration" in assess([*words, "train.steps=31"]).detail
@@ -276,7 +276,7 @@ def test_cells_of_one_folder_are_told_apart_or_stop(
     monkeypatch.setattr("lra.plan.cost.measure", lambda *rest: COST)
     words = [*tiny(tmp_path), "model.layers=1,2"]
     first, second = sweep.plan(words)
-    assert (first.state, second.state) == ("to do", "stops")
+    assert (first.state, second.state) == ("to do", "conflict")
     assert "variant=layers${model.layers}" in second.detail
     apart = sweep.plan([*words, "variant='layers${model.layers}'"])
     assert [(cell.state, cell.method.variant) for cell in apart] == [
@@ -396,14 +396,14 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     big = made_up("text", hours=30)
     light = replace(COST, step_bytes=1e6, update_seconds=3.6, example_seconds=0.0)
     done = replace(made_up("image"), cost=None, state="done")
-    stops = replace(made_up("image", "mra"), cost=None, state="stops", detail="other")
+    stops = replace(made_up("image", "mra"), cost=None, state="conflict", detail="other")
     cells = [big, replace(made_up("listops"), cost=light), done, stops, made_up("text", "mra")]
     text = page.page(cells, base=10**6)
     table = [" ".join(line.split()) for line in text.splitlines()]
-    assert "| attention | text | listops | image | in all |" in table
+    assert "| attention | text | listops | image | total |" in table
     assert "| softmax | 30.0 h | 60 min | done | 31.0 h |" in table
     assert "| mra | 60 min | - | stops | 60 min |" in table
-    assert "| in all | 31.0 h | 60 min | done, stops | 32.0 h |" in table
+    assert "| total | 31.0 h | 60 min | done, conflict | 32.0 h |" in table
     assert "Cells: 3 to do, 1 done, 1 stops." in text
     assert "Time: 32.0 h, one cell after the other" in text
     assert "at most 2.0 MB for data" in text
@@ -411,7 +411,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
     assert "* without softmax: 60 min instead of 32.0 h, with task=text,image attention=mra" in text
     assert "timed" in text and "3 x 2/4" in text
-    assert "Assumed to have the full length" in text and "Sequence lengths are" not in text
+    assert "assumed to have the full length" in text and "Sequence lengths come" not in text
     assert "Nothing is left to train." in page.page([done], 0)
 
 
@@ -498,4 +498,4 @@ def test_a_plan_is_made_where_nothing_can_be_kept(
     known = Measurements(tmp_path / "file" / "plan.json")
     measured = cost.Cost(**dict.fromkeys(cost.Cost.__annotations__, 1))
     known.put("a", measured)
-    assert known.get("a") == measured and "cannot be kept" in caplog.text
+    assert known.get("a") == measured and "cannot be written" in caplog.text

@@ -238,8 +238,8 @@ def test_groups_may_be_of_any_property() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"correct": 799}, r"correct=799 in all is impossible with test_correct=800"),
-        ({"total": 1999}, r"total=1999 in all is impossible with test_total=2000"),
+        ({"correct": 799}, r"sums to correct=799, should be test_correct=800"),
+        ({"total": 1999}, r"sums to total=1999, should be test_total=2000"),
         ({"least": 9}, "is impossible"),
         ({"more": 1}, "should have correct, least, most, total"),
     ],

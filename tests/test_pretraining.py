@@ -326,7 +326,7 @@ def test_a_cell_with_pretraining_has_its_own_hash_folder_and_name() -> None:
             ["pretrain=spt", "variant=mine"],
             "variant=mine: with pretrain=spt it must begin with spt",
         ),
-        (["variant=spt"], "variant=spt: says that there was pretraining; it needs pretrain=spt"),
+        (["variant=spt"], "variant=spt: names pretraining; set pretrain=spt"),
         (["pretrain=spt", "pretrain.hidden_share=1"], "hidden_share=1.0: must be a share above 0"),
         (
             ["pretrain=spt", "pretrain.loss=l2"],

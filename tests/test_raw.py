@@ -132,7 +132,7 @@ def test_a_folder_one_level_off_is_an_error_that_says_where_it_would_be_found(
 ) -> None:
     lay(name, tmp_path / "raw" / "one" / "more")
     with pytest.raises(
-        DataError, match=r"is not in a place that is searched.* data_dir=(\S+) would"
+        DataError, match=r"is not in a folder that is searched.* data_dir=(\S+) would"
     ) as e:
         task_of(name).locate(tmp_path / "raw")
     advised = str(e.value).split("data_dir=")[-1].split(" would")[0]

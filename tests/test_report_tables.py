@@ -22,6 +22,7 @@ from lra.record import Method, Record
 from lra.report.binned_figures import accuracy_against_length
 from lra.report.curve_figure import learning_curves
 from lra.report.grid import build_grid
+from lra.report.heat_map import heat_map
 from lra.report.latex import latex, literal
 from lra.report.lengths import by_length, length_table
 from lra.report.notes import heading
@@ -130,6 +131,10 @@ def test_what_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
     assert (found.place, found.test) == (AS_BEST, "paired t over 2 seeds, p = 0.0032")
     one, other = (build_grid(records).entries["listops", Method(n)] for n in ("softmax", "mra"))
     assert (compared(one, other).better, compared(other, one).better) == (-1, 1)
+    # A map of differences shows it as lower, but not as significantly so.
+    figure = heat_map(build_grid(records), "t")
+    assert figure is not None
+    assert "(-3.3)" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each() -> None:
@@ -139,6 +144,9 @@ def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each()
     assert (found.place, found.test) == (AS_BEST, "not tested, no seed in common")
     found = standings(build_grid([first[1], apart[0]]))["listops", Method("mra")]
     assert found.place == WORSE and found.test.startswith("difference 11.9 to 18.")
+    # A record that was copied into another folder is read twice.
+    found = standings(build_grid([first[1], first[1], apart[0]]))["listops", Method("mra")]
+    assert found.place == WORSE
 
 
 def test_predictions_of_other_labels_are_not_compared() -> None:

@@ -116,6 +116,14 @@ def test_a_wrong_word_is_refused_in_a_line(
     assert caught.value.code == 2 and "softmx" in capsys.readouterr().err
 
 
+def test_a_value_that_a_record_leaves_out_at_its_default_is_another_if_asked_for(
+    tmp_path: Path,
+) -> None:
+    run_cell(configure(tmp_path), tmp_path)
+    assert status(tmp_path, {"model.norm": "layer"}).state == "done"
+    assert status(tmp_path, {"model.norm": "batch"}).state == "other"
+
+
 def test_a_later_attempt_counts_and_not_the_failed_one_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,7 +175,7 @@ def test_run_folders_become_a_submission_and_what_is_missing_is_told(
         return capsys.readouterr().out
 
     told = made(str(runs), "--link", "https://example.org/x", "--commit", COMMIT)
-    assert told == f"{file}: 2 records of their_file.Theirs can be shown\n"
+    assert told == f"{file}: 2 records of their_file.Theirs, no problem found\n"
     assert read_submission(file).records == (GOOD, replace(GOOD, seed=1))
     for words, message in (
         ([str(tmp_path / "none")], "no record in"),
@@ -205,7 +205,7 @@ def test_the_command_says_what_is_wrong_and_ends_accordingly(
 
     assert checked(submit(tmp_path, GOOD)) == (
         0,
-        f"{tmp_path / 'theirs.json'}: 1 record of their_file.Theirs can be shown\n",
+        f"{tmp_path / 'theirs.json'}: 1 record of their_file.Theirs, no problem found\n",
     )
     for records in ([replace(GOOD, parameters=10**6)], [replace(GOOD, test_majority_rate=0.2)]):
         code, told = checked(submit(tmp_path, *records))

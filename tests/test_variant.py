@@ -51,7 +51,7 @@ def test_a_name_is_a_folders_and_another_for_other_values() -> None:
 
     texts = ["a/b", "a|b", "a b", "a:b", "a_b", "ü", "x" * 300, "x" * 301]
     names = [named(path=text) for text in texts]
-    assert len(set(names)) == len(texts) and max(map(len, names)) <= variant.LONGEST + 9
+    assert len(set(names)) == len(texts) and max(map(len, names)) <= variant.MAX_LENGTH + 9
     assert not set("".join(names)) & set('/\\|<>:"?* ')
     assert variant.name({}) == "default"
     both = {"attention.options.rank": (1, 2), "attention.inner.options.rank": (3, 4)}
@@ -147,5 +147,5 @@ def test_a_sweep_tells_how_it_ended(tmp_path: Path) -> None:
     assert end.index("| softmax") < end.index("Files: ") and "[*] listops/softmax" in end
     assert "Traceback" not in out and len(out.splitlines()) < 60
     status, out = run("train.learning_rate=1e-3")
-    assert status == 0 and "2 cells: 2 skipped, as they were finished." in out
+    assert status == 0 and "2 cells: 2 skipped because already finished." in out
     assert len(list((tmp_path / "runs").glob(f"**/{RECORD}"))) == 4

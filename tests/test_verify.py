@@ -85,7 +85,7 @@ def test_an_honest_record_agrees_to_the_bit_and_its_folder_is_not_touched(traine
     verdict = verified(trained)
     assert verdict.agrees and verdict.to_the_bit and len(verdict.losses) == 60
     assert str(verdict) == (
-        "listops/softmax seed0: the losses of the first 60 of 60 updates are equal to the bit"
+        "listops/softmax seed0: the losses of the first 60 of 60 updates are bitwise equal"
     )
     assert before == {file.name: file.stat().st_mtime_ns for file in trained.iterdir()}
 
@@ -138,12 +138,12 @@ def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lra.verify, "code_name", lambda: "unknown")
         verdict = verified(folder)
-    assert not verdict.agrees and verdict.beyond is None and "NOT TO THE BIT" in str(verdict)
+    assert not verdict.agrees and verdict.beyond is None and "NOT BITWISE EQUAL" in str(verdict)
     rewrite(folder, machine="abacus")
     verdict = verified(folder)
     assert verdict.agrees and not verdict.to_the_bit
     assert re.search(
-        r"within rounding: at update 41, they are \d.*\n  not to the bit: .*abacus there",
+        r"within rounding: at update 41, they are \d.*\n  not bitwise equal: .*abacus there",
         str(verdict),
     )
     losses[40] += 0.5
@@ -175,7 +175,7 @@ def test_losses_that_an_earlier_version_did_not_keep_are_left_out(folder: Path) 
     rewrite(folder, losses)
     verdict = verified(folder)
     assert verdict.to_the_bit and str(verdict).endswith(
-        "of 60 updates, without 20 that an earlier version did not keep, are equal to the bit"
+        "of 60 updates, without 20 that an earlier version did not keep, are bitwise equal"
     )
     with pytest.raises(ConfigError, match="no loss of the first 20 updates is known"):
         verified(folder, updates=20)
@@ -206,7 +206,7 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
 ) -> None:
     cache = ["--cache-dir", folder.parent / "cache", "--updates", "5"]
     assert run_main(monkeypatch, folder / RECORD, *cache) == 0
-    assert "equal to the bit" in capsys.readouterr().out
+    assert "bitwise equal" in capsys.readouterr().out
     losses = losses_of(folder)
     losses[3] += 0.5
     rewrite(folder, losses)
@@ -255,7 +255,7 @@ def test_what_cannot_be_compared_is_told_and_the_next_run_is_verified(
     (folder / RECORD).write_text(json.dumps(json.loads((folder / RECORD).read_text()) | values))
     code = run_main(monkeypatch, folder, trained, "--cache-dir", folder.parent / "cache")
     printed = capsys.readouterr()
-    assert code == 2 and re.search(message, printed.err) and "equal to the bit" in printed.out
+    assert code == 2 and re.search(message, printed.err) and "bitwise equal" in printed.out
 
 
 def test_a_missing_trajectory_and_missing_data_are_told(

@@ -330,3 +330,8 @@ def test_the_checks_have_names_where_python_leaves_docstrings_out(tmp_path: Path
         text=True,
     )
     assert ended.returncode == 0 and "plain form" in ended.stdout
+
+
+def test_a_value_that_is_a_list_selects_records() -> None:
+    [found] = selections(["train.undecayed=[dt]"], groups())
+    assert found.values == {"train.undecayed": [["dt"]]}

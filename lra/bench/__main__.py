@@ -7,8 +7,8 @@
     lra bench step task=listops,text attention=softmax,linear
     lra bench step task=listops attention=softmax --against old
 
-Besides the words of a cell, the first two accept: length=1024,2048 and up to whatever fits into
-memory, batch_size=4, repeats=10, threads=0, device=auto, precision=float32, compile=false,
+Besides the words of a cell, the first two commands accept length=1024,2048 (any lengths that fit
+into memory), batch_size=4, repeats=10, threads=0, device=auto, precision=float32, compile=false,
 attention_dropout=0.0, and out=FILE to write a separate file.
 
 The first two and their report are explained in `lra.bench.lengths`, `against` in

@@ -199,7 +199,8 @@ def check_out(bench: BenchConfig) -> None:
         raise ConfigError(f"out={bench.out}: is a folder, must be a file")
     if bench.out and Path(bench.out).suffix in (".md", ".svg", ".png"):
         raise ConfigError(
-            f"out={bench.out}: must be a JSON file; the tables and picture use that suffix"
+            f"out={bench.out}: must be a JSON file; {Path(bench.out).suffix} is the suffix of its"
+            " tables or picture"
         )
     if not writable(folder):
         key = "out" if bench.out else "results_dir"

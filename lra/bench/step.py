@@ -238,12 +238,13 @@ def ratio_row(new: Callable[[], None], old: Callable[[], None], repeats: int) ->
     return [*speeds, f"{seconds['old'] / seconds['new']:.2f}"]
 
 
-def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[str]:
+def row(config: Config, args: argparse.Namespace, threads: int, device: torch.device) -> list[str]:
     """Measure a cell.
 
     Args:
         config: The cell.
         args: The command line.
+        threads: CPU threads.
         device: Device to compute on.
     """
     split, kind = training_split(config)
@@ -257,7 +258,7 @@ def row(config: Config, args: argparse.Namespace, device: torch.device) -> list[
             one = with_threads(Updates(config, split, device, events), 1)
             return [
                 *names,
-                *ratio_row(with_threads(updates, torch.get_num_threads()), one, args.repeats),
+                *ratio_row(with_threads(updates, threads), one, args.repeats),
             ]
         return [*names, *share_row(*shares(updates, args.repeats))]
 
@@ -307,13 +308,16 @@ def main(words: Sequence[str]) -> None:
     args = _arguments(words)
     try:
         configs = cells(args.words)
-        threads, device = resolve_threads(configs[0].threads), resolve_device(configs[0].device)
+        threads = resolve_threads(configs[0].threads) or torch.get_num_threads()
+        device = resolve_device(configs[0].device)
         if threads > 1 and not args.against:
             raise ConfigError(
                 f"threads={threads}: shares are measured on one thread; use more with --against"
             )
         torch.set_num_threads(threads)
-        rows = [row(config, args, device) for config in tqdm(configs, "cells", disable=None)]
+        rows = [
+            row(config, args, threads, device) for config in tqdm(configs, "cells", disable=None)
+        ]
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -26,7 +26,7 @@ State = Literal[
     "continues",
     "failed before",
     "done",
-    "stops",
+    "conflict",
     "elsewhere",
     "no model",
     "cannot run",
@@ -64,7 +64,7 @@ class PlannedCell:
         method: Backend and variant.
         seed: Seed.
         state: `to do`; `continues`: there is a checkpoint; `failed before`: it is tried again;
-            `done`; `stops`: another configuration's record or checkpoint is in its folder;
+            `done`; `conflict`: another configuration's record or checkpoint is in its folder;
             `elsewhere`: it needs a GPU that this machine lacks; `no model`: it cannot be built;
             `cannot run`: a step raises an error; `refused`: it cannot be composed.
         detail: The reason, in words.
@@ -209,7 +209,7 @@ def assess(words: Sequence[str]) -> PlannedCell:
             return replace(cell, state="elsewhere", detail=elsewhere)
         cell = replace(cell, step=_reached(cell))
     except ConfigError as error:
-        return replace(cell, state="stops", detail=str(error))
+        return replace(cell, state="conflict", detail=str(error))
     if reason := _failure(folder):
         return replace(cell, state="failed before", detail=reason)
     return replace(cell, state="continues") if cell.step else cell

@@ -72,7 +72,7 @@ def cell_table(cells: Sequence[PlannedCell], base: int) -> Table:
         cells: The cells of a sweep.
         base: Bytes that a process holds before it has a model.
     """
-    header = "task|attention|seed|state|updates|s each|timed|validations|s each|test|in all|peak"
+    header = "task|attention|seed|state|updates|s each|timed|validations|s each|test|total|peak"
     table = [header.split("|")]
     for cell in cells:
         names = [cell.task, str(cell.method), str(cell.seed), cell.state]
@@ -105,12 +105,12 @@ def hours_table(cells: Sequence[PlannedCell]) -> Table:
     """Return the time left by backend and task, summed over seeds, with totals."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
-    table = [["attention", *tasks, "in all"]]
+    table = [["attention", *tasks, "total"]]
     for method in methods:
         groups = [[c for c in cells if (c.task, c.method) == (task, method)] for task in tasks]
         table.append([str(method), *map(_sum, groups), _sum(c for g in groups for c in g)])
     columns = [_sum(c for c in cells if c.task == task) for task in tasks]
-    return [*table, ["in all", *columns, _sum(cells)]]
+    return [*table, ["total", *columns, _sum(cells)]]
 
 
 def _sum(cells: Iterable[PlannedCell]) -> str:
@@ -228,15 +228,18 @@ def data_lines(cells: Sequence[PlannedCell]) -> list[str]:
     real, full, missing = (", ".join(dict.fromkeys(names)) for names in tasks.values())
     lines = []
     if real:
-        lines.append(f"Sequence lengths are those of the data in the cache: {real}.")
+        lines.append(f"Sequence lengths come from the data in the cache for {real}.")
     if full:
         lines.append(
-            f"Assumed to have the full length, the maximum, as no data are built: {full}."
+            f"No data are built for {full}: sequences are assumed to have the full length."
             " `lra data` builds them; otherwise, the first cell does, which is not counted."
         )
     return [
         *lines,
-        *([f"Nothing to build the data from: {missing}; see `lra preflight`."] * bool(missing)),
+        *(
+            [f"There are no raw data to build from for {missing}; see `lra preflight`."]
+            * bool(missing)
+        ),
     ]
 
 
@@ -361,9 +364,9 @@ def page(cells: Sequence[PlannedCell], base: int) -> str:
         base: Bytes that a process holds before it has a model.
     """
     legend = (
-        "timed: steps x sequences out of those of a batch, and tokens if not the whole length was"
-        " timed; scaled to the batch. peak: memory of libraries and, at most, of tensors; on a CPU,"
-        " a process takes some 0.2 GB more."
+        "timed: steps x sequences timed / sequences of a batch, then tokens timed / tokens if only"
+        " a part of the length was; scaled to the batch. peak: memory of libraries and, at most, of"
+        " tensors; on a CPU, a process takes some 0.2 GB more."
     )
     parts = [
         markdown(cell_table(cells, base)),

@@ -68,7 +68,7 @@ class Measurements:
         except OSError as error:
             # A plan is worth having even if nothing can be written.
             self._kept = False
-            logging.warning("%s cannot be kept: %s", self._file, error.strerror)
+            logging.warning("%s cannot be written: %s", self._file, error.strerror)
 
 
 def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET) -> PlannedCell:
@@ -116,7 +116,7 @@ def plan(words: Sequence[str], budget: float = cost.BUDGET) -> list[PlannedCell]
         if cell.is_open and any(cell.folder == other.folder for other in cells):
             reason = "an earlier cell of this sweep has the same folder; distinguish them by a"
             reason += " variant with a value in its name, such as 'variant=layers${model.layers}'"
-            cell = replace(cell, state="stops", detail=reason)
+            cell = replace(cell, state="conflict", detail=reason)
         cells.append(cell)
     todo = [place for place, cell in enumerate(cells) if cell.is_open]
     bar = progress_bar(todo, "measuring", unit="cell", leave=False)

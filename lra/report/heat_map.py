@@ -73,8 +73,9 @@ def _differences(
             difference = values[row, column] = entry.mean - baseline.mean
             # Adding 0 makes a zero of a negative one.
             text = f"{round(difference, 1) + 0.0:+.1f}"
-            differs = compared(baseline, entry, answers).better != 0
-            texts[row, column] = text if differs else f"({text})"
+            # On the common seeds alone, the difference may be the other way round.
+            better = -compared(baseline, entry, answers).better
+            texts[row, column] = text if better * difference > 0 else f"({text})"
     return values, texts
 
 

@@ -10,7 +10,7 @@ from lra.paths import runs_dir
 from lra.record import Record
 from lra.words import Groups, choices, seed_of, value_of
 
-# Keys that a record lacks, since they change no number, and values that say nothing about one.
+# Keys that a record lacks, and values that say nothing about a record.
 _OF_NO_RECORD = {"data_dir", "cache_dir", "runs_dir", "force"}
 _OF_NO_RECORD |= {"train.checkpoint_seconds", "train.micro_batch"}
 _UNDECIDED = {"device": "auto", "threads": 0, "train.precision": "float16_on_gpu"}
@@ -66,7 +66,7 @@ def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
         for key, values in chosen.items()
         if key not in {"seed", "scale", "protocol", "debug", *_OF_NO_RECORD}
         and "@" not in key
-        and not (set(values) & {_UNDECIDED.get(key)} - {None})
+        and not (key in _UNDECIDED and _UNDECIDED[key] in values)
         and not any(isinstance(value, str) and "${" in value for value in values)
     }
     for scale in chosen.get("scale", ["paper"]):

@@ -10,8 +10,8 @@ from statistics import NormalDist, mean, stdev
 
 # Two methods differ significantly if chance alone produces such a difference less often than this.
 LEVEL = 0.05
-# Student's t at 97.5 % by degrees of freedom, with NORMAL for any more: 0.975 quantiles from
-# NIST/SEMATECH's handbook of statistical methods, 1.3.6.7.2.
+# Student's t at 97.5 % by degrees of freedom: 0.975 quantiles from NIST/SEMATECH's handbook of
+# statistical methods, 1.3.6.7.2.
 _STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
@@ -26,7 +26,11 @@ def student(freedom: int) -> float:
     Args:
         freedom: Degrees of freedom, at least 1.
     """
-    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else NORMAL
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    # Abramowitz and Stegun, 26.7.5.
+    z = NORMAL
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def paired_t(differences: Sequence[float]) -> float:
@@ -55,7 +59,7 @@ def paired_t(differences: Sequence[float]) -> float:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the probability of a split this uneven if each is alone right as often.
+    """Return the probability of a split this uneven if both are equally often right alone.
 
     This is the exact form of McNemar's test, by the binomial distribution.
 

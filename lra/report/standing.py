@@ -19,10 +19,10 @@ EXPLAINED = (
     "`best` marks the highest mean. `≈ best` marks a mean that is not significantly below it, which"
     f" does not show that it is as good: p is at least {LEVEL} in Student's t test paired over"
     " common seeds or, with one seed in common, in McNemar's exact test on the stored test"
-    f" predictions; if these are missing, the {1 - LEVEL:.0%} interval (Newcombe) of the difference"
-    " contains zero. Several seeds with none in common are not tested and are marked `≈ best` too."
-    " Nothing is marked if the best is at chance. The tests are not corrected for multiple"
-    " comparisons."
+    " predictions; if these are missing, or if each has one seed and not the same, the"
+    f" {1 - LEVEL:.0%} interval (Newcombe) of the difference contains zero. Several seeds with none"
+    " in common are not tested and are marked `≈ best` too. Nothing is marked if the best is at"
+    " chance. The tests are not corrected for multiple comparisons."
 )
 
 
@@ -112,7 +112,7 @@ def compared(first: Entry, second: Entry, answers: Answers = lambda record: None
             test = f"McNemar, seed {common[0]}, p = {p:.2g}"
             return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
     elif len(ours) == len(theirs) == 1:
-        [one], [other] = first.finished, second.finished
+        [one], [other] = ours.values(), theirs.values()
     else:
         return Outcome(0, "not tested, no seed in common")
     low, high = difference_interval(correct(one), correct(other))

@@ -131,7 +131,9 @@ class ListOps:
             if data_dir is not None:
                 place = f"because no {FILES['train']} is in {', '.join(FOLDERS)} below {data_dir}"
         if self.source == "published":
-            reason = "the published data have no other options" if not published else place
+            reason = place.removeprefix("because ")
+            if not published:
+                reason = "the published data exist only with the default options"
             raise DataError(
                 "task.options.source=published: "
                 f"{reason or 'data_dir (or LRA_DATA_DIR) is not set'}"

@@ -1,4 +1,4 @@
-"""Generate ListOps expressions by the algorithm of Long Range Arena (arXiv 2011.04006, 2.2).
+"""Generate ListOps by Long Range Arena's algorithm (arXiv 2011.04006, section 2.2).
 
 Expressions are drawn in chunks, each with its own generator seeded from (seed, chunk), so that any
 number of processes may draw the chunks in any order and produce the same bytes. Every random
@@ -103,7 +103,7 @@ def _draw(rng: random.Random, grammar: Grammar) -> bytes | None:
 
 @functools.lru_cache
 def check_feasible(grammar: Grammar, num_examples: int) -> None:
-    """Reject a grammar that yields no or too few such expressions, or less than one in a million.
+    """Reject a grammar with no or too few such expressions, or under one in a million draws.
 
     Raises:
         ValueError: The grammar is rejected.

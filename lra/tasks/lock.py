@@ -5,7 +5,6 @@ decides nothing. On a file system without locks, the existence of a file is the 
 behind by a dead process of this machine is recognised.
 """
 
-import errno
 import json
 import logging
 import os
@@ -15,15 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from lra.liveness import NO_LOCKS, is_alive
 
 log = logging.getLogger(__name__)
 
 # Seconds between two log lines of a waiting process.
 REMIND = 300.0
-# Error codes of file systems without locks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -85,11 +83,3 @@ def describe(file: Path) -> str:
         if is_alive(pid)
         else f"{words}; it is gone, so a process that it started holds the lock"
     )
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is running."""
-    try:
-        return bool(psutil.pid_exists(pid))
-    except OverflowError:
-        return True

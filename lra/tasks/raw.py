@@ -114,10 +114,10 @@ def check_strays(what: str, data_dir: Path, folders: Sequence[str], names: Itera
         DataError: There are such files; the message says what to set `data_dir` to.
     """
     for place in _strays(data_dir, frozenset(names)):
-        looked = ", ".join("itself" if folder == "." else folder for folder in folders)
+        searched = ", ".join("itself" if folder == "." else folder for folder in folders)
         raise DataError(
-            f"{what}: {place} is not in a place that is searched; below data_dir={data_dir} these"
-            f" are {looked}. data_dir={place.parent} would find it"
+            f"{what}: {place} is not in a folder that is searched; data_dir={data_dir} is"
+            f" searched in {searched}. data_dir={place.parent} would find it"
         )
 
 

@@ -114,11 +114,11 @@ class Pathfinder:
         if self.source == "published":
             lengths = ", ".join(map(str, FOLDERS))
             reason = (
-                f"there are {NUM_IMAGES:,} published images, with distractors, of each"
+                f"published images exist only with num_images={NUM_IMAGES}, distractors=true and a"
                 f" contour_length of {lengths}"
             )
             if published:
-                reason = place or "data_dir (or LRA_DATA_DIR) is not set"
+                reason = place.removeprefix("because ") or "data_dir (or LRA_DATA_DIR) is not set"
             raise DataError(f"task.options.source=published: {reason}")
         return Source("generated", f"generated with seed {self.data_seed}", place=place)
 

@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function on its first call, cache it on disk, and run it without Python's lock.
+    """Compile a function on its first call, cache it on disk, and run it without the GIL.
 
     The cache is beside this file, or else in the user's cache folder; if numba can write to
     neither, nothing is cached and every process compiles again. `fastmath` is off, so sums are
