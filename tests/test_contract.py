@@ -259,7 +259,7 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Wider, "dtype float64 at N=1, not float32"),
     (masked_content, Maskless, "with large numbers under the mask, outputs differ by"),
     (masked_content, Multiplying, "with nan under the mask, outputs differ by nan"),
-    (masked_gradient, Multiplying, "with nan there, gradients that are not finite"),
+    (masked_gradient, Multiplying, "with nan under the mask, gradients that are not finite"),
     (masked_gradient, Leaking, "under the mask"),
     (masked_gradient, Deaf, "the gradient of the input is zero"),
     (no_mask, OtherWithMask, "outputs differ by"),

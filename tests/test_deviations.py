@@ -564,7 +564,7 @@ def reformer_form(
 
 @shows(
     "attention/lra/reformer",
-    "the output is projected and attention weights are dropped",
+    "the output is projected and dropout applies to attention weights",
     "keys have unit length",
     "padding is masked and a token attends to itself only",
     "the first chunk has no chunk before it",

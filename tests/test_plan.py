@@ -402,12 +402,12 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
     table = [" ".join(line.split()) for line in text.splitlines()]
     assert "| attention | text | listops | image | total |" in table
     assert "| softmax | 30.0 h | 60 min | done | 31.0 h |" in table
-    assert "| mra | 60 min | - | stops | 60 min |" in table
+    assert "| mra | 60 min | - | conflict | 60 min |" in table
     assert "| total | 31.0 h | 60 min | done, conflict | 32.0 h |" in table
-    assert "Cells: 3 to do, 1 done, 1 stops." in text
+    assert "Cells: 3 to do, 1 done, 1 conflict." in text
     assert "Time: 32.0 h, one cell after the other" in text
     assert "at most 2.0 MB for data" in text
-    assert "image/mra seed 0 stops: other" in text
+    assert "image/mra seed 0 conflict: other" in text
     assert "* text/softmax: 8.0 MB of 5.0 MB" in text and "listops/softmax: " not in text
     assert "* without softmax: 60 min instead of 32.0 h, with task=text,image attention=mra" in text
     assert "timed" in text and "3 x 2/4" in text

@@ -210,7 +210,7 @@ def test_a_source_can_be_demanded(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"source=published: data_dir.* is not set"):
             published.locate(None)
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match="source=published: because no .* is in .* below"):
+        with pytest.raises(DataError, match="source=published: no .* is in .* below"):
             published.locate(tmp_path / "empty")
     for other in (ListOps(num_train=9, source="published"), Pathfinder(source="published")):
         with pytest.raises(DataError, match="source=published: .*published"):

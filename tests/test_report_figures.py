@@ -263,8 +263,8 @@ def test_a_report_without_results_has_a_picture_that_says_so() -> None:
         ({"validations": np.array([[20, 0.5], [10, 0.5]])}, "must be ascending updates"),
         ({"validations": np.array([[10.5, 0.5]])}, "must be ascending updates"),
         ({"validations": np.array([[10, 0.5], [np.inf, 0.5]])}, "must be ascending updates"),
-        ({"validations": np.array([[10, 1.5]])}, "shares, 0 to 1"),
-        ({"validations": np.array([[10, np.nan]])}, "shares, 0 to 1"),
+        ({"validations": np.array([[10, 1.5]])}, "shares from 0 to 1"),
+        ({"validations": np.array([[10, np.nan]])}, "shares from 0 to 1"),
     ],
 )
 def test_validations_that_are_missing_or_damaged_leave_a_curve_out(

@@ -134,7 +134,7 @@ def test_what_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
     # A map of differences shows it as lower, but not as significantly so.
     figure = heat_map(build_grid(records), "t")
     assert figure is not None
-    assert "(-3.3)" in [text.get_text() for text in figure.axes[0].texts]
+    assert "(-1.6)" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each() -> None:
