@@ -35,14 +35,14 @@ def cells(asked: Selection) -> Iterator[Path]:
     root = asked.runs_dir / asked.scale / asked.protocol
     for folder in sorted({file.parent for file in root.glob("*/*/*/seed*/events.out.tfevents.*")}):
         task, attention, variant, seed = folder.parts[-4:]
-        told = (
+        conditions = (
             (asked.tasks, task),
             (asked.attentions, attention),
             ([f"seed{each}" for each in asked.seeds], seed),
             (asked.values.get("variant", ()), variant),
         )
         rest = asked.values.keys() - {"variant"}
-        if all(not values or value in values for values, value in told) and (
+        if all(not values or value in values for values, value in conditions) and (
             not rest or _recorded(asked, folder)
         ):
             yield folder
@@ -67,7 +67,7 @@ def names(folders: Iterable[Path]) -> dict[str, Path]:
         *place, task, attention, variant, seed = folder.parts[-6:]
         words = [task, attention, seed.replace("seed", "s")]
         words += [] if variant == DEFAULT else [variant]
-        words += [word for word, tells in zip(place, several, strict=True) if tells]
+        words += [word for word, differs in zip(place, several, strict=True) if differs]
         named[_shortened(" ".join(words))] = folder
     return named
 

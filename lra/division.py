@@ -157,5 +157,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # Errors of torch's CPU allocator and of CUDA's libraries have no class of their own.
-    said = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
-    return isinstance(error, RuntimeError) and any(each in str(error) for each in said)
+    messages = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in messages)

@@ -58,7 +58,7 @@ class Note:
     forced: list[str] = field(default_factory=list)
 
     @property
-    def works(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the process is still at work, as far as can be seen from this machine."""
         if self.ended:
             return False
@@ -193,7 +193,7 @@ def _acquired(lock: FileLock, file: Path, note: Path, key: str) -> bool:
         other = read_note(note)
         ours = (socket.gethostname(), os.getpid())
         # Containers on different machines often give the same number to their processes.
-        if other is not None and other.works and (other.host, other.pid) != ours:
+        if other is not None and other.is_active and (other.host, other.pid) != ours:
             return False
         log.warning("%s: no locks on this file system; using %s instead", file.parent, note.name)
     return True

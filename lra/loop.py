@@ -426,8 +426,8 @@ class Run:
     @property
     def num_skipped(self) -> int:
         """Number of updates that loss scaling skipped because a gradient was not finite."""
-        made = [int(state["step"]) for state in self.optimiser.state.values()]
-        return self.progress.step - max(made, default=0)
+        applied = [int(state["step"]) for state in self.optimiser.state.values()]
+        return self.progress.step - max(applied, default=0)
 
     def _log(self, writer: Events, bar: Any, loss: float) -> None:
         progress = self.progress

@@ -336,10 +336,10 @@ def contradiction(record: Record) -> str:
     """Return, in words, where a record contradicts its configuration; else an empty string."""
     there = {"pretrain.name": NO_PRETRAINING, **dict(flat(record.config))}
     for key, place in _DUPLICATED_KEYS.items():
-        said = getattr(record, key)
-        if place in there and said != there[place]:
+        recorded = getattr(record, key)
+        if place in there and recorded != there[place]:
             own = shown(repr(there[place]))
-            return f"{key}={shown(repr(said))} contradicts its configuration, which has {own}"
+            return f"{key}={shown(repr(recorded))} contradicts its configuration, which has {own}"
     return ""
 
 

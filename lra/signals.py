@@ -98,17 +98,17 @@ class Stop:
         number = self._received.pop() if self._received else int(signal.SIGTERM)
         handler = self._previous.get(signal.Signals(number))
         self.restore()
-        told = f"{message} ({signal.Signals(number).name})"
+        reason = f"{message} ({signal.Signals(number).name})"
         if not callable(handler) or handler is signal.default_int_handler:
-            raise StoppedError(told, number)
+            raise StoppedError(reason, number)
         try:
             handler(number, None)
         except SystemExit as error:
             # This is not an exit of a user's own code, which would be a failure.
             code = error.code if isinstance(error.code, int) else None
-            raise StoppedError(told, number, code) from error
+            raise StoppedError(reason, number, code) from error
         except Exception as error:  # such as a job that submitit may not requeue once more
-            raise StoppedError(f"{told}: {error}", number) from error
+            raise StoppedError(f"{reason}: {error}", number) from error
         self._received.clear()
         self.listen()
 

@@ -68,7 +68,7 @@ def status(folder: Path, asked: dict[str, Any] | None = None) -> Status:
     note = read_note(folder / NOTE)
     since = note.since if note else None
     step, steps = (note.step, note.steps) if note else (0, 0)
-    if note is not None and note.works:
+    if note is not None and note.is_active:
         where = f"process {note.pid} on {note.host}"
         return Status(
             folder=folder, state="running", step=step, steps=steps, since=since, detail=where

@@ -123,8 +123,8 @@ def main() -> None:
         sys.exit(1)
     methods = sorted({str(record.method) for record in submission.records})
     count = len(submission.records)
-    said = f"{count} record{'s' if count > 1 else ''} of {', '.join(methods)}"
-    print(f"{args.file}: {said}, no problem found")
+    summary = f"{count} record{'s' if count > 1 else ''} of {', '.join(methods)}"
+    print(f"{args.file}: {summary}, no problem found")
 
 
 if __name__ == "__main__":

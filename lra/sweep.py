@@ -160,8 +160,10 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
         counts[outcome.state] += 1
         if outcome.state == "failed":
             causes.setdefault(outcome.reason, []).append(outcome.name)
-    told = {"skipped": "skipped because already finished", "unfinished": "not finished"}
-    parts = [f"{count} {told.get(state, state)}" for state, count in counts.items() if count]
+    descriptions = {"skipped": "skipped because already finished", "unfinished": "not finished"}
+    parts = [
+        f"{count} {descriptions.get(state, state)}" for state, count in counts.items() if count
+    ]
     cells = "1 cell" if len(outcomes) == 1 else f"{len(outcomes)} cells"
     lines = ["", f"{cells}: {', '.join(parts) or 'none ended'}."]
     lines += [f"failed: {', '.join(names)}: {cause}" for cause, names in causes.items()]

@@ -163,7 +163,7 @@ def _finished_for_good(cells: list[list[str]]) -> list[str]:
     There are no lines if one of the cells is not finished, or can be written to. Hydra makes
     folders before anything asks whether there is something to do.
     """
-    told = []
+    messages = []
     for cell in cells:
         composed, folder = composed_cell(*cell)
         folder = folder.absolute()
@@ -171,8 +171,8 @@ def _finished_for_good(cells: list[list[str]]) -> list[str]:
             return []
         from lra.runner import finished_message
 
-        told.append(finished_message(resolve(composed), folder))
-    return told if all(told) else []
+        messages.append(finished_message(resolve(composed), folder))
+    return messages if all(messages) else []
 
 
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -216,14 +216,14 @@ def main() -> None:
         roots = _check_composes(cells or [single], there)
         if several:
             raise ConfigError("torchrun trains one cell, but these words name several")
-        told = _finished_for_good(cells or [])
-        if not told and not any("hydra.run.dir" in word for word in words):
+        finished_messages = _finished_for_good(cells or [])
+        if not finished_messages and not any("hydra.run.dir" in word for word in words):
             _make(roots)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    if told:
-        print("\n".join(told))
+    if finished_messages:
+        print("\n".join(finished_messages))
         return
     if is_search or in_sweep:
         flags = [*(flag for flag in flags if flag not in ("-m", "--multirun")), "--multirun"]

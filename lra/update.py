@@ -122,16 +122,16 @@ def _accumulate_side_by_side(
     """
     shared, parameters = shared_kernels(model), [p for p in model.parameters() if p.requires_grad]
     # The longest micro-batch comes first, and makes the kernels that all share.
-    made = threading.Event()
+    kernels_ready = threading.Event()
 
     def gradients(index: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
         if shared and index:
-            made.wait()
+            kernels_ready.wait()
         with own_draws(index):
             try:
                 found = loss(index)
             finally:
-                made.set()
+                kernels_ready.set()
             leaves = parameters + [leaf for each in shared for leaf in each.leaves()]
             grads = torch.autograd.grad(found, leaves, allow_unused=True)
         return found.detach(), list(zip(leaves, grads, strict=True))
@@ -140,7 +140,7 @@ def _accumulate_side_by_side(
     total, sums = torch.zeros((), device="cpu"), dict[Tensor, Tensor]()
     with closing(side_by_side.in_order(gradients, range(num_parts))) as results, ExitStack() as end:
         # If the first micro-batch was never begun, the others must not wait for it.
-        end.callback(made.set)
+        end.callback(kernels_ready.set)
         for part_loss, pairs in results:
             total += part_loss
             for leaf, grad in pairs:

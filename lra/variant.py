@@ -85,12 +85,12 @@ def problem_with_pretraining(own: str, pretrain: str) -> str:
 
     Runs with and without pretraining would share a folder and a row of a table.
     """
-    tells = re.match(rf"({'|'.join(PRETRAININGS)})(?![^,_-])", own)
-    told = tells[1] if tells else NO_PRETRAINING
-    if told == pretrain:
+    match = re.match(rf"({'|'.join(PRETRAININGS)})(?![^,_-])", own)
+    named = match[1] if match else NO_PRETRAINING
+    if named == pretrain:
         return ""
-    if tells:
-        return f"names pretraining; set pretrain={told} or choose another name"
+    if match:
+        return f"names pretraining; set pretrain={named} or choose another name"
     return f"with pretrain={pretrain} it must begin with {pretrain}, such as {pretrain}-{own}"
 
 

@@ -94,7 +94,7 @@ class Verdict:
         stored: Losses that the run kept, `(updates,)`; NaN before the first one that it kept.
         losses: Losses computed here, `(updates,)`; NaN after one that was not finite.
         dtype: Precision.
-        otherwise: What differs from when the run was made, in words.
+        differences: What differs from when the run was made, in words.
     """
 
     cell: str
@@ -102,7 +102,7 @@ class Verdict:
     stored: NDArray[np.float32]
     losses: NDArray[np.float32]
     dtype: str
-    otherwise: list[str]
+    differences: list[str]
 
     @property
     def to_the_bit(self) -> bool:
@@ -120,11 +120,11 @@ class Verdict:
     @property
     def agrees(self) -> bool:
         """Whether the record may belong to its configuration, code and data."""
-        return self.to_the_bit or (self.beyond is None and bool(self.otherwise))
+        return self.to_the_bit or (self.beyond is None and bool(self.differences))
 
     def __str__(self) -> str:
         """Return the verdict in words: one line, and what else there is to know."""
-        updates, there = len(self.stored), "; ".join(self.otherwise)
+        updates, there = len(self.stored), "; ".join(self.differences)
         what = f"{self.cell}: the losses of the first {updates:,} of {self.steps:,} updates"
         if unknown := int(np.isfinite(self.stored).argmax()):
             what += f", without {unknown:,} that an earlier version did not keep,"
@@ -193,19 +193,19 @@ def verify(
     threads = resolve_threads(threads or record.threads)
     config = replace(config, data_dir=data_dir, cache_dir=cache_dir, threads=threads)
     losses = np.full_like(stored, np.nan)
-    made = _replayed_losses(config, record, len(stored))
-    losses[: len(made)] = made
+    replayed = _replayed_losses(config, record, len(stored))
+    losses[: len(replayed)] = replayed
     return Verdict(
         cell=config.cell,
         steps=record.steps,
         stored=stored,
         losses=losses,
         dtype=record.dtype,
-        otherwise=_otherwise(record, threads),
+        differences=_differences(record, threads),
     )
 
 
-def _otherwise(record: Record, threads: int) -> list[str]:
+def _differences(record: Record, threads: int) -> list[str]:
     """Return, in words, what differs here from when the run was made and can change rounding."""
     # The code that began the run, if other code continued it.
     code = record.earlier_code.split(", ")[0] or version_text(record.commit, record.dirty)
@@ -216,16 +216,16 @@ def _otherwise(record: Record, threads: int) -> list[str]:
         "torch": (record.torch, torch.__version__),
         "code": (_short(code), _short(code_name())),
     }
-    told = [
+    differences = [
         printable(f"{key} {there} there, {here} here")
         for key, (there, here) in pairs.items()
         if there != here
     ]
     if "local changes" in code and code == code_name():
-        told.append(f"code {_short(code)} there, which may differ from the changes here")
+        differences.append(f"code {_short(code)} there, which may differ from the changes here")
     if record.device != "cpu":
-        told.append(f"a {record.device} device sums in an order of its own")
-    return told
+        differences.append(f"a {record.device} device sums in an order of its own")
+    return differences
 
 
 def _short(code: str) -> str:

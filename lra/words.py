@@ -146,8 +146,8 @@ def seed_of(value: object) -> int:
         ConfigError: It is not a whole number.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        said = shown(str(value))
-        raise ConfigError(f"seed={said}: must be whole numbers, as in 0,1 or range(0,2)")
+        text = shown(str(value))
+        raise ConfigError(f"seed={text}: must be whole numbers, as in 0,1 or range(0,2)")
     return value
 
 

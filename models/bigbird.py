@@ -229,6 +229,6 @@ class BigBird(HeadAttention):
         """Attend to the blocks of the pattern."""
         return block_attention(q, k, v, mask, self.pattern, dropout)
 
-    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute `attend` in its plain form, without dropout."""
         return block_attention_reference(q, k, v, mask, self.pattern)

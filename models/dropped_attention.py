@@ -152,7 +152,7 @@ class _DroppedAttention(torch.autograd.Function):
         return *(x.to(q.dtype) for x in grads), None, None, None
 
 
-def is_served(q: Tensor, dropout: float) -> bool:
+def is_supported(q: Tensor, dropout: float) -> bool:
     """Return whether `dropped_attention` supports these queries and this dropout probability.
 
     They must be on the CPU, in float32, float64, bfloat16 or float16, outside `torch.compile`.
@@ -167,7 +167,7 @@ def dropped_attention(
     """Compute softmax attention with dropped weights, in memory that grows linearly with N.
 
     Args:
-        q: Queries `(B, H, N, K)` of any strides, for which `is_served` holds. bfloat16 and
+        q: Queries `(B, H, N, K)` of any strides, for which `is_supported` holds. bfloat16 and
             float16 are computed in float32.
         k: Keys `(B, H, M, K)`.
         v: Values `(B, H, M, K)`.
@@ -179,7 +179,7 @@ def dropped_attention(
     Returns:
         `(B, H, N, K)`. Any number of threads gives the same bits.
     """
-    assert is_served(q, dropout)
+    assert is_supported(q, dropout)
     seed = draw_seed()
     call = _DroppedAttention.apply
     output: Tensor = call(q, k, v, mask, seed, dropout)[0]  # type: ignore[no-untyped-call]

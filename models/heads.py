@@ -87,7 +87,7 @@ class HeadProjections(nn.Module):
 class HeadAttention(nn.Module):
     """Attention, with dropout of its weights, that depends on queries, keys, values and mask alone.
 
-    A backend implements this function in two forms, `attend` and `attend_plainly`.
+    A backend implements this function in two forms, `attend` and `attend_reference`.
 
     Args:
         shape: Sizes, attention dropout and biases.
@@ -104,7 +104,7 @@ class HeadAttention(nn.Module):
         """Attend from q to k and v, each `(B, H, N, K)`; `mask` `(B, N)` bool or None."""
         raise NotImplementedError
 
-    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute `attend` in its plain form, without dropout."""
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class HeadAttention(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` in its plain form, without dropout."""
-        return self.projections.merge(self.attend_plainly(*self.projections.split(x, mask), mask))
+        return self.projections.merge(self.attend_reference(*self.projections.split(x, mask), mask))
 
 
 def share(backend: nn.Module, first: nn.Module) -> None:

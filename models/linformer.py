@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropped_attention import dropped_attention, is_served
+from models.dropped_attention import dropped_attention, is_supported
 from models.heads import AttentionShape, HeadAttention
 from models.options import above, at_least
 
@@ -65,7 +65,7 @@ def linformer_attention(
         k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
     k = to_keys[..., :length] @ k  # (B, H, R, K)
     v = to_values[..., :length] @ v
-    if is_served(q, dropout):
+    if is_supported(q, dropout):
         return dropped_attention(q, k, v, None, dropout)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
@@ -127,7 +127,7 @@ class Linformer(HeadAttention):
         """Attend to learned mixtures of the keys and values."""
         return linformer_attention(q, k, v, mask, *self._mixtures(), dropout)
 
-    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute `attend` in its plain form, without dropout."""
         return linformer_attention_reference(q, k, v, mask, *self._mixtures())
 

@@ -241,6 +241,6 @@ class Longformer(HeadAttention):
         places, index = self.places, self.place_index
         return window_attention(q, k, v, mask, self.window, places, self.dilation, dropout, index)
 
-    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute `attend` in its plain form, without dropout."""
         return window_attention_reference(q, k, v, mask, self.window, self.places, self.dilation)

@@ -78,7 +78,7 @@ class Selection:
         at_least(0, first_blocks=self.first_blocks, diagonal_blocks=self.diagonal_blocks)
         one_of(get_args(RowMax), row_max=self.row_max)
 
-    def goes_on(self, blocks: int) -> bool:
+    def padding_follows(self, blocks: int) -> bool:
         """Return whether blocks of padding would follow the given number of blocks."""
         return self.padded_length is not None and self.padded_length > blocks * self.block_size
 
@@ -100,7 +100,7 @@ def block_scores(q_means: Tensor, k_means: Tensor, alive: Tensor, selection: Sel
     logits = logits.masked_fill(dead, 0.0)
     if selection.row_max == "official":
         top = logits.amax(-1, keepdim=True)
-        top = top.clamp(min=0.0) if selection.goes_on(alive.shape[-1]) else top
+        top = top.clamp(min=0.0) if selection.padding_follows(alive.shape[-1]) else top
     else:
         top = logits.masked_fill(dead, FLOOR).amax(-1, keepdim=True)
         top = top.masked_fill(~alive.unsqueeze(-1), 0.0)
@@ -353,7 +353,7 @@ class MRA(nn.Module):
 
     def reference(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` in its plain form, for the pairs of blocks that it selects."""
-        return self._in_tiles(self._attend_plainly, x, mask)
+        return self._in_tiles(self._attend_reference, x, mask)
 
     def _in_tiles(self, attend: Attend, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.input_shape is None:
@@ -366,7 +366,7 @@ class MRA(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return mra_attention(q, k, v, mask, self.selection, self.mode)
 
-    def _attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_reference(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         size = self.selection.block_size
         pairs = select_blocks(q, k, mask, self.selection)
         counts = valid_tokens(q, mask, size).sum(-1)

@@ -28,11 +28,11 @@ def unrounded(x: Tensor) -> AbstractContextManager[object]:
     """
     if not x.is_cuda or torch.compiler.is_compiling():
         return without_autocast(x)
-    return _told_not_to_round(x)
+    return _ieee_convolutions(x)
 
 
 @contextmanager
-def _told_not_to_round(x: Tensor) -> Iterator[None]:
+def _ieee_convolutions(x: Tensor) -> Iterator[None]:
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"

@@ -21,33 +21,33 @@ class SharedKernel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._sharing = False
-        self._made: list[tuple[Tensor, Tensor]] = []
+        self._kernels: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, make: Callable[[int], Tensor], length: int) -> Tensor:
         """Return `make(length)`, with a last axis of that length, or what was made before."""
         if not self._sharing:
             return make(length)
-        if not self._made or self._made[-1][1].shape[-1] < length:
+        if not self._kernels or self._kernels[-1][1].shape[-1] < length:
             kernel = make(length)
             if not kernel.requires_grad:
                 # No gradient of a shorter kernel is still to come.
-                self._made.clear()
-            self._made.append((kernel, kernel.detach().requires_grad_(kernel.requires_grad)))
-        return self._made[-1][1][..., :length]
+                self._kernels.clear()
+            self._kernels.append((kernel, kernel.detach().requires_grad_(kernel.requires_grad)))
+        return self._kernels[-1][1][..., :length]
 
     def leaves(self) -> list[Tensor]:
         """Return the kernels on which gradients accumulate."""
-        return [leaf for _, leaf in self._made if leaf.requires_grad]
+        return [leaf for _, leaf in self._kernels if leaf.requires_grad]
 
     def share(self) -> None:
         """Keep the kernel from now on."""
         # Discard what is left of an update that ended halfway because memory ran out.
-        self._made, self._sharing = [], True
+        self._kernels, self._sharing = [], True
 
     def carry(self) -> None:
         """Carry the gradient accumulated on the kernel to the parameters, and forget both."""
-        made, self._made = self._made, []
-        for kernel, leaf in made:
+        kernels, self._kernels = self._kernels, []
+        for kernel, leaf in kernels:
             if leaf.grad is not None:
                 torch.autograd.backward(kernel, leaf.grad)
 
@@ -55,7 +55,7 @@ class SharedKernel(nn.Module):
         """Keep no kernel from now on; with `backward`, first carry what has accumulated."""
         if backward:
             self.carry()
-        self._made, self._sharing = [], False
+        self._kernels, self._sharing = [], False
 
 
 def shared_kernels(model: nn.Module) -> list[SharedKernel]:

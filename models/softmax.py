@@ -6,7 +6,7 @@ Axes: B batch, H heads, N length, K head width, D model width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropped_attention import dropped_attention, is_served
+from models.dropped_attention import dropped_attention, is_supported
 from models.heads import AttentionShape, HeadProjections, masked_softmax
 
 
@@ -73,7 +73,7 @@ class Softmax(nn.Module):
         """Attend over the real positions of `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""
         q, k, v = self.projections.split(x, mask)
         dropout = self.dropout if self.training else 0.0
-        if self.fused and is_served(q, dropout):
+        if self.fused and is_supported(q, dropout):
             heads = dropped_attention(q, k, v, mask, dropout)
         elif self.fused:
             keys = None if mask is None else mask[:, None, None, :]

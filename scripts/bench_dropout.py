@@ -146,7 +146,7 @@ def measure(lengths: list[int], repeats: int) -> dict[str, Rows]:
     }
 
 
-def in_a_fresh_process(threads: int, *arguments: str) -> Any:
+def in_new_process(threads: int, *arguments: str) -> Any:
     """Run this script with `arguments` in a process with its own thread count."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, *arguments]
@@ -186,12 +186,12 @@ def main() -> None:
     results, lengths = {}, ["--lengths", *map(str, args.lengths)]
     for threads in args.threads:
         options = ["--measure", "--repeats", str(args.repeats), *lengths]
-        results[f"{threads}"] = in_a_fresh_process(threads, *options)
+        results[f"{threads}"] = in_new_process(threads, *options)
         show(results[f"{threads}"], threads)
     memory: Rows = {}
     for length in args.lengths:
         weigh = {form: ["--weigh", form, "--lengths", str(length)] for form in attention_forms(1)}
-        memory[str(length)] = {form: in_a_fresh_process(1, *w) for form, w in weigh.items()}
+        memory[str(length)] = {form: in_new_process(1, *w) for form, w in weigh.items()}
     show({"MiB of attention": memory}, 1)
     if args.out:
         record = {

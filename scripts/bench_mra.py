@@ -86,7 +86,7 @@ def peak_mib(form: str, batch: int, length: int) -> float:
     return (peak - before) / 2**20
 
 
-def in_a_fresh_process(arguments: list[str], threads: int) -> dict[str, float]:
+def in_new_process(arguments: list[str], threads: int) -> dict[str, float]:
     """Run this script's hidden `--measure` in a process with its own thread count."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "--measure", *arguments]
@@ -122,7 +122,7 @@ def measure_speed(args: argparse.Namespace) -> list[dict[str, float | int | str]
             busy.start()
         for length in args.lengths:
             sizes = [str(x) for x in (length, args.batch, args.repeats)]
-            ms = in_a_fresh_process(["speed", *sizes], threads)
+            ms = in_new_process(["speed", *sizes], threads)
             ratios = {f: ms["sdpa"] / ms[f] for f in ("mra", "mra_sparse")}
             rows.append({"load": load, "length": length, **{f"{f}_ms": t for f, t in ms.items()}})
             print(
@@ -165,7 +165,7 @@ def main() -> None:
     memory = {}
     for form in ("mra", "sdpa", "materialised"):
         sizes = [form, str(args.batch), str(args.memory_length)]
-        memory[form] = in_a_fresh_process(["memory", *sizes], 1)["mib"]
+        memory[form] = in_new_process(["memory", *sizes], 1)["mib"]
         print(f"peak at {args.memory_length:,}: {form} {memory[form]:.0f} MiB")
     if args.out:
         record = {

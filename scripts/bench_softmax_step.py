@@ -42,12 +42,12 @@ def step_of(config: Config, split: Split, trim: bool) -> Callable[[], None]:
         trim=trim,
         device=CPU,
     )
-    made = 0
+    updates = 0
 
     def step() -> None:
-        nonlocal made
-        batch = batches.shuffled(made, config.train.batch_size, config.seed)
-        made += 1
+        nonlocal updates
+        batch = batches.shuffled(updates, config.train.batch_size, config.seed)
+        updates += 1
         optimiser.zero_grad()
         logits = model(batch.tokens, batch.mask)
         F.cross_entropy(logits, batch.labels).backward()

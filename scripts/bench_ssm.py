@@ -65,10 +65,10 @@ def step(make: Callable[[AttentionShape], nn.Module], length: int, width: int = 
     """Return a function that runs a new layer forward and backward on one random sequence."""
     layer = make(AttentionShape(dim=width, heads=2, head_dim=width // 2, max_length=length))
     x = torch.randn(1, length, width, requires_grad=True)
-    return partial(there_and_back, partial(layer, x, None))
+    return partial(forward_backward, partial(layer, x, None))
 
 
-def there_and_back(form: Callable[[], Tensor]) -> None:
+def forward_backward(form: Callable[[], Tensor]) -> None:
     """Run forward, and backward from ones."""
     out = form()
     out.backward(torch.ones_like(out))
@@ -111,7 +111,9 @@ def kernels(repeats: int) -> dict[str, float]:
     weights = torch.randn(2, WIDTH, STATES // 2, dtype=torch.cfloat)
     inputs = weights.requires_grad_(), log_z.requires_grad_(), LENGTH
     forms = {"in blocks": geometric_sums, "table of powers": geometric_sums_reference}
-    steps = {name: partial(there_and_back, partial(form, *inputs)) for name, form in forms.items()}
+    steps = {
+        name: partial(forward_backward, partial(form, *inputs)) for name, form in forms.items()
+    }
     seconds = interleaved(steps, repeats, CPU)
     faster = seconds["table of powers"] / seconds["in blocks"]
     print(f"kernel of {WIDTH} x {STATES} x {LENGTH} in blocks: {faster:.1f} times as fast")

@@ -78,7 +78,7 @@ def shares_of_softmax(repeats: int) -> dict[str, float]:
     layers: dict[str, nn.Module] = {"softmax layer": Softmax(SHAPE)}
     runs: dict[str, Run] = {}
     for taps in TAPS:
-        runs[f"transform F={taps}"] = partial(there_and_back, x, trained_filters(taps))
+        runs[f"transform F={taps}"] = partial(decompose_and_reconstruct, x, trained_filters(taps))
         layers[f"wavspa layer F={taps}"] = WavSpA(SHAPE, inner=Softmax, wlen=taps)
     filters = trained_filters(16), trained_filters(16)
     runs["transform adalift F=16"] = partial(lift_and_back, x, *filters)
@@ -100,7 +100,7 @@ def growth_with_length(repeats: int) -> dict[int, float]:
     runs: dict[str, Run] = {}
     for length in DOUBLINGS:
         x = torch.randn(BATCH, length, WIDTH, requires_grad=True)
-        runs[str(length)] = partial(there_and_back, x, filters)
+        runs[str(length)] = partial(decompose_and_reconstruct, x, filters)
     times = list(medians(runs, repeats).values())
     print(f"transform F=16, B {BATCH}, D {WIDTH}: time, and its ratio to that of half the length")
     for i, length in enumerate(DOUBLINGS):
@@ -124,7 +124,7 @@ def against_ptwt(repeats: int) -> dict[str, float]:
 
     runs: dict[str, Run] = {}
     for taps in TAPS:
-        runs[f"ours F={taps}"] = partial(there_and_back, x, daubechies(taps, WIDTH))
+        runs[f"ours F={taps}"] = partial(decompose_and_reconstruct, x, daubechies(taps, WIDTH))
         runs[f"ptwt F={taps}"] = partial(theirs, pywt.Wavelet(f"db{taps // 2}"))
     times = medians(runs, repeats)
     print(f"shared fixed filter, forward + backward, B {BATCH}, N {LENGTH}, D {WIDTH}, level 1")
@@ -140,7 +140,7 @@ def trained_filters(taps: int) -> Tensor:
     return daubechies(taps, WIDTH).requires_grad_()
 
 
-def there_and_back(x: Tensor, filters: Tensor) -> Tensor:
+def decompose_and_reconstruct(x: Tensor, filters: Tensor) -> Tensor:
     """Decompose and reconstruct by one level of a filter bank."""
     return waverec(wavedec(x, filters, 1), filters, x.shape[1])
 

@@ -39,7 +39,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def copied_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of the configurations, which `load` and `lra.show` read in the test."""
+    """Return a copy of the configurations, from which `load` and `lra.show` read in the test."""
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)
     monkeypatch.setattr(lra.compose, "CONFIGS", copy)

@@ -1,8 +1,8 @@
 """Follow the contours of a 128-pixel Pathfinder image without distractors, by its pixels alone.
 
-Paddles are the connected bright spots, markers the brightest disks. Two paddles of one contour
-point at a common pivot, a margin beyond their ends, while other paddles keep two margins away:
-so ends belong together where the points a margin beyond them nearly coincide.
+Paddles are the connected bright spots, markers the brightest disks. Neighbouring paddles of a
+contour point at a common pivot, a margin beyond their ends, while other paddles stay two margins
+away: so ends belong together if the points a margin beyond them nearly coincide.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ NUM_PADDLES = 28
 BRIGHT = 128
 BRIGHTEST = 242
 
-# Pivots are rounded twice, and directions are read off few pixels.
+# Pivots are rounded twice, and directions are read off a few pixels.
 NEAR = 4.0
 
 
@@ -54,9 +54,9 @@ def marked_pivot(image, spot, margin):
 
 
 def link(pivots):
-    """Pair near pivots of different paddles, nearest first; return pairs of paddles, farthest gap.
+    """Pair nearby pivots of different paddles, nearest first; return the pairs and the widest gap.
 
-    `pivots` are (paddle, point).
+    `pivots` are pairs (paddle, point).
     """
     points = np.array([point for _, point in pivots])
     distances = np.linalg.norm(points[:, None] - points, axis=2)
@@ -87,11 +87,10 @@ def chains(links, count):
 
 
 def marked_ends_joined(image):
-    """Tell from the pixels whether one contour joins both markers; None where they don't show it.
+    """Return whether one contour joins both markers, or None if the pixels do not show it.
 
-    They show it where the image has 28 separate paddles, two of which bear one marker each, and
-    where linking them by common pivots, with one of the two margins there are, makes two chains of
-    14.
+    They show it if the image has 28 separate paddles, two of which bear one marker each, and if
+    linking them by common pivots, with either of the two margins, makes two chains of 14.
     """
     spots = connected(image >= BRIGHT)
     disks = [

@@ -1,8 +1,8 @@
 """A slow Pathfinder generator that takes the published algorithm literally.
 
-Whole images in floating point, dilation by shifting, sines from the library, every line drawn when
-it's needed. It shares nothing with `lra.tasks` but the random numbers, whose generator is written
-here a second time.
+It has whole images in floating point, dilation by shifting, sines from the library, and every line
+drawn when it is needed. It shares nothing with `lra.tasks` but the random numbers, whose generator
+is implemented here a second time.
 """
 
 import math
@@ -60,7 +60,7 @@ def lanczos(image, size):
 
 
 def dilate(image, kernel):
-    """Take the maximum over the kernel's cells; the lowest double where all lie outside."""
+    """Take the maximum over the kernel's cells; the lowest double if all lie outside."""
     anchor = kernel.shape[0] // 2
     lowest = np.finfo(float).min
     padded = np.pad(image.astype(float), anchor, constant_values=lowest)
@@ -101,7 +101,7 @@ class Painter:
         return all(0 <= value < self.size for point in points for value in point)
 
     def paddle(self, size, start, angle, contrast=1.0):
-        """Draw a paddle and its mask into empty images of a size."""
+        """Draw a paddle and its mask into empty images of the given size."""
         reach = self.length + math.ceil(self.thickness) + self.margin
         canvas = Image.new("F", (4 * reach + 1, 4 * reach + 1), 0)
         end = move((2 * reach, 2 * reach), angle, 2 * self.length)
@@ -138,7 +138,7 @@ class Painter:
         return contour, self.inside(head, pivot)
 
     def candidates(self, pivot, last, occupancy):
-        """Return candidate heads, their angles and cumulated probabilities; None if hopeless."""
+        """Return candidate heads, their angles and cumulative probabilities; None if hopeless."""
         radius = self.length + self.margin
         arc = np.arange(0, 360, 360.0 / (2 * radius * np.pi)) * np.pi / 180
         circle = np.stack([pivot[0] + radius * np.sin(arc), pivot[1] + radius * np.cos(arc)], 1)
@@ -154,7 +154,7 @@ class Painter:
         return heads, angles, np.cumsum(weights / weights.sum())
 
     def extend(self, contour, occupancy, contrast):
-        """Add a paddle to the contour; return the occupancy after it, None where it fails."""
+        """Add a paddle to the contour; return the occupancy after it, or None if that fails."""
         step = self.length + 2 * self.margin
         pivot = move(contour["pivot"], contour["angle"], step)
         found = self.candidates(pivot, contour["angle"], occupancy)
@@ -232,7 +232,7 @@ class Painter:
 
 
 def draw(size, contour_length, seed, index, distractors=True):
-    """Return image `index` of a seed, its label, the attempts and the distractors placed."""
+    """Return image `index` of a seed, its label, and the numbers of attempts and of distractors."""
     _, _, _, total, _, _, margins, _, contrast, target_contrast = SETTINGS[size]
     stream = Stream(seed, index)
     label = stream.integer(0, 2)

@@ -1,4 +1,4 @@
-"""Which part may import which, read from the sources; and habits that no linter knows."""
+"""Which part may import which, read from the sources; and conventions that no linter checks."""
 
 import ast
 import importlib.util
@@ -38,7 +38,7 @@ def test_models_never_import_the_benchmark() -> None:
         assert outside <= {"torch", "pywt", "numpy", "models"} | compiler, file
 
 
-def test_backends_are_there_without_the_compiler_of_the_cpu_kernel() -> None:
+def test_importing_the_backends_does_not_load_numba() -> None:
     code = "import sys, models; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -58,7 +58,7 @@ def test_no_backend_imports_the_registry_or_another_backend() -> None:
             assert not under(names, *backends), file
 
 
-def test_one_module_brings_tasks_and_models_together() -> None:
+def test_only_build_and_eval_import_both_tasks_and_models() -> None:
     both = {
         file
         for file, names in imports("lra").items()
@@ -88,35 +88,35 @@ ENTRIES = (
 )
 
 
-def test_nothing_imports_an_entry_script_to_get_at_a_function() -> None:
+def test_no_module_imports_an_entry_script() -> None:
     entries = [f"lra.{name}" for name in ENTRIES]
     for folder in ("lra", "models", "scripts"):
         for file, names in imports(folder).items():
             assert not under(names, *entries), file
 
 
-def test_the_import_ladder_has_at_most_seven_floors() -> None:
-    """Folders count as one module each: what they are made of is their own affair."""
+def test_the_import_graph_has_at_most_seven_layers() -> None:
+    """A folder counts as one module: how it is organised inside is its own affair."""
     needs: dict[str, set[str]] = {}
     for file, names in imports("lra").items():
         module = Path(file).with_suffix("").parts[1]
         modules = {name.split(".")[1] for name in names if name.startswith("lra.")}
         needs.setdefault(module, set()).update(modules)
-    floors: dict[str, int] = {}
-    while len(floors) < len(needs):
+    layers: dict[str, int] = {}
+    while len(layers) < len(needs):
         free = [
             module
             for module, below in needs.items()
-            if module not in floors and below & needs.keys() - {module} <= floors.keys()
+            if module not in layers and below & needs.keys() - {module} <= layers.keys()
         ]
-        assert free, f"a circle among {sorted(needs.keys() - floors.keys())}"
+        assert free, f"a circle among {sorted(needs.keys() - layers.keys())}"
         for module in free:
             below = needs[module] & needs.keys() - {module}
-            floors[module] = 1 + max((floors[each] for each in below), default=0)
-    assert max(floors.values()) <= 7, floors
+            layers[module] = 1 + max((layers[each] for each in below), default=0)
+    assert max(layers.values()) <= 7, layers
 
 
-def test_the_contract_knows_no_backend_no_task_and_no_configuration() -> None:
+def test_the_contract_imports_no_backend_task_or_configuration() -> None:
     for file in ("lra/contract.py", "lra/memory.py"):
         names = imports("lra")[file]
         assert not under(names, "lra.tasks", "lra.config", "lra.build"), file
@@ -130,7 +130,7 @@ def test_a_report_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.stem)
-def test_every_script_can_be_imported_and_has_its_help(script: Path) -> None:
+def test_every_script_can_be_imported_and_documents_its_command(script: Path) -> None:
     spec = importlib.util.spec_from_file_location(script.stem, script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The archive from a server on this machine that cuts, forgets and lies, and hostile tar files."""
+"""The archive from a local server that breaks off, forgets and lies; and hostile tar files."""
 
 import contextlib
 import functools
@@ -60,7 +60,7 @@ def packed(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def whole() -> bytes:
-    """An archive with what tasks read, and much beside it."""
+    """Return an archive with the files that tasks read, and many others."""
     noise = hashlib.shake_256(b"noise").digest(50_000)
     others = [
         "lra_release/listops-1000/basic_train.tsv",
@@ -82,9 +82,9 @@ class Server:
         content: The file.
         etag: Its ETag.
         ranges: Whether ranges are honoured.
-        cuts: Before each of the next answers ends, so many of its bytes are sent and no more.
-        errors: Status of the next answers to GET.
-        requests: The headers `(method, Range, If-Range)` that came.
+        cuts: For each of the next answers, the number of bytes after which it breaks off.
+        errors: The statuses of the next answers to GET.
+        requests: `(method, Range, If-Range)` of every request received.
     """
 
     content: bytes
@@ -96,8 +96,8 @@ class Server:
     url: str = ""
 
     @property
-    def asked(self) -> list[str | None]:
-        """The ranges asked for by GET."""
+    def requested_ranges(self) -> list[str | None]:
+        """The ranges requested by GET."""
         return [wanted for method, wanted, _ in self.requests if method == "GET"]
 
 
@@ -154,12 +154,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def files(folder: Path) -> set[str]:
-    """Return the unpacked files below a folder, and what might be taken for some."""
+    """Return the files in folders below a folder: those unpacked, and any that look like them."""
     names = (str(f.relative_to(folder)) for f in folder.rglob("*") if not f.is_dir())
     return {name for name in names if "/" in name}
 
 
-def test_only_what_the_tasks_read_is_unpacked_and_to_where_they_look(
+def test_only_files_that_tasks_read_are_unpacked_to_where_they_look(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -168,18 +168,18 @@ def test_only_what_the_tasks_read_is_unpacked_and_to_where_they_look(
     assert (tmp_path / LISTOPS[0]).read_text() == f"content of {LISTOPS[0]}"
     assert ListOps().locate(tmp_path).files == tuple(tmp_path / name for name in LISTOPS)
     assert Retrieval().locate(tmp_path).files == tuple(tmp_path / name for name in PAIRS)
-    # The size is said before anything is fetched, the digest when all is there.
+    # The size is reported before anything is fetched, the digest at the end.
     assert "0.0 GB are here" in caplog.messages[0] and "10 GB more" in caplog.messages[0]
     assert hashlib.sha256(server.content).hexdigest() in caplog.messages[-1]
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path: Path, server: Server) -> None:
+def test_files_already_present_are_not_fetched_again(tmp_path: Path, server: Server) -> None:
     archive.fetch(["listops"], tmp_path, server.url)
-    asked = len(server.requests)
+    num_requests = len(server.requests)
     archive.fetch(["listops"], tmp_path, server.url)
-    # The archive is still there, so that another part needs no connection either.
+    # The archive is still there, so another part needs no connection either.
     archive.fetch(["listops", "pathfinder"], tmp_path, server.url)
-    assert len(server.requests) == asked
+    assert len(server.requests) == num_requests
     assert files(tmp_path) == {*LISTOPS, *PICTURES}
     assert Pathfinder().locate(tmp_path).files == (tmp_path / PICTURES[1],)
 
@@ -189,15 +189,15 @@ def test_tasks_outside_the_archive_fetch_nothing(tmp_path: Path, server: Server)
     assert not server.requests
 
 
-def test_a_cut_connection_is_continued_where_it_broke(tmp_path: Path, server: Server) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(tmp_path: Path, server: Server) -> None:
     server.cuts = [20_000, 7_001]
     archive.fetch(["listops"], tmp_path, server.url)
-    assert server.asked == [None, "bytes=20000-", "bytes=27001-"]
+    assert server.requested_ranges == [None, "bytes=20000-", "bytes=27001-"]
     assert (tmp_path / "lra_release.gz").read_bytes() == server.content
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.json"))
 
 
-def test_a_later_run_continues_an_earlier_one(
+def test_a_later_run_resumes_the_download_of_an_earlier_one(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 2)
@@ -211,7 +211,7 @@ def test_a_later_run_continues_an_earlier_one(
     assert (tmp_path / "lra_release.gz").read_bytes() == server.content
 
 
-def test_a_server_that_ignores_ranges_sends_all_again(
+def test_a_server_that_ignores_ranges_sends_the_whole_file_again(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.ranges, server.cuts = False, [20_000]
@@ -220,14 +220,14 @@ def test_a_server_that_ignores_ranges_sends_all_again(
     assert (tmp_path / "lra_release.gz").read_bytes() == server.content
 
 
-def test_a_server_that_never_gets_further_is_given_up(tmp_path: Path, server: Server) -> None:
+def test_a_server_that_makes_no_progress_is_given_up_on(tmp_path: Path, server: Server) -> None:
     server.ranges, server.cuts = False, [20_000] * 20
     with pytest.raises(DataError, match=f"{download.ATTEMPTS} times"):
         archive.fetch(["listops"], tmp_path, server.url)
-    assert len(server.asked) == 1 + download.ATTEMPTS
+    assert len(server.requested_ranges) == 1 + download.ATTEMPTS
 
 
-def test_another_file_on_the_server_is_not_added_to_the_old_one(
+def test_a_changed_file_on_the_server_is_not_appended_to_the_old_one(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     partial = tmp_path / "lra_release.gz.partial"
@@ -235,14 +235,14 @@ def test_another_file_on_the_server_is_not_added_to_the_old_one(
     old = download.Remote(server.url, len(server.content), '"zero"')
     (tmp_path / "lra_release.gz.json").write_text(json.dumps(old.__dict__))
     archive.fetch(["listops"], tmp_path, server.url)
-    assert server.asked == [None] and "has changed since" in caplog.text
+    assert server.requested_ranges == [None] and "has changed since" in caplog.text
     assert (tmp_path / "lra_release.gz").read_bytes() == server.content
 
 
-def test_bytes_of_unknown_origin_are_not_continued(tmp_path: Path, server: Server) -> None:
+def test_a_partial_file_of_unknown_origin_is_not_resumed(tmp_path: Path, server: Server) -> None:
     (tmp_path / "lra_release.gz.partial").write_bytes(server.content[:9] + b"x")
     archive.fetch(["listops"], tmp_path, server.url)
-    assert server.asked == [None]
+    assert server.requested_ranges == [None]
 
 
 @pytest.mark.parametrize("what", ["etag", "content"])
@@ -258,7 +258,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_an_error(
         download.download(remote, tmp_path / "file")
 
 
-def test_a_server_with_another_range_than_asked_is_an_error(tmp_path: Path, server: Server) -> None:
+def test_a_range_other_than_the_requested_one_is_an_error(tmp_path: Path, server: Server) -> None:
     shorter = download.Remote(server.url, len(server.content) - 9, server.etag)
     (tmp_path / "file.partial").write_bytes(server.content[:100])
     (tmp_path / "file.json").write_text(json.dumps(shorter.__dict__))
@@ -266,37 +266,35 @@ def test_a_server_with_another_range_than_asked_is_an_error(tmp_path: Path, serv
         download.download(shorter, tmp_path / "file")
 
 
-def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not(
-    tmp_path: Path, server: Server
-) -> None:
+def test_a_busy_server_is_retried_and_a_refusing_one_is_not(tmp_path: Path, server: Server) -> None:
     server.errors = [503, 429]
     archive.fetch(["listops"], tmp_path / "busy", server.url)
-    assert len(server.asked) == 3
+    assert len(server.requested_ranges) == 3
     server.errors = [403]
     with pytest.raises(DataError, match=r"lra_release\.gz: the server answered 403 Forbidden"):
         archive.fetch(["listops"], tmp_path / "refused", server.url)
-    assert len(server.asked) == 4
+    assert len(server.requested_ranges) == 4
 
 
-def test_no_connection_is_told(tmp_path: Path, server: Server) -> None:
+def test_an_unreachable_server_is_reported(tmp_path: Path, server: Server) -> None:
     # Port 9 of this machine: nobody listens there.
     with pytest.raises(DataError, match="cannot be reached from here"):
         archive.fetch(["listops"], tmp_path, "http://127.0.0.1:9/lra_release.gz")
 
 
-def test_too_little_disk_is_told_before_anything_is_fetched(
+def test_too_little_disk_space_is_reported_before_anything_is_fetched(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = archive.PARTS["retrieval"].unpacked + len(server.content) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(DataError, match=r"9\.0 GB are free, but some 9\.0 GB are needed"):
         archive.fetch(["retrieval"], tmp_path, server.url)
-    assert server.asked == []
+    assert server.requested_ranges == []
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free + 1))
     archive.fetch(["retrieval"], tmp_path, server.url)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_taken_for_whole(
+def test_a_full_disk_is_reported_and_leaves_nothing_that_looks_complete(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -312,7 +310,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_taken_for_whole(
 
 
 def unpack(folder: Path, content: bytes, task: str = "listops") -> None:
-    """Unpack an archive that lies there already."""
+    """Unpack an archive that is already in the folder."""
     (folder / "lra_release.gz").write_bytes(content)
     archive.fetch([task], folder, "http://127.0.0.1:9/never-asked")
 
@@ -333,7 +331,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_member_that_might_write_elsewhere_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_a_member_that_could_write_elsewhere_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     (member, content), reason = HOSTILE[kind]
     folder = tmp_path / "data"
     folder.mkdir()
@@ -342,7 +340,7 @@ def test_a_member_that_might_write_elsewhere_is_refused_by_name(tmp_path: Path, 
     assert not files(folder) and [file.name for file in tmp_path.iterdir()] == ["data"]
 
 
-def test_links_that_nobody_reads_are_never_made(tmp_path: Path) -> None:
+def test_links_that_no_task_reads_are_never_created(tmp_path: Path) -> None:
     link = special(f"{INNER}/elsewhere", tarfile.SYMTYPE, "/etc")
     unpack(tmp_path, packed(link, *map(plain, LISTOPS)))
     assert files(tmp_path) == set(LISTOPS)
@@ -353,13 +351,13 @@ def test_a_file_that_is_in_the_archive_twice_is_an_error(tmp_path: Path) -> None
         unpack(tmp_path, packed(*map(plain, [*LISTOPS, LISTOPS[1]])))
 
 
-def test_an_archive_without_the_part_says_what_it_has(tmp_path: Path) -> None:
+def test_an_archive_without_the_requested_part_lists_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="files of retrieval are not in .*lra_release/listops-1000"):
         unpack(tmp_path, packed(*map(plain, [*LISTOPS, *PAIRS[:2]])), "retrieval")
     assert not files(tmp_path)
 
 
-def test_a_dot_before_every_name_changes_nothing(tmp_path: Path) -> None:
+def test_a_leading_dot_in_every_name_changes_nothing(tmp_path: Path) -> None:
     dots = [special(".", tarfile.DIRTYPE), special(f"./{INNER}/", tarfile.DIRTYPE)]
     unpack(tmp_path, packed(*dots, *(plain(f"./{name}") for name in LISTOPS)))
     assert files(tmp_path) == set(LISTOPS)
@@ -384,7 +382,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_archive_is_told_and_leaves_nothing_taken_for_whole(
+def test_a_damaged_archive_is_reported_and_leaves_nothing_that_looks_complete(
     tmp_path: Path, kind: str
 ) -> None:
     with pytest.raises(DataError, match=r"lra_release\.gz: truncated, damaged or not a tar"):
@@ -392,7 +390,7 @@ def test_a_damaged_archive_is_told_and_leaves_nothing_taken_for_whole(
     assert not files(tmp_path)
 
 
-def test_a_killed_unpacking_leaves_nothing_taken_for_whole(tmp_path: Path) -> None:
+def test_killed_unpacking_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     (tmp_path / "lra_release.gz").write_bytes(whole())
     code = f"""
         import os, shutil
@@ -415,7 +413,7 @@ def test_a_killed_unpacking_leaves_nothing_taken_for_whole(tmp_path: Path) -> No
     assert files(tmp_path) == set(LISTOPS)
 
 
-def test_a_folder_that_lacks_files_is_not_taken_for_the_part(tmp_path: Path) -> None:
+def test_a_folder_with_missing_files_is_not_taken_for_the_part(tmp_path: Path) -> None:
     (tmp_path / LISTOPS[0]).parent.mkdir(parents=True)
     (tmp_path / LISTOPS[0]).touch()
     with pytest.raises(DataError, match="listops-1000 lacks files of listops: move it away"):
@@ -439,18 +437,18 @@ def test_an_archive_that_changes_while_it_is_unpacked_is_noticed(
     def changing(*arguments: object) -> None:
         write(*arguments)  # type: ignore[arg-type]
         file = tmp_path / "lra_release.gz"
-        # As another process may: the same bytes, written once more.
+        # As another process might: the same bytes, written again.
         file.write_bytes(file.read_bytes())
 
     monkeypatch.setattr(archive, "_write", changing)
     with pytest.raises(DataError, match=r"lra_release.gz: changed while it was unpacked"):
         unpack(tmp_path, content if gzipped else gzip.decompress(content))
     assert not files(tmp_path)
-    # Of a plain one no checksum tells.
+    # A plain tar has no checksum that would reveal it.
     assert ("is a plain tar, in which nothing reveals" in caplog.text) is not gzipped
 
 
-def test_what_gunzip_leaves_is_told_before_anything_is_fetched(
+def test_the_output_of_gunzip_is_reported_before_anything_is_fetched(
     tmp_path: Path, server: Server
 ) -> None:
     tar = gzip.decompress(packed(*map(plain, LISTOPS)))
@@ -458,14 +456,14 @@ def test_what_gunzip_leaves_is_told_before_anything_is_fetched(
     with pytest.raises(DataError, match=r"lra_release is a file.* gunzip .*a plain tar is read"):
         archive.fetch(["listops"], tmp_path, server.url)
     assert not server.requests
-    # As the message says.
+    # What the message suggests.
     (tmp_path / "lra_release").rename(tmp_path / "lra_release.gz")
     archive.fetch(["listops"], tmp_path, server.url)
     assert files(tmp_path) == set(LISTOPS) and not server.requests
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """Return the header of a member that declares any size."""
+    """Return the header of a member that declares the given size."""
     member = tarfile.TarInfo(name[:100])
     member.type = kind
     block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
@@ -477,7 +475,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 def old_sparse(size: int) -> bytes:
     block = bytearray(header(LISTOPS[0], 512, tarfile.GNUTYPE_SPARSE))
-    # One piece of 512 bytes at 0, and how large the whole would be.
+    # One piece of 512 bytes at offset 0, and the size of the whole.
     block[386:398], block[398:410] = b"00000000000\0", b"00000001000\0"
     block[483:495] = b"\x80" + size.to_bytes(11, "big")
     block[148:156] = b" " * 8
@@ -520,7 +518,7 @@ CLAIMS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("pack", [gzip.compress, bytes], ids=["gzip", "plain"])
-def test_a_member_is_refused_by_what_it_declares(
+def test_a_member_is_refused_for_what_it_declares(
     tmp_path: Path, claim: str, pack: Callable[[bytes], bytes]
 ) -> None:
     content, reason = CLAIMS[claim]
@@ -532,7 +530,7 @@ def test_a_member_is_refused_by_what_it_declares(
     assert not files(tmp_path) and peak < 2**24
 
 
-def test_an_archive_that_unpacks_to_more_than_any_is_refused(
+def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 10**6)
@@ -543,7 +541,7 @@ def test_an_archive_that_unpacks_to_more_than_any_is_refused(
             unpack(tmp_path, content)
 
 
-def test_a_file_that_changes_midway_is_noticed_at_the_latest_by_its_checksum(
+def test_a_file_that_changes_midway_is_caught_by_its_checksum_at_the_latest(
     tmp_path: Path, server: Server
 ) -> None:
     # Another archive of the same length, under the same ETag, from the second answer on.
@@ -564,7 +562,7 @@ def test_a_file_that_changes_midway_is_noticed_at_the_latest_by_its_checksum(
 
 
 @pytest.mark.parametrize("lie", [1_000, -1_000])
-def test_a_server_that_lies_about_the_length_ends_in_an_error(
+def test_a_server_that_lies_about_the_length_causes_an_error(
     tmp_path: Path, server: Server, lie: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 2)
@@ -580,7 +578,7 @@ def test_a_server_that_lies_about_the_length_ends_in_an_error(
 
 
 @pytest.mark.slow
-def test_a_server_that_drips_is_given_up(
+def test_a_server_that_sends_a_trickle_is_given_up_on(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 2)
@@ -615,7 +613,7 @@ def test_a_server_that_drips_is_given_up(
         download.download(remote, tmp_path / "file")
 
 
-def test_a_header_that_drips_in_is_no_answer(
+def test_a_header_that_trickles_in_is_not_an_answer(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.2)

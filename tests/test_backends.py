@@ -1,4 +1,4 @@
-"""The contract of a backend, held by every one in the registry; `lra.check` runs the same."""
+"""The contract of backends, kept by all in the registry; `lra.check` runs the same checks."""
 
 import inspect
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from lra.contract import CHECKS, SMALL, Check, SkippedError, Subject, compiles, 
 from models import ATTENTION
 from models.softmax import Softmax
 
-# At the kit's lengths some defaults hide what a backend does: a window over everything, one block.
+# At the checks' lengths, some defaults hide what a backend does: a window over all, one block.
 SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("softmax", {"fused": False}),
     ("fourier", {"norm": "ortho", "method": "matrix"}),
@@ -50,7 +50,7 @@ SMALL_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("mega", {"weighting": "laplace", "norm": "scale", "dropout": 0.2}),
     ("mega", {"chunk": 5, "norm": "batch", "values": 7, "queries": 3}),
 ]
-# More of them, for `make test-all`: their code the others run too, but for a branch or a size.
+# More of them, for `make test-all`: the others run their code too, but for a branch or a size.
 RARE: list[tuple[str, dict[str, Any]]] = [
     ("nystromformer", {"landmarks": 64, "exact_count": True}),
     ("nystromformer", {"landmarks": 7, "conv": None}),
@@ -176,8 +176,8 @@ def test_an_option_out_of_range_is_refused_when_the_backend_is_built(
     assert str(refused.value) == f"{key}={value}: {right}"
 
 
-def test_every_option_that_has_a_range_is_tried_out_of_it() -> None:
-    # Any of these two values will do, and tiles are tried with the shape of their image.
+def test_every_option_with_a_range_is_tried_outside_it() -> None:
+    # Either value of a bool is allowed, and tiles are tried with the shape of their image.
     free = {(name, key) for name, key in OPTIONS if OPTIONS[name, key] is bool} | {
         *(("mra_sparse", key) for key in MRA_OPTIONS),
         *(("mra", key) for key in ("row_max", "tile")),
@@ -187,7 +187,7 @@ def test_every_option_that_has_a_range_is_tried_out_of_it() -> None:
 
 
 @pytest.mark.parametrize("words", [("mra", "first_blocks=-1"), ("mra_sparse", "block_size=0")])
-def test_a_wrong_option_is_told_before_data_are_read(words: tuple[str, str]) -> None:
+def test_a_wrong_option_is_reported_before_data_are_read(words: tuple[str, str]) -> None:
     name, option = words
     config = load("task=listops", f"attention={name}", f"attention.options.{option}", "scale=mini")
     with pytest.raises(ConfigError, match=f"^attention {name}: {option}: must be at least"):
@@ -203,7 +203,7 @@ def float64_by_default() -> Iterator[None]:
 
 @pytest.mark.parametrize("case", CASES, ids=words)
 @pytest.mark.usefixtures("float64_by_default")
-def test_every_backend_computes_in_float64_where_that_is_the_default(
+def test_every_backend_computes_in_float64_if_that_is_the_default(
     case: tuple[str, dict[str, Any]],
 ) -> None:
     name, options = case
@@ -219,7 +219,7 @@ def test_every_backend_computes_in_float64_where_that_is_the_default(
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 @pytest.mark.usefixtures("float64_by_default")
-def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: str) -> None:
+def test_a_whole_model_computes_in_float64_if_that_is_the_default(positions: str) -> None:
     config = load(
         "task=listops", "attention=performer", "scale=mini", f"model.positions={positions}"
     )
@@ -228,13 +228,13 @@ def test_a_whole_model_computes_in_float64_where_that_is_the_default(positions: 
     assert logits.dtype == torch.float64
 
 
-# What leaves attention weights unformed has none to drop, nor has MRA as published.
+# A backend that forms no attention weights has none to drop; nor has MRA as published.
 WITHOUT_DROPOUT = {"fourier", "mra", "mra_sparse", "linear", "nystromformer", "performer"}
 WITHOUT_DROPOUT |= {"s5", "lru", "ssd", "gated_delta"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=words)
-def test_dropout_is_left_out_by_the_backends_without_it_only(
+def test_dropout_acts_in_every_backend_but_those_without_it(
     case: tuple[str, dict[str, Any]],
 ) -> None:
     name, options = case
@@ -246,12 +246,12 @@ def test_dropout_is_left_out_by_the_backends_without_it_only(
     assert acts == (options.get("inner", name) not in WITHOUT_DROPOUT)
 
 
-def test_small_options_are_of_registered_backends() -> None:
+def test_small_options_belong_to_registered_backends() -> None:
     assert {name for name, _ in SMALL_OPTIONS + RARE} <= set(ATTENTION)
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_every_backend_names_its_plain_form_and_how_memory_grows(name: str) -> None:
+def test_every_backend_has_a_plain_form_and_declares_its_memory_growth(name: str) -> None:
     backend = Subject(build_attention(attention_config(name, {}))).build()
     assert hasattr(backend, "reference")
     assert getattr(backend, "memory_growth", None) in (1, 2)

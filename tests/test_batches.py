@@ -23,7 +23,7 @@ def batches_of(split: Split, trim: bool = True, truncate: int = 100, shift: int 
     )
 
 
-def test_an_epoch_holds_every_example_once_and_batches_reach_into_the_next() -> None:
+def test_an_epoch_holds_every_example_once_and_batches_extend_into_the_next() -> None:
     batches = batches_of(split_of([3] * 10))
     labels = [batches.shuffled(step, 4, seed=5).labels.tolist() for step in range(10)]
     stream = sum(labels, [])
@@ -57,7 +57,7 @@ def test_ids_are_shifted_and_padding_is_zero_under_the_mask() -> None:
     assert batch.num_tokens == 10
 
 
-def test_zeros_within_a_sequence_are_masked_only_where_they_stand_for_padding() -> None:
+def test_zeros_within_a_sequence_are_masked_only_if_they_stand_for_padding() -> None:
     split = Split(np.array([7, 0, 9], np.uint8), np.array([0, 3]), np.array([0]))
     masks = {}
     for zero_is_padding in (False, True):
@@ -75,7 +75,7 @@ def test_zeros_within_a_sequence_are_masked_only_where_they_stand_for_padding() 
     assert masks[True] == [[True, False, True, False]]
 
 
-def test_trimming_rounds_the_longest_up() -> None:
+def test_trimming_rounds_the_longest_length_up() -> None:
     batch = next(batches_of(split_of([TRIM + 1, 4])).once(2))
     assert batch.tokens.shape == (2, 2 * TRIM)
     assert next(batches_of(split_of([5, 4]), trim=False).once(2)).tokens.shape == (2, 128)

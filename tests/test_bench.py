@@ -1,4 +1,4 @@
-"""The bench as a command: what it prints and writes, and how it is told of a mistake."""
+"""The bench as a command: what it prints and writes, and how it reports a mistake."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def rows_of(printed: str, title: str) -> dict[str, list[str]]:
-    """Return the rows of the table below each line of a title, by mode and first cell."""
+    """Return the rows below each line that starts with a title, by mode and first cell."""
     found: dict[str, list[str]] = {}
     mode = ""
     lines = printed.splitlines()
@@ -69,7 +69,7 @@ def test_the_bench_writes_every_timing_of_both_modes(ran: tuple[str, Path]) -> N
             assert other.parameters > base.parameters
             assert min(base.peak_memory_bytes, other.peak_memory_bytes) > 0
     for cell in run.cells:
-        # An MLP's products, at the least.
+        # At least the products of an MLP.
         passes = 6 if cell.mode == "training" else 2
         assert cell.flops > passes * cell.length * 2 * 64 * 128
 
@@ -101,14 +101,14 @@ def test_the_bench_prints_tables_of_what_it_wrote(ran: tuple[str, Path]) -> None
         assert file.with_suffix(suffix).stat().st_size > 1000
 
 
-def test_tables_and_picture_are_made_again_without_measuring_or_torch(
+def test_tables_and_picture_are_recreated_without_measuring_or_torch(
     ran: tuple[str, Path],
 ) -> None:
     file = ran[1]
     made = {each: file.with_suffix(each).read_bytes() for each in (".md", ".svg", ".png")}
     for suffix in made:
         file.with_suffix(suffix).unlink()
-    # What is None in there cannot be imported.
+    # A module that is None in there cannot be imported.
     code = "import sys; sys.modules['torch'] = None; import lra.bench.__main__ as m;"
     code += f"sys.argv = ['lra bench', '--report', {str(file)!r}]; m.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -117,7 +117,7 @@ def test_tables_and_picture_are_made_again_without_measuring_or_torch(
     assert {each: file.with_suffix(each).read_bytes() for each in made} == made
 
 
-def test_a_report_of_no_bench_says_so(
+def test_a_report_without_bench_records_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -134,18 +134,18 @@ def test_a_report_of_no_bench_says_so(
 
 
 @pytest.mark.slow
-def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_mistake_ends_the_bench_with_one_line_and_writes_nothing(tmp_path: Path) -> None:
     ran = bench(tmp_path, "attentions=[softmax,'linformer width=2']", "out=bench.json")
     assert ran.returncode == 2 and "attention.options.width: no such option" in ran.stderr
     assert "Traceback" not in ran.stderr and not (tmp_path / "bench.json").exists()
-    for word, told in (
+    for word, message in (
         ("lengths=[x]", "Error merging override lengths=[x]: "),
         ("precision=half", "train.precision=half: must be one of"),
         ("lengths=[1000000000000]", "out of memory: "),
     ):
         ran = bench(tmp_path, "attentions=[softmax]", word, "out=bench.json")
-        assert ran.returncode == 2 and ran.stderr.splitlines()[-1].startswith(told), ran.stderr
-    # Before anything is measured, which takes minutes.
+        assert ran.returncode == 2 and ran.stderr.splitlines()[-1].startswith(message), ran.stderr
+    # This is noticed before anything is measured, which takes minutes.
     ran = bench(tmp_path, "attentions=[softmax]", "out=/dev/null/bench.json")
     assert ran.returncode == 2 and "out=/dev/null: cannot be written to" in ran.stderr
 
@@ -165,14 +165,14 @@ def test_the_bench_ends_with_the_mistake_in_a_line_and_writes_nothing(tmp_path: 
         ("lengths", [], "lengths=[]: must be"),
     ],
 )
-def test_a_number_out_of_range_is_told_with_its_key(key: str, value: Any, message: str) -> None:
+def test_a_number_out_of_range_is_reported_with_its_key(key: str, value: Any, message: str) -> None:
     config = replace(lengths.BenchConfig(["softmax"], [32]), **{key: value})
     with pytest.raises(ConfigError) as refused:
         config.check()
     assert str(refused.value).startswith(message)
 
 
-def test_what_does_not_fit_the_memory_fails_alone_and_never_becomes_a_number() -> None:
+def test_a_cell_that_exceeds_the_memory_fails_alone_and_never_becomes_a_number() -> None:
     steps = iter(range(100))
 
     def step() -> None:
@@ -195,7 +195,7 @@ def test_what_does_not_fit_the_memory_fails_alone_and_never_becomes_a_number() -
         Measurement("mine", 32, "inference", wrong, flops=1, parameters=1).time(device)
 
 
-def test_short_steps_are_timed_by_more_than_one() -> None:
+def test_short_steps_are_timed_several_at_a_time() -> None:
     calls = []
     each = Measurement("mine", 32, "inference", lambda: calls.append(1), 1, 1)
     each.calls = 7
@@ -206,12 +206,12 @@ def test_short_steps_are_timed_by_more_than_one() -> None:
     assert each.calls > 1 and each.peak >= 4 << 20
 
 
-def test_the_bench_takes_the_words_of_every_command() -> None:
+def test_the_bench_accepts_the_same_words_as_other_commands() -> None:
     words = ["attention=linformer,my_file:Mine", "attention.options.rank=2,4", "length=32, 64"]
     words += ["model.layers=1", "seed=0,1", "device=cpu", "attention@attention.inner=linear"]
-    told = request.of_lengths(words)
-    assert told[:2] == ["lengths=[32, 64]", "device=cpu"]
-    texts = value_of(told[2].removeprefix("attentions="))
+    translated = request.of_lengths(words)
+    assert translated[:2] == ["lengths=[32, 64]", "device=cpu"]
+    texts = value_of(translated[2].removeprefix("attentions="))
     more = "+model.layers=1 +attention@attention.inner=linear"
     names = ("linformer", "my_file:Mine")
     assert texts == [f"{name} rank={rank} {more}" for name in names for rank in (2, 4)]
@@ -220,7 +220,7 @@ def test_the_bench_takes_the_words_of_every_command() -> None:
         request.of_lengths(["task=text,image"])
 
 
-def test_rows_of_a_backend_are_told_apart_by_no_more_words_than_it_takes() -> None:
+def test_rows_of_a_backend_are_distinguished_by_no_more_words_than_needed() -> None:
     assert lengths.row_names(["softmax"], ["softmax +model.layers=1"]) == ["softmax"]
     texts = ["linformer rank=2 +model.layers=1", "linformer rank=4 +model.layers=1"]
     assert lengths.row_names(["linformer"] * 2, texts) == ["linformer rank=2", "linformer rank=4"]
@@ -245,7 +245,7 @@ def test_pairs_count_as_two_sequences() -> None:
 
 
 def rounds(*times: tuple[float, float]) -> list[tuple[against.Seconds, against.Seconds]]:
-    """Return rounds in which one cell took these seconds by both codes, and another the same."""
+    """Return rounds in which one cell took these seconds in both versions, and another the same."""
     mra, softmax = ("mra", 1024, "training"), ("softmax", 1024, "training")
     found: list[tuple[against.Seconds, against.Seconds]] = []
     for here, there in times:
@@ -253,7 +253,7 @@ def rounds(*times: tuple[float, float]) -> list[tuple[against.Seconds, against.S
     return found
 
 
-def test_what_got_slower_than_noise_is_named_and_noise_is_not() -> None:
+def test_a_change_beyond_noise_is_named_and_noise_is_not() -> None:
     slower, steady = against.changes(rounds((1.31, 1.0), (2.58, 2.0), (1.30, 1.0), (1.29, 1.0)))
     assert slower.key[0] == "mra" and slower.words == "slower"
     assert slower.ratio == pytest.approx(1.295, abs=0.006)
@@ -262,13 +262,13 @@ def test_what_got_slower_than_noise_is_named_and_noise_is_not() -> None:
     assert faster.words == "faster"
     noise, _ = against.changes(rounds((1.3, 1.0), (0.9, 1.0), (1.1, 1.2), (1.5, 1.1)))
     assert noise.words == "within noise"
-    # A cell that one of both lacks is compared with nothing.
+    # A cell that only one version has is compared with nothing.
     first, second = rounds((1.0, 1.0), (1.0, 1.0))
     assert len(against.changes([first, (second[0], {})])) == 0
 
 
-def test_of_many_cells_chance_alone_names_none() -> None:
-    # Told alone by Student's test, and not among a hundred.
+def test_chance_alone_names_none_of_many_cells() -> None:
+    # Student's test names it when it is alone, but not among a hundred.
     times = [(1.02, 1.0), (1.06, 1.0), (1.03, 1.0), (1.05, 1.0)]
     [alone] = [each for each in against.changes(rounds(*times)) if each.key[0] == "mra"]
     assert alone.words == "slower"
@@ -289,7 +289,7 @@ def test_records_of_older_code_are_compared_too(ran: tuple[str, Path], tmp_path:
     assert found == {(c.attention, c.length, c.mode): c.median for c in run.cells}
 
 
-def test_codes_are_measured_in_turns_with_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_measured_in_turn_with_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, tuple[str, ...]]] = []
 
     def run_bench(code: Path, words: list[str], out: Path) -> dict[against.Key, float]:
@@ -304,7 +304,9 @@ def test_codes_are_measured_in_turns_with_the_same_words(monkeypatch: pytest.Mon
     assert "| mra " in against.table([change]) and "slower" in against.table([change])
 
 
-def test_a_commit_is_there_while_it_is_measured_and_gone_afterwards(tmp_path: Path) -> None:
+def test_a_commit_is_checked_out_while_it_is_measured_and_removed_afterwards(
+    tmp_path: Path,
+) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
                        cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
@@ -327,7 +329,7 @@ def test_a_commit_is_there_while_it_is_measured_and_gone_afterwards(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_code_that_is_slowed_down_is_named(tmp_path: Path) -> None:
+def test_code_that_was_slowed_down_is_named(tmp_path: Path) -> None:
     for name in ("lra", "models", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "lra").unlink()
@@ -338,7 +340,7 @@ def test_a_code_that_is_slowed_down_is_named(tmp_path: Path) -> None:
     assert slowed != text
     update.write_text(slowed)
     words = ["attentions=[softmax]", "lengths=[32]", *SMALL[1:2], "repeats=1", *SMALL[3:]]
-    # By some twenty times, which no neighbour does to all rounds alike.
+    # Some twenty times slower, which no other process does to all rounds alike.
     [training] = [
         each for each in against.in_turn(tmp_path, ROOT, words, 4) if each.key[2] == "training"
     ]

@@ -1,4 +1,4 @@
-"""What a bench leaves is read again whole, grows as it grew, and is drawn for any backends."""
+"""Records of a bench: read back whole, with the growth they show, and drawn for any backends."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def run_of(*attentions: str, lengths: tuple[int, ...] = LENGTHS) -> Bench:
             attention=name,
             length=length,
             mode=mode,
-            # As N to the 1, 1.1, 1.2 and so on.
+            # It grows as N to the power 1, 1.1, 1.2 and so on.
             seconds=[1e-6 * length ** (1 + 0.1 * k) * each for each in (0.99, 1.0, 1.02)],
             peak_memory_bytes=(k + 1) * 1000 * length,
             flops=length**2,
@@ -52,38 +52,38 @@ def test_a_power_of_n_is_found_with_its_interval() -> None:
     assert exact is not None and exact.half_width is not None
     assert exact.exponent == pytest.approx(1.5) and exact.half_width < 1e-6
     assert exact(8192) == pytest.approx(3 * 8192**1.5)
-    # By hand: logarithms of lengths are -1, 0, 1 halvings from 2, those of values 0, 1, 3 of 2.
+    # By hand: as powers of 2, the lengths are -1, 0, 1 from their mean, and the values 0, 1, 3.
     found = growth((1, 2, 4), (1, 2, 8))
     assert found is not None and found.half_width is not None
     assert found.exponent == pytest.approx(1.5)
-    # What is left over is 1/6, with one degree of freedom, over a sum of squares of 2.
+    # The residual sum of squares is 1/6, with one degree of freedom; that of the lengths is 2.
     assert found.half_width == pytest.approx(12.706 * (1 / 6 / 2) ** 0.5)
     assert str(found) == f"1.50 ± {found.half_width:.2f}"
 
 
-def test_two_lengths_have_no_interval_and_one_has_no_power() -> None:
+def test_two_lengths_give_no_interval_and_one_gives_no_power() -> None:
     line = growth((1024, 4096), (1.0, 8.0))
     assert line is not None and (line.exponent, str(line)) == (pytest.approx(1.5), "1.50")
     assert growth((1024,), (1.0,)) is None
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_a_document_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     document = Document(machine=HERE, runs=[run_of("softmax"), run_of("mra", "softmax")])
     write(tmp_path / "a.json", document)
     assert read(tmp_path / "a.json") == document
 
 
-def test_a_file_is_of_one_machine_and_never_written_over_anothers(tmp_path: Path) -> None:
+def test_a_file_belongs_to_one_machine_and_never_overwrites_that_of_another(tmp_path: Path) -> None:
     first = add(tmp_path, HERE, run_of("softmax"))
     assert first == tmp_path / "some-processor-r-9-abc123.json"
     assert add(tmp_path, HERE, run_of("mra")) == first
     assert [run.attentions for run in read(first).runs] == [["softmax"], ["mra"]]
-    # Another of the same name, as far as that tells.
+    # Another machine, which its name does not distinguish.
     other = replace(HERE, processors=64)
     second = add(tmp_path, other, run_of("linear"))
     assert second.name == "some-processor-r-9-abc123-2.json"
     assert len(read(first).runs) == 2 and read(second).machine == other
-    # Nor is what cannot be read.
+    # Nor is an unreadable file overwritten.
     damaged = replace(HERE, id="damaged")
     (tmp_path / f"{damaged.stem}.json").write_text("{")
     assert add(tmp_path, damaged, run_of("linear")).name == f"{damaged.stem}-2.json"
@@ -104,7 +104,7 @@ def test_a_file_is_of_one_machine_and_never_written_over_anothers(tmp_path: Path
         ("speed", 1, "key 'speed' is unknown"),
     ],
 )
-def test_a_cell_that_cannot_be_is_refused_with_its_key(
+def test_an_impossible_cell_is_refused_with_its_key(
     tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     file = tmp_path / "a.json"
@@ -127,7 +127,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         read(file)
 
 
-def test_a_timing_that_spreads_is_marked_and_so_is_what_is_compared_with_it() -> None:
+def test_a_noisy_timing_is_marked_and_so_is_every_comparison_with_it() -> None:
     run = run_of("softmax", "mra", "linear", lengths=(1024, 2048))
     cells = list(run.cells)
     # Quartiles at 0.925 and 1.05 of the median, an eighth apart.
@@ -148,7 +148,7 @@ def test_a_timing_that_spreads_is_marked_and_so_is_what_is_compared_with_it() ->
     assert "above 10 % of the median" in page(HERE, run)
 
 
-def test_a_failed_cell_is_told_and_no_number() -> None:
+def test_a_failed_cell_is_reported_and_has_no_number() -> None:
     run = run_of("softmax", "mra")
     cells = [
         replace(cell, failed="out of memory", seconds=[])
@@ -160,7 +160,7 @@ def test_a_failed_cell_is_told_and_no_number() -> None:
     assert "failed: softmax at 4,096, training: out of memory" in text
     rows = [line for line in text.splitlines() if line.startswith("| softmax")]
     assert len(rows) == 8 and all(row.count("failed") == 1 for row in rows)
-    # Nothing to be compared with: the speed alone.
+    # With nothing to compare it with, the speed stands alone.
     mra = next(line for line in text.splitlines() if line.startswith("| mra"))
     assert mra.split("|")[5].strip() == f"{1 / (1e-6 * 4096**1.1):.3g}"
     assert growth_figure(HERE, replace(run, cells=cells)) is not None
@@ -186,8 +186,8 @@ def test_every_line_has_its_power_beside_it_and_no_name_covers_another(
         figure.axes, itertools.product(MODES, ("seconds", "peak_memory_bytes")), strict=True
     ):
         texts = list(axis.texts)
-        told = [f"{name}  N^{run.growth(name, mode, quantity)}" for name in names]
-        assert [text.get_text() for text in texts] == told
+        expected = [f"{name}  N^{run.growth(name, mode, quantity)}" for name in names]
+        assert [text.get_text() for text in texts] == expected
         panel = axis.get_window_extent()
         boxes = [Text.get_window_extent(text, renderer) for text in texts]
         for first, second in itertools.combinations(boxes, 2):
@@ -196,11 +196,11 @@ def test_every_line_has_its_power_beside_it_and_no_name_covers_another(
             assert box.x0 > panel.x1 and box.x1 <= figure.bbox.x1
             assert panel.y0 - 8 < box.y0 and box.y1 < panel.y1 + 8
     caption = figure.get_suptitle()
-    for said in ("Some Processor", "float32", "threads: 1", "batches of 4", "95 %"):
-        assert said in caption.replace("\n", " ")
+    for phrase in ("Some Processor", "float32", "threads: 1", "batches of 4", "95 %"):
+        assert phrase in caption.replace("\n", " ")
 
 
-def test_a_backend_looks_in_the_bench_as_it_does_in_a_report() -> None:
+def test_a_backend_looks_the_same_in_the_bench_as_in_a_report() -> None:
     names = ("linear", "linear order=2", "softmax", "s4d")
     figure = growth_figure(HERE, run_of(*names))
     assert figure is not None

@@ -1,4 +1,4 @@
-"""The timings of state-space layers: what is kept of a run, and the powers of N that are told."""
+"""The timings of state-space layers: what is kept of a run, and the powers of N that are stated."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_a_run_keeps_its_commit_and_date_beside_its_numbers(
     assert [*found["lengths"]["s4d"]] == ["8", "16", "32", "64"]
 
 
-def test_powers_of_the_last_doublings_are_told_beside_those_of_all_lengths(
+def test_powers_of_the_last_doublings_are_printed_beside_those_of_all_lengths(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Linear at first, then quadratic.
@@ -53,11 +53,11 @@ def test_powers_of_the_last_doublings_are_told_beside_those_of_all_lengths(
     assert "exponent 1.50, 2.00 from 4,096 on" in capsys.readouterr().out
 
 
-def test_the_document_tells_the_powers_of_its_run(bench: ModuleType) -> None:
-    told = (ROOT / "docs" / "speed.md").read_text().replace("\n", " ")
+def test_the_document_states_the_powers_of_its_run(bench: ModuleType) -> None:
+    text = (ROOT / "docs" / "speed.md").read_text().replace("\n", " ")
     run = json.loads((ROOT / "results" / "bench" / "ssm_cpu.json").read_text())["lengths"]
     runs = [{int(n): taken for n, taken in each.items()} for each in run.values()]
     whole = [f"{bench.slope(each):.2f}".lstrip("0") for each in runs]
     last = [f"{bench.slope(dict([*each.items()][-bench.LAST :])):.2f}" for each in runs]
     for first, second, third in (whole, last):
-        assert f"to the {first}, {second} and {third} from" in told
+        assert f"to the {first}, {second} and {third} from" in text

@@ -1,4 +1,4 @@
-"""The bench of steps: its parts add up, its floor counts what it says, its old form is the old."""
+"""The bench of steps: parts add up, the floor counts what it claims, the old form is as before."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def updates_of(folder: Path, *overrides: str) -> Updates:
     return Updates(config, training_split(config)[0], CPU, Events(folder, 1))
 
 
-def test_the_parts_of_an_update_are_all_of_it(tmp_path: Path) -> None:
+def test_the_parts_of_an_update_add_up_to_the_whole(tmp_path: Path) -> None:
     updates = updates_of(tmp_path)
     watch = Stopwatch(CPU)
     updates.timed(watch)
@@ -42,14 +42,14 @@ def test_the_parts_of_an_update_are_all_of_it(tmp_path: Path) -> None:
     assert float(row[-1]) == pytest.approx(whole / floor, abs=0.01)
 
 
-def test_time_outside_of_work_is_marked_from_three_percent_on() -> None:
+def test_time_outside_the_work_is_marked_from_three_percent_on() -> None:
     seconds = dict(zip(PARTS, (0.02, 0.5, 0.4, 0.06, 0.02), strict=True))
     assert share_row(seconds, 0.5)[-2:] == ["4.00% (!)", "2.00"]
     seconds["forward"] = 5.0
     assert share_row(seconds, 0.0)[-2:] == ["0.73%", "-"]
 
 
-def test_updates_of_the_bench_are_those_of_training(tmp_path: Path) -> None:
+def test_the_bench_makes_the_updates_of_training(tmp_path: Path) -> None:
     updates = updates_of(tmp_path, "train.micro_batch=2")
     assert [len(part.labels) for part in updates.parts()] == [2, 2]
     before = [p.clone() for p in updates.model.parameters()]
@@ -70,7 +70,7 @@ def test_a_floor_counts_products_and_nothing_else() -> None:
     assert again.calls == products.calls
 
 
-def test_a_floor_makes_tensors_again_whose_elements_share_their_memory() -> None:
+def test_a_floor_recreates_tensors_whose_elements_share_memory() -> None:
     with Products() as products:
         torch.bmm(torch.randn(1, 4, 5).expand(3, 4, 5), torch.randn(3, 5, 2))
     with Products() as again:
@@ -79,7 +79,7 @@ def test_a_floor_makes_tensors_again_whose_elements_share_their_memory() -> None
 
 
 @pytest.mark.parametrize("flops", [0, 10**6, 3 * 10**8])
-def test_large_products_make_as_many_operations_as_they_are_asked_for(flops: int) -> None:
+def test_large_products_perform_as_many_operations_as_requested(flops: int) -> None:
     with counter() as counted:
         large_products(flops, CPU)()
     assert counted.get_total_flops() == pytest.approx(flops, abs=512**2)
@@ -88,10 +88,10 @@ def test_large_products_make_as_many_operations_as_they_are_asked_for(flops: int
 def test_products_within_a_kernel_count_in_the_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requested = []
 
     def noted(flops: int, device: torch.device) -> Callable[[], None]:
-        asked.append(flops)
+        requested.append(flops)
         return large_products(flops, device)
 
     monkeypatch.setattr(step, "large_products", noted)
@@ -100,7 +100,7 @@ def test_products_within_a_kernel_count_in_the_floor(
     assert floor > 0
     # All of its products are torch's.
     shares(updates_of(tmp_path / "linear", "attention=linear", *words), 1)
-    kernels, none = asked
+    kernels, none = requested
     assert kernels > 1e4 and none == 0
 
 
@@ -122,7 +122,7 @@ def test_two_forms_are_compared_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
     assert step.ratio_row(updates, updates, 1) == ["2", "0.5", "4.00"]
 
 
-def test_every_cell_is_compared_on_the_number_of_threads_that_is_asked_for(
+def test_every_cell_is_compared_on_the_requested_number_of_threads(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads: list[list[int]] = []
@@ -172,7 +172,7 @@ def test_the_command_prints_a_row_per_cell(tmp_path: Path) -> None:
     assert "mini scale, median of 1 updates" in note
 
 
-def test_every_task_is_measured_with_every_attention_on_one_thread_unless_told() -> None:
+def test_every_task_is_measured_with_every_attention_on_one_thread_by_default() -> None:
     words = ["task=listops,text", "attention=glob(lin*)", "train.batch_size=3", "scale=mini"]
     found = step.cells(words)
     names = [(each.task.name, each.attention.name) for each in found]
@@ -181,13 +181,13 @@ def test_every_task_is_measured_with_every_attention_on_one_thread_unless_told()
     assert step.cells([])[-1].attention.name == "mra" and step.cells(["threads=2"])[0].threads == 2
 
 
-def test_shares_are_measured_on_one_thread_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shares_are_measured_only_on_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step.main(["threads=2"])
     assert "threads=2: shares are measured on one thread" in capsys.readouterr().err
 
 
-def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
+def test_a_wrong_name_ends_the_command_with_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lra.bench", "step", "attention=softmx"]
     ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 2 and "softmx" in ran.stderr and "Traceback" not in ran.stderr
@@ -201,11 +201,11 @@ def test_a_wrong_name_ends_the_command_in_a_line(tmp_path: Path) -> None:
         ({"OMP_WAIT_POLICY": "active"}, "None"),
     ],
 )
-def test_threads_that_wait_soon_sleep_unless_they_were_told_otherwise(
+def test_waiting_threads_soon_sleep_unless_the_environment_says_otherwise(
     before: dict[str, str], after: str
 ) -> None:
-    told = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    environment = {k: v for k, v in os.environ.items() if k not in told} | before
+    variables = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in variables} | before
     code = "import sys, lra, os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     words = [sys.executable, "-c", code]
     ran = subprocess.run(words, env=environment, capture_output=True, text=True)

@@ -40,7 +40,7 @@ def test_blockwise_and_dense_forms_agree_in_values_and_all_gradients(
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7, 20])
 @pytest.mark.parametrize("random_blocks", [0, 3])
-def test_every_row_has_window_ends_and_as_many_random_blocks_as_are_left_once_each(
+def test_every_row_has_window_ends_and_distinct_random_blocks_as_far_as_they_go(
     num_blocks: int, random_blocks: int
 ) -> None:
     blocks, counts = attended_blocks(3, num_blocks, random_blocks, seed=0)
@@ -54,18 +54,18 @@ def test_every_row_has_window_ends_and_as_many_random_blocks_as_are_left_once_ea
             assert len(attended) - len(always) == min(random_blocks, left)
 
 
-def test_random_blocks_differ_by_head_and_seed_and_reach_every_block_alike() -> None:
+def test_random_blocks_differ_by_head_and_seed_and_reach_all_blocks_equally() -> None:
     blocks, _ = attended_blocks(200, 20, 3, seed=0)
     assert torch.equal(blocks, attended_blocks(200, 20, 3, seed=0)[0])
     assert not torch.equal(blocks, attended_blocks(200, 20, 3, seed=1)[0])
     assert not torch.equal(blocks[0], blocks[1])
-    # Row 10 draws 3 of the 15 blocks outside its window and the ends: 40 of 200 heads each.
+    # Row 10 draws 3 of the 15 blocks outside its window and the ends: each in 40 of 200 heads.
     drawn = blocks[:, 10, 5:].flatten().bincount(minlength=20)
     assert set(drawn.nonzero().flatten().tolist()) == set(range(1, 19)) - {9, 10, 11}
     assert (drawn[drawn > 0] - 40).abs().max() < 5 * (200 * 0.2 * 0.8) ** 0.5
 
 
-def test_random_blocks_for_all_is_softmax_attention() -> None:
+def test_attending_to_all_blocks_is_softmax_attention() -> None:
     q, k, v = tokens(23)
     mask = torch.rand(3, 23) < 0.6
     pattern = Pattern(*attended_blocks(2, 8, 8, seed=0), 3)
@@ -93,7 +93,7 @@ def test_forms_agree_for_every_number_of_window_and_global_blocks(
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
 
 
-def test_window_global_and_random_blocks_are_those_asked_for() -> None:
+def test_window_global_and_random_blocks_are_as_requested() -> None:
     blocks, counts = attended_blocks(5, 20, 2, seed=0, window=5, ends=2, random_below=12)
     for head in range(5):
         for row in range(20):
@@ -104,7 +104,7 @@ def test_window_global_and_random_blocks_are_those_asked_for() -> None:
             assert len(drawn) == 2 and max(drawn) < 12
 
 
-def test_a_limit_in_tokens_is_one_in_blocks() -> None:
+def test_a_limit_in_tokens_is_applied_in_blocks() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=200)
     limited = BigBird(shape, block_size=10, random_blocks=3, random_limit=60)
     free = BigBird(shape, block_size=10, random_blocks=3)

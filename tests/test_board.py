@@ -1,4 +1,4 @@
-"""TensorBoard: what is written of a cell for comparison, and the names that runs have there."""
+"""TensorBoard: what is written about a cell for comparison, and the names of runs there."""
 
 import math
 import os
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a cell that was trained."""
+    """Return the folder of a trained cell."""
     folder = tmp_path_factory.mktemp("board")
     config = configure(folder, f"runs_dir={folder / 'runs'}", "train.steps=20", "seed=3")
     config.folder.mkdir(parents=True)
@@ -39,7 +39,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.folder
 
 
-def test_a_cell_ends_with_its_test_accuracy_and_says_what_it_is(cell: Path) -> None:
+def test_a_cell_ends_by_writing_its_accuracies_and_what_it_is(cell: Path) -> None:
     record = read_record(cell / "result.json")
     events = EventAccumulator(str(cell))
     events.Reload()
@@ -66,7 +66,7 @@ def test_a_cell_ends_with_its_test_accuracy_and_says_what_it_is(cell: Path) -> N
     }
 
 
-def test_evaluation_knows_the_mean_loss_of_the_whole_split(tmp_path: Path) -> None:
+def test_evaluation_returns_the_mean_loss_over_the_whole_split(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 9, 23)
     split = Split(
@@ -100,7 +100,7 @@ def test_evaluation_knows_the_mean_loss_of_the_whole_split(tmp_path: Path) -> No
 PARTS = ("mini", "nystromformer")
 
 
-def test_names_say_the_cell_within_thirty_characters_and_tell_all_apart() -> None:
+def test_names_identify_every_cell_within_thirty_characters() -> None:
     root = Path("/runs")
     folders = [
         root.joinpath(scale, protocol, task, attention, variant, f"seed{seed}")
@@ -120,11 +120,11 @@ def test_names_say_the_cell_within_thirty_characters_and_tell_all_apart() -> Non
     assert short[place] == "pathfinder nystromformer s10"
 
 
-def test_cells_are_those_that_words_ask_for_and_hold_curves(cell: Path) -> None:
+def test_cells_with_curves_are_selected_by_words(cell: Path) -> None:
     runs = cell.parents[5]
 
-    def found(**asked: object) -> list[Path]:
-        words = {"runs_dir": runs, "scale": "mini"} | asked
+    def found(**changes: object) -> list[Path]:
+        words = {"runs_dir": runs, "scale": "mini"} | changes
         return list(board.cells(Selection(**words)))  # type: ignore[arg-type]  # by the names above
 
     assert found() == found(tasks=["listops"], seeds=[3]) == [cell]
@@ -140,9 +140,7 @@ def test_cells_are_those_that_words_ask_for_and_hold_curves(cell: Path) -> None:
         assert found(**none) == []
 
 
-def test_tensorboard_reads_runs_by_their_names_and_new_ones_join(
-    cell: Path, tmp_path: Path
-) -> None:
+def test_tensorboard_lists_runs_by_name_and_new_ones_are_added(cell: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
     board.link(tmp_path, board.names([cell]))
@@ -154,10 +152,10 @@ def test_tensorboard_reads_runs_by_their_names_and_new_ones_join(
     assert {each.name for each in tmp_path.iterdir()} == {"listops softmax s3", "another", "other"}
 
 
-def test_the_command_serves_what_it_linked_and_ends_with_it(
+def test_the_command_serves_the_linked_runs_and_exits_with_the_servers_status(
     cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In the place of TensorBoard: what was in the folder it was given.
+    # A stand-in for TensorBoard that prints what is in the folder it is given.
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "__init__.py").touch()
     (tmp_path / "tensorboard" / "main.py").write_text(
@@ -175,8 +173,8 @@ def test_the_command_serves_what_it_linked_and_ends_with_it(
         with pytest.raises(SystemExit) as ended:
             board.main()
     assert ended.value.code == 3
-    said = "['listops softmax s3'] ['--port', '6009', '--host', 'localhost']"
-    assert out.read_text().strip() == said
+    expected = "['listops softmax s3'] ['--port', '6009', '--host', 'localhost']"
+    assert out.read_text().strip() == expected
     assert "1 cell has curves" in capsys.readouterr().out
 
 
@@ -194,7 +192,7 @@ def test_a_signal_leaves_no_server_behind(
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE,
         text=True,
-        # A shell ignores SIGINT for what it starts in the background, the tests too.
+        # A shell makes what it starts in the background ignore SIGINT, even these tests.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:

@@ -28,7 +28,7 @@ from lra.tasks import DataError, Source, Writer, cache, lock
 
 @dataclass(frozen=True)
 class Toy:
-    """Three splits of tiny sequences; `fail_after` examples of train an error comes."""
+    """Three splits of tiny sequences; after `fail_after` examples of one, the disk is full."""
 
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 0
@@ -56,7 +56,7 @@ def test_a_data_set_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert isinstance(train.tokens, np.memmap)
 
 
-def test_the_same_options_are_built_once_and_others_apart(tmp_path: Path) -> None:
+def test_the_same_options_are_built_once_and_different_ones_separately(tmp_path: Path) -> None:
     first = cache.load("toy", Toy(), tmp_path)
     stamp = (first.folder / "manifest.json").stat().st_mtime_ns
     assert (cache.load("toy", Toy(), tmp_path).folder / "manifest.json").stat().st_mtime_ns == stamp
@@ -64,7 +64,7 @@ def test_the_same_options_are_built_once_and_others_apart(tmp_path: Path) -> Non
     assert other.folder != first.folder and other.fingerprint != first.fingerprint
 
 
-def test_the_fingerprint_tells_where_one_sequence_ends(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_where_sequences_end(tmp_path: Path) -> None:
     split = cache.load("toy", Toy(), tmp_path).splits["test"]
     moved = type(split)(split.tokens, split.offsets + np.array([0, 1, 0]), split.labels)
     prints = [cache.fingerprint(dict.fromkeys(cache.SPLITS, each)) for each in (split, moved)]
@@ -78,7 +78,7 @@ def array(values: object, kind: str = "<i8") -> bytes:
 
 
 def header(shape: str, kind: str = "<i8") -> bytes:
-    """Return a NumPy file that says of itself what it likes, and holds nothing."""
+    """Return a NumPy file that declares any shape and type, and holds nothing."""
     text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
     text = text.ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
@@ -138,7 +138,7 @@ NAMES = [
     *(f"train.{part}" for part in ("tokens.bin", "offsets.npy", "labels.npy")),
     "test.labels.npy",
 ]
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], None]] = {
     **{f"{name} is missing": lambda f, name=name: (f / name).unlink() for name in NAMES},
     **{f"{name} is empty": content(name, b"") for name in NAMES},
     **{f"{name} is a folder": folder_for_file(name) for name in NAMES},
@@ -151,7 +151,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     },
     **{
         f"{name} of type {kind}": content(name, array(values, kind))
-        # The values are those of the data set: the type alone is wrong.
+        # The values are those of the data set: only the type is wrong.
         for name, values in (
             ("train.labels.npy", [0, 1, 0, 1, 0]),
             ("train.offsets.npy", [0, 2, 6, 12, 20, 30]),
@@ -193,19 +193,19 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_there_are_many_damages() -> None:
-    assert len(DAMAGES) > 100
+def test_there_are_many_kinds_of_damage() -> None:
+    assert len(DAMAGE) > 100
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_data_set_is_built_again_with_a_warning(
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_data_set_is_rebuilt_with_a_warning(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     built = cache.load("toy", Toy(), tmp_path)
     labels = built.splits["train"].labels.tolist()
     del built
     [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
-    DAMAGES[damage](folder)
+    DAMAGE[damage](folder)
     with caplog.at_level(logging.WARNING):
         again = cache.load("toy", Toy(), tmp_path)
     assert again.splits["train"].labels.tolist() == labels
@@ -279,7 +279,7 @@ def build_in_process(folder: Path, action: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     process = build_in_process(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     process.communicate()
     assert process.returncode == -9
@@ -289,7 +289,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -
     assert not any(path.name.endswith(".partial") for path in tmp_path.iterdir())
 
 
-def test_two_processes_that_build_the_same_end_with_one_good_copy(tmp_path: Path) -> None:
+def test_two_processes_that_build_the_same_data_end_up_with_one_good_copy(tmp_path: Path) -> None:
     wait = "__import__('time').sleep(0.5)"
     processes = [build_in_process(tmp_path, wait) for _ in range(2)]
     prints = {process.communicate()[0] for process in processes}
@@ -310,7 +310,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
         cache.load("toy", Broken(), tmp_path)
 
 
-def test_a_process_that_waits_says_for_whom_and_since_when(
+def test_a_waiting_process_names_the_one_it_waits_for_and_since_when(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "REMIND", 0.1)
@@ -345,7 +345,7 @@ def test_the_holder_of_a_lock_is_named_with_the_remedy(
         assert re.search(words, lock.describe(tmp_path / "x.lock"))
 
 
-def test_without_locks_of_the_file_system_a_file_is_the_lock(
+def test_a_file_serves_as_the_lock_if_the_file_system_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*arguments: object, **options: object) -> None:
@@ -353,7 +353,7 @@ def test_without_locks_of_the_file_system_a_file_is_the_lock(
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     monkeypatch.setattr("filelock.SoftFileLock.acquire", filelock.BaseFileLock.acquire)
-    # As a process that died has left it.
+    # As left by a process that died.
     folder = cache.load("toy", Toy(), tmp_path).folder
     shutil.rmtree(folder)
     host = socket.gethostname()
@@ -362,24 +362,24 @@ def test_without_locks_of_the_file_system_a_file_is_the_lock(
     assert "has no locks" in caplog.text and not list(tmp_path.glob("*.soft"))
 
 
-def test_a_build_without_progress_is_told(
+def test_a_build_without_progress_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache, "PATIENCE", 0.1)
-    told = threading.Event()
+    reported = threading.Event()
 
     class Stuck(Toy):
         def write(self, source: Source, splits: Mapping[str, Writer]) -> None:
             super().write(source, splits)
             for _ in range(100):
                 if "no new example for" in caplog.text:
-                    told.set()
+                    reported.set()
                     return
                 time.sleep(0.05)
 
     with caplog.at_level(logging.WARNING):
         cache.load("toy", Stuck(), tmp_path)
-    assert told.is_set() and ", 10 so far; still building" in caplog.text
+    assert reported.is_set() and ", 10 so far; still building" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(
         cache.load("toy", Toy(), tmp_path)
 
 
-def test_a_file_for_the_cache_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_cache_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
         with pytest.raises(DataError, match=r"cache_dir=.*cache is not a folder; move it away"):
@@ -411,7 +411,7 @@ def test_a_file_for_the_cache_folder_is_named(tmp_path: Path) -> None:
         cache.load("toy", Toy(), tmp_path / "bad")
 
 
-def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(
+def test_a_complete_cache_is_read_even_if_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.load("toy", Toy(), tmp_path)

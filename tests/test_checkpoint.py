@@ -1,4 +1,4 @@
-"""Checkpoints are what was written, or are named; what the disk refuses is told by its key."""
+"""Checkpoints are read as written or named as damaged; disk errors are reported by key."""
 
 import errno
 import json
@@ -71,7 +71,7 @@ def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path) -> None:
         except DamagedError:
             noticed += 1
             continue
-        # Most of a small file is padding, and times and names that no reader asks for.
+        # Most of a small file is padding, and times and names that are never read.
         assert equal(state, STATE), at
     assert noticed > 50
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_without_a_checksum_is_read_as_before(tmp_path: Path) -> No
         (STATE | {"progress": None}, r"progress.step=None"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_told_in_one_line(
+def test_a_malformed_checkpoint_is_reported_in_one_line(
     tmp_path: Path, content: object, message: str
 ) -> None:
     torch.save(content, tmp_path / CHECKPOINT)
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_shape_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_a_later_version_is_told_and_leaves_no_failed_record(
+def test_a_checkpoint_of_a_later_version_is_reported_and_leaves_no_failed_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_and_change(monkeypatch, tmp_path, lambda state: state["progress"].update(moons=3))
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_a_later_version_is_told_and_leaves_no_failed_record(
     assert not (tmp_path / "run" / RECORD).exists()
 
 
-def test_two_are_kept_and_the_one_before_is_read_where_the_last_is_damaged(
+def test_two_checkpoints_are_kept_and_the_earlier_is_read_if_the_later_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
@@ -140,7 +140,7 @@ def test_a_run_with_a_damaged_last_checkpoint_ends_with_the_same_bits(
     assert losses[0] == losses[1]
 
 
-def test_chosen_parameters_are_read_from_the_checkpoint_where_best_is_damaged(
+def test_the_chosen_parameters_are_read_from_the_checkpoint_if_best_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(tmp_path, *QUICK)
@@ -154,7 +154,7 @@ def test_chosen_parameters_are_read_from_the_checkpoint_where_best_is_damaged(
         load_best(folder, CPU)
 
 
-def test_a_full_disk_names_key_and_folder_and_leaves_the_last_checkpoint(
+def test_on_a_full_disk_key_and_folder_are_named_and_the_last_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(tmp_path / CHECKPOINT, STATE)
@@ -189,13 +189,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(
 @pytest.mark.parametrize(
     "name", [".lock", NOTE, CHECKPOINT, PREVIOUS, BEST, PREDICTIONS, TRAJECTORY, RECORD]
 )
-def test_a_folder_in_the_place_of_a_file_of_a_run_is_told_in_a_line(
+def test_a_folder_in_place_of_a_file_of_a_run_is_reported_in_one_line(
     tmp_path: Path, name: str, force: bool
 ) -> None:
     (tmp_path / "run" / name).mkdir(parents=True)
     words = [*QUICK, f"force={force}"]
     if name == RECORD:
-        # Kept aside, as any other that is no record.
+        # Kept aside, like anything else that is not a record.
         assert run(tmp_path, *words).status == "ok"
         assert (tmp_path / "run" / "result.aside-1.json").is_dir()
         return
@@ -204,7 +204,7 @@ def test_a_folder_in_the_place_of_a_file_of_a_run_is_told_in_a_line(
     assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_run_folder_that_vanishes_ends_the_run_in_one_line(tmp_path: Path) -> None:
+def test_a_run_folder_that_vanishes_ends_the_run_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="runs_dir=.*gone: it is gone, while writing"):
         checkpoint.save(tmp_path / "gone" / CHECKPOINT, STATE)
 
@@ -218,7 +218,7 @@ def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
         made = update(run)
         calls.append(made)
         if len(calls) == 9:
-            # As a gradient that is no number leaves them, after a loss that is one.
+            # As a gradient of NaN leaves them, after a finite loss.
             next(run.model.parameters()).data.fill_(torch.nan)
         return made
 
@@ -232,7 +232,7 @@ def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
     assert not (tmp_path / "run" / BEST).exists()
 
 
-def test_answers_that_are_no_numbers_fail_the_cell(
+def test_answers_that_are_not_finite_fail_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from models.softmax import Softmax
@@ -263,7 +263,7 @@ def test_a_record_of_another_schema_is_kept_aside_and_never_overwritten(
         assert read_record(file).status == "ok"
 
 
-def test_a_record_with_a_key_that_this_version_lacks_is_another_configuration(
+def test_a_record_with_an_unknown_key_counts_as_another_configuration(
     tmp_path: Path,
 ) -> None:
     run(tmp_path, *QUICK)
@@ -307,7 +307,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return values
 
 
-def test_a_run_that_other_code_began_has_both_commits_in_its_record(
+def test_a_run_that_other_code_started_has_both_commits_in_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import lra.runner
@@ -324,12 +324,12 @@ def test_a_run_that_other_code_began_has_both_commits_in_its_record(
     assert code == ["c0ffee", "decaf with local changes"]
 
 
-def test_a_cell_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
+def test_a_cell_continues_with_the_threads_it_started_with(tmp_path: Path) -> None:
     options = [*QUICK, "train.checkpoint_seconds=0"]
     try:
         first = run(tmp_path, *options, "threads=2")
         torch.set_num_threads(1)
-        # Left to the machine: finished, and once the record is gone continued, with two.
+        # Left to the machine: finished with two, and continued with two once the record is gone.
         assert run_cell(configure(tmp_path, *options, "threads=0"), tmp_path / "run") is None
         (tmp_path / "run" / RECORD).unlink()
         again = run(tmp_path, *options, "threads=0")
@@ -341,12 +341,12 @@ def test_a_cell_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> No
         torch.set_num_threads(1)
 
 
-def test_more_threads_than_a_machine_bears_are_refused(tmp_path: Path) -> None:
+def test_more_threads_than_a_machine_can_bear_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="threads=100000: this machine has .* must be at most"):
         run(tmp_path, "threads=100000")
 
 
-def test_a_failing_event_file_is_warned_of_once_and_the_run_goes_on(
+def test_a_failing_event_file_causes_one_warning_and_the_run_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
@@ -360,7 +360,7 @@ def test_a_failing_event_file_is_warned_of_once_and_the_run_goes_on(
     assert caplog.text.count("no more TensorBoard events") == 1
 
 
-def test_what_a_run_was_begun_as_is_read_without_its_tensors(
+def test_the_configuration_of_a_started_run_is_read_without_its_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read_config(tmp_path) == {}
@@ -372,12 +372,12 @@ def test_what_a_run_was_begun_as_is_read_without_its_tensors(
         assert read_config(tmp_path) == {"threads": 5}
     (tmp_path / CHECKPOINT).write_bytes(b"half of it")
     assert read_config(tmp_path) == {"threads": 3}
-    # Of before checkpoints held it.
+    # From before checkpoints held it.
     torch.save(STATE, tmp_path / PREVIOUS)
     assert read_config(tmp_path) == {}
 
 
-def test_a_backend_may_keep_state_that_is_no_tensor(
+def test_a_backend_may_keep_state_that_is_not_a_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Softmax, "get_extra_state", lambda self: {"calls": 3})

@@ -18,7 +18,7 @@ FIRST, SECOND = Method("softmax"), Method("mra")
 
 
 def pairs(*correct: tuple[int, int]) -> list[compare.Record]:
-    """Return records of both methods, a pair of numbers of 2,000 right a seed."""
+    """Return records of both methods: for each seed, how many of 2,000 answers are correct."""
     return [
         scored(replace(OK, attention=method.attention, seed=seed), count)
         for seed, counts in enumerate(correct)
@@ -26,8 +26,8 @@ def pairs(*correct: tuple[int, int]) -> list[compare.Record]:
     ]
 
 
-def test_the_interval_of_several_seeds_is_students_of_their_differences() -> None:
-    # Differences of 1, 2 and 3 percent: mean 2, standard deviation 1, t of 2 degrees 4.303.
+def test_several_seeds_have_students_interval_for_their_differences() -> None:
+    # Differences of 1, 2 and 3 %: mean 2, standard deviation 1, t at 2 degrees of freedom 4.303.
     [found] = comparisons(pairs((820, 800), (840, 800), (860, 800)), FIRST, SECOND)
     assert found.differences == pytest.approx([1, 2, 3])
     half = 4.303 / 3**0.5
@@ -37,7 +37,7 @@ def test_the_interval_of_several_seeds_is_students_of_their_differences() -> Non
     assert sure.mean == pytest.approx(-1) and sure.words == "softmax is better than mra"
 
 
-def test_one_seed_has_the_interval_of_two_shares() -> None:
+def test_one_seed_has_the_interval_for_two_proportions() -> None:
     [found] = comparisons(pairs((900, 800)), FIRST, SECOND)
     # Newcombe's interval from Wilson's of 900 / 2000 and 800 / 2000.
     assert found.mean == pytest.approx(5)
@@ -46,7 +46,7 @@ def test_one_seed_has_the_interval_of_two_shares() -> None:
     assert "softmax is better than mra" in text and "For a single seed, the interval" in text
 
 
-def test_only_cells_of_one_seed_and_the_same_data_are_pairs() -> None:
+def test_only_cells_with_the_same_seed_and_data_are_paired() -> None:
     records = pairs((900, 800), (900, 800))
     records[1] = replace(records[1], data_fingerprint="cd" * 32)
     [found] = comparisons(records, FIRST, SECOND)
@@ -54,7 +54,7 @@ def test_only_cells_of_one_seed_and_the_same_data_are_pairs() -> None:
     assert "no task with equal seeds and data" in page(records[:2], FIRST, SECOND)
 
 
-def test_seeds_on_different_data_are_never_averaged_and_stand_ins_say_so() -> None:
+def test_seeds_on_different_data_are_never_averaged_and_stand_ins_are_labelled() -> None:
     records = pairs((900, 800), (900, 800), (600, 1000))
     records[4:] = [replace(r, data_fingerprint="cd" * 32, data_source="other") for r in records[4:]]
     one, other = comparisons(records, FIRST, SECOND)
@@ -77,10 +77,10 @@ def run(
     return status, *capsys.readouterr()
 
 
-def test_two_seeds_are_said_to_tell_little() -> None:
+def test_a_comparison_of_two_seeds_says_how_little_they_show() -> None:
     one, other = (record.method for record in pairs((900, 800))[:2])
-    said = {n: "Two seeds leave" in page(pairs(*[(900, 800)] * n), one, other) for n in (1, 2, 3)}
-    assert said == {1: False, 2: True, 3: False}
+    warned = {n: "Two seeds leave" in page(pairs(*[(900, 800)] * n), one, other) for n in (1, 2, 3)}
+    assert warned == {1: False, 2: True, 3: False}
 
 
 def test_the_words_choose_the_two_methods(
@@ -115,7 +115,7 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
     [without] = comparisons(records, one, other)
     assert without.alone is None and without.interval[1] - without.mean > 3
     text = page(records, one, other, answers)
-    # Names as long as these leave no sentence without its end.
+    # Even with names as long as these, no sentence loses its end.
     named = [
         replace(record, variant=f"rate_{index}e-3_for_longer")
         for index, record in enumerate(records)
@@ -127,14 +127,14 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
 
 @pytest.mark.parametrize("alone", [(0, 4), (5, 0), (14, 5), (30, 16)])
 def test_the_verdict_on_one_seed_is_that_of_the_exact_test(alone: tuple[int, int]) -> None:
-    # The approximate interval leaves out zero, but McNemar's p is above .05, as a report says.
+    # The approximate interval excludes zero, but McNemar's p, which a report uses, is above .05.
     first, second = pairs((900, 900 + alone[1] - alone[0]))
     found = compare.Comparison("listops", (first,), (second,), alone)
     assert found.interval[0] > 0 or found.interval[1] < 0
     assert found.words == "no difference is shown between softmax and mra"
 
 
-def test_many_seeds_are_judged_by_students_distribution_and_not_by_the_normal_one() -> None:
+def test_many_seeds_are_judged_by_students_distribution_not_the_normal_one() -> None:
     counts = [800 + (20 if seed % 2 else -20) + 7 for seed in range(33)]
     [found] = comparisons(pairs(*[(count, 800) for count in counts]), FIRST, SECOND)
     low, high = found.interval

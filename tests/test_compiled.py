@@ -25,7 +25,7 @@ def bits(columns: np.ndarray, first: np.uint32, second: np.uint32) -> np.ndarray
 
 
 def test_random_bits_without_keys_are_triple32() -> None:
-    # By the published code, in Python's own numbers.
+    # The published code, in Python's integers.
     def triple32(x: int) -> int:
         x = ((x ^ (x >> 17)) * 0xED5AD4BB) % 2**32
         x = ((x ^ (x >> 11)) * 0xAC4C1B51) % 2**32
@@ -44,20 +44,20 @@ def test_row_keys_are_the_numbers_of_splitmix64() -> None:
 
 
 @pytest.mark.parametrize("flipped", [0, 5, 17, 31])
-def test_a_flipped_bit_of_a_column_or_a_key_flips_every_bit_half_the_time(flipped: int) -> None:
+def test_flipping_a_bit_of_a_column_or_key_flips_every_bit_half_the_time(flipped: int) -> None:
     columns = np.arange(100_000, dtype=np.uint32)
     keys = np.uint32(0x12345678), np.uint32(0x9ABCDEF0)
     bit = np.uint32(1 << flipped)
     before = bits(columns, *keys)
     changes = [bits(columns ^ bit, *keys), bits(columns, keys[0] ^ bit, keys[1])]
-    # The second key comes later, so its bits reach fewer; but rows differ in half of them.
+    # The second key comes later, so its bits affect fewer; but rows differ in half of them.
     changes.append(bits(columns, keys[0], ~keys[1] ^ bit ^ np.uint32(0x5A5A5A5A)))
     for after in changes:
         changed = np.unpackbits((before ^ after).view(np.uint8)).reshape(-1, 32).mean(0)
         assert np.abs(changed - 0.5).max() < 0.02
 
 
-def test_an_edit_of_what_kernels_share_is_noticed_by_what_is_kept_on_disk(tmp_path) -> None:
+def test_editing_the_code_that_kernels_share_invalidates_the_cache_on_disk(tmp_path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     (models / "__init__.py").touch()
@@ -82,7 +82,7 @@ def test_an_edit_of_what_kernels_share_is_noticed_by_what_is_kept_on_disk(tmp_pa
     assert (fresh[1], kept[1]) == ("0", "1")
     file = models / "compiled.py"
     file.write_text(file.read_text().replace("0x31848BAB", "0x31848BAD"))
-    # Python's own cache goes by seconds, and all of this may take less than one.
+    # Python's own cache compares whole seconds, and all of this may take less than one.
     os.utime(file, (time.time() + 10,) * 2)
     edited = run()
     assert edited[0] != fresh[0]

@@ -28,7 +28,7 @@ RECIPES = [
 
 
 def every_cell() -> Iterator[Any]:
-    """Yield every cell; slow are those that no file of their own makes differ from a quick one."""
+    """Yield every cell; those that no file of their own sets apart from a quick one are slow."""
     of_protocol = CONFIGS / "protocol"
     for protocol, task in RECIPES:
         for attention in ATTENTION:
@@ -37,9 +37,9 @@ def every_cell() -> Iterator[Any]:
             first = task == "listops" and (protocol == "nystromformer" or of_all.exists())
             quick = attention == "softmax" or own.exists() or first
             for scale in SCALES:
-                # Scales are held with the default protocol, the other protocols at their own scale.
-                soon = quick and (scale == "paper" or protocol == "nystromformer")
-                marks = () if soon else (pytest.mark.slow,)
+                # The default protocol is tested at all scales, the others at the paper scale.
+                by_default = quick and (scale == "paper" or protocol == "nystromformer")
+                marks = () if by_default else (pytest.mark.slow,)
                 yield pytest.param(protocol, task, attention, scale, marks=marks)
 
 
@@ -57,7 +57,7 @@ def test_every_cell_of_every_protocol_and_scale_can_be_built(
         build_model(config)
 
 
-# Computed from the published codes.
+# Computed with the published code.
 PARAMETERS = {
     ("nystromformer", "listops"): 209_802,
     ("nystromformer", "text"): 370_562,
@@ -166,7 +166,7 @@ def test_yaml_names_every_option_of_a_backend_with_its_default() -> None:
             options = compose(f"attention/{name}").attention.options
         defaults: dict[str, Any] = backend.__init__.__kwdefaults__ or {}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
-        # What came later is named in a comment: a value would be part of the cells' hashes.
+        # Options added later are in comments: a value would be part of the cells' hashes.
         text = (CONFIGS / "attention" / f"{name}.yaml").read_text()
         later = dict(re.findall(r"^  # (\w+): (\S+)$", text, re.MULTILINE))
         named = dict(options) | {key: yaml.safe_load(value) for key, value in later.items()}
@@ -192,12 +192,12 @@ def test_no_file_is_empty() -> None:
         assert yaml.safe_load(file.read_text()), file
 
 
-# What one choice sets for all tasks, and the folder of what it sets for each.
+# The file of what a choice sets for all tasks, and the folder of what it sets for each.
 SHARED = {
     **{
         f"protocol/{name}.yaml": f"protocol/task/{name}"
         for name in PROTOCOLS
-        # One is for a single task.
+        # That one is for a single task.
         if name != "s4_small"
     },
     **{f"scale/every_task/{name}.yaml": f"scale/task/{name}" for name in SCALES if name != "paper"},
@@ -205,7 +205,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("shared", SHARED)
-def test_what_holds_for_every_task_is_written_once(shared: str) -> None:
+def test_settings_that_all_tasks_share_are_written_once(shared: str) -> None:
     common = leaves(CONFIGS / shared)
     own = [leaves(file) for file in (CONFIGS / SHARED[shared]).glob("*.yaml")]
     assert len(own) > 1 and common
@@ -217,7 +217,7 @@ def test_what_holds_for_every_task_is_written_once(shared: str) -> None:
 
 @pytest.mark.parametrize("scale", sorted(set(SCALES) - {"paper"}))
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_without_a_file_at_a_scale_stops_instead_of_training_as_long_as_published(
+def test_a_task_without_a_file_for_a_scale_is_refused_instead_of_trained_in_full(
     copied_configs: Path, task: str, scale: str
 ) -> None:
     words = [f"task={task}", f"scale={scale}"]
@@ -227,14 +227,14 @@ def test_a_task_without_a_file_at_a_scale_stops_instead_of_training_as_long_as_p
         load(*words)
 
 
-def test_a_new_scale_stops_until_it_has_a_file_for_the_task(copied_configs: Path) -> None:
+def test_a_new_scale_is_refused_until_it_has_a_file_for_the_task(copied_configs: Path) -> None:
     text = "# @package _global_\nscale: tiny\n"
     (copied_configs / "scale" / "tiny.yaml").write_text(text)
     with pytest.raises(ConfigError, match="Could not find 'scale/task/tiny/text'"):
         load("task=text", "scale=tiny")
 
 
-def test_a_task_that_a_protocol_has_no_file_for_stops() -> None:
+def test_a_task_without_a_recipe_in_the_protocol_is_refused() -> None:
     with pytest.raises(
         ConfigError,
         match="protocol=wavspa has no recipe for task=pathx.*protocol=lra,lru,mega,nystromformer",
@@ -283,9 +283,7 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
         ("variant=a/b", "variant=a/b: must be a plain folder name"),
     ],
 )
-def test_a_value_out_of_range_is_named_with_what_would_be_right(
-    override: str, message: str
-) -> None:
+def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         load(override)
 
@@ -373,7 +371,7 @@ def test_the_hash_covers_what_can_change_the_numbers_and_nothing_else() -> None:
         (["task=image", "scale=mini", "attention=mra"], "19706cea65fb4388"),
     ],
 )
-def test_knobs_that_came_later_leave_hashes_as_they_were(words: list[str], known: str) -> None:
+def test_options_added_later_leave_hashes_unchanged(words: list[str], known: str) -> None:
     config = load(*words)
     values = comparable(config, device="cpu", threads=2, data=None)
     assert config_hash(values) == known
@@ -385,7 +383,7 @@ def test_knobs_that_came_later_leave_hashes_as_they_were(words: list[str], known
     assert config_hash(comparable(other, device="cpu", threads=2, data=None)) != known
 
 
-def test_data_dir_comes_from_the_key_before_the_environment(
+def test_the_key_data_dir_takes_precedence_over_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = load()
@@ -396,7 +394,7 @@ def test_data_dir_comes_from_the_key_before_the_environment(
     assert replace(config, data_dir="/key").raw_data_dir() == Path("/key")
 
 
-def test_the_files_that_contributing_names_are_there() -> None:
+def test_the_files_that_contributing_names_exist() -> None:
     text = (CONFIGS.parent / "CONTRIBUTING.md").read_text()
     named = re.findall(r"`((?:configs|lra|models|tests|results)/[^`\s]+)`", text)
     assert len(named) > 10

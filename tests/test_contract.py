@@ -1,4 +1,4 @@
-"""Every check of the contract can fail: a backend broken in one way fails the check of that way."""
+"""Every check of the contract can fail: a backend broken in one way fails the check for it."""
 
 import time
 from dataclasses import replace
@@ -45,8 +45,8 @@ from models.linformer import Linformer
 from models.softmax import Softmax, softmax_attention
 
 
-class Whole(Softmax):
-    """A backend that keeps the contract, and says all that it may say."""
+class Sound(Softmax):
+    """A backend that keeps the contract, and declares all that it may declare."""
 
     thread_safe = True
 
@@ -67,7 +67,7 @@ class Maskless(Softmax):
 
 
 class Multiplying(Softmax):
-    """Takes masked values times 0, which is NaN where they are."""
+    """Multiplies masked values by 0, which gives NaN if they are NaN."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.projections.split(x)
@@ -253,7 +253,7 @@ class Dicing(Softmax):
         return F.dropout(super().forward(x, mask), 0.1, self.training)
 
 
-# The check, a backend that it must refuse, and what the reason must hold.
+# The check, a backend that it must refuse, and what the reason must contain.
 BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
     (shape_and_type, Wider, "dtype float64 at N=1, not float32"),
@@ -294,7 +294,7 @@ MARKS = {OnTheCPU: pytest.mark.gpu, OtherGradientsCompiled: pytest.mark.slow}
     ("check", "backend", "reason"),
     [pytest.param(*case, marks=MARKS.get(case[1], ()), id=case[1].__name__) for case in BROKEN],
 )
-def test_a_broken_backend_fails_the_check_and_is_told_why(
+def test_a_broken_backend_fails_the_check_with_the_reason(
     check: Check, backend: type[nn.Module], reason: str
 ) -> None:
     state, why = run(check, Subject(backend))
@@ -312,8 +312,8 @@ def test_every_check_has_a_backend_that_fails_it() -> None:
         for c in CHECKS
     ],
 )
-def test_a_whole_backend_passes_every_check(check: Check) -> None:
-    state, why = run(check, Subject(Whole))
+def test_a_sound_backend_passes_every_check(check: Check) -> None:
+    state, why = run(check, Subject(Sound))
     assert state == "pass" or why in ("no CUDA device", "no C++ compiler g++")
 
 
@@ -327,12 +327,14 @@ def test_a_whole_backend_passes_every_check(check: Check) -> None:
         (memory_growth, "it has no memory_growth"),
     ],
 )
-def test_what_a_backend_does_not_say_is_skipped_with_the_reason(check: Check, reason: str) -> None:
+def test_checks_of_what_a_backend_does_not_declare_are_skipped_with_the_reason(
+    check: Check, reason: str
+) -> None:
     with pytest.raises(SkippedError, match=reason):
         check(Subject(Mean))
 
 
-def test_a_backend_that_refuses_long_sequences_is_not_measured_there() -> None:
+def test_a_backend_that_refuses_long_sequences_is_not_measured_on_them() -> None:
     class Short(Softmax):
         def __init__(self, shape: AttentionShape) -> None:
             if shape.max_length > 100:
@@ -344,7 +346,7 @@ def test_a_backend_that_refuses_long_sequences_is_not_measured_there() -> None:
 
 
 @pytest.mark.slow
-def test_a_stated_reason_for_a_graph_break_is_a_skip_and_the_pieces_are_compared() -> None:
+def test_with_a_stated_graph_break_the_check_is_skipped_and_the_pieces_compared() -> None:
     assert run(compiles, Subject(Excused))[1].startswith("it states why not: it asks for a break")
 
 
@@ -376,7 +378,7 @@ def test_permuting_heads_moves_all_that_belongs_to_a_head() -> None:
     )
 
 
-def test_peak_memory_counts_storages_alive_at_once_and_no_view_or_given_tensor() -> None:
+def test_peak_memory_counts_storages_alive_at_once_but_no_views_or_given_tensors() -> None:
     given = torch.zeros(100)
     with PeakMemory(given) as memory:
         first = given + 1  # 400 bytes
@@ -396,7 +398,7 @@ def arguments(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str
     return stopped.value.code, captured.out, captured.err
 
 
-def test_the_command_prints_a_line_a_check_and_its_status_says_whether_one_failed(
+def test_the_command_prints_a_line_per_check_and_its_status_shows_a_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, output, _ = arguments(capsys, "softmax", "fused=false", "--fast")
@@ -412,7 +414,7 @@ def test_the_command_prints_a_line_a_check_and_its_status_says_whether_one_faile
     assert f"{__name__}:Timid: {15 + on_gpu} passed, 1 failed" in output
 
 
-def test_without_an_output_there_is_one_finding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_output_is_a_single_finding(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, _ = arguments(capsys, f"{__name__}:Pair", "--fast")
     first, *others, _ = output.splitlines()
     assert code == 1 and first.startswith("FAIL")
@@ -424,7 +426,9 @@ def test_options_may_follow_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2 and "attention.options.fused='maybe': must be bool" in error
 
 
-def test_an_error_while_it_is_built_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_while_the_backend_is_built_is_a_finding(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code, output, _ = arguments(capsys, f"{__name__}:Untyped", "window=5")
     (line,) = output.splitlines()
     assert code == 1
@@ -446,7 +450,7 @@ def test_an_error_while_it_is_built_is_a_finding(capsys: pytest.CaptureFixture[s
         (["softmax", "--head-dim", "0"], "--head-dim=0: must be at least 1"),
     ],
 )
-def test_a_wrong_command_line_is_told_what_would_be_right(
+def test_a_wrong_command_line_is_refused_with_an_explanation(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     code, output, error = arguments(capsys, *words)

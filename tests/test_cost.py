@@ -1,4 +1,4 @@
-"""What a plan measures, against closed forms: a clock and an allocator that obey one."""
+"""What a plan measures, against closed forms that a fake clock and allocator obey."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,14 +43,14 @@ def configure(*overrides: str) -> Config:
 
 
 def split_of(lengths: list[int], sequences: int = 1) -> Split:
-    """Return a split whose token values tell the sequence they stand in."""
+    """Return a split whose token values identify their sequence."""
     tokens = np.repeat(np.arange(len(lengths)), lengths).astype(np.uint8)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Split(tokens, offsets, np.arange(len(lengths) // sequences))
 
 
 @pytest.mark.parametrize(("a", "b"), [(3.0, 0.0), (0.0, 0.5), (2.0, 0.25)])
-def test_a_quadratic_is_found_again_from_two_of_its_points(a: float, b: float) -> None:
+def test_a_quadratic_is_recovered_from_two_of_its_points(a: float, b: float) -> None:
     def value(n: int) -> float:
         return a * n + b * n * n
 
@@ -59,7 +59,7 @@ def test_a_quadratic_is_found_again_from_two_of_its_points(a: float, b: float) -
 
 def test_noise_never_makes_a_longer_sequence_cheaper() -> None:
     assert extrapolate((10, 5.0), (20, 4.0), 40) == pytest.approx(8.0)
-    # Steeper than a square: nothing but the square is believed.
+    # Steeper than a square: no more than a square is assumed.
     assert extrapolate((10, 1.0), (20, 9.0), 40) == pytest.approx(36.0)
 
 
@@ -97,7 +97,7 @@ class Machine:
 @pytest.mark.parametrize("width", [100, 2_000, 4_096, 16_384])
 @pytest.mark.parametrize("batch_size", [1, 32])
 @pytest.mark.parametrize("budget", [0.5, 5.0, 500.0])
-def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
+def test_any_budget_leads_to_the_time_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch, width: int, batch_size: int, budget: float
 ) -> None:
     machine = Machine(monkeypatch)
@@ -105,7 +105,7 @@ def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
     assert reading.seconds == pytest.approx(machine.seconds(batch_size, width))
     assert reading.bytes == pytest.approx(batch_size * machine.c * width**2)
     assert (reading.rows, reading.width) == machine.steps[-1]
-    # One row of the shortest part is made anyhow.
+    # One row of the shortest part is measured in any case.
     if width >= cost.LONG:
         assert machine.now <= budget + 4 * machine.seconds(1, width // 8)
     if budget == 500.0:
@@ -114,7 +114,7 @@ def test_what_a_budget_allows_leads_to_the_time_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("overhead", [0.01, 0.4])
-def test_what_every_step_takes_is_counted_once(
+def test_the_overhead_of_every_step_is_counted_once(
     monkeypatch: pytest.MonkeyPatch, overhead: float
 ) -> None:
     machine = Machine(monkeypatch)
@@ -124,15 +124,15 @@ def test_what_every_step_takes_is_counted_once(
     assert reading.seconds == pytest.approx(machine.seconds(256, 200))
 
 
-def test_a_budget_that_is_spent_allows_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spent_budget_allows_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     machine.overhead = 60.0
     StepEstimator(machine.step_of, 4, 200, CPU, 5.0).whole()
-    # The first touch, its memory and one that is timed.
+    # The first touch of memory, one for its peak, and one that is timed.
     assert len(machine.steps) == 3
 
 
-def test_a_first_step_that_compiles_takes_nothing_from_the_budget(
+def test_a_first_step_that_compiles_uses_up_none_of_the_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(monkeypatch)
@@ -143,7 +143,7 @@ def test_a_first_step_that_compiles_takes_nothing_from_the_budget(
     assert reading.seconds == pytest.approx(plain(32, 200))
 
 
-def test_rows_are_never_free_where_noise_hides_what_they_take(
+def test_rows_are_never_free_even_if_noise_hides_their_cost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(monkeypatch)
@@ -153,7 +153,7 @@ def test_rows_are_never_free_where_noise_hides_what_they_take(
     assert reading.seconds >= 32 / reading.rows * 0.5
 
 
-def test_no_step_is_made_that_would_take_more_than_its_share_of_memory(
+def test_no_step_is_tried_that_would_take_more_than_its_share_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(monkeypatch, total=40.0 * 4_096**2)
@@ -178,11 +178,11 @@ def test_validation_is_measured_at_the_middle_of_every_quarter_of_the_lengths() 
     picked = stratified(split_of(lengths), truncate=100, rows=1, bins=4)
     assert sorted(picked.lengths) == [6, 16, 26, 36]
     assert sorted(stratified(split_of(lengths), 100, rows=3, bins=4).lengths)[:3] == [5, 6, 7]
-    # What is cut off makes no difference, and there are no more examples than there are.
+    # Truncated tokens make no difference, and no more examples are taken than there are.
     assert len(stratified(split_of([5, 900, 7]), truncate=10, rows=64, bins=4)) == 3
 
 
-def test_a_part_of_a_batch_keeps_rows_and_their_first_tokens() -> None:
+def test_a_cropped_batch_keeps_its_first_rows_and_their_first_tokens() -> None:
     tokens = torch.arange(3 * 2 * 5).reshape(3, 2, 5)
     batch = Batch(tokens, tokens % 2 == 0, torch.arange(3), 30)
     cut = crop_batch(batch, 2, 3)
@@ -194,19 +194,19 @@ def test_a_part_of_a_batch_keeps_rows_and_their_first_tokens() -> None:
 @pytest.mark.parametrize(
     "division", [Division(), Division(shapes=3), Division(tokens=10**6), Division(tokens=200)]
 )
-def test_a_batch_that_stays_whole_counts_with_its_longest(division: Division) -> None:
+def test_a_batch_that_stays_whole_counts_at_its_longest_length(division: Division) -> None:
     split = split_of([20, 30, 40, 64, 200] * 20)
     options = {"padded_length": 512, "truncate": 512, "id_shift": 0, "trim": True}
     batches = Batches(split, device=torch.device("cpu"), **options)
     width, longest = cost.typical_width(batches, 16, division)
     at_once = division.rows(longest) >= 16
-    # Of the 16 some are of the longest, which lengths of few shapes are rounded up from.
+    # Some of the 16 are of the longest length, which is rounded up further for few shapes.
     assert width == longest if at_once else width < longest
     assert longest == (384 if division.shapes else 224)
 
 
 @pytest.mark.parametrize("task", ["listops", "text", "retrieval", "pathfinder"])
-def test_for_lack_of_data_examples_have_the_full_length_and_no_padding(task: str) -> None:
+def test_without_data_examples_have_the_full_length_and_no_padding(task: str) -> None:
     config = load(f"task={task}", "scale=mini")
     split = full_length(config, build_task(config), 6)
     batches = batches_for(config, build_task(config), build_model(config), split)
@@ -237,7 +237,7 @@ def test_a_cell_is_measured_on_its_own_batches(tmp_path: Path) -> None:
     assert whole.batch_width == 90
 
 
-def test_sizes_said_before_a_build_are_those_of_the_build(tmp_path: Path) -> None:
+def test_sizes_stated_before_a_build_are_those_of_the_build(tmp_path: Path) -> None:
     for name in ("text", "retrieval", "image", "pathfinder"):
         options = ["num_train=9", "num_validation=5", "num_test=7"]
         words = [f"task.options.{option}" for option in options]

@@ -1,4 +1,4 @@
-"""Backends of a user's own, by their path: what is refused and why, and the commands with them."""
+"""A user's own backends, given by path: what is refused and why, and commands that take them."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def function(x, mask):
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a user's package with a module beside nothing of ours; return its file."""
+    """Create a user's package outside the repository; return the file of its module."""
     package = tmp_path / "lra_user_pkg"
     package.mkdir()
     (package / "mine.py").write_text(MINE)
@@ -135,7 +135,7 @@ def configure(folder: Path, name: str, *overrides: str) -> Config:
         ("lra_user_pkg.mine:Unreadable", "the types of __init__ cannot be read: name 'AttentionS"),
     ],
 )
-def test_what_is_no_backend_is_named_with_what_would_be_right(
+def test_a_path_that_is_not_a_backend_is_refused_with_an_explanation(
     mine: Path, path: str | None, message: str
 ) -> None:
     config = AttentionConfig(name=backend_name(path), path=path)
@@ -143,14 +143,14 @@ def test_what_is_no_backend_is_named_with_what_would_be_right(
         build_attention(config)
 
 
-def test_a_file_that_python_cannot_read_is_told_in_a_line(mine: Path) -> None:
+def test_a_file_that_python_cannot_read_is_reported_in_one_line(mine: Path) -> None:
     mine.write_text("class Mine(:\n")
-    with pytest.raises(ConfigError, match=r"Python cannot read .*mine.py, line 1: ") as told:
+    with pytest.raises(ConfigError, match=r"Python cannot read .*mine.py, line 1: ") as refused:
         custom.load("lra_user_pkg.mine:Mine", "attention.path")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
-def test_an_error_within_the_users_module_is_shown_as_it_is(mine: Path) -> None:
+def test_an_error_inside_the_users_module_is_shown_as_it_is(mine: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         custom.load("lra_user_pkg.broken:Mine", "attention.path")
 
@@ -176,7 +176,7 @@ def test_a_wrong_option_or_name_is_named_with_the_choices(
         build_attention(configure(tmp_path, "Scaled", override).attention)
 
 
-def test_a_backend_that_does_not_say_what_padding_does_is_refused(
+def test_a_backend_that_does_not_declare_what_padding_does_is_refused(
     mine: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -185,13 +185,15 @@ def test_a_backend_that_does_not_say_what_padding_does_is_refused(
         build_model(configure(tmp_path, "Mute"))
 
 
-def test_a_path_is_refused_where_the_backend_is_built_in() -> None:
+def test_a_path_is_refused_for_a_built_in_backend() -> None:
     config = lra.compose.load("attention=softmax", "attention.path=a:B")
     with pytest.raises(ConfigError, match="path=a:B: softmax is built in .* attention=custom"):
         build_attention(config.attention)
 
 
-def test_custom_backends_nest_in_built_in_ones_and_around_them(mine: Path, tmp_path: Path) -> None:
+def test_custom_backends_nest_inside_built_in_ones_and_around_them(
+    mine: Path, tmp_path: Path
+) -> None:
     inside = lra.compose.load(
         "attention=wavspa",
         "attention@attention.inner=custom",
@@ -215,16 +217,16 @@ def test_custom_backends_nest_in_built_in_ones_and_around_them(mine: Path, tmp_p
     assert isinstance(inner, ATTENTION["fourier"])
 
 
-def test_names_of_different_paths_differ_and_are_those_of_no_built_in_backend() -> None:
+def test_different_paths_give_different_names_and_none_of_a_built_in_backend() -> None:
     paths = ["a.b:C", "a:C", "a.b.c:C", "b:C", "a.b:D"]
     names = {backend_name(path) for path in paths}
     assert names == {"a.b.C", "a.C", "a.b.c.C", "b.C", "a.b.D"}
     assert not names & set(ATTENTION)
-    # A class within a class would make two paths of one name.
+    # A nested class would give two paths the same name.
     assert backend_name("a:b.C") == backend_name("a/b:C") == backend_name(None) == "custom"
 
 
-def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
+def test_a_record_names_the_file_behind_it_and_report_and_eval_read_it(
     mine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "runs/mini/nystromformer/listops/lra_user_pkg.mine.Scaled/default/seed0"
@@ -245,11 +247,11 @@ def test_a_record_says_which_file_made_it_and_report_and_eval_read_it(
     config, _, model = load_run(folder)
     assert config.attention.path == "lra_user_pkg.mine:Scaled"
     assert model.encoder.blocks[0].attention.scale == 1.0
-    # Another class is another configuration, whatever folder it is given.
+    # Another class is another configuration, whichever folder it is given.
     with pytest.raises(ConfigError, match="attention.path: lra_user_pkg.mine:Scaled there"):
         run_cell(configure(tmp_path, "Other"), folder)
     mine.write_text(MINE + "\n# Changed.\n")
-    # As another process finds it: this one has loaded what was there.
+    # As another process would find it: this one has already loaded what was there.
     provenance.of_module.cache_clear()
     with caplog.at_level("INFO"):
         assert run_cell(configure(tmp_path, "Scaled"), folder) is None
@@ -278,7 +280,7 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     assert run_cell(config, folder) is not None
 
 
-def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) -> None:
+def test_eval_names_the_parameters_that_do_not_fit_the_code(mine: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     run_cell(configure(tmp_path, "Scaled"), folder)
@@ -292,7 +294,9 @@ def test_parameters_of_other_code_are_named_by_eval(mine: Path, tmp_path: Path) 
         load_run(folder)
 
 
-def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_path: Path) -> None:
+def test_a_backend_with_the_wrong_output_shape_ends_its_cell_with_one_line(
+    mine: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     message = r"attention lra_user_pkg.mine.Pooled: Pooled returns a tensor \(\d+, 1, \d+\), not"
@@ -301,7 +305,7 @@ def test_a_backend_of_another_shape_ends_its_cell_with_a_line(mine: Path, tmp_pa
     assert not (folder / RECORD).exists()
 
 
-def test_recall_and_reach_take_a_backend_of_a_users_own(
+def test_recall_and_reach_accept_a_users_own_backend(
     mine: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -327,7 +331,7 @@ def test_recall_and_reach_take_a_backend_of_a_users_own(
     assert all(0 < float(row[1]) < 64 for row in rows[2:])
 
 
-def test_bench_takes_paths_beside_names(mine: Path) -> None:
+def test_bench_accepts_paths_as_well_as_names(mine: Path) -> None:
     attentions = ["softmax", "lra_user_pkg.mine:Scaled"]
     with lra.compose.initialize_config_dir(str(lra.compose.CONFIGS), version_base="1.3"):
         rows = measure(BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu"))
@@ -337,7 +341,7 @@ def test_bench_takes_paths_beside_names(mine: Path) -> None:
     assert rows[0].parameters == rows[2].parameters
 
 
-def test_bench_takes_options_and_keeps_variants_apart(mine: Path) -> None:
+def test_bench_accepts_options_and_distinguishes_variants(mine: Path) -> None:
     own = "lra_user_pkg.mine:Scaled scale=3"
     attentions = ["linformer", "linformer rank=2 shared=false", own]
     bench = BenchConfig(attentions, [32], batch_size=1, repeats=1, device="cpu")
@@ -375,7 +379,7 @@ def guide_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_example_of_contributing_passes_all_that_it_says(
+def test_the_example_in_contributing_passes_the_checks_of_all_it_declares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text()
@@ -390,7 +394,7 @@ def test_the_example_of_contributing_passes_all_that_it_says(
         assert f"pass  {sentence(check)}\n" in printed
 
 
-def test_the_example_of_the_guide_is_trained_by_a_sweep_in_the_users_folder(
+def test_the_example_in_the_guide_is_trained_by_a_sweep_in_the_users_folder(
     guide_folder: Path,
 ) -> None:
     overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean", "seed=0,1"]
@@ -411,7 +415,7 @@ def test_processes_of_a_parallel_sweep_find_the_users_folder_too(guide_folder: P
 
 
 @pytest.mark.slow
-def test_the_example_of_the_guide_trains_through_torch_compile(guide_folder: Path) -> None:
+def test_the_example_in_the_guide_trains_under_torch_compile(guide_folder: Path) -> None:
     overrides = [*QUICK, "attention=custom", "attention.path=my_attention:Mean"]
     command(guide_folder, "lra.train", *overrides, "train.compile=true")
 
@@ -428,7 +432,7 @@ def test_bench_measures_every_built_in_backend_by_default(
     for mode, found in zip(("training", "inference"), (rows[::2], rows[1::2]), strict=True):
         assert [row.attention for row in found] == list(ATTENTION)
         assert {row.mode for row in found} == {mode}
-        # None is without operations, and none without memory.
+        # All of them have operations, memory and parameters.
         assert min(min(row.flops, row.peak_memory_bytes, row.parameters) for row in found) > 0
     for update, answer in zip(rows[::2], rows[1::2], strict=True):
         assert update.flops > 2 * answer.flops

@@ -1,4 +1,4 @@
-"""A task of a user's own, by its path: what is refused and why, and every command with it."""
+"""A user's own task, given by path: what is refused and why, and every command that takes it."""
 
 import hashlib
 import os
@@ -34,13 +34,13 @@ OWN = ["task=custom", "task.path=same_ends:SameEnds"]
 
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write the example of CONTRIBUTING into a folder of the user's, and return the file."""
+    """Write the example in CONTRIBUTING into a user's folder, and return the file."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     [code] = [c for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "SameEnds" in c]
     file = tmp_path / "same_ends.py"
     file.write_text(code)
     forget()
-    # Python takes an edit of the same second and size for none where it finds its bytecode.
+    # If it finds bytecode, Python overlooks an edit within the same second that keeps the size.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(tmp_path)
     return file
@@ -57,7 +57,7 @@ def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[st
     return int(stopped.value.code or 0), capsys.readouterr().out.splitlines()
 
 
-def test_the_example_of_contributing_passes_every_check(
+def test_the_example_in_contributing_passes_every_check(
     guide: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, lines = check(capsys, "same_ends:SameEnds", "num_train=100")
@@ -66,7 +66,7 @@ def test_the_example_of_contributing_passes_every_check(
 
 
 @pytest.mark.parametrize("task", [["task=same_ends:SameEnds"], OWN])
-def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path, task: list[str]) -> None:
+def test_the_status_command_reports_the_state_of_its_cell(guide: Path, task: list[str]) -> None:
     words = ["status", "scale=mini", *task, "attention=softmax", "seed=0"]
     done = subprocess.run(
         [sys.executable, "-m", "lra", *words, f"runs_dir={guide.parent / 'runs'}"],
@@ -79,13 +79,13 @@ def test_its_state_is_told_by_a_command_that_needs_no_torch(guide: Path, task: l
     assert "to do" in done.stdout and "same_ends.SameEnds" in done.stdout
 
 
-def test_a_protocol_that_has_no_recipe_for_it_names_those_that_have() -> None:
+def test_a_protocol_without_a_recipe_for_it_names_those_with_one() -> None:
     with pytest.raises(ConfigError, match="no recipe for task=same_ends:SameEnds") as refused:
         load("task=same_ends:SameEnds", "protocol=s4", "scale=mini")
     assert "use protocol=nystromformer" in str(refused.value)
 
 
-def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_path: Path) -> None:
+def test_it_trains_at_the_mini_scale_and_appears_in_the_report(guide: Path, tmp_path: Path) -> None:
     words = [*QUICK, *OWN, "task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}"]
     words += ["train.validate_every=4", f"runs_dir={tmp_path / 'runs'}"]
     config = load(*words)
@@ -98,7 +98,7 @@ def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_p
     assert record is not None and record.status == "ok" and record.test_total == 200
     assert record.data_source == "generated"
     assert run_cell(config, folder) is None
-    # An edited file is another task, though its name and options are what they were.
+    # An edited file is another task, though its name and options are unchanged.
     guide.write_text(guide.read_text().replace("Random(0)", "Random(1)"))
     forget()
     with pytest.raises(ConfigError, match=r"another configuration:\n  data\.code: "):
@@ -108,11 +108,11 @@ def test_it_trains_at_the_mini_scale_and_stands_in_the_report(guide: Path, tmp_p
     assert len(list(read_records(tmp_path / "runs"))) == 1
 
 
-def test_data_that_no_model_could_read_are_told_before_training(
+def test_data_that_no_model_could_read_are_reported_before_training(
     guide: Path, tmp_path: Path
 ) -> None:
     text = guide.read_text()
-    for old, new, told in (
+    for old, new, message in (
         ("int(symbols[0] ==", "2 * int(symbols[0] ==", "label 2 in train, must be 0 to"),
         ("draw() * 4", "draw() * 9", "in train, must be 0 to num_symbols - 1 ="),
     ):
@@ -120,7 +120,7 @@ def test_data_that_no_model_could_read_are_told_before_training(
         guide.write_text(text.replace(old, new))
         forget()
         config = load(*QUICK, *OWN, "task.options.num_train=99", f"cache_dir={tmp_path / 'cache'}")
-        with pytest.raises(DataError, match=f"SameEnds: .*{told}"):
+        with pytest.raises(DataError, match=f"SameEnds: .*{message}"):
             run_cell(config, tmp_path)
 
 
@@ -132,7 +132,7 @@ GROUPS = """
 """
 
 
-def test_its_groups_are_told_in_record_and_report_with_a_backend_of_its_own(
+def test_its_groups_appear_in_record_and_report_with_a_backend_of_its_own(
     guide: Path, tmp_path: Path
 ) -> None:
     with guide.open("a") as file:
@@ -154,7 +154,7 @@ def test_its_groups_are_told_in_record_and_report_with_a_backend_of_its_own(
 
 
 @pytest.mark.parametrize("value", ["split.labels - 1", "split.lengths[1:]", "split.labels / 2"])
-def test_groups_that_cannot_be_break_the_contract(
+def test_impossible_groups_break_the_contract(
     guide: Path, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     with guide.open("a") as file:
@@ -166,7 +166,7 @@ def test_groups_that_cannot_be_break_the_contract(
 
 @pytest.mark.parametrize(
     ("attention", "scale"),
-    # Of the scale paper, `make test` takes one without settings of its own, and one with some.
+    # At the paper scale, `make test` runs one without settings of its own, and one with some.
     [
         pytest.param(
             *(name, scale),
@@ -176,7 +176,7 @@ def test_groups_that_cannot_be_break_the_contract(
         for scale in ("mini", "paper")
     ],
 )
-def test_the_recipe_follows_from_what_the_task_says(
+def test_the_recipe_follows_from_what_the_task_declares(
     guide: Path, attention: str, scale: str
 ) -> None:
     config = load(*OWN, f"attention={attention}", f"scale={scale}", "task.options.length=57")
@@ -186,7 +186,7 @@ def test_the_recipe_follows_from_what_the_task_says(
     assert num_parameters(build_model(config)) > 0
 
 
-def test_a_pair_of_sequences_takes_the_model_of_pairs(guide: Path) -> None:
+def test_pairs_of_sequences_get_the_model_for_pairs(guide: Path) -> None:
     text = guide.read_text().replace(
         "    num_classes:", "    sequences: ClassVar[int] = 2\n\n    num_classes:"
     )
@@ -195,7 +195,7 @@ def test_a_pair_of_sequences_takes_the_model_of_pairs(guide: Path) -> None:
     assert config.task.sequences == 2 and type(build_model(config)).__name__ == "PairClassifier"
 
 
-def test_an_edit_of_the_file_builds_its_data_again(guide: Path, tmp_path: Path) -> None:
+def test_editing_the_file_rebuilds_its_data(guide: Path, tmp_path: Path) -> None:
     words = [*OWN, "scale=mini", "task.options.num_train=9"]
     before = cache.load("own", build_task(load(*words)), tmp_path)
     guide.write_text(guide.read_text().replace("draw() * 4", "draw() * 3"))
@@ -204,11 +204,9 @@ def test_an_edit_of_the_file_builds_its_data_again(guide: Path, tmp_path: Path) 
     assert before.folder != after.folder and before.fingerprint != after.fingerprint
 
 
-def test_an_edit_of_a_module_that_it_imports_builds_its_data_again(
-    guide: Path, tmp_path: Path
-) -> None:
+def test_editing_a_module_that_it_imports_rebuilds_its_data(guide: Path, tmp_path: Path) -> None:
     words = [*OWN, "scale=mini", "task.options.num_train=9"]
-    # What a file alone is known by is its own hash, as before its modules counted.
+    # A file that imports none is identified by its own hash, as before its modules counted.
     alone = cache.code_of(build_task(load(*words)))
     assert alone == hashlib.sha256(guide.read_bytes()).hexdigest()
     drawing = guide.with_name("same_ends_drawing.py")
@@ -223,11 +221,11 @@ def test_an_edit_of_a_module_that_it_imports_builds_its_data_again(
     after = cache.load("own", build_task(load(*words)), tmp_path)
     assert before.folder != after.folder and before.fingerprint != after.fingerprint
     decided_after = resolved_values(load(*words), build_task(load(*words)), CPU, tmp_path)
-    # A finished cell of the old one is not one of the new one.
+    # A finished cell on the old data does not count as one on the new.
     assert decided_before["data"] != decided_after["data"]
 
 
-def test_a_task_of_ours_has_the_hash_that_it_had() -> None:
+def test_the_hash_of_a_built_in_task_covers_no_path() -> None:
     assert "path" not in comparable(load("task=listops"))["task"]
 
 
@@ -256,7 +254,7 @@ def test_a_task_of_ours_has_the_hash_that_it_had() -> None:
         ),
     ],
 )
-def test_what_is_no_task_is_refused_by_key_and_value(
+def test_an_invalid_task_is_refused_by_key_and_value(
     guide: Path, words: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -271,7 +269,7 @@ def test_what_is_no_task_is_refused_by_key_and_value(
         ("length: int = 40", "length: int = 0", "SameEnds.length is 0, must be a whole number"),
     ],
 )
-def test_facts_that_cannot_be_are_refused(guide: Path, old: str, new: str, message: str) -> None:
+def test_impossible_facts_are_refused(guide: Path, old: str, new: str, message: str) -> None:
     guide.write_text(guide.read_text().replace(old, new))
     with pytest.raises(ConfigError, match=message):
         custom.task_fact("length", "same_ends:SameEnds", {})
@@ -298,7 +296,7 @@ def test_facts_that_cannot_be_are_refused(guide: Path, old: str, new: str, messa
         ("draw = Random(0).random", "draw = Random(0).no_such", "Its data are built: Attribute"),
     ],
 )
-def test_a_task_that_breaks_a_check_fails_it(
+def test_a_task_broken_in_one_way_fails_the_check_for_it(
     guide: Path, old: str, new: str, failing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = guide.read_text()
@@ -309,7 +307,9 @@ def test_a_task_that_breaks_a_check_fails_it(
     assert any(line.startswith(f"FAIL  {failing}") for line in lines), lines
 
 
-def test_ids_that_padding_has_are_told(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ids_that_collide_with_padding_are_reported(
+    guide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     guide.write_text(
         guide.read_text().replace("id_shift: ClassVar[int] = 1", "id_shift: ClassVar[int] = 0")
     )

@@ -1,8 +1,8 @@
-"""Every deviation that a protocol states, shown: ours is the described form but for that one thing.
+"""Every deviation that a protocol states, shown: ours is the published form but for that one thing.
 
-Each form below is written from what the published code does, densely and in loops, with a switch
-for every deviation. With all switches as ours are, it gives what our backend gives; with any one
-as published, it gives something else.
+Each form below is written after the published code, densely and in loops, with a switch for every
+deviation. With all switches set as in ours, it gives what our backend gives; with any one set as
+published, it gives something else.
 """
 
 import math
@@ -45,16 +45,16 @@ from models.sizes import ModelConfig
 from models.softmax import Softmax
 
 TESTS = Path(__file__).parent
-# By file, how the statements begin that a test here shows, and those that one elsewhere does, or
-# several together, in a line with spaces.
+# By file, the beginnings of the statements that a test here shows, and of those shown elsewhere,
+# with the beginnings of the names of the tests that show them, separated by spaces.
 SHOWN: dict[str, list[str]] = defaultdict(list)
 READ_ONCE = "test_an_epoch_holds_every_example_once test_once_yields_every_example_once"
 TENTH = "test_a_seeded_tenth_of_each_class_validates"
-BYTES = "test_both_texts_are_kept_byte_by_byte test_bytes_that_are_no_text_are_kept_as_they_are"
-# Real positions are those of the data.
+BYTES = "test_both_texts_are_kept_byte_by_byte test_bytes_that_are_not_text_are_kept_as_they_are"
+# Real positions are exactly those of the data.
 NO_END = "test_ids_are_shifted_and_padding_is_zero_under_the_mask"
 BRACKETS = "test_published_rows_lose_their_parentheses_and_keep"
-BY_SEED = "test_eight_tenths_train_and_which_hangs_on_the_seed_alone"
+BY_SEED = "test_eight_tenths_are_for_training_and_chosen_by_the_seed_alone"
 # What the protocols of state-space layers share.
 EPOCH = {"each epoch is one permutation": f"{READ_ONCE} test_a_batch_depends_on_seed_and_step_only"}
 DATA = EPOCH | {
@@ -65,11 +65,11 @@ DATA = EPOCH | {
 WITHOUT_END = {"Text, Retrieval and ListOps have no end": f"{BYTES} {BRACKETS} {NO_END}"}
 ELSEWHERE: dict[str, dict[str, str]] = {
     "protocol/lra.yaml": {
-        "the checkpoint that validation chose": "test_validation_chooses_and_test_is_only_asked",
+        "the checkpoint that validation chose": "test_validation_chooses_and_the_test_set_is_used",
         "Text selects on a tenth": "test_a_seeded_tenth_of_each_class_validates",
         "every validation and the test read": "test_once_yields_every_example_once",
         "each epoch is one permutation": "test_an_epoch_holds_every_example_once",
-        "backends differ": "test_every_statement_of_a_deviation_is_shown",
+        "backends differ": "test_every_stated_deviation_is_shown",
     },
     "protocol/nystromformer.yaml": {
         "on the CPU float32": "test_float16_on_gpu_is_float32_on_the_cpu",
@@ -78,7 +78,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "each epoch is one permutation": "test_an_epoch_holds_every_example_once",
         "ListOps keeps its brackets": "test_published_rows_lose_their_parentheses_and_keep",
         "Text is validated": "test_a_seeded_tenth_of_each_class_validates",
-        "Pathfinder is divided": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "Pathfinder is divided": "test_eight_tenths_are_for_training_and_chosen_by_the_seed_alone",
     },
     "protocol/wavspa.yaml": {
         "Text selects on a tenth": "test_a_seeded_tenth_of_each_class_validates",
@@ -101,10 +101,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "the data keep their brackets": "test_published_rows_lose_their_parentheses_and_keep",
     },
     "protocol/task/nystromformer/pathfinder.yaml": {
-        "the images are split": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split": "test_eight_tenths_are_for_training_and_chosen_by_the_seed_alone",
     },
     "protocol/task/wavspa/pathfinder.yaml": {
-        "the images are split": "test_eight_tenths_train_and_which_hangs_on_the_seed_alone",
+        "the images are split": "test_eight_tenths_are_for_training_and_chosen_by_the_seed_alone",
     },
     "protocol/task_attention/wavspa/text_wavspa.yaml": {
         "the filters that the released lifting": "test_wavspa_has_the_published_parameters_in_its",
@@ -164,14 +164,14 @@ def shape_of(length: int, **sizes: Any) -> AttentionShape:
 def check(
     ours: Tensor, form: Callable[..., Tensor], deviations: dict[str, Any], at: Tensor | None = None
 ) -> None:
-    """Hold ours to a form, and the form with each one of the deviations to something else."""
+    """Check that the form gives what ours gives, but not with any one deviation undone."""
     at = torch.ones_like(ours[..., 0], dtype=torch.bool) if at is None else at
     torch.testing.assert_close(form()[at], ours[at])
     for name, published in deviations.items():
         assert (form(**{name: published}) - ours)[at].abs().max() > 1e-4, name
 
 
-# BigBird, of the Long Range Arena and as MRA compares with it.
+# BigBird, in the Long Range Arena and in the comparison of MRA.
 
 
 def bigbird_form(
@@ -181,7 +181,7 @@ def bigbird_form(
     length = x.shape[1]
     real = mask
     if filled:
-        # Zeros of which no projection has a bias; a whole block of them where the length divides.
+        # Zeros, as no projection has a bias; a whole block of them if it divides the length.
         more = size - length % size
         x = torch.cat([x, x.new_zeros(len(x), more, x.shape[2])], 1)
         real = torch.cat([mask, mask.new_ones(len(x), more)], 1)
@@ -195,7 +195,7 @@ def bigbird_form(
     for head in range(2):
         for row in range(last + 1):
             seen = {row - 1, row, row + 1, 0, last}
-            # Random blocks of the row, which the pattern has after those of window and ends.
+            # The row's random blocks, which follow those of window and ends in the pattern.
             if row < blocks:
                 drawn = pattern.blocks[head, row, 5:][pattern.counts[head, row, 5:]]
                 seen |= set(drawn.tolist())
@@ -216,7 +216,7 @@ def bigbird_form(
     "a padded query attends",
 )
 @pytest.mark.parametrize("length", [70, 72])
-def test_bigbird_fills_no_keys_limits_no_random_blocks_and_lets_padded_queries_attend(
+def test_bigbird_adds_no_keys_limits_no_random_blocks_and_lets_padded_queries_attend(
     length: int,
 ) -> None:
     ours = double(BigBird(shape_of(length, bias=False), block_size=6))
@@ -232,7 +232,7 @@ def test_bigbird_fills_no_keys_limits_no_random_blocks_and_lets_padded_queries_a
 
 
 @shows("attention/lra/bigbird", "all layers have the same random blocks")
-def test_bigbirds_random_blocks_are_those_of_every_layer() -> None:
+def test_bigbird_has_the_same_random_blocks_in_every_layer() -> None:
     config = load("protocol=lra", "task=listops", "attention=bigbird", "model.layers=2")
     first, second = (block.attention for block in build_model(config).encoder.blocks)
     assert torch.equal(first.blocks, second.blocks)
@@ -245,7 +245,7 @@ def test_bigbirds_random_blocks_are_those_of_every_layer() -> None:
 @shows("attention/lra/bigbird", "dropout applies to attention weights")
 @shows("nystromformer", "Linformer drops attention weights")
 @shows("attention/wavspa/linformer", "dropout applies to the attention weights")
-def test_weights_are_dropped_and_with_no_attention_dropout_none_is(backend: Any) -> None:
+def test_attention_weights_are_dropped_and_none_without_attention_dropout(backend: Any) -> None:
     x, mask = inputs(20)
     dropping, plain = (backend(shape_of(20, dropout=p)).double() for p in (0.5, 0.0))
     dropping.load_state_dict(plain.state_dict())
@@ -254,7 +254,7 @@ def test_weights_are_dropped_and_with_no_attention_dropout_none_is(backend: Any)
 
 
 @shows("nystromformer", "BigBird draws its random blocks once")
-def test_bigbird_draws_once_among_all_blocks_and_in_evaluation_too() -> None:
+def test_bigbird_draws_once_from_all_blocks_and_uses_them_in_evaluation_too() -> None:
     ours = BigBird(shape_of(300), block_size=6, random_blocks=2)
     before = ours.blocks.clone()
     x, mask = inputs(300)
@@ -274,7 +274,7 @@ def test_bigbird_draws_once_among_all_blocks_and_in_evaluation_too() -> None:
 
 
 @shows("attention/lra/linformer", "padding is masked, while the release mixes it in")
-def test_linformer_masks_padding_that_is_mixed_in_otherwise() -> None:
+def test_linformer_masks_padding_that_would_otherwise_be_mixed_in() -> None:
     ours = double(Linformer(shape_of(20), rank=5, per_head=False))
     x, mask = inputs(20)
 
@@ -292,7 +292,7 @@ def test_linformer_masks_padding_that_is_mixed_in_otherwise() -> None:
 @shows("attention/lra/linformer", "the projection starts normal")
 @shows("attention/wavspa/linformer", "projections start Xavier-uniform")
 @shows("nystromformer", "Linformer's projections start with")
-def test_linformers_projection_starts_normal_with_a_spread_that_may_be_another() -> None:
+def test_linformers_projection_starts_normal_with_a_configurable_spread() -> None:
     shape = shape_of(1000)
     ours = Linformer(shape, rank=100, per_head=False).to_keys.detach()
     assert ours.std().item() == pytest.approx(0.02, rel=0.02)
@@ -310,7 +310,7 @@ def test_linformers_projection_starts_normal_with_a_spread_that_may_be_another()
 
 
 @shows("nystromformer", "Linformer has projections for each layer")
-def test_linformers_layers_have_projections_of_their_own_unless_told_to_share() -> None:
+def test_linformers_layers_have_their_own_projections_unless_they_share_them() -> None:
     words = ["task=listops", "attention=linformer", "scale=mini", "model.layers=2"]
     for share in (False, True):
         config = load(*words, f"attention.options.share_layers={str(share).lower()}")
@@ -323,7 +323,7 @@ def test_linformers_layers_have_projections_of_their_own_unless_told_to_share() 
 
 @shows("attention/lra/longformer", "the window has 256 tokens to either side")
 @shows("attention/wavspa/longformer", "the window has 256 tokens to either side")
-def test_longformers_window_has_one_token_more_to_the_left() -> None:
+def test_longformers_window_reaches_one_token_further_left_than_published() -> None:
     ours = double(Longformer(shape_of(20), window=6, num_global=0))
     x, mask = inputs(20)
     step = torch.arange(20)[:, None] - torch.arange(20)  # from the key to the query
@@ -338,7 +338,7 @@ def test_longformers_window_has_one_token_more_to_the_left() -> None:
 
 @shows("attention/lra/longformer", "the unused projections of global tokens")
 @shows("attention/wavspa/longformer", "the unused projections of global tokens")
-def test_longformer_has_no_projections_beside_those_that_it_uses() -> None:
+def test_longformer_has_no_projections_that_it_does_not_use() -> None:
     ours, softmax = Longformer(shape_of(20), num_global=0), Softmax(shape_of(20))
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
         k: v.shape for k, v in softmax.state_dict().items()
@@ -346,7 +346,7 @@ def test_longformer_has_no_projections_beside_those_that_it_uses() -> None:
 
 
 @shows("nystromformer", "Longformer's global token is masked where it is padding")
-def test_longformers_first_token_is_no_key_where_it_is_black() -> None:
+def test_longformers_first_token_is_not_a_key_if_it_is_black() -> None:
     ours = double(Longformer(shape_of(20), window=4, num_global=1))
     x, mask = inputs(20)
     mask = mask.clone()
@@ -417,7 +417,7 @@ def test_performer_scales_once_and_leaves_padding_out_of_its_normaliser() -> Non
         return twice_scaled(x, mask, ours, scale, counted)
 
     check(ours(x, mask), form, {"scale": 4**-0.25, "counted": True}, mask)
-    # Scaling q and k beforehand undoes the first.
+    # Scaling q and k beforehand undoes the first deviation.
     with torch.no_grad():
         ours.projections.qkv.weight[:16] *= 4**-0.25
         ours.projections.qkv.bias[:16] *= 4**-0.25
@@ -426,7 +426,7 @@ def test_performer_scales_once_and_leaves_padding_out_of_its_normaliser() -> Non
 
 @shows("task_attention/lra/pathfinder_linear", "padding and black pixels are masked")
 @shows("lra", "linear attention masks padding, and black pixels")
-def test_linear_attention_masks_padding_unless_it_is_as_released() -> None:
+def test_linear_attention_masks_padding_except_as_released() -> None:
     ours, released = (
         double(Linear(shape_of(20), as_released=as_released)) for as_released in (False, True)
     )
@@ -474,7 +474,7 @@ def nystrom_form(
     x: Tensor, mask: Tensor, ours: Nystromformer, *, over_padding: bool = False,
     whole_batch: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Attend in segments of 4 tokens, of which the last ones may be padding alone."""
+    """Attend in segments of 4 tokens, the last of which may be nothing but padding."""
     q, k, v = ours.projections.split(x)
     real = mask[:, None, :, None]
     q, k = q * real / 4**0.25, k * real / 4**0.25
@@ -501,7 +501,7 @@ def nystrom_form(
     "Nystromformer's landmarks average real tokens only",
     "Nystromformer's pseudo-inverse starts",
 )
-def test_nystromformer_leaves_padding_and_other_sequences_out_of_account() -> None:
+def test_nystromformer_ignores_padding_and_other_sequences() -> None:
     x, mask = inputs(24)
     mask = torch.arange(24) < torch.tensor([[24], [14]])
     built = {
@@ -534,7 +534,7 @@ def reformer_form(
     unit_keys: bool = True, scale: float = 1.0, masked: bool = True, filled: bool = False,
     first_sees_last: bool = False, one_draw: bool = False, scrambled: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Attend to one's chunk and the one before, in the order of one round of buckets."""
+    """Attend to the token's own chunk and the one before, in the order of one round of buckets."""
     end = x.shape[1]
     if filled:
         x = torch.cat([x, x.new_zeros(len(x), chunk - end % chunk, x.shape[2])], 1)
@@ -571,7 +571,7 @@ def reformer_form(
     "each head has its own directions",
     "heads are joined position by position",
 )
-def test_reformer_differs_from_the_release_in_each_of_these_ways() -> None:
+def test_reformer_differs_from_the_release_in_every_stated_way() -> None:
     ours = double(Reformer(shape_of(22, bias=False), num_hashes=1, num_buckets=4, chunk_length=5))
     x, mask = inputs(22)
 
@@ -598,7 +598,7 @@ def test_reformer_differs_from_the_release_in_each_of_these_ways() -> None:
 
 
 @shows("attention/lra/reformer", "a batch of short examples has fewer chunks")
-def test_short_examples_of_reformer_have_fewer_chunks() -> None:
+def test_short_examples_have_fewer_chunks_in_reformer() -> None:
     ours = double(Reformer(shape_of(22), num_hashes=1, num_buckets=4, chunk_length=5))
     x, mask = inputs(22)
     short = mask & (torch.arange(22) < 9)
@@ -607,7 +607,7 @@ def test_short_examples_of_reformer_have_fewer_chunks() -> None:
 
 
 @shows("nystromformer", "Reformer keeps its rotations")
-def test_reformer_keeps_its_rotations_has_biases_and_a_first_chunk_that_sees_no_last() -> None:
+def test_reformer_keeps_its_rotations_has_biases_and_hides_the_last_chunk_from_the_first() -> None:
     ours = double(Reformer(shape_of(22), num_hashes=1, num_buckets=4, chunk_length=5))
     x, mask = inputs(22)
     before = ours.rotations.clone()
@@ -622,7 +622,7 @@ def test_reformer_keeps_its_rotations_has_biases_and_a_first_chunk_that_sees_no_
 
 
 @shows("nystromformer", "Reformer's first digit of a bucket counts most")
-def test_reformers_first_digit_counts_most_and_least_in_the_published_code() -> None:
+def test_reformers_first_digit_counts_most_but_least_in_the_published_code() -> None:
     qk = torch.randn(1, 1, 50, 4, dtype=torch.float64)
     rotations = torch.randn(1, 4, 1, 5, dtype=torch.float64)
     (ours,) = hash_buckets(qk, rotations, (4, 6))
@@ -642,7 +642,7 @@ def test_reformers_first_digit_counts_most_and_least_in_the_published_code() -> 
 @shows("lra", "padding is masked as a key only")
 @shows("task/lra/pathfinder", "the mean over all pixels includes the outputs at black pixels")
 @shows("task/lra/pathx", "the mean over all pixels includes the outputs at black pixels")
-def test_a_padded_query_attends_to_real_keys_where_the_published_one_sees_all_alike() -> None:
+def test_a_padded_query_attends_to_real_keys_not_uniformly_to_all_as_published() -> None:
     ours = double(Softmax(shape_of(20)))
     x, mask = inputs(20)
 
@@ -655,7 +655,7 @@ def test_a_padded_query_attends_to_real_keys_where_the_published_one_sees_all_al
         return ours.projections.merge(heads)
 
     check(ours(x, mask), form, {"uniform": True})
-    # The mean over all positions sees it, that over real ones does not.
+    # It shows in the mean over all positions, but not in that over real ones.
     torch.testing.assert_close(form(uniform=True)[mask], ours(x, mask)[mask])
 
 
@@ -674,7 +674,7 @@ class Seeing(nn.Module):
 
 @shows("lra", "the classification token is always real")
 @shows("wavspa", "the classification token is always real")
-def test_the_classification_token_is_real_before_a_black_pixel_too() -> None:
+def test_the_classification_token_is_real_even_before_a_black_pixel() -> None:
     sizes = {"dim": 8, "heads": 2, "head_dim": 4, "mlp_dim": 8, "max_length": 9, "vocab_size": 5}
     encoder = Encoder(ModelConfig(layers=1, pooling="cls", **sizes), Seeing)
     mask = torch.ones(2, 9, dtype=torch.bool)
@@ -687,7 +687,7 @@ def test_the_classification_token_is_real_before_a_black_pixel_too() -> None:
 
 
 @shows("wavspa", "padding enters the transform as zeros")
-def test_padding_of_wavspa_enters_the_transform_as_zeros_not_as_the_bias_of_the_norm() -> None:
+def test_padding_in_wavspa_enters_the_transform_as_zeros_not_as_the_bias_of_the_norm() -> None:
     words = ["protocol=wavspa", "task=listops", "attention=wavspa", "model.layers=1"]
     model = build_model(load(*words, "model.max_length=64", "task.truncate=64")).eval()
     block = model.encoder.blocks[0]
@@ -718,10 +718,10 @@ def test_padding_of_wavspa_enters_the_transform_as_zeros_not_as_the_bias_of_the_
 @shows("task/s4/image", "the first 45,000 images of the official batch files")
 @shows("task/s4_small/image", "the first 45,000 images of the official batch files")
 @shows("task/s5/image", "the first 45,000 images of the official batch files")
-def test_images_train_and_validate_in_the_order_of_the_batch_files(
+def test_training_and_validation_images_follow_the_order_of_the_batch_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Of each picture its number, in a one-pixel picture of three colours.
+    # Each picture is one pixel of three colours, with its number as the label.
     numbers = {"train": np.arange(50_000), "test": np.arange(10_000)}
     read = {
         part: (np.zeros((len(n), 1, 3), np.uint8), n.astype(np.int64))
@@ -747,9 +747,9 @@ def test_images_train_and_validate_in_the_order_of_the_batch_files(
 
 
 @shows("task/lra/listops", "token ids have a fixed order")
-def test_ids_of_listops_do_not_depend_on_the_hash_of_a_process() -> None:
+def test_token_ids_of_listops_do_not_depend_on_the_hash_seed_of_a_process() -> None:
     code = "from lra.tasks.listops_generator import SYMBOLS; print(list(SYMBOLS))"
-    told = {
+    printed = {
         subprocess.run(
             [sys.executable, "-c", code],
             env=os.environ | {"PYTHONHASHSEED": seed},
@@ -759,14 +759,14 @@ def test_ids_of_listops_do_not_depend_on_the_hash_of_a_process() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(told) == 1 and len(told.pop()) > 40
+    assert len(printed) == 1 and len(printed.pop()) > 40
 
 
 @shows("wavspa", "no early stopping")
-def test_a_run_that_never_improves_takes_all_its_updates(tmp_path: Path) -> None:
+def test_a_run_that_never_improves_makes_all_its_updates(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    # Validated every 5 of 60; the published code stops when a tenth brought nothing.
+    # Validated every 5 of 60 updates; the published code stops after a tenth without progress.
     words = ["train.learning_rate=1e-12", "train.validate_every=5", "attention=fourier"]
     record = run_cell(configure(tmp_path, *words), folder)
     assert record is not None and record.best_step == 5 and record.steps == 60
@@ -776,7 +776,7 @@ def test_a_run_that_never_improves_takes_all_its_updates(tmp_path: Path) -> None
 
 
 def schedule_of(protocol: str, task: str) -> tuple[TrainConfig, Callable[[int], float]]:
-    """Return a recipe's training and the rate that it has after so many updates."""
+    """Return a recipe's training options, and its rate as a function of the updates made."""
     train = load(f"protocol={protocol}", f"task={task}").train
     factor = optimiser_for(nn.Linear(2, 2), train)[1].lr_lambdas[0]
     return train, lambda step: train.learning_rate * factor(step)
@@ -786,7 +786,7 @@ def schedule_of(protocol: str, task: str) -> tuple[TrainConfig, Callable[[int], 
 @shows("mega", "the rate starts at 0")
 @pytest.mark.parametrize("protocol", ["lru", "mega"])
 @pytest.mark.parametrize("task", ["listops", "pathx"])
-def test_the_rate_starts_at_0_and_not_a_little_above(protocol: str, task: str) -> None:
+def test_the_rate_starts_at_0_and_not_slightly_above(protocol: str, task: str) -> None:
     train, rate = schedule_of(protocol, task)
     w, peak, last = train.warmup_steps, train.learning_rate, train.steps
     steps = [0, 1, w // 2, w, (w + last) // 2, last - 1, last]
@@ -833,13 +833,13 @@ def test_the_first_update_of_s5_has_rate_0_and_not_the_peak(task: str) -> None:
     peak, w = train.learning_rate, train.warmup_steps
 
     def form(update: int, set_after: bool = False) -> float:
-        # In the release what an update sets is the rate of the next one.
+        # In the release, each update sets the rate of the next one.
         return peak if set_after and update == 0 else peak * update / w
 
     updates = sorted({0, 1, w // 2, w})
     assert [rate(update) for update in updates] == pytest.approx([form(u) for u in updates])
     assert rate(0) == 0 != form(0, set_after=True)
-    # Without a warm-up that is all of it.
+    # With a warm-up of one update, that is all of it.
     assert (rate(1) == peak) == (w == 1) == (task == "text")
 
 
@@ -860,14 +860,14 @@ def test_the_rates_of_lru_are_one_base_rate_times_the_published_factors() -> Non
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
-        # Of two directions, since behind the past no padding is seen.
+        # In two directions, since one that sees only the past sees no padding.
         ("lru", ["task=text", "attention=lru", "attention.options.bidirectional=true"]),
         ("s5", ["task=text", "attention=s5"]),
         ("s4", ["task=text", "attention=s4d"]),
         ("mega", ["task=image", "attention=mega"]),
     ],
 )
-def test_padding_has_no_part_in_norms_layers_and_mean_in_training(
+def test_padding_has_no_effect_on_norms_layers_and_mean_in_training(
     protocol: str, words: list[str]
 ) -> None:
     small = ["model.layers=2", "model.dim=32", "model.heads=1", "model.dropout=0.0"]
@@ -877,14 +877,14 @@ def test_padding_has_no_part_in_norms_layers_and_mean_in_training(
     mask = torch.arange(40) < lengths
 
     def spread(as_released: bool = False, **changes: Any) -> float:
-        """Return by how much the logits change with twice the length to pad to."""
+        """Return how much the logits change when padded to twice the length."""
         torch.manual_seed(0)
         model = build_model(replace(config, model=replace(config.model, **changes)))
         model.double().train()
         with torch.no_grad():
             for block in model.encoder.blocks:
                 block.attention.as_released = as_released
-                # As learned; at 0 what a norm leaves under the mask is 0 too.
+                # As if learned: at 0, what a norm leaves under the mask is 0 too.
                 for parameter in block.attention_norm.parameters():
                     parameter += 0.5
             short, long = model(tokens[:, :20], mask[:, :20]), model(tokens, mask)
@@ -898,14 +898,14 @@ def test_padding_has_no_part_in_norms_layers_and_mean_in_training(
 
 
 @shows("lru", "the running statistics of BatchNorm take a tenth")
-def test_statistics_of_lru_take_a_tenth_of_a_batch_where_flax_takes_a_hundredth() -> None:
+def test_statistics_of_lru_take_a_tenth_of_each_batch_and_those_of_flax_a_hundredth() -> None:
     words = ["protocol=lru", "task=image", "attention=lru", "model.layers=1", "model.dim=8"]
     tokens = torch.randint(0, 256, (3, 40))
 
     def remembered(*more: str) -> Tensor:
         torch.manual_seed(0)
         model = build_model(load(*words, "model.heads=1", *more)).train()
-        # Means start at 0, so that they are the share of the batch's.
+        # Running means start at 0, so they become that share of the batch's.
         model(tokens)
         return model.encoder.blocks[0].attention_norm.running_mean
 
@@ -921,7 +921,7 @@ def test_statistics_of_lru_take_a_tenth_of_a_batch_where_flax_takes_a_hundredth(
 
 
 @shows("s4", "the embedding of padding is a row of its own")
-def test_padding_of_s4_has_a_row_of_the_table_and_enters_a_layer_as_zeros() -> None:
+def test_padding_in_s4_has_a_row_of_the_table_and_enters_a_layer_as_zeros() -> None:
     model = build_model(load("protocol=s4", "task=text", "attention=s4d", "model.layers=1")).eval()
     table = model.encoder.embedding.tokens.weight
     # 256 bytes and padding.
@@ -938,7 +938,9 @@ def test_padding_of_s4_has_a_row_of_the_table_and_enters_a_layer_as_zeros() -> N
 @shows("s5", "the table of symbols has no bias")
 @pytest.mark.parametrize("protocol", ["lru", "s5"])
 @pytest.mark.parametrize("task", ["listops", "text", "retrieval"])
-def test_a_symbol_is_its_row_of_the_table_and_no_bias_is_added(protocol: str, task: str) -> None:
+def test_a_symbol_is_embedded_as_its_row_of_the_table_without_a_bias(
+    protocol: str, task: str
+) -> None:
     words = [f"protocol={protocol}", f"task={task}", "model.layers=1"]
     embedding = build_model(load(*words, f"attention={protocol}")).encoder.embedding
     [(name, table)] = embedding.named_parameters()
@@ -948,7 +950,7 @@ def test_a_symbol_is_its_row_of_the_table_and_no_bias_is_added(protocol: str, ta
 
 
 @shows("s4", "the kernel is S4D's (diagonal)")
-def test_the_kernel_of_s4_is_diagonal_without_the_rank_one_of_the_released_files() -> None:
+def test_the_kernel_of_s4_is_diagonal_without_the_rank_one_term_of_the_release() -> None:
     words = ["protocol=s4", "task=image", "attention=s4d", "model.layers=1", "model.dim=4"]
     config = load(*words, "model.heads=1", "attention.options.states=16")
     ours = build_model(config).encoder.blocks[0].attention.double()
@@ -979,7 +981,7 @@ def test_the_kernel_of_s4_is_diagonal_without_the_rank_one_of_the_released_files
 
 
 def statements(file: str) -> list[str]:
-    """Return what a file states as deviations of its own."""
+    """Return the deviations that a file itself states."""
     if file.count("/") == 1:
         # All protocols have a recipe for Image.
         return list(load(f"protocol={Path(file).stem}", "task=image").protocol.deviations)
@@ -994,15 +996,15 @@ def statements(file: str) -> list[str]:
     "file",
     [str(file.relative_to(CONFIGS)) for file in sorted((CONFIGS / "protocol").rglob("*.yaml"))],
 )
-def test_every_statement_of_a_deviation_is_shown(file: str) -> None:
+def test_every_stated_deviation_is_shown(file: str) -> None:
     beginnings = [*SHOWN[file], *ELSEWHERE.get(file, {})]
     missing = [s for s in statements(file) if not s.startswith(tuple(beginnings))]
     assert not missing, f"no test shows: {missing}"
-    told = [b for b in beginnings if not any(s.startswith(b) for s in statements(file))]
-    assert not told, f"no longer stated: {told}"
+    stale = [b for b in beginnings if not any(s.startswith(b) for s in statements(file))]
+    assert not stale, f"no longer stated: {stale}"
 
 
-def test_what_is_shown_elsewhere_is_shown_there() -> None:
+def test_the_tests_named_for_deviations_shown_elsewhere_exist() -> None:
     written = "".join(file.read_text() for file in TESTS.glob("test_*.py"))
     for tests in ELSEWHERE.values():
         for name in " ".join(tests.values()).split():

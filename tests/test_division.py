@@ -59,7 +59,7 @@ DIVISIONS = [
 ]
 
 
-# Every pooling and either number of sequences; what else they combine to is for `make test-all`.
+# Every pooling and either number of sequences; other combinations are for `make test-all`.
 POOLED = [("cls", 1), ("mean", 1), ("mean_padded", 2)]
 REST = [("cls", 2), ("mean", 2), ("mean_padded", 1)]
 
@@ -72,9 +72,9 @@ REST = [("cls", 2), ("mean", 2), ("mean_padded", 1)]
 def test_gradients_are_those_of_the_whole_batch(
     attention: str, pooling: str, sequences: int
 ) -> None:
-    still = ("model.dropout=0.0", "model.attention_dropout=0.0", "task.truncate=96")
+    without_dropout = ("model.dropout=0.0", "model.attention_dropout=0.0", "task.truncate=96")
     sizes = ("model.max_length=96", f"model.pooling={pooling}", f"task.sequences={sequences}")
-    config = lra.compose.load(*TINY, f"attention={attention}", *still, *sizes)
+    config = lra.compose.load(*TINY, f"attention={attention}", *without_dropout, *sizes)
     model = build_model(config).double()
     trim = model.encoder.pad_invariant
     batches = batches_of(split_of(LENGTHS, sequences), trim)
@@ -88,9 +88,9 @@ def test_gradients_are_those_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("attention", ["s4d", "ema", "mega"])
-def test_a_kernel_is_made_once_an_update_whatever_the_micro_batches(attention: str) -> None:
-    still = ("model.max_length=96", "task.truncate=96", "model.layers=2")
-    model = build_model(lra.compose.load(*TINY, f"attention={attention}", *still))
+def test_a_kernel_is_computed_once_per_update_whatever_the_micro_batches(attention: str) -> None:
+    sizes = ("model.max_length=96", "task.truncate=96", "model.layers=2")
+    model = build_model(lra.compose.load(*TINY, f"attention={attention}", *sizes))
     made: list[int] = []
     for module in model.modules():
         if hasattr(module, "kernels"):
@@ -104,7 +104,7 @@ def test_a_kernel_is_made_once_an_update_whatever_the_micro_batches(attention: s
         assert made == [96, 96]
 
 
-def test_micro_batches_hold_the_batch_once_each_trimmed_to_its_own_longest() -> None:
+def test_micro_batches_partition_the_batch_each_trimmed_to_its_own_longest() -> None:
     split = split_of(LENGTHS)
     batches = batches_of(Split(split.tokens, split.offsets, np.arange(12)))
     whole = batches.shuffled(5, 7, seed=1)
@@ -121,7 +121,7 @@ def test_micro_batches_hold_the_batch_once_each_trimmed_to_its_own_longest() -> 
         assert part.whole == 7
 
 
-def test_a_division_of_nothing_is_the_batch_as_it_was_drawn() -> None:
+def test_an_undivided_batch_is_the_batch_as_it_was_drawn() -> None:
     batches = batches_of(split_of(LENGTHS))
     [part] = batches.divided(2, 8, 3, WHOLE)
     assert torch.equal(part.tokens, batches.shuffled(2, 8, 3).tokens)
@@ -153,7 +153,7 @@ def test_few_shapes_are_computed_whatever_the_lengths() -> None:
     assert shapes == {(torch.Size([3, 64]), False), (torch.Size([2, 96]), False)}
 
 
-def test_evaluation_takes_tokens_and_counts_the_same() -> None:
+def test_evaluation_divides_by_tokens_and_counts_the_same() -> None:
     rng = np.random.default_rng(1)
     split = split_of(rng.integers(1, 97, 70).tolist())
     model = build_model(lra.compose.load(*TINY, "model.max_length=96", "task.truncate=96"))
@@ -171,7 +171,7 @@ def test_evaluation_takes_tokens_and_counts_the_same() -> None:
     assert len(set(counts.values())) == 1
 
 
-def test_a_budget_on_the_cpu_is_the_same_on_every_machine_and_on_a_gpu_follows_its_memory(
+def test_the_budget_is_the_same_on_every_cpu_and_follows_the_memory_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build_model(lra.compose.load(*TINY))
@@ -197,18 +197,18 @@ def test_a_budget_on_the_cpu_is_the_same_on_every_machine_and_on_a_gpu_follows_i
         (("attention=wavspa", "attention.inner.options.fused=false"), True),
     ],
 )
-def test_squares_of_lengths_limit_a_gpu_only_where_memory_grows_with_them(
+def test_squares_of_lengths_limit_a_gpu_only_if_memory_grows_with_them(
     words: tuple[str, ...], grows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(division.memory, "total", lambda device: 80e9)
     model = build_model(lra.compose.load(*TINY, *words))
     assert bool(division_for(None, model, torch.device("cuda")).squares) == grows
-    # What says nothing of itself may hold any.
+    # A model that declares nothing may hold any backend.
     unknown = nn.Linear(3, 3)
     assert division_for(None, unknown, torch.device("cuda")).squares
 
 
-def test_a_compiled_whole_batch_stays_one_of_few_shapes() -> None:
+def test_a_compiled_whole_batch_has_one_of_few_shapes() -> None:
     division = Division(shapes=3)
     rng = np.random.default_rng(0)
     shapes = set()
@@ -232,7 +232,7 @@ def test_statistics_over_the_batch_keep_it_whole() -> None:
     assert not needs_whole_batch(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
 
 
-def test_errors_of_memory_are_told_from_others() -> None:
+def test_memory_errors_are_distinguished_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**60)
     assert is_out_of_memory(failed.value)
@@ -241,7 +241,7 @@ def test_errors_of_memory_are_told_from_others() -> None:
 
 
 class Small(nn.Module):
-    """A model on a machine where only so many examples fit, if dropout was drawn for them."""
+    """A model on a machine with memory for few examples, which draws dropout before it fails."""
 
     def __init__(self, inner: nn.Module, fits: int) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_without_memory_the_micro_batch_is_halved_and_the_update_is_the_same(
+def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_update(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, wide: None
 ) -> None:
     small, model = run_of(tmp_path / "small", fits=2, micro_batch=0)
@@ -290,14 +290,14 @@ def test_without_memory_the_micro_batch_is_halved_and_the_update_is_the_same(
     lines = [record.message for record in caplog.records if "out of memory" in record.message]
     assert "step 0: out of memory with 8 examples at once; retrying with at most 4" in lines[0]
     assert small.division.examples == 2
-    # With the generators put back, the run is the one that began with so few.
+    # With the generators restored, the run is the same as one that began with so few.
     large, _ = run_of(tmp_path / "large", fits=8, micro_batch=2)
     large.fit()
     states = [run.model.state_dict() for run in (small, large)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_one_example_without_memory_ends_the_cell_as_failed(
+def test_a_cell_fails_if_even_one_example_does_not_fit_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.softmax.Softmax.forward", lambda *args: torch.empty(2**60))
@@ -306,7 +306,7 @@ def test_one_example_without_memory_ends_the_cell_as_failed(
     assert read_record(tmp_path / RECORD).status == "failed"
 
 
-def test_a_resumed_run_keeps_the_division_it_came_to(tmp_path: Path, wide: None) -> None:
+def test_a_resumed_run_keeps_the_division_it_arrived_at(tmp_path: Path, wide: None) -> None:
     first, _ = run_of(tmp_path, fits=2, micro_batch=0)
     first.fit()
     again, model = run_of(tmp_path, fits=8, micro_batch=0)
@@ -318,7 +318,7 @@ def test_a_resumed_run_keeps_the_division_it_came_to(tmp_path: Path, wide: None)
     assert other.division == Division(examples=1)
 
 
-def test_the_knob_is_outside_the_hash_and_the_record_says_what_was_used(tmp_path: Path) -> None:
+def test_micro_batch_is_outside_the_hash_and_the_record_says_what_was_used(tmp_path: Path) -> None:
     record = run_cell(configure(tmp_path, "train.micro_batch=3"), tmp_path)
     assert record is not None
     assert (record.micro_batch, record.micro_batches) == ("at most 3 examples", 2.0)
@@ -353,11 +353,11 @@ def test_a_negative_micro_batch_is_refused() -> None:
         Division(examples=1200, tokens=2048, squares=2**21),
     ],
 )
-def test_a_division_is_read_from_what_a_record_says_of_it(division: Division) -> None:
+def test_a_division_is_read_back_from_its_words_in_a_record(division: Division) -> None:
     assert Division.parse(str(division)) == division
 
 
 @pytest.mark.parametrize("words", ["", "at most 3 sheep", "whole, at most 3 examples"])
-def test_words_that_no_division_says_are_refused(words: str) -> None:
+def test_words_that_describe_no_division_are_refused(words: str) -> None:
     with pytest.raises(ValueError, match="not a division of a batch"):
         Division.parse(words)

@@ -22,7 +22,7 @@ README, GUIDE = ROOT / "README.md", ROOT / "docs" / "attention.md"
 FINDINGS = ROOT / "results" / "FINDINGS.md"
 RUNS = ROOT / "results" / "runs" / "small" / "nystromformer"
 PAGES = [README, ROOT / "CONTRIBUTING.md", FINDINGS, *sorted((ROOT / "docs").glob("*.md"))]
-# Those whose words describe cells.
+# The commands whose words describe cells.
 OF_CELLS = ("train", "plan", "report", "show", "data", "preflight", "reproduce")
 PLACES = "lra|models|configs|scripts|results|tests|docs"
 
@@ -36,7 +36,7 @@ def python_of(file: Path) -> str:
 
 @pytest.fixture
 def my_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the example of the guide where it is imported from."""
+    """Put the guide's example where it can be imported."""
     (tmp_path / "my_attention.py").write_text(python_of(GUIDE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -53,14 +53,14 @@ def test_readme_is_at_most_150_lines() -> None:
 
 
 def tables(page: Path) -> list[list[list[str]]]:
-    """Return the tables of a page as rows of cells, the header first and no line below it."""
+    """Return the tables of a page as rows of cells, the header first, without the line below it."""
     found = re.findall(r"(?:^ *\|.*\n)+", page.read_text(), re.MULTILINE)
     rows = [[line.strip().strip("|").split("|") for line in each.splitlines()] for each in found]
     return [[[cell.strip() for cell in row] for row in [each[0], *each[2:]]] for each in rows]
 
 
 def result(task: str, method: str) -> dict[str, Any] | None:
-    """Return the record of a cell of scale small that is committed, None where none is."""
+    """Return the committed record of a cell at the small scale, or None if there is none."""
     name, _, variant = method.partition(" ")
     folder = RUNS / task / name / (variant.strip("()") or "default") / "seed0"
     file = folder / "result.json"
@@ -68,7 +68,7 @@ def result(task: str, method: str) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("page", [README, FINDINGS], ids=lambda page: page.stem)
-def test_the_table_of_scale_small_is_that_of_the_records(page: Path) -> None:
+def test_the_table_of_the_small_scale_matches_the_records(page: Path) -> None:
     every = [[cell.removesuffix(" (other)") for cell in table[0]] for table in tables(page)]
     header = ["attention", "listops", "text", "retrieval", "image", "pathfinder"]
     table = tables(page)[every.index(header)]
@@ -81,7 +81,7 @@ def test_the_table_of_scale_small_is_that_of_the_records(page: Path) -> None:
         assert shown == [f"{100 * r['test_accuracy']:.1f}" if r else "-" for r in records], method
 
 
-def test_the_minutes_of_scale_small_are_those_of_the_records() -> None:
+def test_the_minutes_of_the_small_scale_match_the_records() -> None:
     [table] = [table for table in tables(ROOT / "docs/small.md") if table[0][0] == "attention"]
     total = 0.0
     for method, *shown in table[1:]:
@@ -96,7 +96,7 @@ def test_the_minutes_of_scale_small_are_those_of_the_records() -> None:
     assert f"{total / 3600:.1f} hours of one thread" in (ROOT / "docs/small.md").read_text()
 
 
-def test_the_table_of_recall_is_that_of_the_records() -> None:
+def test_the_table_of_recall_matches_the_records() -> None:
     [table] = [table for table in tables(ROOT / "docs/range.md") if "498–1023" in table[0]]
     for method, *shown in table[1:-1]:
         record = result("recall", method)
@@ -117,13 +117,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @page
 def test_every_file_that_is_named_exists(page: Path) -> None:
     for name in re.findall(rf"`((?:{PLACES})/[\w./-]+)`", page.read_text()):
-        # What a run makes is not there yet, nor is what a reader adds.
+        # Files that a run makes are not there yet, nor are those that a reader adds.
         if not name.startswith("results/") or name.endswith((".csv", ".md")):
             assert (ROOT / name).exists(), name
 
 
 @page
-def test_every_command_exists_and_its_words_mean_something(page: Path, my_attention: None) -> None:
+def test_every_command_exists_and_its_words_are_valid(page: Path, my_attention: None) -> None:
     groups = Groups((CONFIGS,))
     for line in commands(page):
         name, *words = shlex.split(line.partition("  #")[0])[1:]
@@ -141,7 +141,7 @@ def test_readme_names_every_backend_task_and_protocol() -> None:
 
 
 def source_of(file: str, name: str) -> str:
-    """Return a test with the functions of its file that it calls; of the contract, all of that."""
+    """Return a test with functions of its file that it calls; if it runs the contract, that too."""
     text = (ROOT / "tests" / file).read_text()
     functions = {
         node.name: ast.get_source_segment(text, node) or ""
@@ -154,19 +154,19 @@ def source_of(file: str, name: str) -> str:
     return "\n".join([own, *called, contract])
 
 
-def test_every_property_of_a_layer_names_its_test_and_how_far_that_lets_it_miss() -> None:
+def test_every_property_of_a_layer_names_its_test_and_the_tolerance_of_that() -> None:
     section = (ROOT / "docs" / "protocols.md").read_text().partition("## Properties of the layers")
     rows = re.findall(r"^\| (P\d+ )?\| (.*)\| (`.*`) \| (.+) \| `(.+)` \|$", section[2], re.M)
     assert [number.strip() for number, *_ in rows if number] == [f"P{n}" for n in range(1, 13)]
     assert len(rows) == section[2].count("\n| ") - 1
     backends: set[str] = set()
     for number, words, of, at_most, test in rows:
-        # What is left out is as in the row above.
+        # A cell left empty is as in the row above.
         assert words.strip() or not number
         backends |= set(re.findall(r"`(\w+)`", of))
         text = source_of(*test.split("::"))
         for small in re.findall(r"\d+e-\d+", f"{words} {at_most}"):
-            # What torch allows where nothing else is asked for.
+            # The tolerance of torch if none is given.
             default = small == "1e-7" and re.search(r"assert_close\((?!.*atol)", text)
             assert default or small in text, f"{small} of {test}"
         for percent in re.findall(r"(\d+) %", at_most):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def same_draw(seed: int, run) -> tuple[Tensor, int]:
-    """Return what `run()` gives after a seed of torch, and the seed of its mask."""
+    """Return what `run()` gives after torch is seeded, and the seed of its mask."""
     torch.manual_seed(seed)
     key = draw_seed()
     torch.manual_seed(seed)
@@ -26,7 +26,7 @@ def same_draw(seed: int, run) -> tuple[Tensor, int]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 341), (0, 4)])
-def test_the_compiled_loop_is_the_plain_form_in_values_and_gradients(shape, dtype) -> None:
+def test_the_compiled_loop_equals_the_plain_form_in_values_and_gradients(shape, dtype) -> None:
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     y, key = same_draw(3, lambda: drop(x, 0.3))
     want = dropout_reference(x, 0.3, key)
@@ -37,7 +37,7 @@ def test_the_compiled_loop_is_the_plain_form_in_values_and_gradients(shape, dtyp
         torch.testing.assert_close(got, plain, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_a_tensor_of_several_rows_of_the_hash_is_the_plain_form(monkeypatch) -> None:
+def test_a_tensor_that_spans_several_rows_of_the_hash_equals_the_plain_form(monkeypatch) -> None:
     monkeypatch.setattr(dropout, "ROW_LENGTH", 1000)
     y, key = same_draw(0, lambda: drop(torch.ones(3, 1234), 0.25))
     assert torch.equal(y, dropout_reference(torch.ones(3, 1234), 0.25, key))
@@ -45,7 +45,7 @@ def test_a_tensor_of_several_rows_of_the_hash_is_the_plain_form(monkeypatch) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_has_the_mask_of_float32_and_its_products_rounded(dtype) -> None:
+def test_half_precision_has_the_mask_of_float32_and_rounds_its_products(dtype) -> None:
     x = torch.randn(7, 33).to(dtype).requires_grad_()
     y, _ = same_draw(1, lambda: drop(x, 0.5 - 0.1))
     wide, _ = same_draw(1, lambda: drop(x.detach().float(), 0.5 - 0.1))
@@ -85,7 +85,7 @@ def test_second_derivatives_are_those_of_a_product_with_the_mask() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 2**-10, 0.9])
-def test_elements_are_dropped_at_the_rate_independently_and_the_mean_stays(p: float) -> None:
+def test_elements_are_dropped_independently_at_the_rate_and_the_mean_is_kept(p: float) -> None:
     n = 4_000_000
     torch.manual_seed(0)
     kept = (drop(torch.ones(n), p) != 0).double()
@@ -94,11 +94,11 @@ def test_elements_are_dropped_at_the_rate_independently_and_the_mean_stays(p: fl
     torch.manual_seed(0)
     assert abs(drop(torch.ones(n, dtype=torch.float64), p).mean() - 1) < 4 * deviation / (1 - p)
     centred = (kept - (1 - p)) / (p * (1 - p)) ** 0.5
-    # Neighbours, lanes of vectors, and rows of the widths models have.
+    # Neighbours, lanes of vectors, and rows as wide as those of models.
     for lag in (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 65_536, 2**20):
         correlation = (centred[lag:] * centred[:-lag]).mean()
         assert abs(correlation) < 4.5 * (n - lag) ** -0.5, lag
-    # Runs of 8: every pattern as often as it should be, at a half.
+    # Runs of 8 at a rate of a half: every pattern as often as it should be.
     if p == 0.5:
         patterns = kept.view(-1, 8).long() @ 2 ** torch.arange(8)
         counts = torch.bincount(patterns, minlength=256).double()
@@ -120,7 +120,7 @@ def test_calls_and_lanes_of_a_vector_are_independent() -> None:
     assert (torch.corrcoef(near) - torch.eye(64)).abs().max() < 5 * 65_536**-0.5
 
 
-def test_the_probability_is_met_where_2_to_the_minus_16_would_show() -> None:
+def test_the_probability_is_accurate_to_2_to_the_minus_33() -> None:
     assert dropout.threshold(2**-20) == 2**12
     for p in (0.1, 1 / 3, 2**-17, 1 - 2**-17):
         assert abs(dropout.threshold(p) / 2**32 - p) <= 2**-33
@@ -137,18 +137,18 @@ def test_nothing_and_everything_can_be_dropped() -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
-def test_what_is_no_probability_is_refused(p: float) -> None:
+def test_a_number_that_is_not_a_probability_is_refused(p: float) -> None:
     for refuse in (lambda: Dropout(p), lambda: drop(torch.ones(3), p)):
         with pytest.raises(ValueError, match=r"must be a probability, at least 0 and at most 1"):
             refuse()
 
 
-def test_dropped_elements_are_0_even_where_they_were_not_finite() -> None:
+def test_dropped_elements_are_0_even_if_they_were_not_finite() -> None:
     y = drop(torch.full((1000,), float("inf")), 0.5)
     assert set(y.tolist()) == {0.0, float("inf")}
 
 
-def test_a_saved_state_of_the_generator_gives_the_mask_again() -> None:
+def test_restoring_the_state_of_the_generator_gives_the_same_mask() -> None:
     x = torch.randn(100)
     drop(x, 0.5)
     state = torch.get_rng_state()
@@ -159,7 +159,7 @@ def test_a_saved_state_of_the_generator_gives_the_mask_again() -> None:
     assert torch.equal(drop(x, 0.5), second)
 
 
-def test_under_autocast_and_recomputed_activations_the_mask_is_the_same() -> None:
+def test_the_mask_is_the_same_when_activations_are_recomputed_under_autocast() -> None:
     network = nn.Sequential(nn.Linear(8, 8), Dropout(0.5), nn.Linear(8, 8), Dropout(0.2))
     x = torch.randn(3, 5, 8, requires_grad=True)
 
@@ -173,7 +173,7 @@ def test_under_autocast_and_recomputed_activations_the_mask_is_the_same() -> Non
     assert torch.equal(gradient(False), gradient(True))
 
 
-def test_the_old_form_is_that_of_torch() -> None:
+def test_the_old_form_is_torchs_own() -> None:
     x = torch.randn(40)
     torch.manual_seed(0)
     want = nn.functional.dropout(x, 0.3)
@@ -190,8 +190,8 @@ def test_tensors_without_contents_keep_their_shape() -> None:
         assert drop(torch.empty(3, 5), 0.5).shape == (3, 5)
 
 
-def test_a_folder_that_cannot_be_written_to_compiles_without_keeping(tmp_path) -> None:
-    # A file where numba would make its folders, for whoever may write everywhere.
+def test_without_a_writable_folder_the_loop_is_compiled_but_not_cached(tmp_path) -> None:
+    # A file where numba would make its folders, since root may write to any folder.
     (tmp_path / "file").touch()
     environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path / "file")}
@@ -202,14 +202,14 @@ def test_a_folder_that_cannot_be_written_to_compiles_without_keeping(tmp_path) -
 
 
 @pytest.mark.slow
-def test_torch_compile_takes_torchs_own_dropout_in_one_graph() -> None:
+def test_torch_compile_uses_torchs_own_dropout_in_one_graph() -> None:
     compiled = torch.compile(Dropout(0.5), fullgraph=True, backend="eager")
     y = compiled(torch.ones(1000))
     assert set(y.tolist()) == {0.0, 2.0}
 
 
 @pytest.mark.gpu
-def test_a_gpu_takes_torchs_own_dropout() -> None:
+def test_a_gpu_uses_torchs_own_dropout() -> None:
     x = torch.ones(1000, device="cuda", requires_grad=True)
     y = drop(x, 0.5)
     y.sum().backward()

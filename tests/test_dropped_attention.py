@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.dropout import draw_seed
-from models.dropped_attention import dropped_attention, is_served, kept_weights
+from models.dropped_attention import dropped_attention, is_supported, kept_weights
 from models.heads import AttentionShape
 from models.linformer import Linformer
 from models.softmax import Softmax, softmax_attention
@@ -30,14 +30,14 @@ def inputs(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> lis
 
 
 def with_gradients(output: Tensor, qkv: list[Tensor]) -> list[Tensor]:
-    """Return an output and its gradients, for a gradient that the shape decides."""
+    """Return an output and its gradients, for an incoming gradient that the shape determines."""
     generator = torch.Generator().manual_seed(9)
     towards = torch.randn(output.shape, dtype=torch.float64, generator=generator)
     return [output, *torch.autograd.grad(output, qkv, towards.to(output.dtype))]
 
 
 def both(qkv: list[Tensor], mask: Tensor | None, p: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Return values and gradients of the kernel, and in float64 of the plain form of its mask."""
+    """Return values and gradients of the kernel, and of the plain form in float64 with its mask."""
     torch.manual_seed(1)
     seed = draw_seed()
     torch.manual_seed(1)
@@ -73,7 +73,7 @@ def test_large_logits_and_any_rate_are_exact_too(p: float) -> None:
         torch.testing.assert_close(x, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_heads_of_projections_with_any_strides_are_read_as_they_stand() -> None:
+def test_heads_with_any_strides_are_read_correctly() -> None:
     x = torch.randn(2, 70, 3, 4, 8)
     views = [t.transpose(1, 2) for t in x.unbind(2)]
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_half_precision_is_computed_in_float32_and_rounded(dtype) -> None:
         torch.testing.assert_close(x.double(), plain, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
-def test_rate_and_mean_of_the_weights_are_right_and_heads_independent() -> None:
+def test_rate_and_mean_of_the_weights_are_right_and_heads_are_independent() -> None:
     # Uniform weights of one-hot values show the mask itself.
     n, p = 256, 0.1
     q = torch.zeros(4, 2, n, n)
@@ -128,7 +128,7 @@ def test_rate_and_mean_of_the_weights_are_right_and_heads_independent() -> None:
         assert abs((there * shifted).mean()) < 4.5 * there.numel() ** -0.5
 
 
-def test_a_saved_state_of_the_generator_gives_the_mask_again() -> None:
+def test_restoring_the_state_of_the_generator_gives_the_same_mask() -> None:
     qkv = inputs(1, 1, 40, 8)
     state = torch.get_rng_state()
     first, second = (dropped_attention(*qkv, None, 0.5) for _ in range(2))
@@ -137,7 +137,7 @@ def test_a_saved_state_of_the_generator_gives_the_mask_again() -> None:
     assert torch.equal(dropped_attention(*qkv, None, 0.5), first)
 
 
-def test_recomputed_under_autocast_the_mask_is_the_same() -> None:
+def test_the_mask_is_the_same_when_recomputed_under_autocast() -> None:
     attention = Softmax(AttentionShape(dim=12, heads=2, head_dim=8, max_length=64, dropout=0.4))
     x = torch.randn(2, 50, 12, requires_grad=True)
 
@@ -150,7 +150,7 @@ def test_recomputed_under_autocast_the_mask_is_the_same() -> None:
     assert torch.equal(gradient(False), gradient(True))
 
 
-def test_what_stands_under_the_mask_has_no_effect_and_gets_no_gradient() -> None:
+def test_content_under_the_mask_has_no_effect_and_gets_no_gradient() -> None:
     q, k, v = inputs(2, 2, 70, 8)
     mask = torch.arange(70) < torch.tensor([[30], [65]])
     padding = ~mask[:, None, :, None]
@@ -164,7 +164,7 @@ def test_what_stands_under_the_mask_has_no_effect_and_gets_no_gradient() -> None
         assert grad.isfinite().all()
 
 
-def test_what_is_not_finite_is_seen_in_the_output() -> None:
+def test_inputs_that_are_not_finite_show_in_the_output() -> None:
     q, k, v = inputs(1, 1, 20, 8)
     k.data[0, 0, 3, 2] = float("nan")
     assert dropped_attention(q, k, v, None, 0.1).isnan().all()
@@ -176,7 +176,7 @@ def test_second_derivatives_are_refused() -> None:
         torch.autograd.grad(dropped_attention(q, k, v, None, 0.5).sum(), q, create_graph=True)
 
 
-def test_softmax_takes_the_kernel_only_in_training_on_the_cpu_with_dropout(monkeypatch) -> None:
+def test_softmax_uses_the_kernel_only_in_training_on_the_cpu_with_dropout(monkeypatch) -> None:
     taken = []
 
     def kernel(*arguments: object) -> Tensor:
@@ -194,15 +194,15 @@ def test_softmax_takes_the_kernel_only_in_training_on_the_cpu_with_dropout(monke
     attention.train()(x)
     assert taken == [0.5]
     q = torch.randn(1, 1, 4, 4)
-    assert is_served(q, 0.5)
-    assert not is_served(q.to("meta"), 0.5)
-    assert not is_served(q, 0.0)
-    assert not is_served(q.to(torch.complex64), 0.5)
+    assert is_supported(q, 0.5)
+    assert not is_supported(q.to("meta"), 0.5)
+    assert not is_supported(q, 0.0)
+    assert not is_supported(q.to(torch.complex64), 0.5)
     with torch._subclasses.FakeTensorMode():
-        assert not is_served(torch.randn(1, 1, 4, 4), 0.5)
+        assert not is_supported(torch.randn(1, 1, 4, 4), 0.5)
 
 
-def test_fewer_keys_than_queries_are_those_of_materialised_weights() -> None:
+def test_fewer_keys_than_queries_give_the_result_of_materialised_weights() -> None:
     q, k, v = inputs(2, 2, 90, 8, dtype=torch.float64)
     k, v = (x.detach()[:, :, :21].requires_grad_() for x in (k, v))
     torch.manual_seed(1)
@@ -216,14 +216,14 @@ def test_fewer_keys_than_queries_are_those_of_materialised_weights() -> None:
         torch.testing.assert_close(x, plain, rtol=0, atol=1e-13)
 
 
-def test_linformer_drops_weights_by_the_kernel(monkeypatch) -> None:
+def test_linformer_drops_weights_with_the_kernel(monkeypatch) -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5)
     attention, x = Linformer(shape, rank=5), torch.randn(1, 16, 8)
     monkeypatch.setattr(F, "scaled_dot_product_attention", None)
     assert attention(x).isfinite().all()
 
 
-def test_memory_grows_with_n() -> None:
+def test_memory_does_not_grow_with_the_square_of_n() -> None:
     code = """
 import resource, torch
 from models.dropped_attention import dropped_attention
@@ -241,7 +241,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-def test_torch_compile_keeps_torchs_own_form_in_one_graph() -> None:
+def test_torch_compile_uses_torchs_own_form_in_one_graph() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, dropout=0.5)
     compiled = torch.compile(Softmax(shape), fullgraph=True, backend="eager")
     assert compiled(torch.randn(1, 9, 8)).isfinite().all()

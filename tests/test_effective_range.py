@@ -1,4 +1,4 @@
-"""Accuracy by what a task groups examples by: bins, the range up to which it holds, its pages."""
+"""Accuracy by the groups of a task: bins, the range up to which it holds, and its pages."""
 
 import csv
 from dataclasses import replace
@@ -43,7 +43,7 @@ def binned(record: Record, *correct: int) -> Record:
 
 
 def answers_of(record: Record) -> Predictions:
-    """Return predictions that a record's bins tell of."""
+    """Return predictions that match a record's bins."""
     right, groups = [], []
     for each in record.test_by_group:
         right.append(np.arange(each["total"]) < each["correct"])
@@ -58,25 +58,25 @@ def answers_of(record: Record) -> Predictions:
         ([1.0, 1.0, 1.0], 2),
         ([1.0, 0.9, 0.89], 1),
         ([1.0, 0.5, 1.0], 0),
-        # The best decides, and what is nearer than it does not count.
+        # The best bin decides, and nearer ones do not count.
         ([0.5, 1.0, 0.95, 0.2], 2),
         ([0.2, 0.3, 0.4], 2),
         ([0.4, 0.3, 0.2], 0),
     ],
 )
-def test_accuracy_holds_up_to_the_last_bin_before_the_first_below_nine_tenths_of_the_best(
+def test_the_range_ends_before_the_first_bin_below_nine_tenths_of_the_best(
     shares: list[float], last: int
 ) -> None:
     assert last_bin(shares) == last
 
 
-def test_nine_tenths_of_the_best_hold_in_shares_as_in_percent() -> None:
+def test_nine_tenths_of_the_best_are_the_same_in_shares_as_in_percent() -> None:
     # Rounding makes .09 less than .9 * .1.
     assert last_bin([0.1, 0.09]) == last_bin([10.0, 9.0]) == 1
     assert last_bin([0.1, 0.0899]) == 0
 
 
-def test_the_interval_covers_the_bins_that_chance_could_have_ended_at() -> None:
+def test_the_interval_covers_the_bins_where_the_range_could_end_by_chance() -> None:
     places = np.repeat(np.arange(4), 400)
     right = np.concatenate([np.arange(400) < n for n in (400, 396, 361, 100)]).astype(float)
     edges = [high for _, high in EDGES]
@@ -85,7 +85,7 @@ def test_the_interval_covers_the_bins_that_chance_could_have_ended_at() -> None:
     assert (low, high) == (63, 255) and bootstrap(places, right, edges) == (63, 255)
     clear = np.concatenate([np.arange(400) < n for n in (400, 396, 390, 100)]).astype(float)
     assert bootstrap(places, clear, edges) == (255, 255)
-    # Of how many draws the range is shorter: a normal approximation of the third bin's share.
+    # The share of draws with a shorter range: those in which the third bin is below nine tenths.
     rng = np.random.default_rng(1)
     expected = (rng.binomial(400, 361 / 400, 20_000) < 360 - 1e-9).mean()
     assert 0.025 < expected < 0.975
@@ -97,7 +97,7 @@ def test_a_table_has_the_range_of_each_method_and_none_at_chance() -> None:
     chance = binned(replace(OK, attention="fourier"), 90, 89, 92, 90)
     grid = build_grid([*softmax, near, chance])
     [found] = by_group(grid)
-    assert found.what == "distance, in tokens"
+    assert found.quantity == "distance, in tokens"
     table = group_table(grid, found, answers_of)
     assert table[0] == [
         *("attention", "4–15", "16–63", "64–255", "256–1023", "n", "effective range")
@@ -163,7 +163,7 @@ def test_the_report_writes_table_csv_latex_and_picture_and_removes_old_ones(
     assert not any((folder / name).exists() for name in names)
 
 
-def test_few_values_have_a_bin_each_and_many_share_bins_of_equal_numbers() -> None:
+def test_few_values_have_a_bin_each_and_many_share_bins_of_equal_size() -> None:
     values = np.array([0] * 2 + [5] * 90 + [7] * 8)
     assert [(each["least"], each["total"]) for each in by_value(values, values > 5)] == [
         (0, 2),
@@ -202,7 +202,7 @@ def test_a_task_without_groups_records_none(tmp_path: Path) -> None:
     assert kept is not None and kept.groups is None
 
 
-def test_a_record_older_than_accuracy_by_group_is_read_and_impossible_bins_are_refused(
+def test_a_record_without_accuracy_by_group_is_read_and_impossible_bins_are_refused(
     tmp_path: Path,
 ) -> None:
     import json
@@ -233,7 +233,7 @@ class Grouped:
 @pytest.mark.parametrize(
     "values", [[0, 1, 2], [0.5, 1.0], [-1, 2], [[0], [1]], ["a", "b"]], ids=str
 )
-def test_groups_that_cannot_be_are_refused_in_words(values: object) -> None:
+def test_impossible_groups_are_refused_with_an_explanation(values: object) -> None:
     split = Split(np.zeros(2, np.uint8), np.arange(3), np.zeros(2, np.int64))
     with pytest.raises(DataError, match=r"Grouped.groups returns .*must be whole numbers of shape"):
         groups_of(Grouped(values), split)

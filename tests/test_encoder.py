@@ -60,7 +60,7 @@ def test_mean_padded_divides_the_sum_over_real_tokens_by_the_models_length() -> 
     torch.testing.assert_close(total, real(tokens, mask) * lengths)
 
 
-def test_padding_is_cleared_at_the_input_of_every_block_where_asked() -> None:
+def test_padding_is_cleared_at_the_input_of_every_block_if_requested() -> None:
     tokens, mask = batch()
     encoder = Encoder(replace(SMALL, clear_padding=True), partial(Fourier, norm="ortho")).eval()
     seen = []
@@ -71,7 +71,7 @@ def test_padding_is_cleared_at_the_input_of_every_block_where_asked() -> None:
     assert all(x[~mask].abs().max() == 0 and x[mask].abs().min() > 0 for x in seen)
 
 
-def test_blocks_without_a_norm_before_the_mlp_have_two_vectors_less() -> None:
+def test_blocks_without_a_norm_before_the_mlp_have_two_fewer_vectors() -> None:
     sizes = [
         sum(p.numel() for p in Encoder(replace(SMALL, mlp_norm=norm), Softmax).parameters())
         for norm in (True, False)
@@ -95,7 +95,7 @@ def test_initial_tables_have_the_configured_spread() -> None:
     assert embedding.positions.std().item() == pytest.approx(0.02, rel=0.02)
 
 
-def test_flax_initialisation_has_its_spreads() -> None:
+def test_flax_initialisation_has_the_spreads_of_flax() -> None:
     sizes = {"dim": 64, "heads": 2, "head_dim": 8, "mlp_dim": 96, "classifier_dims": [300]}
     model = Classifier(replace(SMALL, **sizes, initialisation="flax"), Softmax, 40)
     block = model.encoder.blocks[0]
@@ -105,7 +105,7 @@ def test_flax_initialisation_has_its_spreads() -> None:
         assert kernel.abs().max().item() <= (6 / 80) ** 0.5
     assert block.mlp[0].weight.std().item() == pytest.approx((2 / 160) ** 0.5, rel=0.03)
     assert 0 < block.mlp[0].bias.std().item() < 2e-6
-    # LeCun: a normal of variance 1 / inputs, cut at two of its own deviations.
+    # LeCun: a normal of variance 1 / inputs, truncated at two standard deviations.
     weight = model.head[0].weight
     assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
     assert weight.abs().max().item() <= 2 * 64**-0.5 / 0.8796 + 1e-6
@@ -128,7 +128,7 @@ def test_first_last_and_mean_all_pool_what_their_names_say() -> None:
     encoder = Encoder(replace(SMALL, pooling="last"), Softmax).eval()
     whole = encoder(tokens[:, :4])
     assert torch.equal(whole, encoder(tokens[:, :4], torch.ones(3, 4, dtype=torch.bool)))
-    # Without a real token it is a state all the same.
+    # Even without a real token it is a finite state.
     assert encoder(tokens, torch.zeros_like(mask)).isfinite().all()
     pooled, states = outputs["mean_all"]
     torch.testing.assert_close(pooled, states.sum(1) / 13)
@@ -162,7 +162,7 @@ def test_a_value_out_of_range_is_named(key: str, value: object) -> None:
 
 
 class Returning(nn.Module):
-    """A backend that makes of its input whatever it is told to."""
+    """A backend that returns what the given function makes of its input."""
 
     pad_invariant = True
 
@@ -189,12 +189,12 @@ class Returning(nn.Module):
         (lambda x: x > 0, "bool, not float32 like its input"),
     ],
 )
-def test_a_block_refuses_what_would_fit_its_input_by_chance_only(make, message) -> None:
+def test_a_block_refuses_an_output_of_another_shape_or_type(make, message) -> None:
     block = Block(SMALL, lambda shape: Returning(make))
     with pytest.raises(BackendError, match=f"Returning returns {message}"):
         block(torch.randn(2, 5, 8), None)
 
 
-def test_a_block_takes_shorter_floats_as_autocast_gives_them() -> None:
+def test_a_block_accepts_the_shorter_floats_that_autocast_gives() -> None:
     block = Block(SMALL, lambda shape: Returning(lambda x: x.bfloat16()))
     assert block(torch.randn(2, 5, 8), None).dtype == torch.float32

@@ -10,7 +10,7 @@ from lra.build import build_task
 from lra.report.submissions import known_data
 from lra.tasks import cache
 
-# A change here means that numbers made before do not compare with numbers made after.
+# A change here means that earlier numbers cannot be compared with later ones.
 FINGERPRINTS = {
     "listops": "565dacce2286e29cf9b9adff734c14e08464a16165ea916280df09e562ec998a",
     "pathfinder": "b5eef60d2da253039df8de9cfa1f49f9f2a2e57412140fbeb4e500c5289b7036",
@@ -28,7 +28,7 @@ def test_generated_data_have_their_known_fingerprint(tmp_path: Path, task: str) 
 
 
 def check_known(data: cache.Dataset, scale: str) -> None:
-    """Check that results on data may be submitted, and what is said of their test set."""
+    """Check that results on data may be submitted, and what is recorded of their test set."""
     [row] = [row for row in known_data() if row["fingerprint"] == data.fingerprint]
     labels = data.splits["test"].labels
     assert scale in row["scales"].split()

@@ -1,4 +1,4 @@
-"""Operations of a step, counted without computing: FFTs too, and none for no backend."""
+"""Operations of a step, counted without computing: FFTs too, and some for every backend."""
 
 import math
 
@@ -17,7 +17,7 @@ SHAPE = AttentionShape(dim=16, heads=2, head_dim=8, max_length=64)
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_no_backend_counts_nothing_forward_or_backward(name: str) -> None:
+def test_every_backend_counts_operations_forward_and_backward(name: str) -> None:
     backend = build_attention(attention_config(name))(SHAPE).to("meta")
     x = torch.empty(2, 64, 16, device="meta", requires_grad=True)
     with counter() as forward:
@@ -27,7 +27,7 @@ def test_no_backend_counts_nothing_forward_or_backward(name: str) -> None:
     assert forward.get_total_flops() > 0 and backward.get_total_flops() > 0
 
 
-def test_an_fft_counts_five_operations_a_number_and_halving() -> None:
+def test_an_fft_counts_five_operations_per_number_and_halving() -> None:
     x = torch.empty(3, 64, device="meta")
     with counter() as counted:
         spectrum = torch.fft.rfft(x)
@@ -40,16 +40,16 @@ def test_an_fft_counts_five_operations_a_number_and_halving() -> None:
     assert counted.get_total_flops() == round(5 * 3 * 64 * math.log2(3 * 64))
 
 
-def test_a_step_of_linear_attention_is_counted_to_the_operation() -> None:
+def test_the_count_of_a_step_of_linear_attention_agrees_with_the_formula() -> None:
     config = lra.compose.load(*TINY, "attention=linear", "model.layers=1")
     model = build_model(config)
     batch, length, sizes = 3, 40, config.model
     inner = sizes.heads * sizes.head_dim
     weights = sizes.dim * inner * 4 + 2 * sizes.dim * sizes.mlp_dim
-    # Keys by values, and queries by that, for each head.
+    # Keys by values, and queries by the result, for each head.
     mixing = 2 * sizes.heads * sizes.head_dim**2
     counted = training_flops(model, (batch, length))
-    # Twice a multiplication, and backward twice of that; the head and the normaliser are small.
+    # Two per multiplication, and twice that backward; the head and the normaliser are small.
     expected = 6 * batch * length * (weights + mixing)
     assert expected < counted < 1.1 * expected
     assert training_flops(model, (2 * batch, length)) == 2 * counted

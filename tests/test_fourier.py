@@ -39,13 +39,13 @@ def test_second_derivatives_exist(method: str) -> None:
     assert torch.autograd.gradgradcheck(lambda x: fourier_mixing(x, "ortho", method).pow(3), x)
 
 
-def test_ortho_keeps_the_scale_that_backward_does_not() -> None:
+def test_ortho_keeps_the_scale_and_backward_does_not() -> None:
     x = torch.randn(2, 40, 16)
     scaled = fourier_mixing(x, "ortho") * (40 * 16) ** 0.5
     torch.testing.assert_close(scaled, fourier_mixing(x), rtol=1e-5, atol=1e-4)
 
 
-def test_the_module_has_no_parameters_and_zeroes_what_is_masked() -> None:
+def test_the_module_has_no_parameters_and_zeroes_masked_positions() -> None:
     shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=16)
     module = Fourier(shape, norm="ortho", method="matrix")
     assert not list(module.parameters())

@@ -10,7 +10,7 @@ from models.softmax import Softmax
 
 
 class Select(nn.Module):
-    """Stand in for an attention by a factor per token."""
+    """A stand-in for attention: a factor per token."""
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_the_transform_stays_in_float32_under_autocast():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_what_the_cpu_gives():
+def test_cuda_gives_the_same_result_as_the_cpu():
     layer, x = build(), sequence(2, 37, 6)
     expected = layer(x)
     torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, atol=1e-4, rtol=1e-3)

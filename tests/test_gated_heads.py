@@ -1,4 +1,4 @@
-"""SSD and the gated delta rule: parallel, in chunks and token by token are one."""
+"""SSD and the gated delta rule: the forms in parallel, in chunks and token by token agree."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_groups_of_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_same(decayed_attention(*given, 3), decayed_attention_reference(*given), given)
 
 
-def test_ssd_is_a_sum_over_pairs_that_decays_with_what_is_between() -> None:
+def test_ssd_is_a_sum_over_pairs_weighted_by_the_decay_between_them() -> None:
     q, k, v, g, _ = inputs(9)
     weights = q @ k.mT
     for i in range(9):
@@ -61,7 +61,7 @@ def test_ssd_is_a_sum_over_pairs_that_decays_with_what_is_between() -> None:
     torch.testing.assert_close(decayed_attention(q, k, v, g, 4), weights @ v)
 
 
-def test_decays_that_end_everything_stay_finite() -> None:
+def test_outputs_and_gradients_stay_finite_under_extreme_decays() -> None:
     given = inputs(70, scale=1e4)
     for output in (decayed_attention(*given[:4], 16), gated_delta(*given, 16)):
         assert output.isfinite().all()
@@ -89,7 +89,7 @@ def test_no_decay_exceeds_1_after_a_thousand_random_updates(
     assert layer(x).isfinite().all()
 
 
-def test_the_delta_rule_replaces_what_stood_under_a_key() -> None:
+def test_the_delta_rule_replaces_the_value_stored_under_a_key() -> None:
     k = torch.eye(5, dtype=torch.float64)[[0, 1, 0]].expand(1, 1, 3, 5)
     v = torch.randn(1, 1, 3, 5, dtype=torch.float64)
     g, beta = torch.zeros(2, 1, 1, 3, dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_the_delta_rule_replaces_what_stood_under_a_key() -> None:
 
 
 @pytest.mark.parametrize("attention", [SSD, GatedDelta])
-def test_a_hole_of_padding_changes_nothing(attention: type[SSD] | type[GatedDelta]) -> None:
+def test_padding_in_the_middle_changes_nothing(attention: type[SSD] | type[GatedDelta]) -> None:
     layer = attention(SHAPE, chunk=4).double()
     x = torch.randn(1, 11, 12, dtype=torch.float64)
     real = torch.ones(1, 11, dtype=torch.bool)
@@ -109,14 +109,16 @@ def test_a_hole_of_padding_changes_nothing(attention: type[SSD] | type[GatedDelt
 
 
 @pytest.mark.parametrize("attention", [SSD, GatedDelta])
-def test_one_direction_sees_nothing_that_follows(attention: type[SSD] | type[GatedDelta]) -> None:
+def test_in_one_direction_no_later_position_is_seen(
+    attention: type[SSD] | type[GatedDelta],
+) -> None:
     layer = attention(SHAPE, chunk=4, bidirectional=False)
     x = torch.randn(1, 11, 12, requires_grad=True)
     [grad] = torch.autograd.grad(layer(x)[0, 6].sum(), x)
     assert grad[0, :7].any(-1).all() and not grad[0, 7:].any()
 
 
-def test_rates_and_steps_start_where_the_released_code_has_them() -> None:
+def test_rates_and_steps_start_as_in_the_released_code() -> None:
     torch.manual_seed(0)
     heads = SSD(AttentionShape(dim=4, heads=4_000, head_dim=1, max_length=8)).heads
     rate = heads.log_rate.detach().exp()

@@ -1,4 +1,4 @@
-"""What protocols of state-space layers change in the encoder, against the formulas."""
+"""Encoder options that the protocols of state-space layers set, against the formulas."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def states() -> Tensor:
 
 @pytest.mark.parametrize("kind", ["glu", "half_glu1", "half_glu2"])
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
-def test_a_gate_is_the_published_formula(kind: str, gelu: str) -> None:
+def test_a_gate_follows_the_published_formula(kind: str, gelu: str) -> None:
     layer, x = GatedOutput(8, kind, gelu, lambda: Dropout(0.0)), states()
     g = F.gelu(x, approximate=gelu)
     if kind == "glu":
@@ -56,7 +56,7 @@ def test_a_gate_is_the_published_formula(kind: str, gelu: str) -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_dropout_stands_before_and_after_the_gate() -> None:
+def test_dropout_is_applied_before_and_after_the_gate() -> None:
     layer = GatedOutput(8, "half_glu1", "none", lambda: Dropout(0.5)).train()
     seen: list[Tensor] = []
     layer.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -65,7 +65,7 @@ def test_dropout_stands_before_and_after_the_gate() -> None:
         assert 0.4 < (x == 0).float().mean().item() < 0.8
 
 
-def test_tied_dropout_drops_channels_of_a_whole_sequence() -> None:
+def test_tied_dropout_drops_channels_for_a_whole_sequence() -> None:
     layer = TiedDropout(0.25).train()
     x = torch.ones(200, 5, 30)
     y = layer(x)
@@ -88,7 +88,7 @@ def test_a_block_with_a_gate_has_one_norm_and_one_residual() -> None:
     torch.testing.assert_close(after(x, None), expected)
 
 
-def test_norms_after_the_residual_are_those_of_the_first_transformer() -> None:
+def test_norms_after_the_residual_follow_the_original_transformer() -> None:
     block, x = Block(replace(CONFIG, norm_place="after"), Softmax).eval(), states()
     middle = block.attention_norm(x + block.attention(x, None))
     torch.testing.assert_close(block(x, None), block.mlp_norm(middle + block.mlp(middle)))
@@ -97,7 +97,7 @@ def test_norms_after_the_residual_are_those_of_the_first_transformer() -> None:
 @pytest.mark.parametrize(
     ("norm", "kind"), [("layer", LayerNorm), ("batch", BatchNorm), ("scale", ScaleNorm)]
 )
-def test_all_norms_of_an_encoder_are_of_the_kind_asked_for(norm: str, kind: type) -> None:
+def test_all_norms_of_an_encoder_are_of_the_requested_kind(norm: str, kind: type) -> None:
     encoder = Encoder(replace(CONFIG, norm=norm, norm_epsilon=1e-3, norm_momentum=0.05), Softmax)
     norms = [m for m in encoder.modules() if isinstance(m, (LayerNorm, BatchNorm, ScaleNorm))]
     assert [type(m) for m in norms] == [kind] * 5
@@ -107,7 +107,7 @@ def test_all_norms_of_an_encoder_are_of_the_kind_asked_for(norm: str, kind: type
     assert sum(isinstance(m, kind) for m in fewer.modules()) == 2
 
 
-def test_batch_norm_over_padding_lets_it_in_and_the_encoder_says_so() -> None:
+def test_batch_norm_over_padding_depends_on_it_and_the_encoder_says_so() -> None:
     tokens, mask = batch()
     other = torch.where(mask, tokens, 200)
     for padding in (False, True):
@@ -119,7 +119,7 @@ def test_batch_norm_over_padding_lets_it_in_and_the_encoder_says_so() -> None:
         assert encoder.pad_invariant == (not padding)
 
 
-def test_grey_values_are_normalised_and_times_a_learned_vector() -> None:
+def test_grey_values_are_normalised_and_multiplied_by_a_learned_vector() -> None:
     config = replace(CONFIG, inputs="values", value_mean=0.48, value_std=0.24, positions="none")
     encoder = Encoder(config, Softmax).eval()
     values = encoder.embedding.tokens
@@ -130,7 +130,7 @@ def test_grey_values_are_normalised_and_times_a_learned_vector() -> None:
     assert sum(p.numel() for p in encoder.embedding.parameters()) == 2 * 8
 
 
-def test_positions_may_be_left_out() -> None:
+def test_positions_can_be_left_out() -> None:
     embedding = Encoder(replace(CONFIG, positions="none"), Softmax).eval().embedding
     tokens, _ = batch()
     assert torch.equal(embedding(tokens), embedding.tokens(tokens))
@@ -141,7 +141,7 @@ def probabilities(module: nn.Module) -> list[float]:
     return [m.p for m in module.modules() if isinstance(m, Dropout)]
 
 
-def test_each_dropout_may_have_its_own_probability() -> None:
+def test_each_dropout_can_have_its_own_probability() -> None:
     config = replace(CONFIG, dropout=0.1, attention_dropout=0.0)
     assert probabilities(Encoder(config, S4D)) == [0.1] + 2 * [0.0, 0.1, 0.1, 0.1]
     config = replace(config, input_dropout=0.0, output_dropout=0.2, hidden_dropout=0.3)
@@ -149,7 +149,7 @@ def test_each_dropout_may_have_its_own_probability() -> None:
     assert sorted(found[:1] + found[1:5]) == [0.0, 0.0, 0.1, 0.2, 0.3] and found[0] == 0.0
 
 
-def test_the_mlp_and_the_classifier_have_the_activations_asked_for() -> None:
+def test_the_mlp_and_the_classifier_have_the_requested_activations() -> None:
     config = replace(
         CONFIG,
         activation="silu",
@@ -173,7 +173,7 @@ def spread(kind: str, **options) -> tuple[Classifier, Callable[[Tensor], float]]
     return Classifier(replace(config, **options), Softmax, 40), lambda t: t.std().item()
 
 
-def test_s5_starts_lecun_normal_everywhere() -> None:
+def test_s5_initialises_everything_lecun_normal() -> None:
     model, std = spread("lecun", channel_mixing="glu")
     linear = model.encoder.blocks[0].output.linear
     for layer in (linear, model.head[0], model.head[-1]):
@@ -183,7 +183,7 @@ def test_s5_starts_lecun_normal_everywhere() -> None:
     assert std(model.encoder.embedding.tokens.weight) == pytest.approx(1, rel=0.2)
 
 
-def test_mega_starts_narrow_in_its_mlp_and_xavier_uniform_in_its_head() -> None:
+def test_mega_initialises_its_mlp_narrowly_and_its_head_xavier_uniform() -> None:
     model, std = spread("mega")
     for layer in model.encoder.blocks[0].mlp:
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""What a GPU needs and a CPU can hold: no wait for contents in an update, and few shapes."""
+"""GPU requirements that a CPU can check: no update waits for contents, and shapes are few."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lra.update import update
 from models import ATTENTION
 from models.precision import unrounded
 
-# Those that place something by an index.
+# Backends with options that place something by an index.
 INDEXED = (
     ("attention=longformer", "attention.options.global_positions=[3,9]"),
     ("attention=nystromformer", "attention.options.exact_count=true"),
@@ -38,7 +38,7 @@ def split_of(lengths: list[int]) -> Split:
 
 
 def one_update(config: Config, device: torch.device) -> torch.Tensor:
-    """Make an update on a device, from its split to its parameters, and return the loss."""
+    """Make two updates on a device, from split to parameters, and return the last loss."""
     model = build_model(config).to(device)
     batches = Batches(
         split_of([40, 3, 17, 33, 40, 12, 8, 25]),
@@ -68,8 +68,8 @@ def one_update(config: Config, device: torch.device) -> torch.Tensor:
         pytest.param((), marks=pytest.mark.slow),
     ],
 )
-def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tuple) -> None:
-    # Tensors on the meta device have no contents: whatever asks for them raises.
+def test_no_update_waits_for_tensor_contents_or_mixes_devices(attention: str, words: tuple) -> None:
+    # Tensors on the meta device have no contents: any operation that asks for them raises.
     config = lra.compose.load(*TINY, f"attention={attention}", *words)
     loss = one_update(config, torch.device("meta"))
     assert loss.device.type == "meta" and loss.shape == ()
@@ -78,13 +78,13 @@ def test_no_update_waits_for_contents_or_mixes_devices(attention: str, words: tu
 
 
 @pytest.mark.parametrize("words", INDEXED)
-def test_no_option_has_a_list_copied_to_the_device_in_an_update(
+def test_no_option_copies_a_list_to_the_device_in_an_update(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensor = torch.tensor
 
     def on_host(data: object, **options: object) -> torch.Tensor:
-        # A GPU is waited for until its copy of what lies in ordinary memory is made.
+        # Copying from ordinary memory to a GPU makes the host wait.
         assert torch.device(options.get("device") or "cpu").type == "cpu", data
         return tensor(data, **options)
 
@@ -92,7 +92,9 @@ def test_no_option_has_a_list_copied_to_the_device_in_an_update(
     assert one_update(lra.compose.load(*TINY, *words), torch.device("meta")).shape == ()
 
 
-def test_a_gpu_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_initialised_before_its_peak_memory_is_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     called: list[object] = []
     monkeypatch.setattr(torch.cuda, "init", lambda: called.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", called.append)
@@ -100,7 +102,7 @@ def test_a_gpu_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.Monke
     assert called == ["init", torch.device("cuda:1")]
 
 
-def test_convolutions_of_wavelets_are_not_rounded_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wavelet_convolutions_are_not_rounded_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
@@ -130,11 +132,11 @@ def test_at_most_eight_shapes_are_compiled_and_the_record_counts_them(
     assert record is not None and record.compiled and record.train_seconds is not None
     assert 1 <= len(seen) <= 8 and record.compiled_shapes == len(seen)
     assert len({shape[1] for shape, _ in seen}) == len(seen)
-    # An update that meets a new shape is none of those whose speed counts.
+    # An update that meets a new shape does not count towards the speed.
     assert 0 < record.first_call_seconds < record.train_seconds
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch itself imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's own imports
 def test_a_compiled_model_has_room_for_every_shape_of_every_layer(tmp_path: Path) -> None:
     before = torch._dynamo.config.recompile_limit
     try:
@@ -145,7 +147,7 @@ def test_a_compiled_model_has_room_for_every_shape_of_every_layer(tmp_path: Path
         torch._dynamo.config.recompile_limit = before
 
 
-def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimiser_is_fused_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     adamw = torch.optim.AdamW
 
@@ -169,7 +171,7 @@ def test_the_optimiser_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -
 def test_no_update_on_a_gpu_synchronises(words: tuple[str, ...], precision: str) -> None:
     device = torch.device("cuda")
     config = lra.compose.load(*TINY, *words, f"train.precision={precision}")
-    # What is set up once may wait.
+    # One-time set-up may wait.
     one_update(config, device)
     model = build_model(config).to(device)
     batches = Batches(

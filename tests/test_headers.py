@@ -1,4 +1,4 @@
-"""Every protocol, and all that it sets for a task or a backend, says its source and its aim."""
+"""Every protocol, and every file of its settings for a task or a backend, states source and aim."""
 
 import csv
 import re
@@ -13,13 +13,13 @@ from lra.paths import CONFIGS
 
 ROOT = CONFIGS.parent
 FILES = sorted(str(file.relative_to(CONFIGS)) for file in (CONFIGS / "protocol").rglob("*.yaml"))
-# A word at the start of a comment, and all up to the next one.
+# A keyword at the start of a comment, and the text up to the next one.
 PART = re.compile(
     r"^# (Source|Deviations|Aims at|Parameters|Run): (.*?)(?=^# \w[\w ]*: |\Z)", re.M | re.S
 )
-# Tasks with their figures, and whose they are: the family and the method of published.csv.
+# Tasks with their figures, and the family and method that published.csv lists them under.
 AIM = re.compile(r"((?:\w+ [\d.]+ %,? ?)+)\(((?:[^()]|\([^()]*\))+?), ((?:[^(),]|\([^()]*\))+)\)")
-# What is between two of them, and after the last one.
+# The text between two such groups, and after the last one.
 BETWEEN = re.compile(r", |; with [\d,]+ steps ")
 AFTER = re.compile(r"\.?|\. [^%]+")
 
@@ -36,7 +36,7 @@ def parts(name: str) -> list[tuple[str, str]]:
 
 
 def about(name: str) -> tuple[str, str, str]:
-    """Return the protocol, task and backend of a file, empty where it is for all of them."""
+    """Return the protocol, task and backend of a file; an empty string stands for all of them."""
     path = Path(name).with_suffix("")
     if len(path.parts) == 2:
         return path.name, "", ""
@@ -56,7 +56,7 @@ def is_figure(value: str) -> bool:
 
 
 def check_aim(name: str, aim: str) -> None:
-    """Hold an aim to `results/published.csv`, what it says to be unpublished too."""
+    """Check an aim against `results/published.csv`, including a claim that nothing is published."""
     protocol, task, attention = about(name)
     rows = published()
     ours = [row for row in rows if row["protocol"] == protocol and row["task"] == task]
@@ -84,7 +84,7 @@ def check_aim(name: str, aim: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_header_has_source_deviations_aim_and_command(name: str) -> None:
+def test_a_header_states_source_deviations_aim_and_command(name: str) -> None:
     words = {word for word, text in parts(name) if len(text) > 3}
     # A protocol's source and deviations are values, since the tables print them.
     values = set() if any(about(name)[1:]) else {"Source", "Deviations"}
@@ -92,7 +92,7 @@ def test_a_header_has_source_deviations_aim_and_command(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_accuracy_aimed_at_is_a_row_of_the_published_figures(name: str) -> None:
+def test_the_target_accuracy_is_a_row_of_the_published_figures(name: str) -> None:
     [aim] = [text for word, text in parts(name) if word == "Aims at"]
     check_aim(name, aim)
 
@@ -100,14 +100,15 @@ def test_the_accuracy_aimed_at_is_a_row_of_the_published_figures(name: str) -> N
 @pytest.mark.parametrize(
     ("name", "aim"),
     [
-        # Figures were published of these.
+        # Figures were published for these.
         ("protocol/task/nystromformer/text.yaml", "nothing published; chance"),
         ("protocol/task_attention/lra/image_bigbird.yaml", "nothing that could be checked"),
         ("protocol/task/lra/image.yaml", "10 %, chance"),
-        # Chance of a task of two classes.
+        # Wrong chance level for a task with two classes.
         ("protocol/task/lra/pathx.yaml", "10 %, chance"),
         ("protocol/task/nystromformer/text.yaml", "as much as can be, nothing less"),
-        # Another figure, another task's, a figure of nobody's, or beside one that is right.
+        # A wrong figure, one of another task, of an unknown method or without a source, and an
+        # extra one beside a correct one.
         ("protocol/task/nystromformer/text.yaml", "text 65.03 % (mlpen, Transformer)"),
         ("protocol/task/nystromformer/text.yaml", "listops 37.10 % (mlpen, Transformer)"),
         ("protocol/task/nystromformer/text.yaml", "text 65.02 % (mlpen, Transformers)"),
@@ -116,14 +117,14 @@ def test_the_accuracy_aimed_at_is_a_row_of_the_published_figures(name: str) -> N
         ("protocol/lra.yaml", "nothing"),
     ],
 )
-def test_an_aim_that_published_figures_do_not_bear_out_is_refused(name: str, aim: str) -> None:
+def test_an_aim_not_borne_out_by_published_figures_is_refused(name: str, aim: str) -> None:
     with pytest.raises((AssertionError, KeyError)):
         check_aim(name, aim)
 
 
-# A user's own task is somewhere else; tests/test_custom_task.py has one.
+# A user's own task lives elsewhere; tests/test_custom_task.py has one.
 @pytest.mark.parametrize("name", [name for name in FILES if about(name)[1] != "custom"])
-def test_the_commands_of_a_header_compose_to_what_the_file_is_about(name: str) -> None:
+def test_the_commands_in_a_header_compose_to_cells_that_the_file_covers(name: str) -> None:
     protocol, task, attention = about(name)
     for word, text in parts(name):
         if word != "Run":
@@ -137,7 +138,7 @@ def test_the_commands_of_a_header_compose_to_what_the_file_is_about(name: str) -
             else [each.input_line]
             for each in OverridesParser.create().parse_overrides(words)
         ]
-        # The first of each sweep, then each further choice once.
+        # The first choice of each sweep, then each further choice once.
         first = [choice[0] for choice in choices]
         for place, choice in enumerate(choices):
             for value in choice[place > 0 :]:
@@ -147,7 +148,7 @@ def test_the_commands_of_a_header_compose_to_what_the_file_is_about(name: str) -
                 assert attention in ("", config.attention.name)
 
 
-def test_published_figures_of_other_data_or_models_are_not_under_our_tasks_and_methods() -> None:
+def test_figures_for_other_data_or_models_are_not_listed_under_our_tasks_and_methods() -> None:
     with open(ROOT / "results" / "published.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     images = {r["task"] for r in rows if "LRU" in r["family"] or r["method"] == "LRU"}

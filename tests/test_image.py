@@ -1,4 +1,4 @@
-"""Image: grey values, and one content from every form that CIFAR-10 is handed out in."""
+"""Image: grey values, and the same content from every form in which CIFAR-10 is distributed."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ BATCH = 10_000
 
 @pytest.fixture(scope="module")
 def content() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return labels and planes of six batch files, mostly alike so that they write fast."""
+    """Return labels and planes of six batch files, mostly alike so that they are fast to write."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 6 * BATCH).astype(np.uint8)
     planes = np.tile(rng.integers(0, 256, (60, 3072)), (BATCH // 10, 1)).astype(np.uint8)
@@ -100,7 +100,7 @@ def test_grey_of_every_level_is_that_level_or_one_below() -> None:
     assert set(difference.tolist()) <= {0, 1}
 
 
-def test_a_pickle_of_another_md5_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_with_a_different_md5_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for name in cifar10.PICKLE_MD5:
@@ -186,7 +186,7 @@ def test_a_label_outside_the_classes_is_named(
         cifar10.read(cifar10.locate(parquet_of(tmp_path, rows)), "test")
 
 
-def test_without_files_the_hub_is_asked_and_its_silence_explained(
+def test_without_files_the_hub_is_asked_and_its_failure_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -201,7 +201,7 @@ def test_without_files_the_hub_is_asked_and_its_silence_explained(
         cifar10.read(source, "train")
 
 
-def test_rows_of_the_hub_are_read_as_stored(
+def test_rows_from_the_hub_are_read_as_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -231,5 +231,5 @@ def test_the_real_cifar10_has_its_known_statistics(tmp_path: Path, raw_data_dir:
     images, labels = cifar10.read(source, "train")
     assert np.bincount(labels).tolist() == [5_000] * 10
     means = images.mean((0, 1))
-    # The copy at hand holds 73 images that went through JPEG, hence the tolerance.
+    # The copy at hand has 73 images that went through JPEG, hence the tolerance.
     assert means == pytest.approx([125.307, 122.950, 113.865], abs=0.005)

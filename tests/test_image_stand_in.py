@@ -6,7 +6,7 @@ import pytest
 from lra.tasks import cache
 from lra.tasks.stand_ins.image import ImageStandIn
 
-# A change of the generator changes every number made with it: raise its version then.
+# A change to the generator changes every number made with it: raise its version as well.
 FINGERPRINT = "a5b785891a9a501ee5ca30b12d38dc8be2152d9f38a354aa0254475e8cadfd44"
 
 
@@ -14,13 +14,13 @@ def images(tmp_path: Path) -> cache.Dataset:
     return cache.load("image", ImageStandIn(num_train=600, num_test=400), tmp_path)
 
 
-def test_every_image_has_one_and_the_same_histogram(tmp_path: Path) -> None:
+def test_every_image_has_the_same_histogram(tmp_path: Path) -> None:
     pixels = images(tmp_path).splits["train"].tokens.reshape(-1, 256)
     assert (np.sort(pixels, 1) == np.sort(pixels[0])).all()
     assert len(np.unique(pixels[0])) == 16
 
 
-def test_classes_can_be_told_apart_by_where_the_levels_stand(tmp_path: Path) -> None:
+def test_classes_can_be_distinguished_by_the_positions_of_the_levels(tmp_path: Path) -> None:
     splits = images(tmp_path).splits
     train, test = splits["train"], splits["test"]
     features, labels = train.tokens.reshape(-1, 256).astype(float), train.labels

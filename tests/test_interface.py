@@ -30,7 +30,7 @@ def pairs(folder: Path) -> lra.config.Config:
     return lra.load(*PAIRS, f"cache_dir={folder / 'cache'}")
 
 
-def test_a_split_has_a_length_an_index_and_an_order(tmp_path: Path) -> None:
+def test_a_split_has_a_length_and_can_be_indexed_and_iterated(tmp_path: Path) -> None:
     config = configure(tmp_path)
     task = build_task(config)
     data = cache.load("listops", task, Path(config.cache_dir)).splits["train"]
@@ -51,7 +51,7 @@ def test_a_split_has_a_length_an_index_and_an_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [configure, pairs])
-def test_a_loader_gives_what_training_reads(tmp_path: Path, make) -> None:
+def test_a_loader_yields_the_batches_that_training_reads(tmp_path: Path, make) -> None:
     config = make(tmp_path)
     model = lra.model(config).eval()
     tokens, mask, labels = next(iter(DataLoader(lra.dataset(config)["test"].to_torch(), 6)))
@@ -80,7 +80,7 @@ def test_a_hugging_face_data_set_holds_the_same_examples(tmp_path: Path, make) -
         assert (row["tokens"], row["label"]) == (lists, example.label)
 
 
-def test_training_in_a_thread_leaves_the_record_where_the_command_line_does(tmp_path: Path) -> None:
+def test_training_in_a_thread_writes_the_record_where_the_command_line_does(tmp_path: Path) -> None:
     words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
     config, folder = lra.compose.place(*words)
     assert config.folder == folder
@@ -105,7 +105,7 @@ def test_training_in_a_thread_leaves_the_record_where_the_command_line_does(tmp_
         "import lra, lra.train",
     ],
 )
-def test_train_is_a_module_and_a_function_in_whatever_order(tmp_path: Path, imports: str) -> None:
+def test_train_is_a_module_and_a_function_in_any_import_order(tmp_path: Path, imports: str) -> None:
     words = [*TINY, "train.steps=3", "train.warmup_steps=2"]
     words += [f"cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}/runs"]
     code = f"{imports}\nconfig = lra.load(*{words})"
@@ -122,7 +122,7 @@ def test_records_are_read_without_torch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["0", "False"], done.stderr
 
 
-def test_the_curves_that_the_guide_names_are_written(tmp_path: Path) -> None:
+def test_the_curves_named_in_the_guide_are_written(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = configure(tmp_path, f"runs_dir={tmp_path / 'runs'}")
@@ -135,16 +135,16 @@ def test_the_curves_that_the_guide_names_are_written(tmp_path: Path) -> None:
     assert {name for name in written if not name.startswith("weights/")} == named - of_float16
     for name in ("validation/accuracy", "validation/loss"):
         assert [event.step for event in events.Scalars(name)] == [25, 50, 60]
-    # The groups that are opened are the first two.
+    # TensorBoard expands the first two groups.
     assert sorted({name.split("/")[0] for name in written}) == ["train", "validation", "weights"]
 
 
-def test_what_lra_does_not_offer_is_told_with_what_it_does() -> None:
+def test_an_unknown_attribute_is_reported_with_the_available_ones() -> None:
     with pytest.raises(AttributeError, match="offers dataset, load, model, records, train"):
-        lra.datasets  # noqa: B018  # the access is what is tested
+        lra.datasets  # noqa: B018  # the access is under test
 
 
-def test_the_lines_of_the_notebook_run(
+def test_the_code_of_the_notebook_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
@@ -159,7 +159,7 @@ def test_the_lines_of_the_notebook_run(
     assert str(record.test_accuracy) in printed and "torch.Size([8, 10])" in printed
 
 
-def test_a_bar_is_drawn_in_a_notebooks_kernel_and_not_into_a_file(
+def test_a_bar_is_drawn_in_a_notebook_kernel_but_not_in_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(progress_bar(range(3), "quiet")) == [0, 1, 2]

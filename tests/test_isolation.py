@@ -1,4 +1,4 @@
-"""Code of a user's own: what it is made of is named, and it cannot spoil other cells."""
+"""A user's own code: its files are recorded, and it cannot spoil other cells."""
 
 import errno
 import gc
@@ -95,7 +95,7 @@ def run(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [("Exits", "SystemExit: 0"), ("Raises", "KeyError: 'mine | broken'")]
 )
-def test_a_backend_that_raises_or_exits_fails_its_cell_alone(
+def test_a_backend_that_raises_or_exits_fails_only_its_own_cell(
     spoilers: Path, tmp_path: Path, name: str, reason: str
 ) -> None:
     with pytest.raises(CellFailedError, match=f"failed: {reason[:10]}"):
@@ -103,7 +103,7 @@ def test_a_backend_that_raises_or_exits_fails_its_cell_alone(
     record = read_record(tmp_path / name / RECORD)
     assert (record.status, record.reason, record.test_accuracy) == ("failed", reason, None)
     note = read_note(tmp_path / name / NOTE)
-    assert note is not None and note.ended == f"failed: {reason}" and not note.works
+    assert note is not None and note.ended == f"failed: {reason}" and not note.is_active
 
 
 def test_a_backend_that_exits_when_it_is_built_is_named(spoilers: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_backend_that_exits_when_it_is_built_is_named(spoilers: Path, tmp_path
         run(tmp_path, "ExitsAtOnce")
 
 
-def test_settings_of_one_cell_do_not_reach_the_next(spoilers: Path, tmp_path: Path) -> None:
+def test_settings_changed_by_one_cell_do_not_reach_the_next(spoilers: Path, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     run(tmp_path, "Sets")
     assert torch.get_default_dtype() == torch.float32
@@ -119,7 +119,7 @@ def test_settings_of_one_cell_do_not_reach_the_next(spoilers: Path, tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_setting_is_put_back(tmp_path: Path) -> None:
+def test_every_setting_is_restored(tmp_path: Path) -> None:
     def settings() -> list[object]:
         numpy = np.random.get_state()
         return [
@@ -155,7 +155,9 @@ def test_every_setting_is_put_back(tmp_path: Path) -> None:
     assert settings() == before
 
 
-def test_a_thread_that_never_ends_does_not_hold_the_process(spoilers: Path, tmp_path: Path) -> None:
+def test_a_thread_that_never_ends_does_not_keep_the_process_alive(
+    spoilers: Path, tmp_path: Path
+) -> None:
     folders = [f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
     words = ["attention=custom", "attention.path=lra_test_spoilers:Lingers", *QUICK]
     done = subprocess.run(
@@ -187,38 +189,38 @@ def test_the_modules_that_a_backend_imports_are_hashed_with_it(
     named = provenance.hashes("lra_test_pkg.main")
     files = [word for word in named.split() if word.endswith(".py")]
     assert files == ["lra_test_pkg/deep/__init__.py", "lra_test_pkg/near.py"]
-    # As loaded: an edit after that is of no code that runs.
+    # The hash is of the code as loaded: a later edit does not affect what runs.
     (package / "near.py").write_text("edited = 1\n")
     assert provenance.hashes("lra_test_pkg.main") == named
     provenance.of_module.cache_clear()
     assert provenance.hashes("lra_test_pkg.main") != named
 
 
-def test_who_holds_a_lock_is_told(tmp_path: Path) -> None:
+def test_the_holder_of_a_lock_is_reported(tmp_path: Path) -> None:
     lock, note = tmp_path / ".lock", tmp_path / NOTE
     with held(lock, note, "runs_dir", "trains this cell") as holder:
         holder.progress = lambda: (3, 60)
         holder._write()
-        who = rf"another process trains this cell: process {os.getpid()} on .*at step 3 of 60"
-        with pytest.raises(ConfigError, match=who), held(lock, note, "k", "trains this cell"):
+        message = rf"another process trains this cell: process {os.getpid()} on .*at step 3 of 60"
+        with pytest.raises(ConfigError, match=message), held(lock, note, "k", "trains this cell"):
             pass
     found = read_note(note)
     assert found is not None and not found.ended
     with pytest.raises(KeyError), held(lock, note, "runs_dir", "trains this cell"):
         raise KeyError("x")
     found = read_note(note)
-    assert found is not None and found.ended == "KeyError: 'x'" and not found.works
+    assert found is not None and found.ended == "KeyError: 'x'" and not found.is_active
 
 
-def test_a_dead_process_does_not_work(tmp_path: Path) -> None:
+def test_a_dead_process_is_not_active(tmp_path: Path) -> None:
     now, host = time.time(), socket.gethostname()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     mine = Note(host=host, pid=os.getpid(), since=now, updated=now)
-    assert mine.works
-    assert not Note(host=host, pid=child.pid, since=now, updated=now).works
-    assert Note(host="another", pid=child.pid, since=now, updated=now).works
-    assert not Note(host="another", pid=1, since=now, updated=now - DEAD_AFTER - 1).works
+    assert mine.is_active
+    assert not Note(host=host, pid=child.pid, since=now, updated=now).is_active
+    assert Note(host="another", pid=child.pid, since=now, updated=now).is_active
+    assert not Note(host="another", pid=1, since=now, updated=now - DEAD_AFTER - 1).is_active
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_a_dead_process_does_not_work(tmp_path: Path) -> None:
         '{"host": "h", "pid": 1, "since": -1e300, "updated": 1}',
     ],
 )
-def test_a_damaged_note_says_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_note_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / NOTE).write_text(content)
     assert read_note(tmp_path / NOTE) is None
 
@@ -241,7 +243,7 @@ def test_a_damaged_note_says_nothing(tmp_path: Path, content: str) -> None:
 )
 # Containers on different machines often give the same number to their processes.
 @pytest.mark.parametrize("number", ["another", "own"])
-def test_where_a_file_system_has_no_locks_the_note_stands_for_one(
+def test_the_note_serves_as_a_lock_if_the_file_system_has_none(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,4 @@
-"""A cell that is killed again and again, anywhere in its life, ends with the same bits."""
+"""A cell that is killed again and again, at any point of its life, ends with the same bits."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def train(folder: Path, name: str) -> None:
-    """Run in a process of its own."""
+    """Train a cell; this runs in a process of its own."""
     torch.set_num_threads(1)
     (folder / name).mkdir(exist_ok=True)
     run_cell(configure(folder, *WORDS), folder / name)
@@ -35,7 +35,7 @@ def train(folder: Path, name: str) -> None:
 
 def start(folder: Path, name: str) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
-    # Torch is imported once, and a cell begins in milliseconds.
+    # Torch is imported only once, so that a cell begins in milliseconds.
     context.set_forkserver_preload(["lra.runner", "tiny_cell", "test_kills"])
     process = context.Process(target=train, args=(folder, name))
     process.start()
@@ -43,7 +43,7 @@ def start(folder: Path, name: str) -> ForkServerProcess:
 
 
 def check_files(folder: Path, run: Path) -> str:
-    """Read every file that has its final name; return in which part of its life the cell was."""
+    """Read every file that has its final name; return the stage that the cell had reached."""
     config = configure(folder, *WORDS)
     task = build_task(config)
     cached = cache.built("listops", task, folder / "cache", task.locate(None))
@@ -57,8 +57,8 @@ def check_files(folder: Path, run: Path) -> str:
         return "record"
     if (run / NOTE).exists():
         note = read_note(run / NOTE)
-        # Killed, so it says nothing of an end; and nobody works there.
-        assert note is not None and not note.ended and not note.works
+        # The cell was killed, so its note mentions no end, and no process works on it.
+        assert note is not None and not note.ended and not note.is_active
     if cached is None:
         return "data"
     return "first update" if state is None else f"step {state['progress']['step']}"
@@ -71,13 +71,13 @@ def end_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def saved(run: Path) -> int:
-    """Return when the last checkpoint was written, 0 where there is none."""
+    """Return when the last checkpoint was written, or 0 if there is none."""
     file = run / CHECKPOINT
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def first_save(process: ForkServerProcess, run: Path, before: int) -> float:
-    """Wait for the first checkpoint of a process, or its end; return the seconds."""
+    """Wait until a process first saves a checkpoint or ends; return the seconds waited."""
     began = time.monotonic()
     while saved(run) == before and process.is_alive():
         time.sleep(0.005)
@@ -88,7 +88,7 @@ def first_save(process: ForkServerProcess, run: Path, before: int) -> float:
 def test_a_cell_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    # The first process waits for torch, too.
+    # The first process also waits for the import of torch.
     start(tmp_path, "unused").join()
     process = start(whole, "run")
     early = first_save(process, whole / "run", 0)
@@ -116,7 +116,7 @@ def test_a_cell_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path: Pa
         assert process.exitcode == 0
         ours = end_of(folder / "run")
         assert all(torch.equal(ours[key], expected[key]) for key in expected), points
-        # Another life, from the data on every second time.
+        # Start over; every second time, the data are built again as well.
         ends += 1
         shutil.rmtree(folder if ends % 2 else folder / "run")
         folder.mkdir(exist_ok=True)
@@ -126,5 +126,5 @@ def test_a_cell_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path: Pa
     ours = end_of(folder / "run")
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[key], expected[key]) for key in expected), points
-    # Enough of them that a change of the tiny cell does not make all kills fall into one place.
+    # Enough distinct points that a change to the tiny cell does not put all kills in one place.
     assert len(set(points)) > KILLS / 4, points

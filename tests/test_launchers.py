@@ -1,4 +1,4 @@
-"""Sweeps by every launcher, what Slurm is asked for, and workers that end with their sweep."""
+"""Sweeps with every launcher, the request to Slurm, and workers that end with their sweep."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_sweep_of_two_by_two_ends_with_four_records(tmp_path: Path, name: str) -> None:
+def test_a_two_by_two_sweep_ends_with_four_records(tmp_path: Path, name: str) -> None:
     if name != "basic":
         pytest.importorskip(launch.PACKAGES[launch.EXTRAS[name.partition("_")[0]]].split("_")[1])
     code, output = finish(start(tmp_path, *GRID, *LAUNCHERS[name]))
@@ -81,12 +81,12 @@ def test_slurm_is_asked_for_a_gpu_time_and_memory_and_the_command_returns(tmp_pa
         "#SBATCH --requeue",
     ):
         assert line in asked, asked
-    # The job finds the cell again, though this process has ended.
+    # The job finds the cell again, even though this process has ended.
     assert any("submitit.core._submit" in line for line in asked)
     assert not list((tmp_path / "runs").glob("**/result.json"))
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path: Path) -> None:
+def test_a_machine_without_slurm_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     code, output = finish(start(tmp_path, *GRID, "hydra/launcher=slurm"))
     assert code == 2 and "there is no sbatch on this machine" in output
@@ -103,7 +103,7 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
     launch.prepare("basic")
 
 
-def test_cells_beside_each_other_get_a_gpu_each(
+def test_parallel_cells_are_spread_over_the_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -148,7 +148,7 @@ def test_a_parallel_sweep_leaves_no_worker_behind(tmp_path: Path, number: signal
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR2, 140)]
 )
-def test_every_signal_saves_and_ends_with_its_code(
+def test_every_signal_saves_the_run_and_ends_it_with_its_exit_code(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     options = ["train.steps=100000", "train.validate_every=10", "train.checkpoint_seconds=1e9"]
@@ -163,16 +163,16 @@ def test_every_signal_saves_and_ends_with_its_code(
     assert list(tmp_path.glob("runs/**/checkpoint.pt"))
 
 
-def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None:
+def test_a_launcher_that_also_listens_gets_the_signal_once_everything_is_saved() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
-    # Under nohup it is ignored.
+    # Under nohup, SIGHUP is ignored.
     hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with listening() as stop, stop.deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
             assert stop.requested and not heard
-            # It only takes note, as submitit does of SIGTERM: the run goes on, and hears the next.
+            # It only takes note, as submitit does of SIGTERM: the run goes on and hears the next.
             stop.answer("saved")
             assert heard == [signal.SIGUSR2] and not stop.requested
             os.kill(os.getpid(), signal.SIGHUP)
@@ -185,7 +185,7 @@ def test_a_launcher_that_listens_too_has_the_signal_after_all_is_saved() -> None
         signal.signal(signal.SIGHUP, hangup)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with listening() as stop, stop.deferred():
@@ -208,21 +208,21 @@ def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(
     executor.update_parameters(timeout_min=5)
     job = executor.submit(Cell(), tmp_path, options)
 
-    def wait_until(there: Callable[[], bool]) -> None:
+    def wait_until(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
-        while not there():
+        while not condition():
             assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
             time.sleep(0.1)
 
     try:
         wait_until(lambda: "steps of 4" in str(job.stderr()))
         time.sleep(1)
-        # As Slurm does it before it takes the machine away; the job is started again then.
+        # As Slurm does before it takes the machine away; the job is then started again.
         note = read_note(tmp_path / "run" / NOTE)
         assert note is not None
         os.kill(note.pid, signal.SIGUSR2)
         wait_until(lambda: "continues at step" in str(job.stderr()))
-        # Before the cancelled run saves another.
+        # Read it before the cancelled run saves another one.
         state = load_last(tmp_path / "run", torch.device("cpu"))
     finally:
         job.cancel()
@@ -233,7 +233,7 @@ def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(
 
 
 class Cell:
-    """A job of submitit, as the launcher's is."""
+    """A submitit job, like the launcher's."""
 
     def __call__(self, folder: Path, options: list[str]) -> None:
         import logging
@@ -252,7 +252,7 @@ class Cell:
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
-def test_a_launcher_that_ends_the_process_stops_the_run_with_its_own_code() -> None:
+def test_a_launcher_that_ends_the_process_stops_the_run_with_its_own_exit_code() -> None:
     def requeue(number: int, frame: object) -> None:
         sys.exit(7)
 

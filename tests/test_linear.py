@@ -31,7 +31,7 @@ def test_summed_and_plain_forms_agree_in_values_and_all_gradients(
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
-def test_plain_form_is_equation_4_written_out() -> None:
+def test_the_plain_form_is_equation_4_written_out() -> None:
     q, k, v = torch.randn(3, 1, 1, 4, 3, dtype=torch.float64)
     mask = torch.tensor([[True, True, False, True]])
     output = feature_attention_reference(elu_features(q), elu_features(k), v, mask)
@@ -47,7 +47,7 @@ def test_plain_form_is_equation_4_written_out() -> None:
         torch.testing.assert_close(output[0, 0, row], expected)
 
 
-def test_equal_values_come_out_as_they_are() -> None:
+def test_equal_values_come_out_unchanged() -> None:
     attention = Linear(AttentionShape(dim=6, heads=2, head_dim=3, max_length=32)).double()
     x = torch.randn(1, 1, 6, dtype=torch.float64).expand(1, 9, 6).clone()
     mask = torch.rand(1, 9) < 0.5
@@ -59,7 +59,7 @@ def test_equal_values_come_out_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("feature_map", "phi"), [("relu", lambda x: x.clamp(min=0)), ("square", lambda x: x * x)]
 )
-def test_the_feature_map_is_that_of_queries_and_keys(feature_map: str, phi) -> None:
+def test_the_feature_map_is_applied_to_queries_and_keys(feature_map: str, phi) -> None:
     shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=32)
     attention = Linear(shape, feature_map=feature_map).double()
     x, mask = torch.randn(2, 9, 6, dtype=torch.float64), torch.rand(2, 9) < 0.7

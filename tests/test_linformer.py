@@ -50,7 +50,7 @@ def test_keys_and_values_share_their_projection_unless_told_otherwise() -> None:
     torch.testing.assert_close(shared(x), apart(x))
 
 
-def test_one_projection_for_all_heads_is_the_same_one_for_each() -> None:
+def test_one_projection_for_all_heads_equals_a_copy_of_it_for_each_head() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=19)
     one, each = Linformer(shape, rank=5, per_head=False), Linformer(shape, rank=5)
     assert one.to_keys.shape == (1, 5, 19)
@@ -62,9 +62,9 @@ def test_one_projection_for_all_heads_is_the_same_one_for_each() -> None:
     torch.testing.assert_close(one(x, mask), one.projections.merge(plain))
 
 
-def test_projections_start_with_the_published_deviation() -> None:
+def test_projections_start_with_the_published_standard_deviation() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=500)
-    # 128,000 draws: the deviation is known to 0.2 per cent.
+    # 128,000 draws: the standard deviation is known to 0.2 per cent.
     assert abs(Linformer(shape, rank=128).to_keys.std() / 0.02 - 1) < 0.01
     assert abs(Linformer(shape, rank=128, spread=0.5).to_keys.std() / 0.5 - 1) < 0.01
     assert abs(Linformer(shape, rank=128, spread=None).to_keys.std() * 128**0.5 - 1) < 0.01
@@ -80,7 +80,7 @@ def models_with(attention) -> list[Encoder]:
     return built
 
 
-def test_layers_that_share_have_one_projection_and_learn_it_together() -> None:
+def test_layers_that_share_have_one_projection_and_train_it_together() -> None:
     apart, shared = models_with(partial(Linformer, rank=4, shared=False))
     attentions = [block.attention for block in shared.blocks]
     assert attentions[0].to_keys is attentions[1].to_keys is attentions[2].to_keys
@@ -98,7 +98,7 @@ def test_layers_that_share_have_one_projection_and_learn_it_together() -> None:
 
 
 @pytest.mark.parametrize("around", [WavSpA, FourierSpace])
-def test_layers_share_what_is_inside_another_backend(around) -> None:
+def test_layers_share_projections_inside_another_backend(around) -> None:
     def attention(shape, *, share_layers):
         inside = partial(Linformer, rank=4, share_layers=share_layers)
         return around(shape, inner=inside)

@@ -1,4 +1,4 @@
-"""ListOps: labels recomputed by another evaluator, statistics of the published generator."""
+"""ListOps: labels recomputed by an independent evaluator, statistics of the published generator."""
 
 import hashlib
 import math
@@ -45,7 +45,7 @@ def test_labels_equal_an_independent_evaluation(examples: list[tuple[bytes, int]
     assert all(evaluate(symbols) == label for symbols, label in examples)
 
 
-def test_evaluation_of_small_expressions_by_hand() -> None:
+def test_small_expressions_have_the_values_computed_by_hand() -> None:
     # [MED 1 4 [MAX 2 9 ] 3 ] has median 3.5, whose integer part counts.
     assert value(bytes([13, 2, 5, 12, 3, 10, 15, 4, 15])) == 3
     # [SM 7 8 9 ] is 24, modulo 10.
@@ -69,11 +69,11 @@ def test_expressions_are_distinct(examples: list[tuple[bytes, int]]) -> None:
     assert len({s for s, _ in examples}) == len(examples)
 
 
-def test_length_statistics_are_those_of_the_published_generator(
+def test_length_statistics_match_the_published_generator(
     examples: list[tuple[bytes, int]],
 ) -> None:
     lengths = np.array([len(symbols) for symbols, _ in examples])
-    # Of 10,000 expressions of a literal form of the published algorithm.
+    # From 10,000 expressions of a literal implementation of the published algorithm.
     assert lengths.mean() == pytest.approx(1035.3, abs=4 * 395 / math.sqrt(len(lengths)))
     for percent, expected in {5: 539, 25: 701, 50: 950, 75: 1310, 95: 1808}.items():
         below = (lengths <= expected).mean()
@@ -81,7 +81,7 @@ def test_length_statistics_are_those_of_the_published_generator(
         assert below == pytest.approx(percent / 100, abs=4.5 * error)
 
 
-def test_label_and_symbol_statistics_are_those_of_the_published_generator(
+def test_label_and_symbol_statistics_match_the_published_generator(
     examples: list[tuple[bytes, int]],
 ) -> None:
     labels = np.bincount([label for _, label in examples], minlength=10) / len(examples)
@@ -94,7 +94,9 @@ def test_label_and_symbol_statistics_are_those_of_the_published_generator(
     assert shares[15] == pytest.approx(0.142, abs=0.003)
 
 
-def test_every_expression_reaches_operator_depth_nine(examples: list[tuple[bytes, int]]) -> None:
+def test_nearly_every_expression_reaches_operator_depth_nine(
+    examples: list[tuple[bytes, int]],
+) -> None:
     def depth(symbols: bytes) -> int:
         now = deepest = 0
         for symbol in symbols:
@@ -161,14 +163,16 @@ def test_a_bad_row_is_named_by_line_or_left_out_and_counted(
     assert data.splits["validation"].labels.tolist() == [1, 7]
 
 
-def test_a_byte_order_mark_windows_ends_and_blank_last_lines_are_no_content(tmp_path: Path) -> None:
+def test_a_byte_order_mark_windows_line_ends_and_trailing_blank_lines_are_ignored(
+    tmp_path: Path,
+) -> None:
     plain = list(read_tsv(write(tmp_path / "a.tsv", ["[MAX 1 2 ]\t2", "4\t4"])))
     text = "\ufeffSource\tTarget\r\n[MAX 1 2 ]\t2\r\n4\t4\r\n\r\n\n"
     (tmp_path / "b.tsv").write_bytes(text.encode())
     assert list(read_tsv(tmp_path / "b.tsv")) == plain and not any(row.fault for row in plain)
 
 
-def test_labels_that_are_not_the_values_are_not_called_published(
+def test_data_with_wrong_labels_are_not_called_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ListOps, "sizes", {"train": 3, "validation": 3, "test": 3})
@@ -192,7 +196,7 @@ def test_a_wrong_header_is_named(tmp_path: Path) -> None:
         list(read_tsv(file))
 
 
-def test_published_files_are_found_and_an_incomplete_one_refused(tmp_path: Path) -> None:
+def test_published_files_are_found_and_an_incomplete_one_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "lra_release" / "lra_release" / "listops-1000"
     folder.mkdir(parents=True)
     for name in ("train", "val", "test"):
@@ -225,10 +229,10 @@ def test_splits_are_consecutive_and_disjoint(tmp_path: Path) -> None:
         {"min_length": 30, "max_length": 31},
         {"max_length": 10**9},
         {"max_arguments": 11},
-        # Nothing is so long with one operator, or at any depth here.
+        # No expression is so long with one operator, or at any depth that is allowed here.
         {"min_length": 30, "max_length": 40, "max_depth": 2},
         {"min_length": 60_000, "max_length": 70_000},
-        # There are ten expressions of one symbol.
+        # There are only ten expressions of one symbol.
         {"min_length": 0, "max_length": 3, "num_train": 64},
     ],
 )
@@ -246,14 +250,14 @@ def test_an_option_out_of_range_is_named(options: dict[str, int]) -> None:
         Grammar(min_length=9, max_length=40, max_depth=3, max_arguments=4),
     ],
 )
-def test_the_share_of_draws_that_fit_is_what_is_drawn(grammar: Grammar) -> None:
+def test_the_computed_share_of_draws_that_fit_matches_actual_draws(grammar: Grammar) -> None:
     rng = random.Random(3)
     drawn = sum(listops_generator._draw(rng, grammar) is not None for _ in range(20_000)) / 20_000
     share = float(listops_generator._shares(grammar)[grammar.min_length + 1 :].sum())
     assert drawn == pytest.approx(share, abs=4.5 * math.sqrt(share * (1 - share) / 20_000))
 
 
-def test_the_number_of_short_expressions_is_what_is_drawn() -> None:
+def test_exactly_the_computed_number_of_short_expressions_can_be_drawn() -> None:
     grammar = Grammar(min_length=0, max_length=5, max_depth=3)
     # Ten digits, and four operators over two of them.
     assert listops_generator._numbers(grammar) == 410
@@ -279,7 +283,7 @@ def test_a_killed_process_ends_the_build_and_frees_the_lock(
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_job_with_a_few_of_a_machines_cores_generates_with_these(
+def test_a_job_with_only_some_of_the_cores_generates_with_those(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []

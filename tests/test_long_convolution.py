@@ -22,7 +22,7 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((output * weights).sum(), inputs, materialize_grads=True)
 
 
-def test_lengths_of_transforms_are_the_smallest_even_ones_without_large_primes() -> None:
+def test_transform_lengths_are_the_smallest_even_ones_without_large_prime_factors() -> None:
     def good(n: int) -> bool:
         for prime in (2, 3, 5):
             while n % prime == 0:
@@ -57,13 +57,13 @@ def test_a_longer_transform_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 1_000, 2**30])
-def test_sequences_are_transformed_a_few_at_a_time(
+def test_transforming_a_few_sequences_at_a_time_changes_nothing(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_convolution, "AT_ONCE", at_once)
     inputs = [normal(5, 37, 3), normal(3, 37, seed=2), normal(3, 36, seed=3)]
     inputs = [each.requires_grad_() for each in inputs]
-    # Memory of `x` in another order than its axes.
+    # The memory of `x` is in a different order from its axes.
     inputs[0] = inputs[0].detach().mT.contiguous().mT.requires_grad_()
     ours, plain = convolve(*inputs), convolve_reference(*inputs)
     torch.testing.assert_close(ours, plain, atol=1e-11, rtol=0)
@@ -80,7 +80,9 @@ def test_a_convolution_is_float32_under_autocast_and_for_bfloat16() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 37, 1000])
 @pytest.mark.parametrize("complex_modes", [True, False])
-def test_sums_of_geometric_series_are_those_of_the_table(length: int, complex_modes: bool) -> None:
+def test_sums_of_geometric_series_match_those_of_the_table(
+    length: int, complex_modes: bool
+) -> None:
     kind = torch.complex128 if complex_modes else torch.float64
     weights = normal(2, 3, 5, dtype=kind).requires_grad_()
     decay = -normal(3, 5, seed=2).abs() * 0.01
@@ -95,7 +97,7 @@ def test_sums_of_geometric_series_are_those_of_the_table(length: int, complex_mo
         torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
-def test_the_sums_are_those_that_numpy_computes_from_powers() -> None:
+def test_the_sums_match_those_that_numpy_computes_from_powers() -> None:
     weights, z = normal(1, 2, 3, dtype=torch.complex128), 0.9 * torch.exp(1j * normal(2, 3))
     powers = z.numpy()[:, :, None] ** np.arange(53)
     expected = np.einsum("chn,hnl->chl", weights.numpy(), powers).real
@@ -115,7 +117,7 @@ def test_sums_of_geometric_series_take_far_less_memory_than_the_table() -> None:
 @pytest.mark.parametrize("length", [1, 2, 3, 16, 37, 101])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", [torch.complex128, torch.float64])
-def test_the_recurrence_in_blocks_is_the_one_step_by_step(
+def test_the_recurrence_in_blocks_equals_the_one_step_by_step(
     length: int, reverse: bool, kind: torch.dtype
 ) -> None:
     factors = (normal(4, dtype=kind) / 2).requires_grad_()
@@ -134,7 +136,7 @@ def test_the_recurrence_in_blocks_is_the_one_step_by_step(
 
 
 class Doubled(nn.Module):
-    """A layer whose kernel is twice its parameter, and that counts how often it is made."""
+    """A layer whose kernel is twice its parameter and that counts how often the kernel is made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class Doubled(nn.Module):
         return convolve(x, self.shared(self.make, x.shape[1]))
 
 
-def test_micro_batches_share_one_kernel_and_get_the_gradient_of_the_whole() -> None:
+def test_micro_batches_share_one_kernel_and_get_the_gradient_of_the_whole_batch() -> None:
     layer = Doubled()
     batches = [normal(2, length, 3, seed=length) for length in (40, 31, 7)]
     sum(layer(x).square().sum() for x in batches).backward()
@@ -165,7 +167,7 @@ def test_micro_batches_share_one_kernel_and_get_the_gradient_of_the_whole() -> N
     assert layer.made == 3
 
 
-def test_a_longer_batch_that_comes_later_makes_another_kernel() -> None:
+def test_a_later_longer_batch_makes_a_new_kernel() -> None:
     layer = Doubled()
     batches = [normal(2, length, 3, seed=length) for length in (7, 31)]
     sum(layer(x).square().sum() for x in batches).backward()

@@ -30,7 +30,7 @@ def test_blockwise_and_dense_forms_agree_in_values_and_all_gradients(
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
 
 
-def test_dense_form_is_softmax_over_the_window_written_out() -> None:
+def test_the_dense_form_is_softmax_over_the_window_written_out() -> None:
     q, k, v = torch.randn(3, 1, 1, 7, 3, dtype=torch.float64)
     output = window_attention_reference(q, k, v, None, window=2, places=[0])
     for row, keys in enumerate([range(7), [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]):

@@ -1,4 +1,4 @@
-"""The Linear Recurrent Unit and S5: their recurrences, initial values and what padding does."""
+"""The Linear Recurrent Unit and S5: recurrences, initial values and the effect of padding."""
 
 import math
 from dataclasses import replace
@@ -31,7 +31,9 @@ def sequence(*shape: int, seed: int = 1) -> Tensor:
 @every_layer
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 37, 1000])
-def test_the_blocks_are_the_recurrence_in_value_and_gradient(name, bidirectional, length):
+def test_the_form_in_blocks_equals_the_recurrence_in_value_and_gradient(
+    name, bidirectional, length
+):
     layer = build(name, bidirectional=bidirectional).double()
     x = sequence(2, length, 6)
     outputs = [form(x) for form in (layer, layer.reference)]
@@ -43,7 +45,7 @@ def test_the_blocks_are_the_recurrence_in_value_and_gradient(name, bidirectional
         torch.testing.assert_close(ours / scale, plain / scale, atol=1e-8, rtol=0)
 
 
-def test_lru_is_its_published_recurrence_without_the_factor_2():
+def test_lru_follows_its_published_recurrence_without_the_factor_2():
     layer, u = build("lru").double(), sequence(1, 9, 6)
     modulus, phase = torch.exp(-layer.nu.exp()), layer.theta.exp()
     factors = modulus * torch.exp(1j * phase)
@@ -55,7 +57,7 @@ def test_lru_is_its_published_recurrence_without_the_factor_2():
     torch.testing.assert_close(layer(u)[0], torch.stack(expected))
 
 
-def test_s5_is_its_published_recurrence_with_the_factor_2():
+def test_s5_follows_its_published_recurrence_with_the_factor_2():
     layer, u = build("s5", bidirectional=False).double(), sequence(1, 9, 6)
     eigenvalues, step = torch.complex(layer.real, layer.imag), layer.step.exp()
     factors = torch.exp(eigenvalues * step)
@@ -89,7 +91,7 @@ def test_both_directions_see_the_present(name):
 
 
 @every_layer
-def test_in_one_direction_nothing_comes_from_later(name):
+def test_in_one_direction_no_later_position_is_seen(name):
     layer, x = build(name, bidirectional=False).double(), sequence(1, 7, 6).requires_grad_()
     for t in range(7):
         (gradient,) = torch.autograd.grad(layer(x)[0, t].sum(), x)
@@ -98,7 +100,7 @@ def test_in_one_direction_nothing_comes_from_later(name):
 
 @every_layer
 @pytest.mark.parametrize("hidden", [math.nan, math.inf])
-def test_not_even_what_is_no_number_leaks_from_under_the_mask(name, hidden):
+def test_not_even_nan_or_infinity_leaks_from_under_the_mask(name, hidden):
     layer, x = build(name, bidirectional=True).double(), sequence(2, 19, 6)
     mask = torch.ones(2, 19, dtype=torch.bool)
     mask[0, 15:] = mask[1, 3:5] = False
@@ -106,7 +108,7 @@ def test_not_even_what_is_no_number_leaks_from_under_the_mask(name, hidden):
 
 
 @every_layer
-def test_as_released_padding_reaches_real_positions_from_behind(name):
+def test_as_released_padding_reaches_the_real_positions_before_it(name):
     x = sequence(1, 19, 6)
     mask = torch.arange(19)[None] < 12
     ours, released = (
@@ -116,7 +118,7 @@ def test_as_released_padding_reaches_real_positions_from_behind(name):
     torch.testing.assert_close(ours(x, mask)[:, :12], ours(x[:, :12]))
     assert (released(x, mask)[:, :12] - released(x[:, :12])).abs().max() > 1e-4
     torch.testing.assert_close(released(x, mask), ours(x))
-    # In one direction padding at the end comes too late.
+    # In one direction, padding at the end comes too late to matter.
     causal = build(name, bidirectional=False, as_released=True).double()
     assert causal.pad_invariant
     torch.testing.assert_close(causal(x, mask)[:, :12], causal(x[:, :12]))
@@ -133,7 +135,7 @@ def test_it_stays_stable_under_a_thousand_random_updates(name, options):
     assert (factors.abs() < 1).all()
 
 
-def test_a_repeated_input_with_smaller_steps_gives_s5_the_same():
+def test_a_repeated_input_with_smaller_steps_gives_the_same_output_for_s5():
     """Zero-order hold is exact for inputs that are constant between samples."""
     layer, x = build("s5", bidirectional=False).double(), sequence(1, 37, 6)
     coarse = layer(x)
@@ -170,13 +172,13 @@ def test_states_of_lru_are_about_as_large_as_its_inputs():
     )
 
 
-def test_s5_starts_from_blocks_of_the_spectrum_of_legs():
+def test_s5_starts_from_blocks_of_the_legs_spectrum():
     layer = build("s5", states=48, blocks=3, dim=4000)
     frequency, vectors = (torch.tensor(each) for each in legs_spectrum(16))
     assert (layer.real == -0.5).all()
     torch.testing.assert_close(layer.imag, -frequency.float().repeat(3))
     assert math.log(1e-3) <= layer.step.min() and layer.step.max() <= math.log(0.1)
-    # B of every block is V^-1 times real columns of variance 1 / N, cut at two deviations.
+    # B of every block is V^-1 times real columns of variance 1 / N, cut at two standard deviations.
     b = torch.view_as_complex(layer.b)[:8].cdouble()
     conjugate = vectors.conj()
     columns = (conjugate @ b + (conjugate @ b).conj()).real
@@ -193,7 +195,7 @@ def test_s5_starts_from_blocks_of_the_spectrum_of_legs():
         ("complex_normal", 0.5**0.5),
     ],
 )
-def test_c_of_s5_has_the_deviation_of_its_name(c_init, deviation):
+def test_c_of_s5_has_the_standard_deviation_of_its_named_initialisation(c_init, deviation):
     layer = build("s5", states=48, blocks=3, dim=300, c_init=c_init)
     assert layer.c.shape == (2, 300, 24, 2)
     assert layer.c.std().item() == pytest.approx(deviation, rel=0.03)
@@ -202,13 +204,13 @@ def test_c_of_s5_has_the_deviation_of_its_name(c_init, deviation):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # nu, theta, gamma; B; C of two directions; D.
+        # nu, theta, gamma; B; C for two directions; D.
         ("lru", 3 * 8 + 2 * 8 * 6 + 2 * 2 * 8 * 6 + 6),
-        # Lambda, dt; B; C of two directions; D; of 4 modes.
+        # Lambda, dt; B; C for two directions; D; for 4 modes.
         ("s5", 3 * 4 + 2 * 4 * 6 + 2 * 2 * 4 * 6 + 6),
     ],
 )
-def test_parameters_are_counted_by_the_formula(name, expected):
+def test_the_number_of_parameters_follows_the_formula(name, expected):
     layer = build(name, bidirectional=True)
     assert sum(p.numel() for p in layer.parameters()) == expected
 

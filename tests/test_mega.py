@@ -39,7 +39,9 @@ def sequence(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("truncation", [None, 1, 7])
 @pytest.mark.parametrize("length", [1, 2, 37, 1000])
-def test_the_convolution_is_the_recurrence_in_value_and_gradient(bidirectional, truncation, length):
+def test_the_convolution_equals_the_recurrence_in_value_and_gradient(
+    bidirectional, truncation, length
+):
     layer = average(bidirectional=bidirectional, truncation=truncation)
     x = sequence(1, length, 6)
     outputs = [form(x) for form in (layer, layer.reference)]
@@ -53,7 +55,7 @@ def test_the_convolution_is_the_recurrence_in_value_and_gradient(bidirectional, 
         torch.testing.assert_close(ours / scale, plain / scale, atol=1e-8, rtol=0)
 
 
-def test_the_kernel_is_the_published_formula():
+def test_the_kernel_follows_the_published_formula():
     layer = average()
     p, damping = torch.sigmoid(layer.delta), torch.sigmoid(layer.alpha)
     q = 1 - p * damping
@@ -73,14 +75,14 @@ def test_lag_0_is_in_both_directions():
     torch.testing.assert_close(layer(impulse)[0], expected * torch.sigmoid(expected))
 
 
-def test_beyond_the_truncation_nothing_is_seen():
+def test_nothing_beyond_the_truncation_is_seen():
     layer, x = average(truncation=3), sequence(1, 11, 6).requires_grad_()
     (gradient,) = torch.autograd.grad(layer(x)[0, 5].sum(), x)
     seen = gradient[0].abs().amax(-1) > 1e-12
     assert seen.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
 
 
-def test_in_one_direction_nothing_comes_from_later():
+def test_in_one_direction_no_later_position_is_seen():
     layer, x = average(bidirectional=False), sequence(1, 11, 6).requires_grad_()
     for t in range(11):
         (gradient,) = torch.autograd.grad(layer(x)[0, t].sum(), x)
@@ -112,14 +114,14 @@ def test_it_starts_as_published():
     assert sum(p.numel() for p in layer.parameters()) == 4 * 2 * 500 * 16 + 500
 
 
-def test_an_attention_behind_it_sees_the_average():
+def test_an_attention_after_it_sees_the_average():
     torch.manual_seed(0)
     layer = EMA(SHAPE, inner=Softmax).double().eval()
     x, mask = sequence(2, 19, 6), torch.arange(19).expand(2, -1) < 13
     torch.testing.assert_close(layer(x, mask), layer.inner(layer.average(x, mask), mask))
 
 
-def test_the_attention_behind_it_decides_on_padding_and_memory():
+def test_the_attention_after_it_determines_padding_and_memory():
     found = []
     for inner in (Linear, partial(Softmax, fused=False), Fourier):
         layer = EMA(SHAPE, inner=inner)
@@ -131,7 +133,7 @@ def test_the_attention_behind_it_decides_on_padding_and_memory():
 
 @pytest.mark.parametrize("hidden", [math.nan, math.inf])
 @pytest.mark.parametrize("weighting", ["softmax", "laplace"])
-def test_not_even_what_is_no_number_leaks_from_under_the_mask(hidden, weighting):
+def test_not_even_nan_or_infinity_leaks_from_under_the_mask(hidden, weighting):
     x, mask = sequence(2, 19, 6), torch.ones(2, 19, dtype=torch.bool)
     mask[0, 15:] = mask[1, 3:5] = False
     spoilt = x.masked_fill(~mask[..., None], hidden)
@@ -140,7 +142,7 @@ def test_not_even_what_is_no_number_leaks_from_under_the_mask(hidden, weighting)
 
 
 def published(layer: Mega, x: Tensor) -> Tensor:
-    """Write the unit out once more for one sequence `(N, D)`, by the released code's steps."""
+    """Compute the unit a second time for one sequence `(N, D)`, by the released code's steps."""
     dim, z, v, _ = layer.widths
     moved = layer.average(x[None])[0]
     base = layer.mixed(moved)
@@ -169,14 +171,14 @@ def published(layer: Mega, x: Tensor) -> Tensor:
 def test_the_unit_is_the_published_one_without_its_residual(weighting):
     layer, x = mega(weighting=weighting), sequence(1, 13, 6)
     with torch.no_grad():
-        # Larger than at the start, so that attention matters.
+        # Make them larger than at the start, so that attention matters.
         layer.scale.mul_(100)
         layer.value.weight.mul_(50)
         layer.mixed.weight.mul_(50)
     torch.testing.assert_close(layer(x)[0], published(layer, x[0]), atol=1e-10, rtol=1e-10)
 
 
-def test_with_a_norm_inside_the_residual_is_of_what_was_not_normalised():
+def test_with_a_norm_inside_the_residual_uses_the_unnormalised_input():
     plain, normed, x = mega(), mega(norm="layer"), sequence(2, 13, 6)
     inside = torch.nn.functional.layer_norm(x, (6,))
     gate = torch.sigmoid(plain.mixed(plain.average(inside))[..., :6])
@@ -185,7 +187,7 @@ def test_with_a_norm_inside_the_residual_is_of_what_was_not_normalised():
 
 
 @pytest.mark.parametrize("weighting", ["softmax", "laplace"])
-def test_chunks_do_not_see_each_other_but_through_the_average(weighting):
+def test_chunks_see_each_other_only_through_the_average(weighting):
     layer, x = mega(weighting=weighting, chunk=4), sequence(1, 11, 6)
     with torch.no_grad():
         layer.average.gamma.zero_()
@@ -203,7 +205,7 @@ def test_laplace_divides_by_the_number_of_real_keys():
     torch.testing.assert_close(layer(x, mask)[:, :9], layer(x[:, :9]))
 
 
-def test_the_unit_starts_as_published_and_has_the_published_parameters():
+def test_the_unit_starts_as_published_and_has_the_published_number_of_parameters():
     torch.manual_seed(0)
     layer = Mega(replace(SHAPE, dim=160, max_length=1024), queries=96, weighting="laplace")
     for linear in (layer.value, layer.mixed, layer.out):

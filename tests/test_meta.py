@@ -1,8 +1,8 @@
-"""Every backend on the meta device, whose tensors have shapes alone.
+"""Every backend on the meta device, whose tensors have shapes but no contents.
 
-What waits for contents (`.item()`, a condition on a tensor, indices that a mask decides) is refused
-there, and so is an operation between devices: on a GPU the one would stall a step, and the other
-end it.
+An operation that waits for contents (`.item()`, a condition on a tensor, indices that a mask
+decides) is refused there, and so is an operation between devices: on a GPU, the former would stall
+a step, and the latter would end it.
 """
 
 import inspect
@@ -44,7 +44,7 @@ CASES = [(name, {}) for name in ATTENTION] + OPTIONS
 
 
 def builder(name: str, options: dict[str, Any]) -> Callable[[AttentionShape], nn.Module]:
-    """Return what builds a backend; one that has another inside gets softmax attention."""
+    """Return a function that builds a backend; a backend that wraps another gets softmax."""
     if "inner" in inspect.signature(ATTENTION[name]).parameters:
         options = {"inner": ATTENTION["softmax"], **options}
     return lambda shape: ATTENTION[name](shape, **options)
@@ -58,7 +58,7 @@ def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("length", [1, 37, 64])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward_and_backward_wait_for_no_contents(case, length, masked, training) -> None:
+def test_forward_and_backward_wait_for_no_tensor_contents(case, length, masked, training) -> None:
     backend = builder(*case)(SHAPE).to("meta").train(training)
     x = empty(3, length, 12).requires_grad_()
     output = backend(x, empty(3, length, dtype=torch.bool) if masked else None)
@@ -73,7 +73,8 @@ def test_forward_and_backward_wait_for_no_contents(case, length, masked, trainin
         assert parameter.grad.device.type == "meta"
 
 
-# Pooling and pairs are the encoder's affair: all with softmax, the others for `make test-all`.
+# Pooling and pairs concern only the encoder: all cases run with softmax, and all but one case of
+# each other backend wait for `make test-all`.
 STEPS = [
     pytest.param(
         *(name, pair, pooling),
@@ -86,7 +87,9 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("name", "pair", "pooling"), STEPS)
-def test_a_whole_training_step_waits_for_no_contents(name: str, pair: bool, pooling: str) -> None:
+def test_a_whole_training_step_waits_for_no_tensor_contents(
+    name: str, pair: bool, pooling: str
+) -> None:
     config = ModelConfig(
         layers=1, dim=12, heads=2, head_dim=8, mlp_dim=16, max_length=63, vocab_size=9,
         pooling=pooling, zero_is_padding=True,
@@ -101,12 +104,12 @@ def test_a_whole_training_step_waits_for_no_contents(name: str, pair: bool, pool
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     torch.optim.AdamW(network.parameters()).step()
     assert logits.shape == (3, 5)
-    # The two products of the MLP alone: 2 operations a weight and token, twice that backward.
+    # The two products of the MLP alone: 2 operations per weight and token, twice that backward.
     assert counted.get_total_flops() > 6 * tokens.numel() * (2 * 12 * 16)
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_the_device_refuses_what_waits_or_mixes() -> None:
+def test_the_meta_device_refuses_operations_that_wait_or_mix_devices() -> None:
     with pytest.raises(RuntimeError, match="item"):
         empty(1).item()
     with pytest.raises(RuntimeError, match=r"nonzero|bool|meta"):

@@ -70,7 +70,9 @@ def holes(batch: int, length: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 16, 45])
-def test_blocks_are_the_same_taken_at_once_or_head_by_head(length: int, masked: bool) -> None:
+def test_blocks_are_the_same_whether_taken_at_once_or_head_by_head(
+    length: int, masked: bool
+) -> None:
     x = torch.randn(3, length, 2, 5).transpose(1, 2)
     mask = holes(3, length) if masked else None
     if mask is not None:
@@ -81,7 +83,7 @@ def test_blocks_are_the_same_taken_at_once_or_head_by_head(length: int, masked: 
         assert torch.equal(head_blocks(x, start, stop, 16, mask), whole[start:stop])
 
 
-def test_another_default_device_changes_nothing() -> None:
+def test_a_different_default_device_changes_nothing() -> None:
     q, k, v = inputs(length=45)
     want = attend(q, k, v, None, num_blocks=4, block_size=16)
     with torch.device("meta"):
@@ -136,7 +138,7 @@ def selection_in_loops(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding", ["none", "pad"])
 @pytest.mark.parametrize("prior", [0, 1])
-def test_outputs_are_those_of_the_published_code(mode, padding, prior, dtype, within):
+def test_outputs_match_those_of_the_published_code(mode, padding, prior, dtype, within):
     values = np.load(GOLDEN / "mra.npz")
     want = torch.from_numpy(values[f"{padding}/{mode}/first{prior}_diagonal{prior}"])
     q, k, v = (torch.from_numpy(values[name]).to(dtype) for name in "qkv")
@@ -147,7 +149,7 @@ def test_outputs_are_those_of_the_published_code(mode, padding, prior, dtype, wi
     selected = as_map(select(q, k, mask, **given), 24, 8)
     out = mra_attention_reference(q, k, v, mask, selected, mode=mode, block_size=8)
     assert (out - want).abs().max() < within
-    # Another selection would have other values.
+    # A different selection would give different values.
     other = mra_attention_reference(q, k, v, mask, selected.flip(-1), mode=mode, block_size=8)
     assert (other - want).abs().max() > 1e-3
 
@@ -162,7 +164,7 @@ def test_every_form_has_the_output_and_the_gradients_of_the_dense_one(data):
     seed = data.draw(st.integers(0, 99), "seed")
     full = data.draw(st.booleans(), "full")
     q, k, v = inputs(3, 2, length, width, seed)
-    # All logits negative, the shape that an unshifted softmax or a maximum over padding gets wrong.
+    # All logits negative: a case that an unshifted softmax or a maximum over padding gets wrong.
     if data.draw(st.booleans(), "negative"):
         q, k = 4 * q.abs(), -4 * k.abs()
     kind = data.draw(st.sampled_from(["none", "holes", "lengths"]), "mask")
@@ -197,7 +199,7 @@ def test_float32_and_strided_inputs_agree_with_the_dense_form(mode):
         torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-5)
 
 
-def test_heads_a_few_at_a_time_select_the_same_pairs(monkeypatch):
+def test_taking_a_few_heads_at_a_time_selects_the_same_pairs(monkeypatch):
     q, k, _ = inputs(3, 2, 200, 5)
     mask = holes(3, 200)
     want = select(q, k, mask, num_blocks=60, block_size=8)
@@ -208,7 +210,7 @@ def test_heads_a_few_at_a_time_select_the_same_pairs(monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_heads_that_are_whole_blocks_give_the_bits_of_heads_that_must_be_copied(mode, dtype):
+def test_heads_made_of_whole_blocks_give_the_same_bits_as_heads_that_must_be_copied(mode, dtype):
     whole = inputs(2, 2, 128, 32, dtype=dtype)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in whole]
     everything = torch.ones(2, 128, dtype=torch.bool)
@@ -220,7 +222,7 @@ def test_heads_that_are_whole_blocks_give_the_bits_of_heads_that_must_be_copied(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_finite_differences(mode):
+def test_gradients_match_finite_differences(mode):
     q, k, v = (x.requires_grad_() for x in inputs(1, 2, 11, 3))
     mask = torch.arange(11) < torch.tensor([[10]])
     function = lambda *x: attend(*x, mask, num_blocks=5, mode=mode, block_size=4)  # noqa: E731
@@ -229,7 +231,7 @@ def test_gradients_are_those_of_finite_differences(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_budget_of_the_whole_map_is_softmax(mode, masked):
+def test_a_budget_for_the_whole_map_gives_softmax_attention(mode, masked):
     q, k, v = inputs(2, 3, 101, 9)
     mask = holes(2, 101) if masked else None
     got = with_gradients(lambda *x: attend(*x, mask, num_blocks=999, mode=mode), q, k, v)
@@ -259,7 +261,7 @@ def test_masked_tokens_change_nothing_and_get_no_gradient(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", "qkv")
 @pytest.mark.parametrize("where", [slice(3, 4), slice(16, None)])
-def test_what_is_not_finite_shows_where_the_plain_form_shows_it(mode, which, where):
+def test_values_that_are_not_finite_appear_wherever_the_plain_form_has_them(mode, which, where):
     heads = dict(zip("qkv", inputs(1, 1, 256, 16, dtype=torch.float32), strict=True))
     pairs = select(heads["q"], heads["k"], None, num_blocks=4, block_size=16)
     heads[which][:, :, where] = torch.nan
@@ -275,14 +277,14 @@ def test_what_is_not_finite_shows_where_the_plain_form_shows_it(mode, which, whe
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(0, 2, 40, 8), (2, 2, 0, 8)])
-def test_nothing_to_attend_to_is_nothing(mode, shape):
+def test_empty_inputs_give_empty_outputs_and_gradients(mode, shape):
     q, k, v = (x.requires_grad_() for x in torch.randn(3, *shape))
     out = attend(q, k, v, None, num_blocks=4, mode=mode)
     assert out.shape == shape
     assert [x.shape for x in torch.autograd.grad(out.sum(), (q, k, v))] == 3 * [shape]
 
 
-def test_second_derivatives_are_refused_with_a_way_to_have_them():
+def test_second_derivatives_are_refused_with_a_hint_on_how_to_get_them():
     q, k, v = (x.requires_grad_() for x in inputs(1, 1, 20, 3))
     out = attend(q, k, v, None, num_blocks=2, block_size=8)
     (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
@@ -290,7 +292,7 @@ def test_second_derivatives_are_refused_with_a_way_to_have_them():
         grad.sum().backward()
 
 
-def test_shapes_that_would_leave_memory_are_refused_by_the_operator_itself():
+def test_shapes_that_would_reach_out_of_bounds_are_refused_by_the_operator_itself():
     q, k, v = torch.randn(1, 1, 40, 8), torch.randn(1, 1, 40, 8), torch.randn(1, 1, 40, 600)
     pairs = torch.tensor([[[0, 3]]])
     for wrong in ((q, k, v, None), (q, k[:, :, :7], k, None)):
@@ -300,7 +302,7 @@ def test_shapes_that_would_leave_memory_are_refused_by_the_operator_itself():
 
 @pytest.mark.slow
 def test_the_kernel_stays_inside_its_arrays(tmp_path):
-    # Numba looks at every index when it is told so, and keeps such code elsewhere.
+    # Numba checks every index if asked to, and such code needs a cache of its own.
     checked = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     code = """
 import torch
@@ -318,7 +320,7 @@ for mode in ("full", "sparse"):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("row_max", ["official", "live"])
-def test_trimmed_sequences_give_what_padded_ones_give(mode, row_max):
+def test_trimmed_sequences_give_the_same_as_padded_ones(mode, row_max):
     q, k, v = inputs(2, 2, 128, 8)
     # Negative logits only: the padding's logit 0 is then every row's official maximum.
     q, k = q.abs(), -k.abs()
@@ -330,7 +332,7 @@ def test_trimmed_sequences_give_what_padded_ones_give(mode, row_max):
     torch.testing.assert_close(trimmed, padded, rtol=1e-12, atol=1e-12)
 
 
-def test_padding_counts_in_the_official_row_maximum_only():
+def test_padding_counts_only_in_the_official_row_maximum():
     q, k, v = inputs(1, 1, 64, 8)
     q, k = q.abs() * torch.arange(1, 65)[:, None], -k.abs()
     options = {"num_blocks": 4, "block_size": 16}
@@ -361,7 +363,7 @@ def test_the_selected_pairs_have_the_best_scores(budget, first, diagonal, row_ma
             scores = np.array(selection_in_loops(q[b, h], k[b, h], mask[b], **options))
             chosen = pairs[b, h].tolist()
             assert len(set(chosen)) == len(chosen)
-            # Sets may differ among equal scores: what is selected is what counts.
+            # With equal scores the sets may differ, so the scores themselves are compared.
             best = np.sort(scores)[::-1][: len(chosen)]
             np.testing.assert_allclose(np.sort(scores[chosen])[::-1], best, atol=1e-9)
 
@@ -379,7 +381,7 @@ def test_a_budget_for_rows_and_priors_gives_every_row_a_live_block():
     assert (chosen.any(-1) | ~alive).all()
 
 
-def test_constant_values_stay_what_they_are():
+def test_constant_values_stay_unchanged():
     q, k, _ = inputs(2, 2, 70, 6)
     v = torch.full_like(q, 3.25)
     mask = holes(2, 70)
@@ -427,7 +429,7 @@ def test_permuting_batch_heads_blocks_or_tokens_inside_a_block_permutes_the_outp
         torch.testing.assert_close(got, want.index_select(dim, order), rtol=1e-10, atol=1e-10)
 
 
-def test_keys_that_nobody_selected_get_a_gradient_from_mra_2_only():
+def test_unselected_keys_get_a_gradient_only_from_mra_2():
     q, k, v = inputs(1, 1, 64, 6)
     pairs = torch.tensor([[[0, 9, 18, 27, 36, 45, 54, 62]]])
     for full in (True, False):
@@ -437,7 +439,7 @@ def test_keys_that_nobody_selected_get_a_gradient_from_mra_2_only():
             assert bool((grad[:, :, 56:] != 0).any()) == full
 
 
-def test_error_to_softmax_falls_with_the_budget_and_is_smaller_with_the_means():
+def test_the_error_against_softmax_falls_with_the_budget_and_is_smaller_with_the_means():
     errors = {mode: [] for mode in MODES}
     for mode in MODES:
         for budget in (1, 4, 8, 16):
@@ -479,7 +481,7 @@ def shape_of(max_length: int, **options) -> AttentionShape:
 
 
 @pytest.mark.parametrize("backend", [MRA, MRASparse])
-def test_backends_give_trimmed_batches_what_they_give_padded_ones(backend):
+def test_backends_give_the_same_for_trimmed_batches_as_for_padded_ones(backend):
     torch.manual_seed(0)
     module = backend(shape_of(100), blocks_per_row=2, block_size=8, first_blocks=1).double()
     x = torch.randn(3, 100, 12, dtype=torch.float64)
@@ -508,7 +510,7 @@ def test_tile_t_of_an_image_is_block_t_of_the_sequence():
         assert torch.equal(block, image[row : row + 4, column : column + 8].flatten())
 
 
-def test_an_image_is_attended_to_in_tiles_and_comes_back_row_by_row():
+def test_an_image_is_attended_to_in_tiles_and_returned_row_by_row():
     torch.manual_seed(0)
     options = {"blocks_per_row": 1, "block_size": 8, "tile": (2, 4)}
     module = MRA(shape_of(6 * 8), input_shape=(6, 8), **options).double()
@@ -533,7 +535,7 @@ def test_tiles_that_do_not_fit_are_named():
             MRA(shape_of(64), **options)
 
 
-def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
+def test_a_budget_too_small_for_rows_and_priors_is_logged(caplog):
     MRA(shape_of(512), blocks_per_row=3, first_blocks=1)
     MRA(shape_of(512), blocks_per_row=4, first_blocks=1, diagonal_blocks=1)
     MRA(shape_of(64), blocks_per_row=2, first_blocks=1)
@@ -542,14 +544,14 @@ def test_a_budget_short_of_rows_and_priors_is_logged(caplog):
     assert "blocks_per_row=3 would be enough" in caplog.text
 
 
-def test_two_threads_give_the_bits_of_one_and_keep_to_themselves(two_threads):
+def test_two_threads_give_the_same_bits_as_one_and_affect_no_other_thread(two_threads):
     q, k, v = inputs(2, 2, mra_blocks.SHORT + 44, 32, dtype=torch.float32)
     run = lambda *x: attend(*x, None, num_blocks=40)  # noqa: E731
     first = with_gradients(run, q, k, v)
     for _ in range(3):
         for x, y in zip(with_gradients(run, q, k, v), first, strict=True):
             assert torch.equal(x, y)
-    # The operator's own threads use one core each; nobody else may notice.
+    # The operator's own threads use one core each; other threads must not be affected.
     seen = []
     fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
     fresh.start()
@@ -578,7 +580,7 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_autocast_changes_the_type_of_the_output_only(mode):
+def test_autocast_changes_only_the_type_of_the_output(mode):
     q, k, v = (x.bfloat16() for x in inputs(2, 2, 70, 8, dtype=torch.float32))
     want = attend(q.float(), k.float(), v.float(), None, num_blocks=5, mode=mode)
     with torch.autocast("cpu", torch.bfloat16):
@@ -588,7 +590,7 @@ def test_autocast_changes_the_type_of_the_output_only(mode):
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_the_operator_keeps_the_rules_of_torch(full):
+def test_the_operator_follows_the_rules_of_torch(full):
     q, k, v = (x.requires_grad_() for x in inputs(2, 1, 20, 3))
     mask = torch.arange(20) < torch.tensor([[20], [13]])
     pairs = torch.tensor([[[0, 5]], [[1, 2]]])
@@ -597,9 +599,9 @@ def test_the_operator_keeps_the_rules_of_torch(full):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-# The compiler's own modules use what torch has deprecated.
+# The compiler's own modules use deprecated parts of torch.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_backends_are_one_graph_with_the_same_numbers():
+def test_compiled_backends_form_one_graph_and_give_the_same_numbers():
     torch.manual_seed(0)
     module = MRA(shape_of(96), blocks_per_row=2, block_size=8, first_blocks=1)
     x = torch.randn(2, 96, 12)
@@ -619,7 +621,7 @@ def test_compiled_backends_are_one_graph_with_the_same_numbers():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_a_cuda_device_gives_what_the_cpu_gives(mode, dtype, tolerance):
+def test_a_cuda_device_gives_the_same_results_as_the_cpu(mode, dtype, tolerance):
     q, k, v = (x.to(dtype) for x in inputs(3, 2, 333, 32, dtype=torch.float32))
     mask = holes(3, 333)
     run = lambda mask: lambda *x: attend(*x, mask, num_blocks=50, mode=mode)  # noqa: E731
@@ -635,7 +637,7 @@ def test_a_cuda_device_gives_what_the_cpu_gives(mode, dtype, tolerance):
 
 
 @pytest.mark.slow
-def test_the_bench_measures_and_writes_what_it_prints(tmp_path):
+def test_the_benchmark_measures_and_writes_its_results(tmp_path):
     out = tmp_path / "mra.json"
     script = Path(__file__).parent.parent / "scripts" / "bench_mra.py"
     subprocess.run(

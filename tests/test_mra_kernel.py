@@ -19,7 +19,7 @@ def random(*shape: int, dtype: type = np.float32, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("size", [(8, 1, 16), (32, 32, 32), (24, 7, 48), (16, 100, 16)])
-def test_products_are_those_of_numpy_and_touch_nothing_else(dtype, transposed, size):
+def test_products_match_numpy_and_touch_nothing_else(dtype, transposed, size):
     m, k, n = size
     a = random(k, m, dtype=dtype).T if transposed else random(m, k, dtype=dtype)
     b = random(k, n, dtype=dtype, seed=1)
@@ -43,7 +43,7 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_is_written():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_powers_of_two_are_right_to_the_last_bits_and_end_at_zero(dtype):
+def test_powers_of_two_are_right_to_the_last_bits_and_underflow_to_zero(dtype):
     @numba.njit(fastmath=compiled.FREEDOM)
     def powers(x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
@@ -61,7 +61,7 @@ def test_powers_of_two_are_right_to_the_last_bits_and_end_at_zero(dtype):
 
 
 @pytest.mark.parametrize("width", [1, 16, 19])
-def test_tokens_come_back_from_blocks_with_zeros_for_those_that_are_not_real(width):
+def test_tokens_come_back_from_blocks_with_zeros_in_place_of_padding(width):
     x = random(3, 37, width).transpose(1, 0, 2)[:, 1]
     real = np.random.default_rng(1).random((5, 8)) > 0.3
     real.ravel()[37:] = False
@@ -76,7 +76,7 @@ def test_tokens_come_back_from_blocks_with_zeros_for_those_that_are_not_real(wid
     assert (back == np.where(real.ravel()[:37, None], x, 0)).all()
 
 
-def test_means_are_of_real_tokens_and_0_for_blocks_without_one():
+def test_means_are_over_real_tokens_and_0_for_blocks_without_any():
     packed = random(3, 16, 16)
     packed[1, 5:] = packed[2] = 0
     means = np.full((16, 16), np.nan, np.float32)
@@ -87,7 +87,7 @@ def test_means_are_of_real_tokens_and_0_for_blocks_without_one():
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_the_kernel_is_the_plain_form_and_writes_to_nothing_but_its_results(full):
+def test_the_kernel_matches_the_plain_form_and_writes_only_its_results(full):
     size, edge, tokens = (5, 16, 16), 64, 13
     around = {}
 
@@ -113,7 +113,7 @@ def test_the_kernel_is_the_plain_form_and_writes_to_nothing_but_its_results(full
         assert (array[:edge] == 7).all() and (array[-edge:] == 7).all(), name
     for x, before in zip((q, k, v, grad), inputs, strict=True):
         assert (x == before).all()
-    # Against the plain form, whose heads have 5 x 13 tokens.
+    # Compare with the plain form, whose heads have 5 x 13 tokens.
     heads = [torch.from_numpy(x[:, :tokens].reshape(1, 1, -1, 16)) for x in (q, k, v)]
     heads = [x.double().requires_grad_() for x in heads]
     chosen = torch.from_numpy(selected)[None, None]

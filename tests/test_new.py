@@ -1,4 +1,4 @@
-"""The skeleton of a backend keeps the contract, and nothing is overwritten."""
+"""The skeleton of a backend keeps the contract, and no file is overwritten."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from lra import completion, new
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_what_is_written_passes_its_own_test(tmp_path: Path) -> None:
+def test_a_generated_backend_passes_its_own_test(tmp_path: Path) -> None:
     assert [file.name for file in new.write("mine:Mine", tmp_path)] == ["mine.py", "test_mine.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"],
@@ -24,7 +24,7 @@ def test_what_is_written_passes_its_own_test(tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
-def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("mine")
     with pytest.raises(ValueError, match=r"test_mine.py already exists; nothing was written"):
         new.write("mine:Mine", tmp_path)
@@ -32,12 +32,12 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["mine", "my-file:Mine", "my_pkg.mine:Mine", ":Mine", "../x:Y"])
-def test_what_is_no_path_is_refused(tmp_path: Path, path: str) -> None:
+def test_an_invalid_path_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(ValueError, match="must be module:Class"):
         new.write(path, tmp_path)
 
 
-def test_words_are_completed() -> None:
+def test_command_line_words_are_completed() -> None:
     assert completion.candidates("lra tr") == ["train "]
     assert completion.candidates("lra train task=li") == ["listops"]
     assert completion.candidates("lra train attention=softmax,lin") == [

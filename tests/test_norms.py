@@ -1,4 +1,4 @@
-"""Norms of a sequence against torch's and the formulas."""
+"""Norms of a sequence against those of torch and the formulas."""
 
 import math
 
@@ -26,7 +26,7 @@ def norm(kind: str, **options) -> nn.Module:
     return layer
 
 
-def test_batch_norm_of_real_positions_is_torchs_on_those_alone() -> None:
+def test_batch_norm_over_real_positions_equals_torchs_on_those_alone() -> None:
     x, mask = batch()
     ours, plain = norm("batch"), nn.BatchNorm1d(5, 1e-3).double()
     plain.load_state_dict(ours.state_dict())
@@ -49,14 +49,14 @@ def test_batch_norm_as_released_counts_padding() -> None:
     assert (released(x, mask) - norm("batch")(x, mask))[mask].abs().max() > 1e-2
 
 
-def test_without_a_mask_or_with_one_of_real_tokens_only_it_is_the_same() -> None:
+def test_batch_norm_is_the_same_without_a_mask_and_with_one_that_hides_nothing() -> None:
     x, mask = batch()
     torch.testing.assert_close(norm("batch")(x, torch.ones_like(mask)), norm("batch")(x))
 
 
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("hidden", [math.nan, math.inf])
-def test_what_stands_under_the_mask_changes_no_real_position(kind: str, hidden: float) -> None:
+def test_masked_values_change_no_real_position(kind: str, hidden: float) -> None:
     x, mask = batch()
     spoilt = x.masked_fill(~mask[..., None], hidden).requires_grad_()
     layers = norm(kind), norm(kind)
@@ -69,14 +69,14 @@ def test_what_stands_under_the_mask_changes_no_real_position(kind: str, hidden: 
         assert gradient.isfinite().all() and not gradient[~mask].any()
 
 
-def test_a_batch_of_padding_alone_is_finite() -> None:
+def test_a_batch_of_padding_alone_stays_finite() -> None:
     x, mask = batch()
     layer = norm("batch")
     assert layer(x, torch.zeros_like(mask)).isfinite().all()
     assert layer.running_var.isfinite().all()
 
 
-def test_momentum_is_the_share_of_the_batch() -> None:
+def test_momentum_is_the_weight_of_the_batch() -> None:
     x, mask = batch()
     layer = BatchNorm(5, 1e-5, momentum=0.05).double()
     layer(x, mask)
@@ -84,7 +84,7 @@ def test_momentum_is_the_share_of_the_batch() -> None:
     torch.testing.assert_close(layer.running_var, 0.95 + 0.05 * x[mask].var(0))
 
 
-def test_scale_norm_divides_by_the_root_mean_square_times_one_scalar() -> None:
+def test_scale_norm_divides_by_the_root_mean_square_and_multiplies_by_one_scalar() -> None:
     x, _ = batch()
     layer = norm("scale")
     assert [p.shape for p in layer.parameters()] == [()]

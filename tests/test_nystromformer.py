@@ -42,13 +42,13 @@ def test_fast_and_plain_forms_agree_in_values_and_all_gradients(
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
-def test_iteration_converges_to_the_inverse() -> None:
+def test_the_iteration_converges_to_the_inverse() -> None:
     matrix = (torch.randn(2, 3, 9, 9, dtype=torch.float64) * 3).softmax(-1)
     torch.testing.assert_close(pseudo_inverse(matrix, 40), torch.linalg.inv(matrix))
 
 
-def test_a_landmark_a_token_is_softmax_attention() -> None:
-    # Where tokens attend most to themselves, the matrix is far from singular.
+def test_one_landmark_per_token_gives_softmax_attention() -> None:
+    # If tokens attend mostly to themselves, the matrix is far from singular.
     q, v, noise = torch.randn(3, 2, 2, 13, 13, dtype=torch.float64)
     k = q + 0.1 * noise
     mask = torch.rand(2, 13) < 0.7
@@ -58,7 +58,7 @@ def test_a_landmark_a_token_is_softmax_attention() -> None:
     )
 
 
-def test_convolution_is_the_published_one_over_values_without_padding() -> None:
+def test_the_convolution_is_the_published_one_over_values_without_padding() -> None:
     shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=40)
     attention = Nystromformer(shape, landmarks=5, conv=3).double()
     plain = Nystromformer(shape, landmarks=5, conv=None).double()
@@ -78,7 +78,7 @@ def test_convolution_is_the_published_one_over_values_without_padding() -> None:
     torch.testing.assert_close(attention(x, mask), expected)
 
 
-def test_segments_are_those_of_the_padded_length() -> None:
+def test_the_size_of_segments_follows_from_the_padded_length() -> None:
     assert (
         Nystromformer(AttentionShape(dim=4, heads=1, head_dim=4, max_length=4096)).segments.size
         == 64
@@ -89,7 +89,7 @@ def test_segments_are_those_of_the_padded_length() -> None:
 
 
 @pytest.mark.parametrize(("length", "number"), [(65, 64), (50, 7), (13, 13), (9, 2)])
-def test_an_exact_count_cuts_in_so_many_segments_of_nearly_one_size(
+def test_an_exact_count_gives_that_many_segments_of_nearly_equal_size(
     length: int, number: int
 ) -> None:
     exact = Segments(length=length, number=number, exact_count=True).within(length)
@@ -101,7 +101,7 @@ def test_an_exact_count_cuts_in_so_many_segments_of_nearly_one_size(
     assert [n for some in equal for n in some] == [*range(length)]
 
 
-def test_sixty_four_landmarks_of_sixty_five_tokens_are_thirty_three_or_exact() -> None:
+def test_64_landmarks_for_65_tokens_become_33_unless_the_count_is_exact() -> None:
     assert len(Segments(length=65, number=64).within(65)) == 33
     assert len(Segments(length=65, number=64, exact_count=True).within(65)) == 64
 
@@ -110,7 +110,7 @@ def test_sixty_four_landmarks_of_sixty_five_tokens_are_thirty_three_or_exact() -
 @pytest.mark.parametrize("over_padding", [False, True])
 @pytest.mark.parametrize("length", [1, 7, 31])
 @pytest.mark.parametrize("masked", [False, True])
-def test_every_way_to_cut_agrees_with_the_plain_form(
+def test_every_kind_of_segmentation_agrees_with_the_plain_form(
     exact_count: bool, over_padding: bool, length: int, masked: bool
 ) -> None:
     mask = mask_with_holes(length) if masked else None
@@ -126,7 +126,7 @@ def test_every_way_to_cut_agrees_with_the_plain_form(
 
 
 @pytest.mark.parametrize("landmarks", [20, 64])
-def test_as_many_landmarks_as_tokens_are_softmax_attention_where_the_count_is_exact(
+def test_as_many_landmarks_as_tokens_give_softmax_attention_if_the_count_is_exact(
     landmarks: int,
 ) -> None:
     shape = AttentionShape(dim=6, heads=2, head_dim=3, max_length=20)

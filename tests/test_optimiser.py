@@ -15,7 +15,7 @@ BASE = lra.compose.load("task=listops").train
 
 
 def rates(train: TrainConfig, steps: int) -> list[tuple[float, float]]:
-    """Return learning rate and beta 1 of the first updates."""
+    """Return the learning rate and beta 1 of the first updates."""
     optimiser, schedule = optimiser_for(torch.nn.Linear(2, 2), train)
     found = []
     for _ in range(steps):
@@ -26,7 +26,7 @@ def rates(train: TrainConfig, steps: int) -> list[tuple[float, float]]:
     return found
 
 
-def test_one_cycle_is_linear_up_and_down_and_turns_beta_the_other_way() -> None:
+def test_one_cycle_is_linear_up_and_down_and_moves_beta_the_other_way() -> None:
     train = replace(BASE, steps=100, warmup_steps=20, learning_rate=1e-3)
     for step, (rate, beta) in enumerate(rates(train, 100)):
         up, down = step / 19, (step - 19) / 80
@@ -38,7 +38,7 @@ def test_one_cycle_is_linear_up_and_down_and_turns_beta_the_other_way() -> None:
         assert beta == pytest.approx(0.95 - 0.1 * up if step < 20 else 0.85 + 0.1 * down), step
 
 
-def test_rsqrt_rises_to_its_peak_and_falls_with_the_root() -> None:
+def test_rsqrt_rises_to_its_peak_and_falls_with_the_inverse_root() -> None:
     train = replace(BASE, steps=5000, warmup_steps=1000, learning_rate=0.05, schedule="rsqrt")
     found = [rate for rate, _ in rates(train, 4001)]
     assert found[0] == 0
@@ -72,7 +72,7 @@ def test_adamw_takes_its_constants_from_the_configuration() -> None:
     assert [group[0][key] for key in keys] == [(0.8, 0.98), 1e-9, 0.1]
 
 
-def test_half_a_cosine_ends_at_zero_after_its_warm_up() -> None:
+def test_a_half_cosine_falls_to_zero_after_its_warm_up() -> None:
     train = replace(BASE, steps=300, warmup_steps=20, learning_rate=1e-2, schedule="half_cosine")
     found = [rate for rate, _ in rates(train, 300)]
     assert found[0] == 0 and found[5] == pytest.approx(2.5e-3) and found[20] == 1e-2
@@ -82,7 +82,7 @@ def test_half_a_cosine_ends_at_zero_after_its_warm_up() -> None:
     assert found[299] < 1e-6
 
 
-def test_linear_decay_reaches_zero_and_its_warm_up_may_be_a_power() -> None:
+def test_linear_decay_reaches_zero_and_its_warm_up_may_follow_a_power() -> None:
     train = replace(BASE, steps=300, warmup_steps=20, learning_rate=1e-2, schedule="linear")
     found = [rate for rate, _ in rates(train, 300)]
     assert found[5] == pytest.approx(2.5e-3) and found[20] == 1e-2
@@ -91,7 +91,7 @@ def test_linear_decay_reaches_zero_and_its_warm_up_may_be_a_power() -> None:
     assert squared[5] == pytest.approx(1e-2 / 16) and squared[20:] == found[20:40]
 
 
-# Of the tables of the published codes: parameters of each layer by their role.
+# From the tables in the published code: the role of each parameter of a layer.
 OWN_ROLES = {
     "s4d": {"step": "dt", "decay": "A", "frequency": "A", "b": "B", "c": "C", "d": "weight"},
     "s5": {"real": "A", "imag": "A", "step": "dt", "b": "B", "c": "C", "d": "weight"},
@@ -115,7 +115,7 @@ def test_every_parameter_has_one_role(attention: str) -> None:
 
 
 class Mine(torch.nn.Module):
-    """A layer of a user's own."""
+    """A user's own layer."""
 
     def __init__(self, role: str | None) -> None:
         super().__init__()
@@ -125,18 +125,18 @@ class Mine(torch.nn.Module):
 
 @pytest.mark.parametrize("role", ["a", "delta", "", None])
 @pytest.mark.parametrize("undecayed", [[], ["A"]])
-def test_a_role_that_there_is_not_is_refused_with_the_choices(
+def test_an_unknown_role_is_refused_with_the_choices(
     role: str | None, undecayed: list[str]
 ) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), Mine(role))
     with pytest.raises(ValueError) as refused:
         groups_for(model, replace(BASE, undecayed=undecayed))
-    told = f"Mine.parameter_roles: nu={role!r}: must be one of {', '.join(ROLES)}"
-    assert str(refused.value) == told
+    message = f"Mine.parameter_roles: nu={role!r}: must be one of {', '.join(ROLES)}"
+    assert str(refused.value) == message
     assert roles(Mine("A")) == {"nu": "A"}
 
 
-def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model() -> None:
+def test_groups_have_the_rates_and_decays_of_their_roles_and_cover_the_whole_model() -> None:
     model = build_model(lra.compose.load("task=listops", "scale=mini", "attention=s4d"))
     train = replace(
         BASE,
@@ -173,12 +173,12 @@ def test_groups_have_the_rates_and_decays_of_their_roles_and_make_up_the_model()
     optimiser.step()
     for _ in range(train.warmup_steps // 2):
         schedule.step()
-    # One factor for all of them.
+    # One factor applies to all groups.
     for group in optimiser.param_groups:
         assert group["lr"] == pytest.approx(group["initial_lr"] / 2)
 
 
-def test_where_all_parameters_are_alike_there_is_one_group_in_their_order() -> None:
+def test_if_all_parameters_are_treated_alike_there_is_one_group_in_their_order() -> None:
     model = build_model(lra.compose.load("task=listops", "scale=mini", "attention=s4d"))
     [group] = groups_for(model, BASE)
     assert all(map(lambda a, b: a is b, group["params"], model.parameters()))

@@ -1,4 +1,4 @@
-"""The suite as a package: what it declares, what it holds, and that no folder gets in its way."""
+"""The suite as a package: its requirements and contents, and that no folder gets in its way."""
 
 import ast
 import importlib.metadata
@@ -39,7 +39,7 @@ def pinned(lock: str) -> set[str]:
 
 
 def imported(*folders: str) -> dict[str, set[str]]:
-    """Return the distributions that files below folders import, each with the files."""
+    """Return the distributions that files below folders import, each with those files."""
     owners = importlib.metadata.packages_distributions()
     found: dict[str, set[str]] = {}
     for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
@@ -54,7 +54,7 @@ def imported(*folders: str) -> dict[str, set[str]]:
 
 
 def needed(*names: str) -> set[str]:
-    """Return distributions with all that they need in their turn, as installed here."""
+    """Return distributions and everything that they require in turn, as installed here."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -68,24 +68,24 @@ def needed(*names: str) -> set[str]:
     return found
 
 
-def test_what_the_suite_imports_it_declares() -> None:
+def test_the_suite_declares_everything_it_imports() -> None:
     found = imported("lra", "models")
     assert {"torch", "numba", "omegaconf", "pyarrow"} <= found.keys()
-    others = {name: files for name, files in found.items() if name not in declared()}
-    # What an extra brings is imported where that extra is for, and nowhere else; Hydra's plugins
+    undeclared = {name: files for name, files in found.items() if name not in declared()}
+    # Packages of an extra are imported only in the code that the extra is for; Hydra's plugins
     # share one name, which any of them may own.
-    assert others.keys() <= declared("sweep", "slurm", "optuna") - declared()
-    assert set().union(*others.values()) <= {"lra/slurm.py"}
+    assert undeclared.keys() <= declared("sweep", "slurm", "optuna") - declared()
+    assert set().union(*undeclared.values()) <= {"lra/slurm.py"}
     measurements = imported("scripts")
     assert {n: files for n, files in measurements.items() if n not in declared("dev")} == {}
 
 
-def test_what_only_developers_need_is_not_installed_for_users() -> None:
+def test_packages_that_only_developers_need_are_not_installed_for_users() -> None:
     users = pinned("requirements.lock")
     assert declared("sweep") <= users
     assert not users & {"ruff", "mypy", "hypothesis", "ptwt", "pytest"}
     assert declared("dev") <= users | pinned("requirements-dev.lock")
-    # All the rest is there because something that is declared needs it.
+    # All the rest is there because a declared package needs it.
     assert users <= needed(*declared("sweep"))
     assert not users & pinned("requirements-dev.lock")
 
@@ -101,7 +101,7 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("name", ["models/__init__.py", "models.py"])
-def test_a_folder_with_models_of_its_own_does_not_hide_the_suites(
+def test_a_folder_with_its_own_models_does_not_hide_those_of_the_suite(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def test_a_folder_with_models_of_its_own_does_not_hide_the_suites(
     )
 
 
-def test_a_backend_in_a_folder_named_models_is_told_to_move(tmp_path: Path) -> None:
+def test_a_backend_in_a_folder_named_models_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine.py").touch()
     code = "from lra import custom; custom.load('models.mine:Mine', 'attention.path')"
@@ -124,16 +124,16 @@ def test_a_backend_in_a_folder_named_models_is_told_to_move(tmp_path: Path) -> N
     assert "models is the suite's own package" in done.stderr
 
 
-def test_the_folder_that_a_clone_named_lra_lies_in_does_not_hide_it(tmp_path: Path) -> None:
+def test_a_clone_named_lra_is_not_hidden_by_the_folder_that_contains_it(tmp_path: Path) -> None:
     (tmp_path / "lra").symlink_to(ROOT)
     done = python("import lra.config; print(lra.__version__)", tmp_path)
     assert done.stdout.strip() == lra.__version__, done.stderr
 
 
-def test_the_command_is_found_in_a_folder_with_an_lra_of_its_own(tmp_path: Path) -> None:
+def test_the_command_works_in_a_folder_with_its_own_lra(tmp_path: Path) -> None:
     (tmp_path / "here" / "lra").mkdir(parents=True)
     (tmp_path / "here" / "lra" / "__init__.py").write_text("raise SystemExit('not ours')")
-    # What pip makes of the entry in pyproject.toml.
+    # The script that pip generates from the entry in pyproject.toml.
     module, _, function = PROJECT["scripts"]["lra"].partition(":")
     script = tmp_path / "lra.script"
     script.write_text(f"from {module} import {function}\n{function}()\n")
@@ -145,12 +145,12 @@ def test_the_command_is_found_in_a_folder_with_an_lra_of_its_own(tmp_path: Path)
     assert done.stdout.startswith("listops/softmax seed0"), done.stderr
 
 
-def test_importing_lra_brings_neither_torch_nor_hydra(tmp_path: Path) -> None:
+def test_importing_lra_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     code = "import lra, sys; print(lra.__version__, *{'torch', 'hydra', 'pandas'} & {*sys.modules})"
     assert python(code, tmp_path).stdout.strip() == lra.__version__
 
 
-def test_folders_do_not_follow_the_current_one_unless_asked(
+def test_default_folders_do_not_follow_the_current_one_unless_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LRA_CACHE_DIR", raising=False)
@@ -169,7 +169,7 @@ def test_folders_do_not_follow_the_current_one_unless_asked(
 
 
 def copy_of_sources(folder: Path) -> Path:
-    """Copy what git follows or would follow, as a clone has it."""
+    """Copy the files that git tracks or would track, as a clone has them."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -189,7 +189,9 @@ def pip(*words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_trains_a_cell_from_any_folder_and_its_build_leaves_nothing(tmp_path: Path) -> None:
+def test_a_wheel_trains_a_cell_from_any_folder_and_its_build_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
     sources, target = copy_of_sources(tmp_path / "sources"), tmp_path / "target"
     before = sorted(sources.rglob("*"))
     pip("install", "--target", str(target), str(sources))
@@ -217,7 +219,7 @@ def test_a_wheel_trains_a_cell_from_any_folder_and_its_build_leaves_nothing(tmp_
     assert os.listdir(here) == ["models"]
 
 
-def test_what_a_package_was_built_from_is_true_or_not_said(tmp_path: Path) -> None:
+def test_the_commit_that_a_package_was_built_from_is_true_or_left_out(tmp_path: Path) -> None:
     sources = copy_of_sources(tmp_path / "sources")
 
     def git(*words: str) -> str:
@@ -252,7 +254,7 @@ def test_what_a_package_was_built_from_is_true_or_not_said(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
+def test_a_source_distribution_builds_the_same_wheel(tmp_path: Path) -> None:
     sources = copy_of_sources(tmp_path / "sources")
     for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
         author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
@@ -278,12 +280,12 @@ def test_a_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
     kept = {f"lra/files/results/{name}.csv" for name in ("published", "known_data")}
     assert kept <= {*files("one")}
     assert {"lra/report/web/page.html", "lra/report/web/sortable.js"} <= {*files("one")}
-    # What it was built from, too: the commit came along in the source distribution.
+    # The same holds for the commit, which came along in the source distribution.
     name = "lra/files/built_from.json"
     assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
 
 
-def test_systems_without_what_only_linux_has_are_served_too(tmp_path: Path) -> None:
+def test_systems_without_linux_only_features_are_supported(tmp_path: Path) -> None:
     code = """
         import importlib, os, pkgutil, signal, sys
         import psutil, torch, torch.utils.tensorboard, hydra, numba, datasets
@@ -304,7 +306,7 @@ def test_systems_without_what_only_linux_has_are_served_too(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_apples_gpu_is_told_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_apple_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     config = lra.compose.load("device=mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(lra.config.ConfigError, match="device=mps: torch sees no Apple GPU"):

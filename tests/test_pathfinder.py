@@ -37,7 +37,7 @@ def write(
     size: int = 32,
     level: str = "curv_contour_length_14",
 ) -> Path:
-    """Write 30 images in the published layout: batches 0, 2 and 10, as their numbers sort."""
+    """Write 30 images in the published layout: batches 0, 2 and 10, in numerical order."""
     folder = data_dir / place / f"pathfinder{size}" / level
     (folder / "metadata").mkdir(parents=True)
     for batch, start in (("0", 0), ("2", 10), ("10", 20)):
@@ -53,7 +53,7 @@ def write(
 
 
 def content(data: cache.Dataset) -> dict[str, list[tuple[int, int]]]:
-    """Return what tells the images apart, their first pixel, with their labels."""
+    """Return the first pixel of every image, which identifies it, and its label."""
     return {
         name: [
             (int(split.tokens[start]), int(label))
@@ -67,10 +67,10 @@ def load(tmp_path: Path, task: Pathfinder = TASK) -> cache.Dataset:
     return cache.load("pathfinder", task, tmp_path / "cache", tmp_path)
 
 
-def test_every_image_is_read_with_the_label_of_its_fourth_field(tmp_path: Path) -> None:
+def test_every_image_is_read_with_the_label_in_its_fourth_field(tmp_path: Path) -> None:
     write(tmp_path)
     data = load(tmp_path)
-    # A third of them has label 1, as of no published ones.
+    # A third of them have label 1, unlike any published images.
     assert data.source.kind == "other" and "33% of which have label 1" in data.source.description
     rows = [row for part in content(data).values() for row in part]
     assert sorted(rows) == [(index, int(index % 3 == 0)) for index in range(NUM_IMAGES)]
@@ -79,16 +79,16 @@ def test_every_image_is_read_with_the_label_of_its_fourth_field(tmp_path: Path) 
     assert (train.tokens[:1024] == pixels(int(train.tokens[0])).ravel()).all()
 
 
-def test_eight_tenths_train_and_which_hangs_on_the_seed_alone(tmp_path: Path) -> None:
+def test_eight_tenths_are_for_training_and_chosen_by_the_seed_alone(tmp_path: Path) -> None:
     folder = write(tmp_path)
     first = content(load(tmp_path))
     assert [len(first[name]) for name in ("train", "validation", "test")] == [24, 3, 3]
-    # In the order of batch numbers, not of their names as text, and not cut off in that order.
+    # Sorted by batch number, not by name as text, and not simply the first ones in that order.
     order = [index for index, _ in first["train"]]
     assert order == sorted(order) and order != list(range(24))
     other = content(load(tmp_path, Pathfinder(num_images=NUM_IMAGES, data_seed=1)))
     assert other["test"] != first["test"]
-    # The same pictures at another place, as another machine has them.
+    # The same images in a different place, as on another machine.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     folder.parents[1].rename(elsewhere / "pathfinder")
@@ -164,14 +164,14 @@ def test_a_bad_row_is_named_or_left_out_and_counted(
     folder = write(tmp_path)
     whole = content(load(tmp_path))
     damage(folder)
-    # Another cache, for the size of the metadata may be what it was.
+    # Use a different cache, since the size of the metadata may be the same as before.
     build = partial(cache.load, "pathfinder", cache_dir=tmp_path / "other", data_dir=tmp_path)
     with pytest.raises(DataError, match=rf"2\.npy, line 4: .*{message}"):
         build(task=TASK)
     with caplog.at_level(logging.WARNING):
         data = build(task=SKIP)
     assert sum(data.num_skipped.values()) == 1 and "2.npy, line 4" in caplog.text
-    # All others stay where they were.
+    # All other images stay where they were.
     assert content(data) == {
         name: [row for row in rows if row[0] != 13] for name, rows in whole.items()
     }
@@ -189,7 +189,7 @@ def test_the_file_that_is_empty_in_the_archive_is_left_out_and_counted(tmp_path:
     assert sum(map(len, data.splits.values())) == NUM_IMAGES - 1
 
 
-def test_missing_images_are_told(tmp_path: Path) -> None:
+def test_missing_or_unnumbered_metadata_is_reported(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "metadata" / "2.npy").unlink()
     with pytest.raises(DataError, match="metadata of 20 images, should be of 30"):
@@ -199,13 +199,13 @@ def test_missing_images_are_told(tmp_path: Path) -> None:
         load(tmp_path, SKIP)
 
 
-def test_a_picture_is_read_row_by_row(tmp_path: Path) -> None:
+def test_an_image_is_read_row_by_row(tmp_path: Path) -> None:
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(image).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png", 8).tolist() == list(range(64))
 
 
-def test_without_published_images_they_are_generated_and_divided_in_order(
+def test_without_published_images_they_are_generated_and_split_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -230,7 +230,7 @@ def test_without_published_images_they_are_generated_and_divided_in_order(
     }
 
 
-def test_published_images_are_only_taken_with_distractors(tmp_path: Path) -> None:
+def test_published_images_are_used_only_with_distractors(tmp_path: Path) -> None:
     write(tmp_path)
     assert TASK.locate(tmp_path).kind == "published"
     assert replace(TASK, distractors=False).locate(tmp_path).kind == "generated"

@@ -1,7 +1,7 @@
 """The Pathfinder generator against the published algorithm, figures and semantics.
 
-Published figures: measured on images that the public generator drew (300 of size 32, 80 of size
-128, hard).
+The published figures were measured on images that the public generator drew (300 of size 32, 80 of
+size 128, hard).
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from lra.tasks.pathfinder.rules import RULES
 from lra.tasks.pathfinder.tables import CHECKSUMS, build_tables, checksum, tables
 from lra.tasks.pathfinder.trigonometry import cosine, direction, sine
 
-# Figures of a sample lie this many standard errors about the truth but once in 10,000 times.
+# Figures of a sample lie within this many standard errors of the truth except once in 10,000 times.
 SIGMAS = 4.0
 
-# Figure: published value, half a unit of its last digit. Numbers are percentiles of pixels above 0.
+# Figure: published value, half a unit of its last digit. Integers: percentiles of pixels above 0.
 FIGURES = {
     32: {
         "mean": (20.3, 0.05),
@@ -62,7 +62,7 @@ FIGURES = {
 
 @cache
 def sample(size):
-    """Images enough for thirty batches as large as the published sample (ten at 128)."""
+    """Return enough images for thirty batches as large as the published sample (ten at 128)."""
     return make_chunk(0, {32: 9000, 128: 800}[size], size, 14, seed=3)
 
 
@@ -89,7 +89,7 @@ def test_pixels_have_the_published_statistics(size, batch):
     batches = [figures(chunk.images[k : k + batch], chunk.facts[k : k + batch]) for k in starts]
     for name, (published, rounding) in FIGURES[size].items():
         values = np.array([figure[name] for figure in batches])
-        # The published sample is one more such batch, the rest give the truth.
+        # The published sample counts as one more such batch, and the others give the truth.
         error = values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
         assert abs(values.mean() - published) < SIGMAS * error + rounding, name
 
@@ -114,7 +114,7 @@ def test_both_margins_of_path_x_are_equally_frequent_though_one_fails_eight_time
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_labels_are_balanced_and_not_to_be_seen_in_the_mean(size):
+def test_labels_are_balanced_and_not_visible_in_the_mean(size):
     chunk = sample(size)
     n = len(chunk.labels)
     assert abs(chunk.labels.mean() - 0.5) < SIGMAS * 0.5 / math.sqrt(n)
@@ -124,12 +124,12 @@ def test_labels_are_balanced_and_not_to_be_seen_in_the_mean(size):
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_markers_stand_on_a_first_and_a_last_paddle_the_first_near_the_middle(size):
+def test_markers_lie_on_a_first_and_a_last_paddle_with_the_first_near_the_middle(size):
     chunk = sample(size)
     rules = RULES[size]
     first, last = chunk.ends[:, 0, 1:], chunk.ends[:, 1, 1:]
-    # One tail is a paddle and a margin at most outside the central square, whose distance to the
-    # border is twice the seed distance; the other is at the seed distance from it.
+    # One tail is at most a paddle and a margin outside the central square, whose distance to the
+    # border is twice the seed distance; the other tail is at the seed distance from it.
     border = np.minimum(first, size - 1 - first).min()
     assert border >= rules.seed_distance - rules.paddle_length - max(rules.margins)
     tails = chunk.targets[:, :, 0, 1:]
@@ -149,7 +149,7 @@ def test_markers_stand_on_a_first_and_a_last_paddle_the_first_near_the_middle(si
             assert (chunk.images[rows, place[:, 0], place[:, 1]] >= 250).all()
 
 
-def test_the_first_seed_works_in_the_orientations_that_were_found_by_replay():
+def test_the_first_seed_works_in_the_orientations_found_by_replay():
     assert (np.flatnonzero(tables(32)["tails"][0, :, 2]) - 180).tolist() == list(range(-150, -120))
     assert set(tables(32)["tails"][0, 30:60, 2:].prod(1).tolist()) == {6, 9}
     assert (tables(128)["tails"][:, :, 2] > 0).sum(1).tolist() == [354, 360]
@@ -189,7 +189,7 @@ def test_images_equal_those_of_the_literal_algorithm_fed_the_same_draws(
         (128, "4180e7e18aeabecee66e6a4d2d2d9816fbbab4c5a5c203a0619a2401605b0de7"),
     ],
 )
-def test_generated_bytes_are_those_committed(size, fingerprint):
+def test_generated_bytes_match_the_committed_fingerprints(size, fingerprint):
     images, labels = generate(50, size, seed=1)
     digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes())
     assert digest.hexdigest() == fingerprint
@@ -225,7 +225,7 @@ def test_workers_and_chunks_do_not_change_the_bytes(workers, chunk_images):
     assert start == 101
 
 
-def test_more_images_of_a_seed_begin_with_the_same_and_other_seeds_differ():
+def test_more_images_of_a_seed_begin_with_the_same_ones_and_other_seeds_differ():
     images, labels = generate(40, seed=8)
     fewer, fewer_labels = generate(17, seed=8, workers=2)
     np.testing.assert_array_equal(images[:17], fewer)
@@ -242,7 +242,7 @@ def test_progress_counts_every_image():
     assert (labels.dtype, labels.shape) == (np.int64, (2500,))
 
 
-def test_no_images_are_no_error():
+def test_asking_for_no_images_is_no_error():
     images, labels = generate(0, 64)
     assert images.shape == (0, 64, 64) and labels.shape == (0,)
 
@@ -258,17 +258,17 @@ def test_no_images_are_no_error():
         ({"workers": 0}, "workers = 0"),
     ],
 )
-def test_impossible_wishes_are_named(options, message):
+def test_impossible_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         generate(**{"num_images": 1} | options)
 
 
 @pytest.mark.parametrize("size", RULES)
-def test_tables_are_those_that_the_data_are_defined_by(size):
+def test_tables_match_the_checksums_that_define_the_data(size):
     assert checksum(build_tables(size)) == CHECKSUMS[size]
 
 
-def test_other_stamps_stop_the_generator(monkeypatch):
+def test_different_stamps_stop_the_generator(monkeypatch):
     tables.cache_clear()
     monkeypatch.setitem(CHECKSUMS, 32, "another drawing")
     with pytest.raises(RuntimeError, match="Pillow .* draws different stamps"):
@@ -293,20 +293,20 @@ def joined_by_pixels(count, seed):
     return decided, [verdicts[k] for k in decided], labels[decided] == 1
 
 
-def test_marked_ends_are_joined_by_drawn_pixels_just_where_the_label_says_so():
+def test_marked_ends_are_joined_by_drawn_pixels_exactly_when_the_label_says_so():
     decided, joined, labels = joined_by_pixels(200, seed=6)
     assert len(decided) > 0.75 * 200
     assert joined == labels.tolist()
 
 
 @pytest.mark.slow
-def test_marked_ends_are_joined_just_where_the_label_says_so_in_thousands_of_images():
+def test_marked_ends_are_joined_exactly_when_the_label_says_so_in_thousands_of_images():
     decided, joined, labels = joined_by_pixels(3000, seed=7)
     assert len(decided) > 0.8 * 3000
     assert joined == labels.tolist()
 
 
-def test_loops_are_compiled_where_numba_finds_no_folder_to_keep_them_in():
+def test_loops_are_compiled_even_if_numba_finds_no_folder_for_its_cache():
     code = """
         from numba.core.caching import CacheImpl
         CacheImpl._locator_classes = []

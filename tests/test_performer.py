@@ -58,9 +58,9 @@ def test_relu_features_agree_with_the_dense_form_in_values_and_all_gradients(len
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-11)
 
 
-def test_error_to_softmax_attention_falls_with_the_root_of_the_number_of_features() -> None:
+def test_the_error_against_softmax_falls_with_the_root_of_the_number_of_features() -> None:
     q, k, v = torch.randn(3, 2, 2, 33, 8, dtype=torch.float64)
-    # The features of long vectors have heavy tails, for which 16 are not yet many.
+    # The features of long vectors have heavy tails, for which 16 features are not yet many.
     q, k = 0.3 * q, 0.3 * k
     mask = torch.rand(2, 33) < 0.8
     exact = softmax_attention(q, k, v, mask)
@@ -75,7 +75,7 @@ def test_error_to_softmax_attention_falls_with_the_root_of_the_number_of_feature
     assert many < 0.02
 
 
-def test_directions_are_orthogonal_in_groups_and_gaussian_one_by_one() -> None:
+def test_directions_are_orthogonal_in_groups_and_individually_gaussian() -> None:
     directions = orthogonal_features(4096, 8, seed=0).double()
     groups = directions.view(-1, 8, 8)
     products = groups @ groups.mT
@@ -89,7 +89,7 @@ def test_directions_are_orthogonal_in_groups_and_gaussian_one_by_one() -> None:
     assert abs(lengths.mean() - 8) < 0.5 and abs(lengths.var() - 16) < 4
 
 
-def test_the_seed_decides_the_directions_and_the_state_keeps_them() -> None:
+def test_the_seed_determines_the_directions_and_the_state_dict_keeps_them() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
     first, again, other = Performer(shape), Performer(shape), Performer(shape, seed=1)
     assert torch.equal(first.directions, again.directions)
@@ -109,7 +109,7 @@ def test_large_queries_and_keys_stay_finite_in_float32() -> None:
     assert output.abs().max() > 0
 
 
-def test_relu_variant_has_three_norms_and_keeps_the_contract_under_a_mask() -> None:
+def test_the_relu_variant_has_three_norms_and_keeps_the_contract_under_a_mask() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
     attention = Performer(shape, features="relu")
     names = {name for name, _ in attention.named_parameters() if name.startswith("norms")}
@@ -134,7 +134,7 @@ def test_the_plain_relu_variant_has_no_norms_and_no_parameters_of_its_own() -> N
     torch.testing.assert_close(attention(x, mask), attention.projections.merge(plain))
 
 
-def test_directions_are_drawn_anew_after_so_many_calls_in_training_only() -> None:
+def test_directions_are_redrawn_every_few_calls_but_only_in_training() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
     attention, x = Performer(shape, num_features=6, redraw=3, seed=5), torch.randn(1, 9, 8)
 
@@ -157,7 +157,7 @@ def test_directions_are_drawn_anew_after_so_many_calls_in_training_only() -> Non
     assert all(torch.equal(directions, draws[2]) for directions in directions_of(4))
 
 
-def test_a_continued_run_draws_the_directions_of_an_uninterrupted_one() -> None:
+def test_a_resumed_run_draws_the_same_directions_as_an_uninterrupted_one() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
     first, other = (Performer(shape, num_features=6, redraw=2, seed=5) for _ in range(2))
     x = torch.randn(1, 9, 8)
@@ -169,7 +169,7 @@ def test_a_continued_run_draws_the_directions_of_an_uninterrupted_one() -> None:
         assert torch.equal(other.directions, first.directions)
 
 
-def test_epsilon_is_added_to_features_relative_to_the_largest_as_in_published_codes() -> None:
+def test_epsilon_is_added_to_features_relative_to_the_largest_as_in_published_code() -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16)
     attention = Performer(shape, num_features=6, epsilon=0.01).double()
     x, mask = torch.randn(2, 9, 8, dtype=torch.float64), torch.rand(2, 9) < 0.7
@@ -190,13 +190,13 @@ def test_epsilon_is_added_to_features_relative_to_the_largest_as_in_published_co
 
 
 @pytest.mark.parametrize("features", ["relu", "relu_plain"])
-def test_epsilon_of_the_relu_features_may_be_another(features: str) -> None:
+def test_the_epsilon_of_the_relu_features_can_be_changed(features: str) -> None:
     shape = AttentionShape(dim=8, heads=2, head_dim=4, max_length=16, norm_epsilon=0.5)
     attention = Performer(shape, features=features, epsilon=0.25).double()
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     q, k, v = attention.projections.split(x)
     if features == "relu":
-        # The norms have the epsilon of the model's own.
+        # The norms have the same epsilon as the model's own norms.
         q, k, v = (torch.nn.functional.layer_norm(t, (4,), eps=0.5) for t in (q, k, v))
     heads = feature_attention_reference(q.clamp(min=0) + 0.25, k.clamp(min=0) + 0.25, v, None)
     torch.testing.assert_close(attention(x), attention.projections.merge(heads))

@@ -1,4 +1,4 @@
-"""The plan of a grid, from tiny cells that really ran and from costs that are made up."""
+"""The plan of a grid, from tiny cells that really ran and from made-up costs."""
 
 import functools
 import itertools
@@ -73,7 +73,7 @@ def run(words: list[str]) -> Path:
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next run be told to stop once it has made so many updates."""
+    """Make the next run stop once it has made this many updates."""
     updates = Run._updates
 
     def stopped(self: Run, until: int, *rest: object) -> float:
@@ -93,7 +93,7 @@ def composed(task: str) -> tuple[lra.config.Config, Path]:
 def made_up(
     task: str = "listops", attention: str = "softmax", seed: int = 0, hours: float = 1.0
 ) -> PlannedCell:
-    """Return a cell that is to be trained and takes so many hours."""
+    """Return a cell that is still to be trained and takes this many hours."""
     config, folder = composed(task)
     cost = replace(COST, update_seconds=hours * 3600 / config.train.steps, example_seconds=0.0)
     sizes = {"train": 10, "validation": 3, "test": 4}
@@ -111,7 +111,7 @@ def made_up(
     return replace(cell, values={"threads": 1}, words=words)
 
 
-def test_a_sweep_is_expanded_as_hydra_does() -> None:
+def test_a_sweep_is_expanded_as_hydra_expands_it() -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -123,13 +123,13 @@ def test_a_sweep_is_expanded_as_hydra_does() -> None:
 
 
 @pytest.mark.parametrize("word", ["task=glob(*)", "model.layers=interval(1,2)", "softmax"])
-def test_what_is_no_list_is_refused_by_name(word: str) -> None:
+def test_a_word_that_is_not_a_list_of_choices_is_refused_by_name(word: str) -> None:
     with pytest.raises(ConfigError, match=word.split("=")[0].replace(".", r"\.")):
         list(expand(complete([word], Groups(())), Groups(())))
 
 
 @pytest.mark.slow
-def test_the_folder_of_a_cell_is_the_one_that_a_sweep_makes(tmp_path: Path) -> None:
+def test_the_folder_of_a_cell_is_the_one_that_a_sweep_creates(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.steps=4", "train.warmup_steps=2", "variant='l${model.layers}'")
     command = [sys.executable, "-m", "lra.train", "-m", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -138,13 +138,13 @@ def test_the_folder_of_a_cell_is_the_one_that_a_sweep_makes(tmp_path: Path) -> N
     assert cell.state == "done" and cell.method == ("fourier", "l2")
 
 
-def test_the_folder_of_a_cell_follows_from_what_it_is(tmp_path: Path) -> None:
+def test_the_folder_of_a_cell_follows_from_its_configuration(tmp_path: Path) -> None:
     cell = assess(tiny(tmp_path, "variant='l${model.layers}'"))
     expected = tmp_path / "runs" / "mini" / "nystromformer" / "listops" / "fourier" / "l2" / "seed0"
     assert cell.folder == expected and cell.method == ("fourier", "l2")
 
 
-def test_where_a_cell_stands_is_read_from_its_folder(
+def test_the_state_of_a_cell_is_read_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = tiny(tmp_path)
@@ -169,7 +169,7 @@ def test_where_a_cell_stands_is_read_from_its_folder(
     assert "not a readable checkpoint" in assess(words).detail
 
 
-def test_a_failed_cell_is_tried_again_and_says_why_it_failed(tmp_path: Path) -> None:
+def test_a_failed_cell_is_planned_again_with_the_reason_it_failed(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.learning_rate=1e30")
     with pytest.raises(CellFailedError):
         run(words)
@@ -177,7 +177,7 @@ def test_a_failed_cell_is_tried_again_and_says_why_it_failed(tmp_path: Path) -> 
     assert cell.state == "failed before" and cell.detail.startswith("loss ") and cell.updates == 30
 
 
-def test_a_cell_of_lost_data_counts_by_its_record(
+def test_a_cell_whose_data_are_lost_counts_by_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def locate(task: ListOps, data_dir: Path | None) -> None:
@@ -191,7 +191,7 @@ def test_a_cell_of_lost_data_counts_by_its_record(
     assert cell.state == "to do" and cell.data is not None and cell.data.missing
 
 
-def test_a_cell_that_cannot_be_is_marked_and_named() -> None:
+def test_an_impossible_cell_is_marked_and_named() -> None:
     words = ["task=pathx", "attention=softmax", "seed=3", "protocol=wavspa"]
     cell = assess(words)
     assert (cell.state, cell.seed) == ("refused", 3)
@@ -202,7 +202,7 @@ def test_a_cell_that_cannot_be_is_marked_and_named() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 7, 10, 29, 30, 31, 100])
-def test_validations_that_are_left_are_those_the_loop_would_make(every: int) -> None:
+def test_the_remaining_validations_are_those_that_the_loop_would_run(every: int) -> None:
     cell = made_up()
     assert cell.config is not None
     for step, steps in itertools.product(range(31), (29, 30)):
@@ -212,7 +212,7 @@ def test_validations_that_are_left_are_those_the_loop_would_make(every: int) -> 
         assert here.validations == len(made)
 
 
-def test_hours_are_updates_and_validations_and_the_test() -> None:
+def test_hours_cover_updates_validations_and_the_test() -> None:
     cell = replace(made_up(), cost=COST, step=250)
     # 1,000 updates, a validation of 3 examples every 100, a test of 4.
     assert cell.seconds == 750 * 0.5 + 8 * 3 * 0.25 + 4 * 0.25
@@ -223,7 +223,7 @@ def test_hours_are_updates_and_validations_and_the_test() -> None:
     assert cell.memory(1_000) == 1_000 + 2 * 400 + 2 * 360 + 7e6
 
 
-def test_disk_and_memory_are_near_what_a_run_leaves(tmp_path: Path) -> None:
+def test_planned_disk_space_is_close_to_what_a_run_uses(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.steps=200", "train.validate_every=20")
     cell = sweep.measured(assess(words), Measurements(tmp_path / "x"), budget=0.2)
     promised = cell.data
@@ -255,12 +255,12 @@ def test_equal_cells_are_measured_once_and_done_ones_not_at_all(
     assert [cell.state for cell in cells] == ["done", *["to do"] * 3]
     assert measured == [("fourier", 1, 2), ("linear", 0, 2)]
     assert all(cell.cost == COST for cell in cells[1:])
-    # The next plan reads what this one measured; a changed model is measured.
+    # The next plan reads the measurements of this one; a changed model is measured again.
     sweep.plan(words)
     assert len(measured) == 2
     sweep.plan([*words, "model.layers=1", "variant=small"])
     assert measured[2:] == [("fourier", 0, 1), ("linear", 0, 1)]
-    # Changed code may take another time.
+    # Changed code may take a different time.
     monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", True))
     sweep.plan(words)
     assert len(measured) == 6
@@ -270,7 +270,7 @@ def test_equal_cells_are_measured_once_and_done_ones_not_at_all(
     assert len(measured) == 8
 
 
-def test_cells_of_one_folder_are_told_apart_or_stop(
+def test_cells_that_share_a_folder_conflict_unless_a_variant_distinguishes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lra.plan.cost.measure", lambda *rest: COST)
@@ -287,7 +287,7 @@ def test_cells_of_one_folder_are_told_apart_or_stop(
     assert "fourier (layers1)" in text and "fourier (layers2)" in text
 
 
-def test_a_backend_that_refuses_its_options_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_backend_that_refuses_its_options_does_not_stop_the_other_cells(tmp_path: Path) -> None:
     words = tiny(tmp_path, "attention.options.block_size=8", attention="fourier,mra")
     fourier, mra = sweep.plan(words, budget=0.1)
     assert fourier.state == "no model" and "attention.options.block_size" in fourier.detail
@@ -311,12 +311,12 @@ class Own(nn.Module):
 def own_backend(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> str:
     (folder / f"{name}.py").write_text(OWN.format(body=body))
     monkeypatch.syspath_prepend(folder)
-    # As another process finds it: this one keeps what it has loaded.
+    # As a new process would find it: this one keeps the file that it has loaded.
     provenance.of_module.cache_clear()
     return f"attention.path={name}:Own"
 
 
-def test_a_backend_that_crashes_is_told_and_does_not_stop_the_others(
+def test_a_backend_that_crashes_is_reported_and_does_not_stop_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = own_backend(tmp_path, monkeypatch, "crashes", "raise RuntimeError('no such kernel')")
@@ -325,7 +325,7 @@ def test_a_backend_that_crashes_is_told_and_does_not_stop_the_others(
     assert "crashes.Own seed 0 cannot run: no such kernel" in page.page([cell], 0)
 
 
-def test_what_was_measured_of_a_users_file_is_not_kept_when_it_changes(
+def test_measurements_of_a_users_file_are_discarded_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "code_version", lambda: ("abc", False))
@@ -339,20 +339,20 @@ def test_what_was_measured_of_a_users_file_is_not_kept_when_it_changes(
         sweep.plan(words, budget=0.1)
 
 
-def test_a_seed_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_seed_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     words = [w if not w.startswith("seed=") else "seed=a" for w in tiny(tmp_path)]
     with pytest.raises(ConfigError, match="seed=a: must be a whole number"):
         sweep.plan(words)
 
 
-def test_measuring_leaves_no_run_and_no_data(tmp_path: Path) -> None:
+def test_measuring_leaves_no_run_and_no_data_behind(tmp_path: Path) -> None:
     (cell,) = sweep.plan(tiny(tmp_path), budget=0.1)
     assert cell.cost is not None
     left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert left <= {sweep.NAME}
 
 
-def test_what_is_left_out_is_what_the_named_words_leave_out() -> None:
+def test_each_saving_leaves_out_exactly_the_cells_that_it_names() -> None:
     tasks, attentions, seeds = ("listops", "text", "image"), ("softmax", "mra", "linear"), (0, 1)
     cells = [
         made_up(t, a, s, hours=9.0 if (t, a) in {("text", "softmax"), ("image", "mra")} else 1.0)
@@ -384,12 +384,12 @@ def test_what_is_left_out_is_what_the_named_words_leave_out() -> None:
     )
     assert list(hours.values()) == sorted(hours.values())
     assert page.savings([]) == [] and page.savings(cells[:1]) == []
-    # What is the same is said once, and in the shorter way.
+    # Equal savings are listed once, under the shorter name.
     pair = page.savings([made_up(attention="mra", hours=9), made_up(hours=1)])
     assert [words for words, _ in pair] == ["mra", "softmax"]
 
 
-def test_the_text_says_hours_states_disk_and_what_to_leave_out(
+def test_the_plan_lists_hours_states_disk_space_and_what_to_leave_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lra.memory.total", lambda device: 5 * 10**6)
@@ -418,7 +418,7 @@ def test_the_text_says_hours_states_disk_and_what_to_leave_out(
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str, str]:
-    """Return exit status, stdout and stderr of the command."""
+    """Return the exit status, stdout and stderr of the command."""
     monkeypatch.setattr(sys, "argv", ["plan", *words])
     try:
         runpy.run_module("lra.plan", run_name="__main__")
@@ -449,16 +449,16 @@ def test_the_command_prints_a_plan_or_the_choices(
     assert status == 2 and "glob" in err
 
 
-def test_a_launcher_that_is_not_installed_is_told_with_its_extra(
+def test_a_launcher_that_is_not_installed_is_reported_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*tiny(tmp_path), "hydra/launcher=submitit_nowhere"]
     status, out, _ = command(monkeypatch, capsys, *words)
-    told = "hydra/launcher=submitit_nowhere is not installed; run pip install -e '.[slurm]'"
-    assert status == 1 and told in out
+    message = "hydra/launcher=submitit_nowhere is not installed; run pip install -e '.[slurm]'"
+    assert status == 1 and message in out
 
 
-def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) -> None:
+def test_measurements_outlive_the_plan_and_damaged_ones_are_ignored(tmp_path: Path) -> None:
     file = tmp_path / "runs" / sweep.NAME
     Measurements(file).put("a", COST)
     assert Measurements(file).get("a") == COST and Measurements(file).get("b") is None
@@ -472,14 +472,14 @@ def test_measurements_outlive_the_plan_and_damage_is_survived(tmp_path: Path) ->
     assert Measurements(file).get("a") is None
 
 
-def test_cells_at_a_time_take_as_long_as_the_busiest_job() -> None:
+def test_parallel_cells_take_as_long_as_the_busiest_job() -> None:
     # The first job takes 5; the other 3, then 1, then 4.
     assert page.makespan([5.0, 3.0, 1.0, 4.0], 2) == 8.0
     assert page.makespan([5.0, 3.0, 1.0, 4.0], 1) == 13.0
     assert page.makespan([2.0], 3) == 2.0
 
 
-def test_a_plan_says_what_a_cell_per_core_takes() -> None:
+def test_a_plan_shows_the_time_with_one_cell_per_core() -> None:
     cells = [made_up(hours=5.0), made_up("text", hours=3.0), made_up("image", hours=4.0)]
     [line] = page.at_once_lines(cells, "cpu", 2)
     assert line.startswith("With 2 cells at a time (hydra/launcher=joblib hydra.launcher.n_jobs=2")
@@ -491,7 +491,7 @@ def test_a_plan_says_what_a_cell_per_core_takes() -> None:
     assert "With 2 cells" in page.at_once_lines(wide, "cpu", 4)[0]
 
 
-def test_a_plan_is_made_where_nothing_can_be_kept(
+def test_measurements_are_usable_even_if_they_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")

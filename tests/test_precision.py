@@ -1,4 +1,4 @@
-"""Float16 with loss scaling: what computes in which type, what is skipped, what is resumed."""
+"""Float16 with loss scaling: the types of computations, skipped updates, and resumed runs."""
 
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_float16_stays_near_float32_in_outputs_and_gradients(attention: str) -> 
         assert (exact - rounded).norm() / exact.norm() < 0.02
 
 
-def test_attention_is_float32_under_float16_autocast_and_nothing_else_is() -> None:
+def test_only_attention_is_float32_under_float16_autocast() -> None:
     config = ModelConfig(
         layers=1, dim=8, heads=1, head_dim=8, mlp_dim=12, max_length=9, vocab_size=5
     )
@@ -118,7 +118,7 @@ def test_the_mini_scale_is_float32_under_every_protocol() -> None:
 
 @pytest.fixture
 def small_scaler(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Let the scaler begin far too high and grow every fifth step, so that it skips some."""
+    """Make the scaler start far too high and grow every fifth step, so that it skips some."""
     first = 2.0**27
     scaler = partial(torch.amp.GradScaler, init_scale=first, growth_interval=5)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
@@ -146,7 +146,7 @@ def test_skipped_updates_count_as_steps_and_the_schedule_goes_on(
     assert state["schedule"]["_last_lr"] == schedule.get_last_lr()
 
 
-def test_gradients_are_clipped_after_the_scale_is_taken_off(
+def test_gradients_are_clipped_after_the_scale_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = []
@@ -162,7 +162,7 @@ def test_gradients_are_clipped_after_the_scale_is_taken_off(
     assert len(norms) == 12 and 0 < max(norms) < 100
 
 
-def test_a_stopped_float16_run_ends_with_the_bits_of_an_uninterrupted_one(
+def test_a_stopped_float16_run_ends_with_the_same_bits_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_scaler: float
 ) -> None:
     config = configure(tmp_path, *FLOAT16)

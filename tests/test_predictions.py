@@ -1,4 +1,4 @@
-"""Answers to every example of a split: their order, how they are kept, and accuracy by length."""
+"""Answers to every example of a split: their order, their storage, and accuracy by length."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def train(folder: Path, *overrides: str) -> Config:
     return config
 
 
-def test_answers_come_in_the_order_of_the_split_whatever_the_batches(tmp_path: Path) -> None:
+def test_answers_come_in_the_order_of_the_split_whatever_the_batch_size(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, 37)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -94,7 +94,7 @@ def test_a_run_keeps_its_test_predictions_and_its_record_counts_them(tmp_path: P
     assert all(a["most"] < b["least"] for a, b in zip(bins, bins[1:], strict=False))
 
 
-def test_a_cell_that_is_trained_again_and_fails_keeps_no_predictions(tmp_path: Path) -> None:
+def test_a_cell_that_fails_when_trained_again_keeps_no_predictions(tmp_path: Path) -> None:
     train(tmp_path)
     assert (tmp_path / "run" / PREDICTIONS).exists()
     with pytest.raises(CellFailedError):
@@ -103,7 +103,7 @@ def test_a_cell_that_is_trained_again_and_fails_keeps_no_predictions(tmp_path: P
 
 
 @pytest.mark.parametrize(("largest", "kind"), [(255, np.uint8), (256, np.uint16)])
-def test_predictions_are_read_as_they_were_written_and_small(
+def test_predictions_are_read_as_they_were_written_and_their_file_is_small(
     tmp_path: Path, largest: int, kind: type
 ) -> None:
     rng = np.random.default_rng(1)
@@ -118,7 +118,7 @@ def test_predictions_are_read_as_they_were_written_and_small(
     assert (tmp_path / PREDICTIONS).stat().st_size < 2.1 * 10_000 * np.dtype(kind).itemsize
 
 
-def test_predictions_that_are_damaged_or_of_another_record_are_named_and_left_out(
+def test_predictions_that_are_damaged_or_from_another_record_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert read_predictions(tmp_path, 1, 2) is None and not caplog.text
@@ -135,7 +135,7 @@ def test_predictions_that_are_damaged_or_of_another_record_are_named_and_left_ou
         ):
             (tmp_path / PREDICTIONS).write_bytes(damaged)
             assert read_predictions(tmp_path, 1, 2) is None
-        # Whole in shape, but classes and groups are whole numbers.
+        # The files are intact, but classes and groups must be whole numbers.
         answers, words = np.array([0, 1]), np.array(["a", "b"])
         for labels, groups in ((np.zeros(2), answers), (np.zeros(2, int), words)):
             arrays = {"predicted": answers, "labels": labels, "groups": groups}
@@ -145,7 +145,7 @@ def test_predictions_that_are_damaged_or_of_another_record_are_named_and_left_ou
 
 
 def npz_of(header: str) -> bytes:
-    """Return arrays of one header, with a little content each."""
+    """Return an archive of arrays with the same header and a little content each."""
     text = header.encode().ljust(117) + b"\n"
     content, array = io.BytesIO(), b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
     with zipfile.ZipFile(content, "w") as archive:
@@ -154,7 +154,7 @@ def npz_of(header: str) -> bytes:
     return content.getvalue()
 
 
-def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
+def test_any_damage_to_an_archive_of_arrays_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -167,7 +167,7 @@ def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
         damaged = [bytearray(whole) for _ in range(400)]
         for each in damaged:
             each[rng.randrange(len(each))] ^= 1 << rng.randrange(8)
-        # A compression and a version that nothing reads, a password, and headers of all kinds.
+        # A compression and a version that nothing reads, a password, and various wrong headers.
         for at, value in ((8, 99), (4, 255), (6, 1)):
             damaged.append(bytearray(whole))
             place = whole.rindex(b"PK\x01\x02")
@@ -186,12 +186,12 @@ def test_whatever_is_wrong_with_an_archive_of_arrays_is_named(
                     assert read_trajectory(tmp_path, 10, "").tobytes() == losses.tobytes()
                 with suppress(TrajectoryError):
                     assert read_validations(tmp_path).items() <= {5: 0.5, 10: 0.6}.items()
-    # Each that was refused is named in a warning.
+    # Every file that was refused is named in a warning.
     assert refused == sum(f"left out: {tmp_path / PREDICTIONS}" in each for each in caplog.messages)
     assert refused > 100
 
 
-def test_bins_of_length_hold_equal_numbers_and_say_their_edges() -> None:
+def test_length_bins_hold_equal_numbers_and_state_their_edges() -> None:
     lengths = np.random.default_rng(2).permutation(np.arange(100, 180))
     right = lengths < 120
     bins = by_length(lengths, right)
@@ -227,7 +227,7 @@ def test_bins_lose_no_example_and_the_order_changes_nothing(
         assert sum(each["correct"] for each in bins) == sum(right for _, right in examples)
 
 
-def test_groups_may_be_of_any_property() -> None:
+def test_examples_can_be_grouped_by_any_property() -> None:
     right: NDArray[np.bool_] = np.array([True, False, True, True])
     groups = {value: part.tolist() for value, part in by_group(np.array([7, 2, 7, 2]), right)}
     assert groups == {2: [False, True], 7: [True, True]}
@@ -244,7 +244,7 @@ def test_groups_may_be_of_any_property() -> None:
         ({"more": 1}, "should have correct, least, most, total"),
     ],
 )
-def test_a_record_whose_bins_cannot_be_is_refused(
+def test_a_record_with_impossible_bins_is_refused(
     tmp_path: Path, change: dict[str, int], message: str
 ) -> None:
     whole = {"least": 1, "most": 8, "correct": 800, "total": 2000}

@@ -1,4 +1,4 @@
-"""What comes before a grid: a hub on this machine, raw files of no content, an empty folder."""
+"""Checks before a grid, with a hub on this machine, empty raw files and an empty folder."""
 
 import functools
 import http.server
@@ -23,7 +23,7 @@ from lra.tasks.registry import TASKS
 
 @dataclass
 class Hub:
-    """A hub that gives one and the same answer, and notes what data sets it was asked for."""
+    """A hub that always gives the same answer and notes which data sets it was asked for."""
 
     status: int = 200
     error: str = ""
@@ -39,7 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        # The hub's library asks for other things too.
+        # The hub's library asks for other things as well.
         if self.path.startswith("/api/datasets/"):
             self.state.paths += (self.path,)
         body = json.dumps({"id": "owner/name", "sha": "0" * 40}).encode()
@@ -71,7 +71,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub cache"
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder))
-    # What the library keeps of a hub's answers must not outlive a false hub.
+    # The answers that the library caches must not outlive the fake hub.
     kept = "huggingface_hub.constants.AGENT_HARNESSES_PATH"
     monkeypatch.setattr(kept, str(tmp_path / "harnesses.json"), raising=False)
     monkeypatch.delenv("LRA_DATA_DIR", raising=False)
@@ -83,7 +83,7 @@ def assess(task: str, tmp_path: Path, data_dir: Path | None = None) -> preflight
     return preflight.find_data(config, data_dir)
 
 
-def test_a_data_set_that_the_hub_has_is_no_obstacle(hub: Hub, tmp_path: Path) -> None:
+def test_a_data_set_on_the_hub_is_no_obstacle(hub: Hub, tmp_path: Path) -> None:
     finding = assess("image", tmp_path)
     assert (finding.state, finding.supply) == ("hub", "")
     revision = cifar10.HUB.revision
@@ -98,7 +98,7 @@ def test_a_data_set_that_the_hub_has_is_no_obstacle(hub: Hub, tmp_path: Path) ->
         (500, "", "the hub returned an error: "),
     ],
 )
-def test_what_the_hub_lacks_reads_otherwise_than_a_hub_out_of_reach(
+def test_an_error_from_the_hub_is_distinguished_from_an_unreachable_hub(
     hub: Hub, tmp_path: Path, status: int, error: str, words: str
 ) -> None:
     hub.status, hub.error = status, error
@@ -107,10 +107,10 @@ def test_what_the_hub_lacks_reads_otherwise_than_a_hub_out_of_reach(
     assert "cannot be reached" not in finding.detail
 
 
-def test_a_hub_out_of_reach_is_told_with_what_to_copy(
+def test_an_unreachable_hub_is_reported_with_what_to_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Port 9 of this machine: nobody listens there.
+    # Port 9 of this machine: nothing listens there.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     (tmp_path / "raw").mkdir()
@@ -120,7 +120,7 @@ def test_a_hub_out_of_reach_is_told_with_what_to_copy(
     assert f"--revision {cifar10.HUB.revision} --local-dir {tmp_path}/raw/cifar10" in finding.supply
 
 
-def test_offline_by_choice_asks_nothing(
+def test_offline_mode_asks_the_hub_for_nothing(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import close_session
@@ -133,7 +133,7 @@ def test_offline_by_choice_asks_nothing(
     assert not hub.paths
 
 
-def test_what_the_hub_gave_before_needs_no_connection(
+def test_a_data_set_downloaded_earlier_needs_no_connection(
     hub: Hub, tmp_path: Path, empty_hub_cache: Path
 ) -> None:
     there = empty_hub_cache / "uoft-cs___cifar10/plain_text/0.0.0"
@@ -145,7 +145,7 @@ def test_what_the_hub_gave_before_needs_no_connection(
     assert len(hub.paths) == 2
 
 
-def test_every_task_that_reads_from_the_hub_is_asked_for_there() -> None:
+def test_every_task_that_reads_from_the_hub_is_looked_up_there() -> None:
     for name in TASKS:
         try:
             source = build_task(load(f"task={name}")).locate(None)
@@ -155,7 +155,7 @@ def test_every_task_that_reads_from_the_hub_is_asked_for_there() -> None:
             assert source.signature in preflight.HUBS, name
 
 
-def test_published_and_generated_data_are_told_apart(tmp_path: Path) -> None:
+def test_published_and_generated_data_are_distinguished(tmp_path: Path) -> None:
     assert assess("listops", tmp_path).state == "generated"
     folder = tmp_path / "raw" / "listops"
     folder.mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_a_task_without_its_files_names_the_command_that_fetches_them(
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str, str]:
-    """Return exit status, stdout and stderr of the command."""
+    """Return the exit status, stdout and stderr of the command."""
     monkeypatch.setattr(sys, "argv", ["preflight", *words])
     try:
         preflight.main()
@@ -221,7 +221,7 @@ def test_missing_data_stop_the_grid_unless_they_are_skipped(
     assert (status, out) == (2, "") and "nothing" in err
 
 
-def test_words_that_decide_the_data_are_heeded() -> None:
+def test_overrides_that_decide_the_data_are_kept() -> None:
     words = ["task.options.data_seed=3", "data_dir=/raw", "task.options.num_test=1,2", "seed=1"]
     assert preflight.of_each_task(["task=text,image", "scale=mini", *words]) == [
         [f"task={task}", "scale=mini", "task.options.data_seed=3", "data_dir=/raw"]
@@ -245,7 +245,7 @@ def test_only_tasks_that_lack_published_files_are_fetched(
     assert fetched == [(["a"], tmp_path)]
 
 
-def test_no_scale_but_the_published_one_is_fetched_for(
+def test_fetching_needs_the_published_scale_and_a_data_dir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(archive, "fetch", lambda *words: pytest.fail("fetched"))

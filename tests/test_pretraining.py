@@ -1,4 +1,4 @@
-"""Self-pretraining: what is hidden and asked, and that it is one more run of the same loop."""
+"""Self-pretraining: which tokens are hidden and asked for, as one more run of the same loop."""
 
 import math
 from dataclasses import replace
@@ -61,7 +61,7 @@ def batches_of(split: Split, *, zero_is_padding: bool = False) -> Batches:
 
 
 def by_example(parts: list[Batch]) -> dict[int, tuple[list[Any], list[Any]]]:
-    """Return tokens and labels of every example, without what is padded."""
+    """Return the tokens and labels of every example, without padding."""
     found = {}
     for part in parts:
         assert part.examples is not None
@@ -71,7 +71,7 @@ def by_example(parts: list[Batch]) -> dict[int, tuple[list[Any], list[Any]]]:
     return found
 
 
-def test_hidden_tokens_are_asked_for_and_nothing_else_is() -> None:
+def test_exactly_the_hidden_tokens_are_asked_for() -> None:
     split = split_of(LENGTHS)
     [part] = HiddenBatches(batches_of(split), 0.3, seed=1).divided(0, 8, 0, WHOLE)
     assert part.mask is not None
@@ -84,17 +84,17 @@ def test_hidden_tokens_are_asked_for_and_nothing_else_is() -> None:
     assert torch.equal(part.tokens[~asked], shown.tokens[~asked])
 
 
-def test_about_the_share_that_is_asked_for_is_hidden() -> None:
+def test_about_the_requested_share_of_tokens_is_hidden() -> None:
     batches = batches_of(split_of([40] * 500))
     [part] = HiddenBatches(batches, 0.15, seed=0).divided(3, 500, 0, WHOLE)
     hidden = (part.tokens == HIDDEN).double()
     deviation = math.sqrt(0.15 * 0.85 / 20_000)
     assert abs(float(hidden.mean()) - 0.15) < 4 * deviation
-    # No place is hidden more often than others.
+    # No position is hidden more often than the others.
     assert (hidden.mean(0) - 0.15).abs().max() < 5 * math.sqrt(0.15 * 0.85 / 500)
 
 
-def test_what_is_hidden_follows_from_seed_step_and_example_alone() -> None:
+def test_hidden_tokens_depend_only_on_seed_step_and_example() -> None:
     hidden = HiddenBatches(batches_of(split_of(LENGTHS)), 0.3, seed=1)
     whole = by_example(hidden.divided(2, 8, 0, WHOLE))
     division = Division(examples=3, shapes=2)
@@ -104,7 +104,7 @@ def test_what_is_hidden_follows_from_seed_step_and_example_alone() -> None:
     halves = [hidden.divided(2, 8, 0, division, (rank, 2)) for rank in (0, 1)]
     assert by_example(halves[0] + halves[1]) == whole
     assert {part.whole for half in halves for part in half} == {parts[0].whole}
-    # In another epoch other tokens of the same example are hidden, and by another seed.
+    # Another epoch or another seed hides different tokens of the same example.
     assert by_example(hidden.divided(3, 8, 0, WHOLE)) != whole
     other = HiddenBatches(batches_of(split_of(LENGTHS)), 0.3, seed=2)
     assert by_example(other.divided(2, 8, 0, WHOLE)) != whole
@@ -118,7 +118,7 @@ def test_validation_hides_the_same_tokens_every_time() -> None:
     assert first.whole == every.whole == int((every.tokens == HIDDEN).sum())
 
 
-def test_both_sequences_of_a_pair_are_hidden_in() -> None:
+def test_tokens_are_hidden_in_both_sequences_of_a_pair() -> None:
     batches = batches_of(split_of(LENGTHS, sequences=2))
     [part] = HiddenBatches(batches, 0.4, seed=0).divided(0, 4, 0, WHOLE)
     assert part.tokens.shape == part.labels.shape == (4, 2, 40)
@@ -126,7 +126,7 @@ def test_both_sequences_of_a_pair_are_hidden_in() -> None:
     assert (part.tokens == HIDDEN).any(0).any(-1).all()
 
 
-def test_black_pixels_that_show_stay_padding_and_hidden_ones_are_real() -> None:
+def test_visible_black_pixels_stay_padding_and_hidden_ones_are_real() -> None:
     tokens = np.array([0, 9] * 100, np.uint8)
     split = Split(tokens, np.arange(0, 201, 40), np.zeros(5, np.int64))
     batches = batches_of(split, zero_is_padding=True)
@@ -137,7 +137,7 @@ def test_black_pixels_that_show_stay_padding_and_hidden_ones_are_real() -> None:
     assert (part.labels[hidden] == 0).any() and (part.labels[hidden] == 9).any()
 
 
-def test_the_next_token_is_asked_of_every_one_but_the_last() -> None:
+def test_the_next_token_is_asked_for_at_every_token_but_the_last() -> None:
     split = split_of(LENGTHS)
     [part] = HiddenBatches(batches_of(split), None, seed=0).divided(0, 8, 0, WHOLE)
     for tokens, labels in by_example([part]).values():
@@ -148,7 +148,7 @@ def test_the_next_token_is_asked_of_every_one_but_the_last() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "l1"])
-def test_the_loss_is_the_mean_over_what_is_asked_however_it_is_divided(kind: str) -> None:
+def test_the_loss_is_the_mean_over_the_tokens_asked_for_however_they_are_divided(kind: str) -> None:
     hidden = HiddenBatches(batches_of(split_of(LENGTHS)), 0.3, seed=1)
     grey = (0.5, 0.25) if kind == "l1" else None
     objective = Restoration(hidden, hidden, grey)
@@ -184,7 +184,7 @@ def classifier(name: str, *, config: ModelConfig | None = None, **options: Any) 
 
 
 @pytest.mark.parametrize("inputs", ["tokens", "values"])
-def test_what_is_hidden_is_seen_by_no_answer_and_a_classification_token_by_no_question(
+def test_hidden_tokens_are_not_seen_and_the_classification_token_is_not_asked_for(
     inputs: str,
 ) -> None:
     config = sizes(pooling="cls", inputs=inputs)
@@ -195,7 +195,7 @@ def test_what_is_hidden_is_seen_by_no_answer_and_a_classification_token_by_no_qu
     assert answers.shape == (2, 12, 16)
     shown = torch.arange(1, 13).repeat(2, 1)
     states = model.encoder.states(model.encoder.embedding(shown), None)[:, 1:]
-    # Where nothing is hidden, the states are those of the classifier, without its token's.
+    # If nothing is hidden, the states are the classifier's, except that of its own token.
     assert torch.allclose(model(shown, None), model.head(states), atol=1e-6)
     assert not torch.allclose(answers, model.head(states), atol=1e-3)
     pair = model(torch.stack([tokens, shown], 1), None)
@@ -203,7 +203,7 @@ def test_what_is_hidden_is_seen_by_no_answer_and_a_classification_token_by_no_qu
 
 
 @pytest.mark.parametrize("name", sorted(ATTENTION))
-def test_encoders_that_see_what_follows_are_told_from_causal_ones(name: str) -> None:
+def test_encoders_that_see_later_tokens_are_distinguished_from_causal_ones(name: str) -> None:
     nests = name in ("wavspa", "fourier_space", "ema")
     options = {"inner": ATTENTION["softmax"]} if nests else {}
     assert is_causal(classifier(name, **options).encoder) == (name == "lru")
@@ -225,7 +225,7 @@ def run(folder: Path, *overrides: str, name: str = "run") -> Record:
     return record
 
 
-def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_tells_of_it(
+def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_records_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[dict[str, Tensor]] = []
@@ -242,7 +242,7 @@ def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_tells_of_it(
     plain = build_model(configure(tmp_path)).state_dict()
     encoder = [key for key in plain if key.startswith("encoder.")]
     assert all(torch.equal(after[key], best[key]) for key in encoder)
-    # It began as the cell without pretraining does, and the head as that one's.
+    # Pretraining began with the encoder of the cell without it; the head is also that cell's.
     assert all(torch.equal(before[key], plain[key]) for key in encoder)
     assert all(torch.equal(after[key], plain[key]) for key in plain if key not in encoder)
     assert any(not torch.equal(after[key], plain[key]) for key in encoder)
@@ -254,12 +254,12 @@ def test_a_pretrained_cell_trains_on_from_the_best_encoder_and_tells_of_it(
     assert list(begun(tmp_path)) == [tmp_path / "run"]
     with pytest.raises(ConfigError, match="its first updates depend on 12 updates of pretraining"):
         verify(tmp_path / "run", 5, 0, None, str(tmp_path / "cache"))
-    # Finished: nothing is done again.
+    # The cell is finished: nothing is done again.
     assert run_cell(configure(tmp_path, *QUICK), tmp_path / "run") is None
 
 
 class KilledError(BaseException):
-    """Ends a run as a kill does: nothing is saved on the way."""
+    """Ends a run like a kill: nothing is saved on the way."""
 
 
 @pytest.mark.parametrize("killed_at", [7, 16])
@@ -310,7 +310,7 @@ def test_a_cell_with_pretraining_has_its_own_hash_folder_and_name() -> None:
     assert place("debug=true", "pretrain=spt")[0].variant == "spt,debug"
     words = ["task=listops", "attention=softmax", "pretrain=none,spt", "scale=mini"]
     assert [cell.parts[-2] for cell, _ in grid(words)] == ["default", "spt"]
-    # Without pretraining a recipe keeps its rate, with it that of the paper.
+    # Without pretraining, a recipe keeps its learning rate; with it, it has that of the paper.
     s4 = ("protocol=s4", "task=text", "attention=s4d")
     assert (compose(*s4).train.learning_rate, compose(*s4, "pretrain=spt").train.learning_rate) == (
         0.01,
@@ -336,7 +336,7 @@ def test_a_cell_with_pretraining_has_its_own_hash_folder_and_name() -> None:
         (["pretrain=stp"], "pretrain=stp: did you mean spt"),
     ],
 )
-def test_what_pretraining_cannot_be_is_refused(words: list[str], message: str) -> None:
+def test_impossible_pretraining_options_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("scale=mini", *words)
 
@@ -363,7 +363,7 @@ def test_rates_and_shares_are_the_published_ones(task: str) -> None:
     assert plain.loss == s4.loss == ("l1" if task == "image" else "cross_entropy")
 
 
-def test_every_key_of_pretraining_is_set_by_its_file_and_none_is_by_its_absence() -> None:
+def test_spt_sets_every_key_of_pretraining_and_none_sets_only_its_name() -> None:
     import yaml
 
     keys = set(PretrainConfig.__dataclass_fields__)

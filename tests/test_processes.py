@@ -1,4 +1,4 @@
-"""One cell over two processes, as torchrun starts them: the same update, and the same files."""
+"""One cell on two processes, as torchrun starts them: the same updates and the same files."""
 
 import os
 import subprocess
@@ -21,10 +21,10 @@ from lra.trajectory import read_trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-# Without dropout, whose masks are each process's own; an odd batch, so that shares differ.
+# No dropout, since each process draws its own masks; an odd batch, so that the shares differ.
 WORDS = ["attention=softmax", "model.dropout=0.0", "model.attention_dropout=0.0"]
 WORDS += ["train.batch_size=5", "train.steps=40", "train.validate_every=10", "train.clip_norm=0.5"]
-# Each process has several batches of a validation.
+# Each process has several batches per validation.
 WORDS += ["train.eval_batch_size=2"]
 
 
@@ -67,7 +67,7 @@ def assert_alike(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_updates_of_one_and_the_first_one_writes(
+def test_two_processes_make_the_same_updates_as_one_and_only_the_first_writes(
     tmp_path: Path, alone: Path
 ) -> None:
     output = torchrun(tmp_path)
@@ -75,11 +75,11 @@ def test_two_processes_make_the_updates_of_one_and_the_first_one_writes(
     assert_alike(alone, folder)
     record = read_record(folder / RECORD)
     assert (record.processes, read_record(alone / RECORD).processes) == (2, 1)
-    # Each validated the half of the split, and all of it counts.
+    # Each process validated half of the split, and all of it counts.
     assert record.test_total == 24 and output.count("step 40/40: validation") == 1
     progress = [load(each / "checkpoint.pt", CPU)["progress"] for each in (alone, folder)]
     assert progress[0]["tokens"] == progress[1]["tokens"]
-    # Several files, for curves and for values of the configuration, and of one process.
+    # Several files, for curves and for values of the configuration, but from one process.
     written = {file.name.split(".")[5] for file in folder.glob("events.out.tfevents.*")}
     assert len(written) == 1 and (folder / NOTE).exists()
     ours, theirs = (
@@ -88,12 +88,12 @@ def test_two_processes_make_the_updates_of_one_and_the_first_one_writes(
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert load_best(folder, CPU).keys() == load_best(alone, CPU).keys()
-    # And finished is finished, for both.
+    # A finished cell is finished for both processes.
     assert "is finished" in torchrun(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_resumes_with_a_different_number_of_processes(
     tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, save = run_folder(tmp_path), Run._save
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (2, 3)])
-def test_a_cell_that_torchrun_began_goes_on_with_more_processes_or_fewer(
+def test_a_cell_begun_by_torchrun_resumes_with_more_or_fewer_processes(
     tmp_path: Path, alone: Path, first: int, then: int
 ) -> None:
     words = [*WORDS, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
@@ -131,7 +131,7 @@ def test_a_cell_that_torchrun_began_goes_on_with_more_processes_or_fewer(
     )
     folder = run_folder(tmp_path)
     state = load(folder / "checkpoint.pt", CPU)
-    # Each of them heard it at the same update, of the second validation's first batch.
+    # All processes heard the signal at the same update, in the second validation's first batch.
     assert state["progress"]["step"] == 20 and state["unvalidated"], done.stdout
     assert "stopped at step 20; start again to continue (SIGTERM)" in done.stdout
     output = torchrun(tmp_path, processes=then)

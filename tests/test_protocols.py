@@ -1,6 +1,7 @@
-"""The protocols against what was published: every value, schedule, length, mask and initial value.
+"""The protocols against the publications: every value, schedule, length, mask and initial value.
 
-The table is a second writing of the released configurations and scripts, not of our files.
+The tables are an independent transcription of the released configurations and scripts, not of our
+files.
 """
 
 import math
@@ -21,8 +22,8 @@ from lra.optimiser import optimiser_for
 from lra.paths import CONFIGS
 from lra.tasks import Split
 
-# Layers, width, heads, width of q, k and v, MLP, symbols cut at, padded to, vocabulary, positions,
-# pooling, hidden layers of the classifier, dropout, attention dropout, zero is padding.
+# Layers, width, heads, width of q, k and v, MLP, truncated length, padded length, vocabulary,
+# positions, pooling, hidden layers of the classifier, dropout, attention dropout, zero is padding.
 MODELS = """
 lra           listops    4 512 8 512 1024  2000  2000  17 sinusoidal cls         1024    .1 .1 no
 lra           text       4 256 4 256 1024  1000  1000 257 sinusoidal cls         1024    .1 .1 no
@@ -42,7 +43,7 @@ wavspa        image      8 128 1  64  128  1024  1024 256 learned    mean_all   
 wavspa        pathfinder 1 128 8  64  128  1024  1024 256 sinusoidal mean_all    128     .2 .1 yes
 """
 # Batch, steps, learning rate, warm-up, schedule, its period, weight decay, updates between
-# validations, largest norm of the gradient.
+# validations, maximum norm of the gradient.
 TRAINING = """
 lra           listops     32   5000 .05   1000 rsqrt         0 .1   50 0
 lra           text        32  20000 .05   8000 rsqrt         0 .1  100 0
@@ -61,7 +62,7 @@ wavspa        retrieval   64  50000 .05   2500 rsqrt         0 .1  500 0
 wavspa        image      400 200000 5e-4 10000 cosine    35000  0  500 0
 wavspa        pathfinder 512 500000 1e-3  2500 cosine    32000  0  500 0
 """
-# Betas, epsilon, precision; biases of the attention, deviation of the token table, epsilon of the
+# Betas, epsilon, precision; attention biases, standard deviation of the token table, epsilon of the
 # norms, GELU, initial values, norm before the MLP, padding cleared, features of a pair.
 OF_ALL = {
     "lra": "(.9, .98) 1e-9 float32 False 1 1e-6 tanh flax True False concat",
@@ -83,12 +84,12 @@ def recipe(protocol: str, task: str, *overrides: str) -> Config:
     return load(f"protocol={protocol}", f"task={task}", *overrides)
 
 
-def test_the_table_has_every_recipe_that_was_published() -> None:
+def test_the_tables_have_every_recipe_that_was_published() -> None:
     files = {file: file.read_text() for file in (CONFIGS / "protocol" / "task").glob("*/*.yaml")}
     # Such as Path-X in the small model.
     ours = {file for file, text in files.items() if "# Source: this project" in text}
     recipes = {(file.parent.name, file.stem) for file in files.keys() - ours}
-    # Those of state-space layers are in tests/test_ssm_protocols.py.
+    # The recipes of state-space layers are in tests/test_ssm_protocols.py.
     recipes = {(protocol, task) for protocol, task in recipes if protocol in OF_ALL}
     assert recipes == set(CELLS) == set(rows(TRAINING))
 
@@ -131,7 +132,7 @@ def test_the_training_is_the_published_one(protocol: str, task: str) -> None:
     ]
     first, second, epsilon, precision = OF_ALL[protocol].split()[:4]
     betas = float(first.strip("(,")), float(second.strip(")"))
-    # One cycle turns beta 1, and forgets the one that was given.
+    # One cycle changes beta 1 and ignores the one that was given.
     assert train.beta2 == betas[1] and (train.schedule == "one_cycle" or train.beta1 == betas[0])
     assert (train.epsilon, train.precision) == (float(epsilon), precision)
     optimiser, _ = optimiser_for(nn.Linear(2, 2), train)
@@ -142,7 +143,7 @@ def test_the_training_is_the_published_one(protocol: str, task: str) -> None:
 
 
 def one_cycle(t: int, train: TrainConfig) -> float:
-    """Two straight lines: a 25th of the peak, the peak, a 250,000th of it."""
+    """Return the rate on two straight lines: a 25th of the peak, the peak, a 250,000th of it."""
     top, peak = train.warmup_steps - 1, train.learning_rate
     if t <= top:
         return peak / 25 + (peak - peak / 25) * t / top
@@ -169,11 +170,11 @@ FORMULAS: dict[str, Callable[[int, TrainConfig], float]] = {
 
 
 def rate_at(step: int, train: TrainConfig) -> float:
-    """Return the learning rate that the schedule has at an update, counted from 0."""
+    """Return the learning rate of the schedule at an update, counted from 0."""
     optimiser, schedule = optimiser_for(nn.Linear(2, 2), train)
     optimiser.step()
     if step > 0:
-        # Every schedule depends on the step alone, so the steps between may be left out.
+        # Every schedule depends on the step alone, so the steps in between can be left out.
         schedule.last_epoch = step - 1
         schedule.step()
     rate: float = optimiser.param_groups[0]["lr"]
@@ -181,7 +182,7 @@ def rate_at(step: int, train: TrainConfig) -> float:
 
 
 @every_cell
-def test_the_rate_of_an_update_is_that_of_the_closed_formula(protocol: str, task: str) -> None:
+def test_the_rate_of_an_update_follows_the_closed_formula(protocol: str, task: str) -> None:
     train = recipe(protocol, task).train
     warmup, last = train.warmup_steps, train.steps - 1
     chosen = {0, 1, warmup - 1, warmup, warmup + 1, last // 3, last // 2, last}
@@ -203,17 +204,19 @@ def test_the_rate_of_an_update_is_that_of_the_closed_formula(protocol: str, task
         ("nystromformer", "listops", 4999, 4e-10),
         ("wavspa", "text", 6250, 6.32e-4),
         ("wavspa", "retrieval", 2500, 1e-3),
-        # Warm-up and a period of 32,000 later the cosine starts anew.
+        # After the warm-up and a period of 32,000, the cosine restarts.
         ("wavspa", "pathfinder", 34_500, 1e-3),
     ],
 )
-def test_the_rate_is_the_published_figure(protocol: str, task: str, step: int, rate: float) -> None:
+def test_the_rate_matches_the_published_figure(
+    protocol: str, task: str, step: int, rate: float
+) -> None:
     train = recipe(protocol, task).train
     assert rate_at(step, train) == pytest.approx(rate, rel=3e-3)
 
 
 def formula(config: Config, classes: int, rank: int = 0, projections: int = 4) -> int:
-    """Count the parameters of a plain transformer of the flax codes from its sizes."""
+    """Count the parameters of a plain transformer of the flax code from its sizes."""
     m = config.model
     inner, length = m.heads * m.head_dim, m.max_length + (m.pooling == "cls")
     attention = projections * m.dim * inner + length * rank
@@ -231,12 +234,13 @@ def formula(config: Config, classes: int, rank: int = 0, projections: int = 4) -
     ("task", "parameters"),
     [("listops", 8_948_746), ("retrieval", 1_087_618), ("image", 248_458), ("pathx", 537_954)],
 )
-def test_the_formula_counts_the_published_parameters(task: str, parameters: int) -> None:
+def test_the_formula_gives_the_published_number_of_parameters(task: str, parameters: int) -> None:
     config = recipe("lra", task)
     assert formula(config, config.task.num_classes) == parameters
 
 
-# Of the released configurations: layers, width, heads, width of q, k and v, MLP, dropout, pooling.
+# From the released configurations: layers, width, heads, width of q, k and v, MLP, dropout,
+# pooling.
 OTHER_BACKENDS = {
     ("image", "longformer"): (4, 128, 4, 64, 128, 0.3, "mean_all"),
     ("image", "bigbird"): (1, 128, 4, 64, 128, 0.3, "cls"),
@@ -248,7 +252,7 @@ OTHER_BACKENDS = {
     ("pathfinder", "linformer"): (1, 32, 2, 16, 32, 0.2, "mean_all"),
     ("pathfinder", "longformer"): (2, 32, 2, 16, 32, 0.1, "mean_all"),
     ("pathfinder", "bigbird"): (4, 64, 2, 32, 64, 0.2, "mean_all"),
-    # 32 for q, k and v there; the published attention puts the model's width in its place.
+    # Released as 32 for q, k and v, which the published attention replaces by the model's width.
     ("image", "reformer"): (4, 64, 8, 64, 64, 0.3, "cls"),
     ("pathfinder", "reformer"): (2, 64, 8, 64, 64, 0.2, "mean_all"),
     ("listops", "reformer"): (4, 512, 8, 512, 1024, 0.1, "cls"),
@@ -277,7 +281,7 @@ def test_other_backends_have_the_model_that_long_range_arena_gave_them(
 def test_reformer_has_one_round_of_ten_buckets_and_ten_chunks(task: str) -> None:
     config = recipe("lra", task, "attention=reformer")
     length = config.model.max_length + (config.model.pooling == "cls")
-    # The published code appends zeros up to the next multiple of ten, and ten to a multiple.
+    # The published code appends zeros up to the next multiple of ten, or ten to a multiple.
     filled = length + 10 - length % 10
     options = config.attention.options
     chunk_length = options["chunk_length"]
@@ -289,7 +293,7 @@ def test_reformer_has_one_round_of_ten_buckets_and_ten_chunks(task: str) -> None
     ("protocol", "task", "attention", "options"),
     [
         ("lra", "text", "performer", {"features": "relu_plain"}),
-        # What is set for a task and a backend wins over what is set for the backend.
+        # Settings for a task and a backend override settings for the backend.
         ("lra", "listops", "performer", {"features": "favor", "num_features": 2}),
         ("lra", "listops", "linformer", {"rank": 16, "per_head": False, "shared": True}),
         ("lra", "image", "longformer", {"window": 512, "num_global": 0}),
@@ -394,7 +398,7 @@ def test_black_pixels_are_masked_and_other_zeros_are_not(protocol: str, task: st
 
 
 def kurtosis(values: Tensor) -> float:
-    """Return the fourth moment over the squared second: 3 of a normal, 1.8 of a uniform."""
+    """Return the fourth moment over the squared second: 3 for a normal, 1.8 for a uniform."""
     values = values.detach().double().flatten()
     return float(values.pow(4).mean() / values.square().mean().square())
 
@@ -419,7 +423,7 @@ def assert_norms_are_neutral(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("task", ["listops", "image", "retrieval"])
 @pytest.mark.parametrize("attention", ["softmax", "mra"])
-def test_nystromformer_starts_normal_in_its_tables_and_as_torch_does_elsewhere(
+def test_nystromformer_starts_with_normal_tables_and_as_torch_does_elsewhere(
     task: str, attention: str
 ) -> None:
     model = build_model(recipe("nystromformer", task, f"attention={attention}"))
@@ -473,13 +477,13 @@ def test_the_flax_protocols_start_xavier_uniform_and_their_heads_lecun_normal(
         inputs = layer.in_features
         if layer.weight.numel() > 10_000:
             assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.03)
-            # A normal that is cut at two deviations.
+            # A normal that is cut at two standard deviations.
             assert kurtosis(layer.weight) == pytest.approx(2.37, abs=0.1)
         assert layer.weight.abs().max() <= 2 * inputs**-0.5 / 0.87962 + 1e-6
         assert (layer.bias == 0).all()
 
 
-def test_biases_of_the_attention_start_near_zero_where_wavspa_has_them() -> None:
+def test_attention_biases_of_the_wavspa_protocol_start_near_zero() -> None:
     for attention in ("linear", "linformer"):
         model = build_model(recipe("wavspa", "text", f"attention={attention}"))
         for block in model.encoder.blocks:

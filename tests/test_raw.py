@@ -1,4 +1,4 @@
-"""Raw data that are not there, lie elsewhere, are in part, changed, or stored by other people."""
+"""Raw data that are missing, misplaced, incomplete, changed, or stored differently by others."""
 
 import io
 import logging
@@ -72,7 +72,7 @@ def pictures(folder: Path) -> None:
     (folder / "metadata" / "0.npy").write_text("\n".join(lines) + "\n")
 
 
-# Where the files of a task are, below a folder of raw data; and what writes them there.
+# Where the files of a task lie below a folder of raw data, and the function that writes them.
 LAYOUTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "listops": ("listops-1000", listops_files),
     "retrieval": ("tsv_data", pair_files),
@@ -93,7 +93,7 @@ def task_of(name: str) -> Task:
     return few.get(name, TASKS[name])
 
 
-def lay(name: str, data_dir: Path) -> Path:
+def lay_out(name: str, data_dir: Path) -> Path:
     folder, write = LAYOUTS[name]
     (data_dir / folder).mkdir(parents=True)
     write(data_dir / folder)
@@ -101,7 +101,7 @@ def lay(name: str, data_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_folder_of_raw_data_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_raw_data_path_that_is_not_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data_dir=.*nothing does not exist"):
         task_of(name).locate(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -110,27 +110,29 @@ def test_a_folder_of_raw_data_that_is_none_is_refused(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("task", [ListOps(num_train=9), TextStandIn()])
-def test_it_is_refused_of_tasks_that_read_none_too(tmp_path: Path, task: Task) -> None:
+def test_a_missing_raw_data_folder_is_refused_even_for_tasks_that_read_none(
+    tmp_path: Path, task: Task
+) -> None:
     with pytest.raises(DataError, match=r"data_dir=.*nothing does not exist"):
         cache.load("own", task, tmp_path, tmp_path / "nothing")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_folder_of_a_task_is_found_from_above_and_from_itself(
+def test_the_folder_of_a_task_is_found_from_above_and_from_within(
     name: str, tmp_path: Path
 ) -> None:
-    folder = lay(name, tmp_path / "raw")
+    folder = lay_out(name, tmp_path / "raw")
     found = [task_of(name).locate(place) for place in (tmp_path / "raw", folder, folder.parent)]
     assert len({source.files for source in found}) == 1 and found[0].files
     assert len({source.signature for source in found}) == 1
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_folder_one_level_off_is_an_error_that_says_where_it_would_be_found(
+def test_the_error_for_a_misplaced_folder_suggests_a_data_dir_that_works(
     name: str, tmp_path: Path
 ) -> None:
-    lay(name, tmp_path / "raw" / "one" / "more")
+    lay_out(name, tmp_path / "raw" / "one" / "more")
     with pytest.raises(
         DataError, match=r"is not in a folder that is searched.* data_dir=(\S+) would"
     ) as e:
@@ -150,17 +152,17 @@ def test_a_folder_one_level_off_is_an_error_that_says_where_it_would_be_found(
         ("pathfinder", "metadata", r"curv_contour_length_14 lacks metadata/\*\.npy"),
     ],
 )
-def test_of_data_in_part_the_missing_file_is_named(
+def test_a_missing_file_of_the_raw_data_is_named(
     name: str, missing: str, words: str, tmp_path: Path
 ) -> None:
-    path = lay(name, tmp_path) / missing
+    path = lay_out(name, tmp_path) / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(DataError, match=words):
         task_of(name).locate(tmp_path)
 
 
 @pytest.mark.parametrize("task", [Text(), Image()])
-def test_of_parquet_files_in_part_the_missing_one_is_named(task: Task, tmp_path: Path) -> None:
+def test_a_missing_parquet_file_is_named(task: Task, tmp_path: Path) -> None:
     folder = tmp_path / ("imdb" if isinstance(task, Text) else "cifar10")
     folder.mkdir()
     (folder / "train-0.parquet").write_bytes(b"")
@@ -168,7 +170,7 @@ def test_of_parquet_files_in_part_the_missing_one_is_named(task: Task, tmp_path:
         task.locate(tmp_path)
 
 
-def test_parquet_files_of_one_task_are_not_taken_for_the_others(tmp_path: Path) -> None:
+def test_parquet_files_of_one_task_are_not_mistaken_for_those_of_another(tmp_path: Path) -> None:
     for part in ("train", "test"):
         pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / f"{part}-0.parquet")
     assert Text().locate(tmp_path).files and not Image().locate(tmp_path).files
@@ -182,7 +184,7 @@ def test_parquet_files_of_one_task_are_not_taken_for_the_others(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["listops", "pathfinder"])
-def test_what_is_generated_although_a_folder_was_named_is_told(
+def test_generating_data_although_a_folder_was_given_is_reported(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = task_of(name).locate(tmp_path)
@@ -191,13 +193,13 @@ def test_what_is_generated_although_a_folder_was_named_is_told(
     task = ListOps(num_train=1, num_validation=1, num_test=1, min_length=3, max_length=9)
     with caplog.at_level(logging.WARNING):
         cache.load("listops", task, tmp_path / "cache", tmp_path)
-    # Options that no published files have: nothing was to be found.
+    # No published files have these options, so there was nothing to find.
     assert not caplog.text
 
 
-def test_a_source_can_be_demanded(tmp_path: Path) -> None:
-    lay("listops", tmp_path)
-    lay("pathfinder", tmp_path)
+def test_a_source_can_be_required(tmp_path: Path) -> None:
+    lay_out("listops", tmp_path)
+    lay_out("pathfinder", tmp_path)
     for generated, published in (
         (ListOps(source="generated"), ListOps(source="published")),
         (
@@ -217,16 +219,16 @@ def test_a_source_can_be_demanded(tmp_path: Path) -> None:
             other.locate(tmp_path)
 
 
-# As before there was a choice of source.
+# The keys from before there was a choice of source.
 KEYS = {"listops": "92f8fee76b1f", "pathfinder": "bdb55fad7612"}
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_generated_data_keep_the_folder_that_they_had(name: str) -> None:
+def test_generated_data_keep_their_previous_cache_folder(name: str) -> None:
     assert cache.key(TASKS[name], TASKS[name].locate(None)) == KEYS[name]
 
 
-def test_home_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_and_environment_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("PROJECT", "/project")
     monkeypatch.delenv("LRA_DATA_DIR", raising=False)
@@ -239,7 +241,7 @@ def test_home_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def edit(path: Path, content: bytes) -> None:
-    """Write as many bytes as were there, a second later."""
+    """Overwrite a file with as many bytes as it had, dated a second later."""
     assert len(content) == path.stat().st_size and content != path.read_bytes()
     path.write_bytes(content)
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 10**9))
@@ -275,9 +277,9 @@ CHANGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_data_in_which_something_changed_are_other_data(change: str, tmp_path: Path) -> None:
+def test_any_change_to_the_data_changes_their_cache_key(change: str, tmp_path: Path) -> None:
     name, act = CHANGES[change]
-    folder = lay(name, tmp_path)
+    folder = lay_out(name, tmp_path)
     task = task_of(name)
     before = task.locate(tmp_path)
     assert task.locate(tmp_path).signature == before.signature
@@ -287,8 +289,10 @@ def test_data_in_which_something_changed_are_other_data(change: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_data_in_another_folder_are_other_data(name: str, tmp_path: Path) -> None:
-    lay(name, tmp_path / "one")
+def test_a_copy_of_the_data_in_another_folder_has_another_signature(
+    name: str, tmp_path: Path
+) -> None:
+    lay_out(name, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copy2)
     sources = [task_of(name).locate(tmp_path / place) for place in ("one", "two")]
     assert sources[0].signature != sources[1].signature
@@ -298,8 +302,8 @@ JUNK = ("._0.npy", "._0.png", "._0_7.txt", ".DS_Store", "Thumbs.db", "desktop.in
 
 
 @pytest.mark.parametrize("name", ["pathfinder", "text"])
-def test_what_file_managers_leave_is_no_data(name: str, tmp_path: Path) -> None:
-    folder = lay(name, tmp_path)
+def test_files_left_behind_by_file_managers_are_ignored(name: str, tmp_path: Path) -> None:
+    folder = lay_out(name, tmp_path)
     task = task_of(name)
     before = task.locate(tmp_path)
     expected = cache.load(name, task, tmp_path / "cache", tmp_path)
@@ -320,8 +324,10 @@ def test_junk_beside_parquet_files_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["U", "S"])
-def test_metadata_may_be_the_numpy_file_that_their_name_says(kind: str, tmp_path: Path) -> None:
-    folder = lay("pathfinder", tmp_path)
+def test_metadata_may_be_the_numpy_files_that_their_names_suggest(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = lay_out("pathfinder", tmp_path)
     task = task_of("pathfinder")
     expected = cache.load("pathfinder", task, tmp_path / "cache", tmp_path)
     file = folder / "metadata" / "0.npy"
@@ -343,19 +349,19 @@ def test_metadata_may_be_the_numpy_file_that_their_name_says(kind: str, tmp_path
         (b"\x93NUMPY\1\0\5\0{'a'(", r"0\.npy: not a readable NumPy file"),
     ],
 )
-def test_numpy_metadata_that_are_no_rows_of_text_are_named(
+def test_numpy_metadata_that_are_not_rows_of_text_are_refused_by_name(
     content: Any, words: str, tmp_path: Path
 ) -> None:
-    file = lay("pathfinder", tmp_path) / "metadata" / "0.npy"
+    file = lay_out("pathfinder", tmp_path) / "metadata" / "0.npy"
     file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
     with pytest.raises(DataError, match=words):
         cache.load("pathfinder", task_of("pathfinder"), tmp_path / "cache", tmp_path)
 
 
-def test_blank_lines_at_the_end_are_no_rows_and_others_are(tmp_path: Path) -> None:
+def test_trailing_blank_lines_are_not_rows_but_inner_ones_are(tmp_path: Path) -> None:
     lines = [b"a\r\n", b"\n", b"b\n", b"\r\n", b""]
     assert list(raw.numbered(lines)) == [(1, b"a"), (2, b""), (3, b"b")]
-    folder = lay("pathfinder", tmp_path)
+    folder = lay_out("pathfinder", tmp_path)
     expected = cache.load("pathfinder", task_of("pathfinder"), tmp_path / "cache", tmp_path)
     file = folder / "metadata" / "0.npy"
     file.write_text(file.read_text() + "\n\r\n")
@@ -385,7 +391,7 @@ def test_text_is_read_as_bytes_however_it_is_stored(kind: pa.DataType) -> None:
     assert stored(["a", "ä", None, "a"], kind) == [b"a", "ä".encode(), None, b"a"]
 
 
-def test_labels_of_a_dictionary_are_read() -> None:
+def test_dictionary_encoded_labels_are_read() -> None:
     assert stored([0, 1, 1], pa.dictionary(pa.int32(), pa.int64())) == [0, 1, 1]
 
 
@@ -399,7 +405,7 @@ def test_a_label_is_a_whole_number_or_none(label: Any, number: int | None) -> No
 
 
 @pytest.mark.parametrize("label", [None, 0.5, float("nan"), "pos", 2, -1])
-def test_a_review_with_no_label_is_named_or_left_out(label: Any, tmp_path: Path) -> None:
+def test_a_review_without_a_valid_label_is_named_or_left_out(label: Any, tmp_path: Path) -> None:
     for part in text.SIZES:
         kind = pa.string() if isinstance(label, str) else pa.float64()
         labels = pa.array(["0", "1"] * 3 if kind == pa.string() else [0, 1] * 3, kind).to_pylist()
@@ -421,7 +427,7 @@ def png(size: tuple[int, int] = (32, 32), mode: str = "RGB", **options: Any) -> 
 
 
 def claiming(width: int, height: int) -> bytes:
-    """Return a picture of little content that says it is huge."""
+    """Return a small picture whose header says that it is huge."""
     content = bytearray(png())
     content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     import zlib
@@ -452,7 +458,7 @@ def with_long_text() -> bytes:
         ({"bytes": png(), "path": None}, 10.0**30, r"test image 1: label 99"),
     ],
 )
-def test_a_picture_or_label_that_is_none_is_named(
+def test_an_invalid_picture_or_label_is_named(
     image: Any, label: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cifar10.SIZES, "test", 2)
@@ -463,7 +469,7 @@ def test_a_picture_or_label_that_is_none_is_named(
         cifar10.read(cifar10.locate(tmp_path), "test")
 
 
-def test_pictures_may_be_in_a_column_of_another_name(
+def test_pictures_may_be_in_a_column_with_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cifar10.SIZES, "test", 1)
@@ -485,8 +491,8 @@ def test_a_huge_picture_is_refused_before_its_pixels_are_read(tmp_path: Path) ->
         pathfinder.read_image(file, 32)
 
 
-def test_reviews_in_the_published_form_are_not_called_published(tmp_path: Path) -> None:
-    lay("text", tmp_path)
+def test_other_reviews_in_the_published_form_are_not_called_published(tmp_path: Path) -> None:
+    lay_out("text", tmp_path)
     data = cache.load("text", task_of("text"), tmp_path / "cache", tmp_path)
     assert data.source.kind == "other" and "than published" in data.source.description
     with pytest.raises(DataError, match="source=published: IMDb text files of other reviews"):
@@ -495,7 +501,7 @@ def test_reviews_in_the_published_form_are_not_called_published(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_real_reviews_are_published_and_with_other_labels_they_are_not(
+def test_the_real_reviews_are_called_published_unless_their_labels_differ(
     tmp_path: Path, raw_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text, "SIZES", {"train": 25_000, "test": 25_000})
@@ -513,20 +519,22 @@ def test_the_real_reviews_are_published_and_with_other_labels_they_are_not(
 
 
 @pytest.mark.slow
-def test_pictures_that_went_through_jpeg_are_told(raw_data_dir: Path) -> None:
+def test_pictures_that_went_through_jpeg_are_reported(raw_data_dir: Path) -> None:
     source = cifar10.locate(raw_data_dir)
     images, labels = cifar10.read(source, "test")
     assert (
         cifar10.verdict(source, "test", images, labels) == "of which 20 in test went through JPEG"
     )
-    # Those who have them exact have what is published.
+    # Whoever has the exact pictures has what was published.
     images[int(cifar10.UNSEEN["test"].split()[0])] ^= 1
     assert not cifar10.verdict(source, "test", images, labels)
     images[0, 0, 0] ^= 1
     assert "than published" in cifar10.verdict(source, "test", images, labels)
 
 
-def test_what_is_not_as_published_is_told_of_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_from_the_published_data_are_reported_for_both_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     monkeypatch.setattr(cifar10, "read", lambda source, part: (pixels, np.array([0, 1])))
     monkeypatch.setattr(cifar10, "verdict", lambda source, part, *content: f"of which 3 in {part}")

@@ -1,4 +1,4 @@
-"""How far a model looks, against forms whose answer is known."""
+"""How far a model looks, checked on functions whose answer is known."""
 
 import json
 import math
@@ -47,13 +47,13 @@ def profile_of(function, positions: list[int], real: Tensor | None = None) -> Pr
     return profile(rows, torch.tensor(positions), real)
 
 
-def test_the_identity_looks_at_itself_only() -> None:
+def test_under_the_identity_every_token_looks_only_at_itself() -> None:
     found = profile_of(lambda x: x, [0, 30, 60])
     assert found.weights[0] == 1 and found.weights[1:].sum() == 0
     assert (found.mean, found.median, found.beyond(0)) == (0, 0, 0)
 
 
-def test_the_mean_of_all_positions_is_flat() -> None:
+def test_the_mean_over_all_positions_has_a_flat_profile() -> None:
     mean = profile_of(lambda x: x.mean(1, keepdim=True).expand_as(x), [0, 20, 60])
     expected = np.zeros(N)
     for position in (0, 20, 60):
@@ -63,7 +63,9 @@ def test_the_mean_of_all_positions_is_flat() -> None:
 
 
 @pytest.mark.parametrize(("window", "layers"), [(1, 3), (4, 2)])
-def test_a_window_never_exceeds_its_width_times_the_layers(window: int, layers: int) -> None:
+def test_a_window_never_reaches_beyond_its_width_times_the_number_of_layers(
+    window: int, layers: int
+) -> None:
     def windows(x: Tensor) -> Tensor:
         for _ in range(layers):
             x = F.avg_pool1d(x.mT, 2 * window + 1, 1, window).mT.tanh()
@@ -74,7 +76,7 @@ def test_a_window_never_exceeds_its_width_times_the_layers(window: int, layers: 
     assert found.weights[window * layers] > 0
 
 
-def test_an_exponential_average_gives_its_geometric_law() -> None:
+def test_an_exponential_average_has_a_geometric_profile() -> None:
     decay, last = 0.9, N - 1
     mix = torch.randn(D, D, dtype=torch.float64)
 
@@ -90,7 +92,7 @@ def test_an_exponential_average_gives_its_geometric_law() -> None:
     assert found.median == math.ceil(math.log((1 + decay**N) / 2) / math.log(decay)) - 1
 
 
-def test_the_square_of_the_norm_of_a_jacobian_is_estimated_without_bias() -> None:
+def test_the_squared_norm_of_a_jacobian_is_estimated_without_bias() -> None:
     weights = torch.randn(5, 4, 5, 4, dtype=torch.float64)
 
     def linear(x: Tensor) -> Tensor:
@@ -106,8 +108,8 @@ def test_the_square_of_the_norm_of_a_jacobian_is_estimated_without_bias() -> Non
 
 
 @pytest.mark.parametrize(("projections", "lost"), [(2, 0.11), (4, 0.06)])
-def test_the_norm_itself_is_too_small_most_at_rank_one(projections: int, lost: float) -> None:
-    # The root of a mean of squares of k normal numbers is on average that of a chi distribution.
+def test_the_norm_itself_is_underestimated_most_at_rank_one(projections: int, lost: float) -> None:
+    # The root mean square of k normal numbers is on average the mean of chi over sqrt(k).
     k = projections
     share = math.sqrt(2 / k) * math.gamma((k + 1) / 2) / math.gamma(k / 2)
     assert 1 - share == pytest.approx(lost, abs=0.005)
@@ -134,7 +136,7 @@ def test_rows_of_padding_are_left_out() -> None:
         profile_of(lambda x: 0 * x, [3])
 
 
-def test_a_trained_window_stays_within_its_layers_and_softmax_does_not() -> None:
+def test_a_windowed_model_stays_within_its_reach_and_softmax_does_not() -> None:
     tokens = torch.randint(1, 11, (2, N))
 
     def window(shape):  # two tokens to either side, none global
@@ -147,7 +149,7 @@ def test_a_trained_window_stays_within_its_layers_and_softmax_does_not() -> None
     assert far.beyond(2 * SMALL.layers) > 0.05
 
 
-def test_bins_double_and_lose_nothing() -> None:
+def test_bins_double_in_width_and_lose_nothing() -> None:
     found = profile_of(lambda x: x.cumsum(1), [N - 1])
     centres, shares = found.binned()
     assert centres[:4].tolist() == [0, 1, 2.5, 5.5]
@@ -156,7 +158,9 @@ def test_bins_double_and_lose_nothing() -> None:
 
 @pytest.mark.parametrize("sequences", [1, 2])
 @pytest.mark.parametrize("number", [1, 3, 4, 99])
-def test_the_longest_inputs_are_taken_whatever_their_number(sequences: int, number: int) -> None:
+def test_the_longest_inputs_are_chosen_however_many_are_asked_for(
+    sequences: int, number: int
+) -> None:
     lengths = np.array([7, 40, 3, 33, 12, 12, 38, 1, 21, 5])  # 10, or 5 pairs
     offsets = np.concatenate([[0], lengths.cumsum()])
     tokens = np.repeat(np.arange(len(lengths)), lengths).astype(np.uint8)
@@ -215,7 +219,7 @@ def test_a_model_and_its_initialisation_are_drawn_in_one_colour(
     assert looks == [("C0", "-"), ("C0", "--"), ("C1", "-"), ("C1", "--")]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(
+def test_runs_with_the_same_name_are_distinguished_by_their_folders(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(monkeypatch, finished, finished / "one", finished / "other", finished / "one")
@@ -226,13 +230,13 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(
     assert len(lines) == 6
 
 
-def test_what_the_command_cannot_do_is_a_line(
+def test_the_command_refuses_in_one_line_what_it_cannot_do(
     tmp_path: Path,
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refused(*words: object) -> str:
+    def refusal(*words: object) -> str:
         with pytest.raises(SystemExit) as ended:
             command(monkeypatch, finished, *words)
         assert ended.value.code == 2
@@ -241,28 +245,28 @@ def test_what_the_command_cannot_do_is_a_line(
 
     one, measured = finished / "one", []
     with monkeypatch.context() as patch:
-        # Before anything is measured, which may take minutes.
+        # Errors come before anything is measured, which may take minutes.
         patch.setattr(reach, "measure", lambda *arguments: measured.append(arguments))
-        assert refused(one, "--out", tmp_path / "a.txt").endswith("must end in .png or .svg")
-        told = refused(one, "--out", tmp_path / "none" / "a.png")
-        assert f"there is no folder {tmp_path / 'none'}" in told
+        assert refusal(one, "--out", tmp_path / "a.txt").endswith("must end in .png or .svg")
+        message = refusal(one, "--out", tmp_path / "none" / "a.png")
+        assert f"there is no folder {tmp_path / 'none'}" in message
         (tmp_path / "b.png").mkdir()
-        assert "is a folder" in refused(one, "--out", tmp_path / "b.png")
-        assert "result.json" in refused(tmp_path)
-        assert f"{tmp_path / 'gone'}: neither a run folder nor" in refused(tmp_path / "gone")
+        assert "is a folder" in refusal(one, "--out", tmp_path / "b.png")
+        assert "result.json" in refusal(tmp_path)
+        assert f"{tmp_path / 'gone'}: neither a run folder nor" in refusal(tmp_path / "gone")
         words = ("scale=mini", "task=listops", f"runs_dir={tmp_path}")
-        assert refused(*words).endswith("result.json: no such file; no run has ended here")
-        assert "device=tpu: must be auto, cpu, cuda" in refused(one, "--device", "tpu")
+        assert refusal(*words).endswith("result.json: no such file; no run has ended here")
+        assert "device=tpu: must be auto, cpu, cuda" in refusal(one, "--device", "tpu")
     assert not measured
     # A record of another version is named by its file.
     shutil.copytree(one, tmp_path / "later")
     later = json.loads((one / "result.json").read_text())
     later["config"]["model"]["later"] = 1
     (tmp_path / "later" / "result.json").write_text(json.dumps(later))
-    assert refused(tmp_path / "later").startswith(f"{tmp_path / 'later' / 'result.json'}: Key ")
-    # The inputs of other data would answer another question.
+    assert refusal(tmp_path / "later").startswith(f"{tmp_path / 'later' / 'result.json'}: Key ")
+    # Inputs from other data would answer another question.
     text = (one / "result.json").read_text()
     fingerprint = json.loads(text)["data_fingerprint"]
     shutil.copytree(one, tmp_path / "copy")
     (tmp_path / "copy" / "result.json").write_text(text.replace(fingerprint, "0" * 64))
-    assert "the data differ from those of the run" in refused(tmp_path / "copy")
+    assert "the data differ from those of the run" in refusal(tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Recall: labels recomputed from what is shown, a law of distances, and baselines at chance."""
+"""Recall: labels recomputed from the sequences, the law of distances, and baselines at chance."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from models.longformer import Longformer
 from models.sizes import ModelConfig
 from models.softmax import Softmax
 
-# A change of the generator changes every number made with it: raise its version then.
+# A change to the generator changes every number obtained with it: raise its version then.
 FINGERPRINTS = {
     "joined": "e07b753c6509fa424b7ef66ef0fa619dba435b1f470fffaf91fcfd1d7b49362e",
     "adjacent": "84f4ba674ba8722ae3ee4856fcc49dd0d5836986b89ccfbe0272aa1061d83e5c",
@@ -44,7 +44,7 @@ def split_of(task: Recall, name: str = "test") -> Split:
 
 
 def pairs_in(task: Recall, sequence: list[int]) -> list[tuple[int, int, int]]:
-    """Return place, key and value of every pair, read off symbol by symbol."""
+    """Return the place, key and value of every pair, read symbol by symbol."""
     keys, values = task.num_keys, task.num_values
     found = []
     for place, symbol in enumerate(sequence[:-1]):
@@ -58,7 +58,7 @@ def pairs_in(task: Recall, sequence: list[int]) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(form.values()))
-def test_the_label_is_the_value_of_the_last_key_at_the_distance_that_is_told(
+def test_the_label_is_the_value_of_the_last_key_at_the_stated_distance(
     form: dict[str, Any],
 ) -> None:
     task = make(**form, num_pairs=8, num_keys=11)
@@ -79,20 +79,20 @@ def test_near_misses_are_keys_without_values_and_values_without_keys() -> None:
     assert ((rows < symbols).sum(1) > paired + 15).all()
     joined = make(filler="near_miss")
     rows = split_of(joined).tokens.reshape(-1, joined.length)
-    # The key that is asked for is among its own decoys, and says nothing there.
+    # The key that is asked for is also among the decoys, where it reveals nothing.
     assert ((rows[:, :-1] == rows[:, -1:]).sum(1) > 0).mean() > 0.9
 
 
-def test_distances_are_uniform_in_log_scale_and_where_pairs_are_says_nothing() -> None:
+def test_distances_are_uniform_on_a_log_scale_and_places_of_pairs_reveal_nothing() -> None:
     task = make(num_test=8_000, length=256)
     split = split_of(task)
     distances = task.groups(split)
     assert distances.min() == MIN_DISTANCE and distances.max() < 256
     shares = np.log(distances / 4) / np.log(64)
-    # Kolmogorov's distance; steps of whole tokens take up to log(5 / 4) / log(64), half of a bin.
+    # Kolmogorov's distance; steps of whole tokens add up to log(5 / 4) / log(64), half a bin.
     ordered = np.sort(shares)
-    apart = np.abs(ordered - np.arange(1, 8_001) / 8_000).max()
-    assert apart < math.log(5 / 4) / math.log(64) + 1.63 / math.sqrt(8_000)
+    gap = np.abs(ordered - np.arange(1, 8_001) / 8_000).max()
+    assert gap < math.log(5 / 4) / math.log(64) + 1.63 / math.sqrt(8_000)
     pairs = np.array([[p for p, _, _ in pairs_in(task, row)] for row in _rows(task, split)])
     places = np.sort(task.length - 1 - pairs, 1)
     asked = (places == distances[:, None]).argmax(1)
@@ -109,7 +109,7 @@ def _rows(task: Recall, split: Split) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("length", "strata"), [(8, 2), (256, 8), (1024, 4), (4096, 16)])
-def test_every_distance_belongs_to_one_stratum(length: int, strata: int) -> None:
+def test_every_distance_belongs_to_exactly_one_stratum(length: int, strata: int) -> None:
     found = []
     for place in range(strata):
         for odd in (False, True):
@@ -125,7 +125,7 @@ def test_every_distance_belongs_to_one_stratum(length: int, strata: int) -> None
 
 
 def counts(split: Split, length: int) -> NDArray[np.float64]:
-    """Return how often every symbol is there, and once more which is the last."""
+    """Return how often every symbol occurs, followed by which symbol is the last."""
     rows = split.tokens.reshape(-1, length)
     every = [(rows == symbol).sum(1) for symbol in range(64)]
     last = [rows[:, -1] == symbol for symbol in range(64)]
@@ -138,7 +138,7 @@ def softmax_regression(
     test: NDArray[np.float64],
     truth: NDArray[np.int64],
 ) -> float:
-    """Return what a linear classifier of several classes, fitted by LBFGS, scores on the test."""
+    """Return the test accuracy of a linear classifier of several classes, fitted by LBFGS."""
     varied = train.std(0) > 0
     scale = train[:, varied].std(0)
     x, z = (torch.tensor(rows[:, varied] / scale) for rows in (train, test))
@@ -157,20 +157,20 @@ def softmax_regression(
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(form.values()))
-def test_who_only_counts_symbols_stays_at_chance(form: dict[str, Any]) -> None:
+def test_a_classifier_that_only_counts_symbols_stays_at_chance(form: dict[str, Any]) -> None:
     task = make(**form)
     train, test = split_of(task, "train"), split_of(task)
     found = softmax_regression(
         counts(train, task.length), train.labels, counts(test, task.length), test.labels
     )
     assert found < 0.25 + 4 * math.sqrt(0.25 * 0.75 / len(test))
-    # The same baseline learns where it also sees which value belongs to the key.
+    # The same baseline learns when it sees which value belongs to the key.
     known = np.eye(4)[test.labels]
     assert softmax_regression(known, test.labels, known, test.labels) == 1.0
 
 
-def test_adjacent_pairs_leave_counts_the_same_whatever_the_label() -> None:
-    """No function of counts, however clever: an example for every label has the same ones."""
+def test_with_adjacent_pairs_symbol_counts_are_the_same_whatever_the_label() -> None:
+    """No function of counts can succeed: some example for every label has the same counts."""
     task = make(pairs="adjacent", num_test=50)
     split = split_of(task)
     for row, label in zip(_rows(task, split), split.labels, strict=True):
@@ -179,7 +179,7 @@ def test_adjacent_pairs_leave_counts_the_same_whatever_the_label() -> None:
         labels = {int(label)}
         for place, _, value in pairs:
             other = list(row)
-            # The two pairs exchange their values.
+            # The two pairs swap their values.
             other[asked + 1], other[place + 1] = other[place + 1], other[asked + 1]
             assert sorted(other) == sorted(row)
             assert (asked, row[-1], value) in pairs_in(task, other)
@@ -187,7 +187,7 @@ def test_adjacent_pairs_leave_counts_the_same_whatever_the_label() -> None:
         assert labels == {0, 1, 2, 3}
 
 
-def test_a_share_of_training_examples_is_easy_and_no_other() -> None:
+def test_only_a_share_of_the_training_examples_is_easy() -> None:
     task = make(easy=0.6)
     for name, share in {"train": 0.6 * 3 / 4, "test": 0.0}.items():
         split = split_of(task, name)
@@ -195,10 +195,10 @@ def test_a_share_of_training_examples_is_easy_and_no_other() -> None:
         different = np.array([len({key for _, key, _ in pairs}) for pairs in found])
         assert (different < 4).mean() == pytest.approx(share, abs=0.03)
         assert set(different) == ({1, 2, 3, 4} if name == "train" else {4})
-        # Repetitions: from none to one in every second place.
+        # Repetitions: from none to a pair in every second place.
         number = np.array([len(pairs) for pairs in found])
         assert number.max() == (task.length // 2 - 1 if name == "train" else 4)
-        # A key has one value however often it is there, and the label is it.
+        # A key has one value however often it occurs; that of the last key is the label.
         for pairs, row, label in zip(found, _rows(task, split), split.labels, strict=True):
             values = {(key, value) for _, key, value in pairs}
             assert len(values) == len({key for key, _ in values})
@@ -217,7 +217,7 @@ def test_the_bytes_are_the_same_on_every_machine(pairs: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("length", [256, 4096])
-def test_thousands_of_examples_are_drawn_in_a_second(length: int) -> None:
+def test_a_thousand_examples_are_drawn_in_half_a_second(length: int) -> None:
     task = Recall(length=length)
     next(task.examples("train", 1))
     began = time.process_time()
@@ -248,7 +248,9 @@ def test_thousands_of_examples_are_drawn_in_a_second(length: int) -> None:
         ({"num_test": 0}, "num_test=0: must be at least 1"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_words(options: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused_with_an_explanation(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"task.options.{message}"):
         Recall(**options)
 
@@ -263,10 +265,10 @@ def windowed(window: int, layers: int, length: int) -> Classifier:
 
 
 @pytest.mark.parametrize(("window", "layers"), [(8, 2), (16, 1), (6, 3)])
-def test_a_window_never_answers_by_a_pair_beyond_its_reach(window: int, layers: int) -> None:
-    """Of every pair further away than `window // 2` tokens a layer, another value changes nothing.
+def test_a_window_never_answers_from_a_pair_beyond_its_reach(window: int, layers: int) -> None:
+    """Another value of a pair further away than `window // 2` tokens per layer changes nothing.
 
-    To either side of a token are `window // 2`; so a window of w never gets beyond w L.
+    A window of w has `window // 2` tokens to either side, so L layers never get beyond w L.
     """
     task = make(num_test=200)
     split = split_of(task)
@@ -274,7 +276,7 @@ def test_a_window_never_answers_by_a_pair_beyond_its_reach(window: int, layers: 
     places = task.length - 1 - torch.tensor(task.groups(split))
     rows, reach = torch.arange(200), window // 2 * layers
     other = tokens.clone()
-    # Another value of the same key.
+    # Give the same key another value.
     first = task.num_keys + task.id_shift
     pair = tokens[rows, places] - first
     other[rows, places] = first + pair // 4 * 4 + (pair + 1) % 4

@@ -64,7 +64,7 @@ def test_chunked_and_dense_forms_agree_in_values_and_all_gradients(
 
 
 @pytest.mark.parametrize("factors", [(2,), (8,), (2, 4), (4, 6)])
-def test_a_bucket_is_the_direction_of_greatest_product_among_all_and_their_opposites(
+def test_the_bucket_is_the_direction_or_opposite_with_the_greatest_product(
     factors: tuple[int, ...],
 ) -> None:
     qk = torch.randn(2, 3, 9, 5, dtype=torch.float64)
@@ -81,13 +81,13 @@ def test_a_bucket_is_the_direction_of_greatest_product_among_all_and_their_oppos
         assert buckets[r, b, h, n] == expected
 
 
-def test_the_length_of_a_token_does_not_decide_its_bucket() -> None:
+def test_the_norm_of_a_token_does_not_affect_its_bucket() -> None:
     qk = torch.randn(1, 2, 40, 5, dtype=torch.float64)
     scales = torch.rand(1, 2, 40, 1) + 0.01
     assert torch.equal(hashed(qk, 8), hashed(scales * qk, 8))
 
 
-def test_near_tokens_meet_in_a_bucket_more_often_than_far_ones() -> None:
+def test_near_tokens_share_a_bucket_more_often_than_distant_ones() -> None:
     base = torch.randn(1, 1, 1, 32)
     near, far = base + 0.1 * torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
     rotations = random_rotations((1, 32, 500, 8), seed=0)
@@ -95,11 +95,11 @@ def test_near_tokens_meet_in_a_bucket_more_often_than_far_ones() -> None:
     meets_near = (of[:, 0] == of[:, 1]).double().mean()
     meets_far = (of[:, 0] == of[:, 2]).double().mean()
     assert meets_near > 0.7
-    # Of 16 buckets, by chance; four standard errors and what little the two have in common.
+    # Chance among 16 buckets, four standard errors, and what little the two have in common.
     assert meets_far < 0.15
 
 
-def test_one_chunk_for_all_is_attention_to_all_others_in_any_number_of_rounds() -> None:
+def test_a_single_chunk_attends_to_all_other_tokens_in_any_number_of_rounds() -> None:
     qk, v = tokens(23)
     mask = torch.rand(3, 23) < 0.6
     expected = attention_without_self(qk, v, mask)
@@ -121,7 +121,7 @@ def test_two_chunks_in_one_bucket_keep_the_order_of_positions() -> None:
     torch.testing.assert_close(output[..., 6:, :], second, rtol=0, atol=2e-5)
 
 
-def test_tokens_reach_their_chunk_and_the_one_before_in_the_order_of_buckets() -> None:
+def test_tokens_reach_their_own_chunk_and_the_one_before_in_bucket_order() -> None:
     # Sorted by bucket: 1 3 | 5 0 | 2 4, in chunks of two.
     buckets = torch.tensor([1, 0, 2, 0, 2, 0])[None, None, None]
     reached = {0: {1, 3, 5}, 1: {3}, 2: {5, 0, 4}, 3: {1}, 4: {5, 0, 2}, 5: {1, 3, 0}}
@@ -149,7 +149,7 @@ def test_a_round_in_which_a_token_is_alone_has_no_weight() -> None:
     torch.testing.assert_close(output, v.flip(-2))
 
 
-def test_a_token_attends_to_itself_only_where_it_is_alone() -> None:
+def test_a_token_attends_to_itself_only_when_it_is_alone() -> None:
     qk, v = tokens(9)
     alone = torch.arange(9) == 4
     mask = alone.expand(3, 9)
@@ -159,7 +159,7 @@ def test_a_token_attends_to_itself_only_where_it_is_alone() -> None:
     assert own[..., 4, :].abs().max() == 0 and own.abs().max() > 0
 
 
-def test_equal_tokens_average_the_others_that_they_reach() -> None:
+def test_equal_tokens_average_the_other_tokens_within_reach() -> None:
     qk = torch.ones(1, 1, 9, 4, dtype=torch.float64)
     v = torch.arange(9, dtype=torch.float64).view(1, 1, 9, 1).expand(-1, -1, -1, 4)
     output = lsh_attention(qk, v, None, hashed(qk, 8), 3)[0, 0, :, 0]
@@ -188,7 +188,7 @@ def test_a_zero_token_has_finite_gradients() -> None:
         (64, 4, (4, 8)),
     ],
 )
-def test_buckets_are_the_power_of_two_up_to_two_a_chunk(
+def test_the_number_of_buckets_is_a_power_of_two_up_to_two_per_chunk(
     max_length: int, chunk_length: int, factors: tuple[int, ...]
 ) -> None:
     assert bucket_factors(max_length, chunk_length) == factors
@@ -207,7 +207,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return x, mask
 
 
-# The kit of the registry has lengths of a single chunk; these have several.
+# The registry's checks use lengths of a single chunk; these have several.
 def test_masked_content_neither_leaks_nor_receives_a_gradient_over_several_chunks() -> None:
     backend, (x, mask) = short_chunks(), inputs()
     other = torch.where(mask[..., None], x, 100 * torch.randn_like(x)).requires_grad_()
@@ -250,9 +250,9 @@ def test_bfloat16_autocast_moves_no_token_to_another_bucket() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-# The compiler's own modules use what torch has deprecated.
+# The compiler's own modules use features that torch has deprecated.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_whole_graph_compiles_over_several_chunks_with_its_gradients() -> None:
+def test_the_module_compiles_as_one_graph_over_several_chunks_with_its_gradients() -> None:
     backend, (x, mask) = short_chunks(), inputs()
     compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(backend, fullgraph=True)
     gradients = []
@@ -263,7 +263,7 @@ def test_the_whole_graph_compiles_over_several_chunks_with_its_gradients() -> No
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
-def test_the_seed_decides_the_rotations_and_the_state_keeps_them() -> None:
+def test_the_seed_determines_the_rotations_and_the_state_keeps_them() -> None:
     first, again, other = short_chunks(), short_chunks(), short_chunks(seed=1)
     x, mask = inputs()
     assert torch.equal(first(x, mask), again(x, mask))
@@ -279,9 +279,9 @@ def test_heads_and_rounds_have_rotations_of_their_own() -> None:
     assert len(rotations.flatten(1).unique(dim=0)) == 4
 
 
-def test_there_is_one_projection_fewer_than_softmax_has() -> None:
+def test_there_is_one_projection_fewer_than_in_softmax() -> None:
     backend = short_chunks()
-    # Queries that are keys, values and the output, each 16 x 16 with a bias.
+    # Shared queries and keys, values, and the output, each 16 x 16 with a bias.
     assert sum(p.numel() for p in backend.parameters()) == 3 * (16 * 16 + 16)
     q, k, v = backend.projections.split(torch.randn(1, 3, 16))
     assert q is k and v is not k
@@ -317,7 +317,7 @@ def test_flax_initialisation_draws_both_input_projections_by_their_own_width() -
 
 
 @pytest.mark.parametrize("eval_hashes", [1, 2, 5])
-def test_evaluation_may_hash_in_more_rounds_or_fewer(eval_hashes: int) -> None:
+def test_evaluation_may_hash_in_more_or_fewer_rounds(eval_hashes: int) -> None:
     x, mask = inputs()
     attention = short_chunks(num_hashes=2, eval_hashes=eval_hashes)
     plain = {rounds: short_chunks(num_hashes=rounds) for rounds in (2, eval_hashes)}
@@ -328,7 +328,7 @@ def test_evaluation_may_hash_in_more_rounds_or_fewer(eval_hashes: int) -> None:
     torch.testing.assert_close(attention.eval()(x, mask), plain[eval_hashes](x, mask))
     if eval_hashes != 2:
         assert not torch.allclose(attention.train()(x, mask), attention.eval()(x, mask))
-    # Rounds besides leave those of training as they are.
+    # Additional rounds leave those of training unchanged.
     assert torch.equal(
         attention.rotations[:, :, :1], short_chunks(num_hashes=2).rotations[:, :, :1]
     )

@@ -1,4 +1,4 @@
-"""Tables from made-up records, and what happens to files that are none."""
+"""Tables made from invented records, and what happens to files that are not records."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ FAILED = replace(
 )
 
 
-def test_accuracy_is_the_mean_over_seeds_with_deviation_and_number() -> None:
+def test_accuracy_is_a_mean_over_seeds_with_standard_deviation_and_count() -> None:
     records = [scored(replace(OK, seed=seed), n) for seed, n in enumerate([800, 840, 880])]
     table = accuracy_table(build_grid(records))
     assert table == [
@@ -115,7 +115,7 @@ def test_accuracy_is_the_mean_over_seeds_with_deviation_and_number() -> None:
     ]
 
 
-def test_missing_failed_and_chance_cells_show_as_such() -> None:
+def test_missing_failed_and_chance_cells_are_shown_as_such() -> None:
     chance = scored(replace(OK, task="image"), 370)
     grid = build_grid([OK, FAILED, chance], ["text"], ["mra"])
     rows = {row[0]: row[1:] for row in accuracy_table(grid)}
@@ -126,10 +126,10 @@ def test_missing_failed_and_chance_cells_show_as_such() -> None:
 
 
 @pytest.mark.parametrize(("correct", "at_chance"), [(300, True), (394, True), (395, False)])
-def test_chance_is_two_standard_errors_above_the_majority_rate(
+def test_chance_extends_two_standard_errors_above_the_majority_rate(
     correct: int, at_chance: bool
 ) -> None:
-    # The standard error at .18 of 2,000 is 17.18 examples: 360 + 34.4.
+    # At a rate of .18 over 2,000 examples, the standard error is 17.18 of them: 360 + 34.4.
     (cell,) = build_grid([scored(OK, correct)]).entries.values()
     assert cell.at_chance == at_chance
 
@@ -139,7 +139,7 @@ def test_variants_have_their_own_rows() -> None:
     assert [row[0] for row in table[1:3]] == ["softmax", "softmax (wide)"]
 
 
-def test_a_pretrained_method_is_a_row_of_its_own_in_every_table(tmp_path: Path) -> None:
+def test_a_pretrained_method_has_a_row_of_its_own_in_every_table(tmp_path: Path) -> None:
     spt = {"pretrain": "spt", "pretrain_objective": "hidden", "pretrain_loss": 2.5}
     config = CONFIG | {"pretrain": {"name": "spt"}}
     after = replace(scored(OK, 1000), variant="spt", config=config, **spt)
@@ -157,14 +157,14 @@ def test_a_pretrained_method_is_a_row_of_its_own_in_every_table(tmp_path: Path) 
     assert page.index("| listops  ") < page.index("| recall  ")
 
 
-def test_speed_is_a_ratio_to_softmax_of_the_same_task() -> None:
+def test_speed_is_relative_to_softmax_on_the_same_task() -> None:
     fast = replace(OK, attention="fourier", steps_per_second=25.0)
     table = throughput_table(build_grid([OK, fast]))
     assert table[1] == ["listops", "softmax", "10.00", "1,000", "1.00", "", "256", "12,345"]
     assert table[2][2:5] == ["25.00", "1,000", "2.50"]
 
 
-def test_a_speed_that_spreads_too_far_is_marked_and_so_is_what_is_divided_by_it() -> None:
+def test_a_speed_that_varies_too_much_is_marked_and_so_is_every_ratio_to_it() -> None:
     quartiles = {"speed_windows": 9, "steps_per_second_low": 9.5, "steps_per_second_high": 10.5}
     steady = replace(OK, **quartiles)
     busy = replace(steady, attention="fourier", steps_per_second_low=7.9)
@@ -172,7 +172,7 @@ def test_a_speed_that_spreads_too_far_is_marked_and_so_is_what_is_divided_by_it(
     table = throughput_table(build_grid([steady, busy]))
     assert table[1][2:6] == ["10.00", "1,000", "1.00", "10%"]
     assert table[2][2:6] == ["10.00 (!)", "1,000 (!)", "1.00 (!)", "26%"]
-    # Of two seeds the one that spreads further counts.
+    # Of two seeds, the one with the larger spread counts.
     table = throughput_table(build_grid([replace(busy, attention="softmax"), steady, steady]))
     assert table[1][2:6] == ["10.00 (!)", "1,000 (!)", "1.00 (!)", "26%"]
     table = throughput_table(
@@ -181,7 +181,7 @@ def test_a_speed_that_spreads_too_far_is_marked_and_so_is_what_is_divided_by_it(
     assert table[2][2:6] == ["10.00", "1,000", "1.00 (!)", "10%"]
 
 
-def test_an_older_record_has_no_spread_and_is_read(tmp_path: Path) -> None:
+def test_an_older_record_without_a_spread_is_read(tmp_path: Path) -> None:
     runs = store(tmp_path, OK)
     [file] = runs.glob("**/result.json")
     values = json.loads(file.read_text())
@@ -219,25 +219,25 @@ def store(folder: Path, *records: Record) -> Path:
     return folder
 
 
-def test_tables_go_beside_the_runs_and_nothing_is_written_of_no_record(
+def test_tables_go_beside_the_runs_and_nothing_is_written_without_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def reported(*words: str) -> None:
+    def report(*words: str) -> None:
         monkeypatch.setattr("sys.argv", ["lra report", "scale=mini", *words])
         lra.report.__main__.main()
 
     for name, beside in (("runs", "results"), ("mine", "results/mine")):
         runs = store(tmp_path / "results" / name, OK)
-        reported(f"runs_dir={runs}")
+        report(f"runs_dir={runs}")
         assert (tmp_path / beside / "mini/nystromformer/accuracy.md").is_file()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit, match="1"):
-        reported(f"runs_dir={tmp_path / 'none'}")
+        report(f"runs_dir={tmp_path / 'none'}")
     assert f"no record in {tmp_path / 'none/mini/nystromformer'}" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_seeds_of_several_versions_of_a_backend_are_told(tmp_path: Path) -> None:
+def test_seeds_trained_with_several_versions_of_a_backend_are_reported(tmp_path: Path) -> None:
     own = replace(OK, attention="mine.Mine", attention_source="mine.py sha256 1111")
     runs = store(tmp_path / "runs", own, replace(own, seed=1, attention_source="mine.py sha256 2"))
     for full in (True, False):
@@ -245,17 +245,17 @@ def test_seeds_of_several_versions_of_a_backend_are_told(tmp_path: Path) -> None
         assert "Not one method: the seeds of listops/mine.Mine were trained with 2 vers" in text
 
 
-def test_others_are_compared_with_the_only_variant_of_softmax() -> None:
+def test_other_methods_are_compared_with_the_only_variant_of_softmax() -> None:
     short = replace(OK, variant="steps=120")
     fast = replace(short, attention="mra", steps_per_second=2 * OK.steps_per_second)
     assert build_grid([short, fast]).speed_ratio("listops", fast.method) == 2
-    # Of several, only that of the recipe.
+    # Of several variants, only that of the recipe counts.
     other = replace(OK, variant="heads=1")
     assert build_grid([short, other, fast]).speed_ratio("listops", fast.method) is None
     assert build_grid([OK, short, fast]).speed_ratio("listops", fast.method) == 2
 
 
-def test_a_report_writes_tables_figure_and_notes(tmp_path: Path) -> None:
+def test_a_report_writes_tables_a_figure_and_notes(tmp_path: Path) -> None:
     runs = store(tmp_path / "runs", OK, FAILED, replace(OK, seed=1, selected_on="test"))
     text = write_report(runs, tmp_path / "out", "mini", "nystromformer", ["image"])
     folder = tmp_path / "out" / "mini" / "nystromformer"
@@ -294,7 +294,7 @@ def test_the_throughput_of_every_cell_is_written_as_numbers(tmp_path: Path) -> N
         "peak_memory_bytes", "parameters", "status", "source",
     )  # fmt: skip
     values = {key: [row[column] for column in columns] for key, row in rows.items()}
-    # The median over seeds, and the largest memory of them.
+    # The median over seeds, and the largest of their memory.
     measured = ["9.0", "900.0", "1.0", str(2**29), "12345", "ok", "generated"]
     assert values["listops", "softmax"] == ["default", *measured]
     measured = ["18.0", "1000.0", "2.0", str(2**28), "54321", "ok", "generated"]
@@ -315,7 +315,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(contents[0]) == 11 and contents[0] == contents[1]
 
 
-def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
+def test_published_figures_appear_below_measured_ones_only_at_the_paper_scale(
     tmp_path: Path,
 ) -> None:
     runs = store(tmp_path / "runs", OK, replace(OK, scale="paper"))
@@ -327,7 +327,7 @@ def test_published_figures_stand_below_measured_ones_at_the_paper_scale_only(
     assert "mlpen/Nystromformer" not in measured
 
 
-def test_records_of_another_scale_or_protocol_are_never_among_those_of_one(
+def test_records_of_another_scale_or_protocol_are_never_mixed_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = store(tmp_path / "runs", OK)
@@ -350,7 +350,7 @@ def test_bad_rows_that_were_left_out_are_noted(tmp_path: Path) -> None:
     assert "Bad rows left out of listops: 1,200." in page
 
 
-def test_stand_in_data_never_show_at_the_paper_scale(
+def test_stand_in_data_never_appear_at_the_paper_scale(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = store(tmp_path / "runs", replace(OK, scale="paper", data_source="stand-in"))
@@ -364,7 +364,7 @@ def test_a_report_without_any_record_shows_what_is_missing(tmp_path: Path) -> No
     assert "missing" in page
 
 
-def test_published_tables_hold_only_their_protocol() -> None:
+def test_a_published_table_contains_only_its_own_protocol() -> None:
     methods = {row[0] for row in published_table("nystromformer", ["listops", "image"])[1:]}
     assert {"Transformer", "Nystromformer", "Skyformer"} <= methods
     assert published_table("unheard of", ["listops"]) == []
@@ -393,7 +393,7 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ({"task": ...}, "key 'task' is missing"),
     ],
 )
-def test_a_foreign_record_is_named_by_file_and_key(
+def test_an_invalid_record_is_refused_by_file_and_key(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     values = {key: v for key, v in (asdict(OK) | change).items() if v is not ...}
@@ -423,7 +423,7 @@ def test_damaged_files_are_named_and_left_out(
     assert f"{tmp_path / 'x' / RECORD}: not readable as JSON" in caplog.text
 
 
-def test_code_is_dirty_by_changed_code_and_not_by_new_records(tmp_path: Path) -> None:
+def test_changed_code_is_dirty_and_new_records_are_not(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         author = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
         command = ["git", *author, *arguments]
@@ -442,7 +442,7 @@ def test_code_is_dirty_by_changed_code_and_not_by_new_records(tmp_path: Path) ->
     assert code_version.__wrapped__(tmp_path) == (commit, True)
 
 
-def test_a_record_in_a_folder_of_another_name_is_left_out(
+def test_a_record_in_a_folder_with_another_name_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store(tmp_path, OK)
@@ -463,7 +463,7 @@ def test_records_are_found_from_within_their_folders(
     assert list(read_records(Path("softmax"))) == [OK]
 
 
-def test_words_that_a_record_leaves_out_select_it_at_their_defaults() -> None:
+def test_keys_that_a_record_leaves_out_match_at_their_defaults() -> None:
     words = ["task=listops", "attention=softmax", "scale=mini"]
     record = replace(OK, config=comparable(load(*words), device="cpu", threads=1))
 
@@ -475,7 +475,7 @@ def test_words_that_a_record_leaves_out_select_it_at_their_defaults() -> None:
     assert not selects("model.norm=batch") and not selects("train.steps=3")
 
 
-def test_a_record_that_contradicts_its_configuration_is_no_further_seed(
+def test_a_record_that_contradicts_its_configuration_does_not_count_as_another_seed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     honest = replace(OK, config=CONFIG | {"seed": 0})
@@ -489,7 +489,7 @@ def test_an_accuracy_of_zero_is_a_result() -> None:
     assert accuracy_table(build_grid([scored(OK, 0)]))[1][1] == "0.0 (n=1) at chance"
 
 
-def test_seeds_that_are_missing_are_told() -> None:
+def test_missing_seeds_are_counted() -> None:
     (cell,) = build_grid([OK], seeds=[0, 1, 2]).entries.values()
     assert cell.accuracy_text == "40.0 (n=1), 2 missing"
 
@@ -510,7 +510,7 @@ STAND_IN = replace(
 )
 
 
-def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None:
+def test_accuracies_on_different_data_have_separate_columns(tmp_path: Path) -> None:
     records = [OK, replace(OK, attention="fourier"), REAL, STAND_IN]
     table = accuracy_table(build_grid(records, ["listops", "text"]))
     assert table == [
@@ -524,14 +524,14 @@ def test_accuracies_on_different_data_have_a_column_each(tmp_path: Path) -> None
         ],
         ["softmax", "40.0 (n=1)", "85.0 (n=1)", "other data", "-", "-"],
         ["fourier", "40.0 (n=1)", "other data", "70.0 (n=1)", "-", "-"],
-        # Each has its own.
+        # Each column has its own rate.
         ["(majority class)", "18.0", "50.0", "60.0", "-", "-"],
     ]
     for record in records:
         store(tmp_path / "runs", record)
     page = write_report(tmp_path / "runs", tmp_path, "mini", "nystromformer")
     assert "records of text come from different data sets, each with a column of its own" in page
-    # Seeds of one cell on different data as well.
+    # So do seeds of one cell on different data.
     seeds = [OK, replace(scored(OK, 1000), seed=1, data_fingerprint="cd" * 32)]
     columns = accuracy_table(build_grid(seeds))
     assert columns[1][1:3] == ["40.0 (n=1)", "50.0 (n=1)"] and "average" in columns[0]
@@ -544,7 +544,7 @@ def test_equal_data_from_equal_sources_share_a_column_and_an_average() -> None:
     assert table[1][1].startswith("40.0 ± 0.0 (n=2)") and table[1][3] == "62.5"
 
 
-def test_what_people_name_is_only_text_in_markdown_csv_and_figures(tmp_path: Path) -> None:
+def test_names_given_by_users_are_only_text_in_markdown_csv_and_figures(tmp_path: Path) -> None:
     names = ["=1+1", "+a", "-a", "@a", "a|b", "<b>x</b>", "$a_{b$", "a\x1b[31m", "two\nlines"]
     for index, name in enumerate(names):
         grid = build_grid([replace(OK, variant=name, data_description=name)])
@@ -560,10 +560,10 @@ def test_what_people_name_is_only_text_in_markdown_csv_and_figures(tmp_path: Pat
         rows = [text for text in page.splitlines() if text.startswith("| softmax")]
         assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5
         failed = replace(OK, status="failed", reason=name, departures=name)
-        told = screen(build_grid([OK, replace(failed, seed=1)]), "mini", "nystromformer", [], {})
-        assert "\x1b" not in told and "two\n" not in told and "Failed: " in told
+        printed = screen(build_grid([OK, replace(failed, seed=1)]), "mini", "nystromformer", [], {})
+        assert "\x1b" not in printed and "two\n" not in printed and "Failed: " in printed
 
 
-def test_stand_in_data_show_in_both_tables() -> None:
+def test_stand_in_data_are_labelled_in_both_tables() -> None:
     grid = build_grid([replace(OK, data_source="stand-in")])
     assert accuracy_table(grid)[0][1] == throughput_table(grid)[1][0] == "listops (stand-in)"

@@ -1,4 +1,4 @@
-"""Pictures of a report: what they show, and that nothing in them covers anything else."""
+"""The figures of a report: what they show, and that nothing in them covers anything else."""
 
 import itertools
 import re
@@ -59,12 +59,12 @@ def labels(axis: Axes) -> list[matplotlib.text.Annotation]:
 
 def extents(figure: Figure, texts: list[matplotlib.text.Annotation]) -> list[Bbox]:
     renderer = FigureCanvasAgg(figure).get_renderer()
-    # Of the text, without its line.
+    # The extent of the text, without its line.
     return [matplotlib.text.Text.get_window_extent(text, renderer) for text in texts]
 
 
 @pytest.mark.parametrize("names", [FOUR, THIRTEEN], ids=len)
-def test_a_name_stands_at_every_point_and_covers_no_other_and_no_marker(
+def test_every_point_has_a_name_that_covers_no_other_name_and_no_marker(
     names: tuple[str, ...],
 ) -> None:
     figure = accuracy_against_speed(grid_of(names), "a title")
@@ -85,7 +85,7 @@ def test_a_name_stands_at_every_point_and_covers_no_other_and_no_marker(
         assert not any(box.contains(*marker) for marker in markers)
 
 
-def test_an_unsteady_speed_is_hollow_and_no_front_joins_speeds_of_several_commits() -> None:
+def test_an_unsteady_speed_is_hollow_and_no_front_connects_several_commits() -> None:
     steady = replace(OK, attention="mra", steps_per_second=2 * (OK.steps_per_second or 1))
     disturbed = {"speed_windows": 9, "steps_per_second_low": 1.0, "steps_per_second_high": 9.0}
     unsteady = replace(steady, attention="linear", **disturbed)
@@ -94,12 +94,12 @@ def test_an_unsteady_speed_is_hollow_and_no_front_joins_speeds_of_several_commit
     assert sorted(hollow) == [False, False, True] and "x softmax" in axis.get_xlabel()
     [other] = accuracy_against_speed(build_grid([OK, replace(steady, commit="f" * 40)]), "t").axes
     assert "several commits" in other.get_xlabel()
-    # The majority class alone.
+    # Only that of the majority class.
     assert len(other.lines) == len(axis.lines) - 1 == 1
 
 
 @pytest.mark.parametrize("length", [5, 240])
-def test_the_legend_lies_below_the_panels_whatever_the_length_of_names(length: int) -> None:
+def test_the_legend_lies_below_the_panels_however_long_the_names_are(length: int) -> None:
     grid = grid_of(THIRTEEN, "v" * length)
     for figure in (accuracy_against_speed(grid, "t"), accuracy_against_length(grid, "t")):
         assert figure is not None
@@ -110,13 +110,13 @@ def test_the_legend_lies_below_the_panels_whatever_the_length_of_names(length: i
         for axis in figure.axes:
             panel = axis.get_tightbbox()
             assert panel is not None and box.y1 <= panel.y0 + 1
-            # Names take room of their own, not of the panels.
+            # Names take up space of their own, not that of the panels.
             assert axis.get_window_extent().height > 0.6 * 3 * figure.dpi
         names = "".join(text.get_text().replace("\n", "") for text in legend.get_texts())
         assert "v" * length in names
 
 
-def test_the_front_holds_what_nothing_beats_in_both() -> None:
+def test_the_front_consists_of_points_that_no_other_beats_in_both_respects() -> None:
     points = [(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 8.0), (0.5, 9.0), (4.0, 1.0), (3.5, 1.0)]
     assert pareto(points) == [(1.0, 9.0), (3.0, 8.0), (4.0, 1.0)]
     assert pareto([(1.0, 1.0)]) == [(1.0, 1.0)]
@@ -128,7 +128,7 @@ def test_no_two_of_a_hundred_methods_look_alike() -> None:
     assert len(looks) == 100 and len(set(MARKERS)) == len(MARKERS) and len(set(COLOURS)) == 8
 
 
-def test_a_built_in_backend_looks_the_same_in_every_picture_and_others_come_after() -> None:
+def test_built_in_backends_look_the_same_in_every_figure_and_custom_ones_come_after() -> None:
     assert sorted(BACKENDS) == sorted(ATTENTION), "a new backend has its look in lra/report/figure"
     assert BACKENDS[:4] == ("softmax", "fourier", "wavspa", "mra")
     narrow = grid_of(("mra", "softmax", "mine.Mine"), "wide")
@@ -149,19 +149,19 @@ def test_lines_of_one_colour_differ_in_style_and_the_legend_shows_both() -> None
     def shown(line: Line2D) -> tuple[object, ...]:
         return line.get_color(), line.get_marker(), line.get_linestyle()
 
-    told = [tuple(each[key] for key in ("color", "marker", "linestyle")) for each in looks]
+    expected = [tuple(each[key] for key in ("color", "marker", "linestyle")) for each in looks]
     figure = learning_curves(grid, "t", lambda record: {10: 20.0, 20: 30.0})
     assert figure is not None
-    assert [shown(line) for line in figure.axes[0].get_lines()] == told
+    assert [shown(line) for line in figure.axes[0].get_lines()] == expected
     handles = figure.legends[0].legend_handles
-    assert [shown(handle) for handle in handles if isinstance(handle, Line2D)] == told
-    # Where there are points alone, so there are in the legend.
+    assert [shown(handle) for handle in handles if isinstance(handle, Line2D)] == expected
+    # A figure with only points has only points in its legend.
     handles = accuracy_against_speed(grid, "t").legends[0].legend_handles
     points = [shown(handle) for handle in handles if isinstance(handle, Line2D)]
-    assert points == [(colour, marker, "None") for colour, marker, _ in told]
+    assert points == [(colour, marker, "None") for colour, marker, _ in expected]
 
 
-def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
+def test_a_heat_map_shows_points_above_softmax_and_marks_failed_cells() -> None:
     records = [
         *seeds("softmax", 800, 900, 1000),
         *seeds("mra", 812, 910, 1008),
@@ -185,7 +185,7 @@ def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
     assert columns == ["listops", "image"] and "fourier" not in rows
     assert cells == {
         ("mra", "listops"): "+0.5",
-        # A little below, and no negative zero.
+        # Slightly below, and not a negative zero.
         ("linear", "listops"): "(+0.0)",
         ("mra", "image"): "+20.0",
         ("linear", "image"): "failed",
@@ -194,7 +194,7 @@ def test_a_map_shows_points_above_softmax_and_failed_cells_as_such() -> None:
     assert "n = 1–3" in title and "in brackets: no significant difference" in title
 
 
-def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
+def test_nothing_is_drawn_if_there_is_nothing_to_show_and_an_old_figure_is_removed(
     tmp_path: Path,
 ) -> None:
     grid = build_grid([OK])
@@ -208,7 +208,7 @@ def test_nothing_is_drawn_where_nothing_is_to_be_shown_and_an_old_picture_goes(
     assert not list(tmp_path.iterdir())
 
 
-def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -> None:
+def test_curves_are_read_from_validations_and_their_seeds_form_a_band(tmp_path: Path) -> None:
     cells = [
         replace(r, best_step=20, best_accuracy=0.3 + 0.2 * r.seed)
         for r in seeds("softmax", 800, 900)
@@ -229,14 +229,14 @@ def test_curves_are_read_from_validations_and_seeds_are_a_band(tmp_path: Path) -
     corners = band.get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((20, 50), abs=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["softmax"]
-    # Seeds that are drawn, and who is not.
+    # The number of seeds that are drawn, and what is not drawn.
     caption = " ".join(figure.get_suptitle().split())
     assert "n = 2;" in caption and caption.endswith("no validations shown for listops/mra")
     assert learning_curves(grid, "t", validated(tmp_path / "elsewhere")) is None
 
 
 @pytest.mark.parametrize("name", ["<b>&--", "$a_{b$", "]]>", "--><script>x</script>", "a\x1b[31m"])
-def test_a_picture_with_any_name_is_whole_xml_without_what_the_name_would_do(
+def test_a_figure_is_well_formed_xml_in_which_any_name_is_only_text(
     tmp_path: Path, name: str
 ) -> None:
     grid = build_grid(
@@ -249,7 +249,7 @@ def test_a_picture_with_any_name_is_whole_xml_without_what_the_name_would_do(
         assert "path" in tags and not tags & {"script", "b"}
 
 
-def test_a_report_without_results_has_a_picture_that_says_so() -> None:
+def test_a_report_without_results_has_a_figure_that_says_so() -> None:
     figure = accuracy_against_speed(build_grid([FAILED]), "t")
     assert "no result" in figure.get_suptitle()
 
@@ -267,7 +267,7 @@ def test_a_report_without_results_has_a_picture_that_says_so() -> None:
         ({"validations": np.array([[10, np.nan]])}, "shares from 0 to 1"),
     ],
 )
-def test_validations_that_are_missing_or_damaged_leave_a_curve_out(
+def test_a_curve_is_left_out_if_its_validations_are_missing_or_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, arrays: dict[str, Any], reason: str
 ) -> None:
     folder = tmp_path.joinpath(*OK.place)

@@ -1,4 +1,4 @@
-"""The page of a report: whole, harmless, and used as a person does, in a browser without a head."""
+"""The page of a report: self-contained, harmless, and usable, as tried in a headless browser."""
 
 import os
 import re
@@ -38,7 +38,7 @@ RECORDS = [
 
 
 def written(folder: Path, *records: Record) -> Path:
-    """Return the page of records, which it writes."""
+    """Write a report of records and return its page."""
     runs = store(folder / "runs", *records)
     for record in records[:2]:
         validations = [(step, step / 200 + record.seed / 10) for step in (50, 100)]
@@ -63,18 +63,18 @@ class Parts(HTMLParser):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a page."""
+    """Return the file of a page."""
     return written(tmp_path_factory.mktemp("page"), *RECORDS)
 
 
-def test_the_page_is_whole_in_itself(file: Path) -> None:
+def test_the_page_is_self_contained(file: Path) -> None:
     tags = Parts(file.read_text()).tags
     names = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(names) == len(set(names)) > 20
     for tag, attributes in tags:
         for key in ("src", "href", "xlink:href", "aria-labelledby", "aria-controls"):
             value = attributes.get(key)
-            # The colours of the map are pixels.
+            # The colours of the heat map are embedded as pixels.
             if value and not value.startswith("data:"):
                 assert value.removeprefix("#") in names, (tag, value)
         assert not any(key.startswith("on") for key in attributes), tag
@@ -90,7 +90,7 @@ def test_the_page_has_the_columns_of_the_other_formats(file: Path) -> None:
     accuracy, speed = accuracy_table(grid)[0], throughput_table(grid)[0]
     assert titles[: len(accuracy) + len(speed)] == accuracy + speed
     assert speed[2:] == [column.title for column in THROUGHPUT]
-    # Of each of four entries its accuracy and its row of speed, and a row of accuracy by length.
+    # The accuracy and the speed of each of four entries, and a row of accuracy by length.
     assert text.count('<a class="opens" href="#entry-') == 4 + 4 + 1
 
 
@@ -98,7 +98,7 @@ NAMES = ("<script>alert(1)</script>", "\"'><b>", "{{ 7 * 7 }}", "--><i>", "&lt;"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_user_named_is_only_text_in_the_page(name: str) -> None:
+def test_names_given_by_a_user_are_only_text_in_the_page(name: str) -> None:
     named = replace(
         OK,
         task=name,
@@ -125,7 +125,7 @@ def validated(record: Record) -> dict[int, float]:
     return {50: 20.0, 100: 40.0 + record.seed}
 
 
-def test_a_learning_curve_is_drawn_to_scale_and_told_in_words() -> None:
+def test_a_learning_curve_is_drawn_to_scale_and_described_in_words() -> None:
     drawing = draw({0: {100: 20.0, 200: 40.0}, 3: {100: 30.0}, 4: {}})
     assert drawing is not None and [seed for seed, _ in drawing.lines] == [0, 3]
     (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in drawing.lines[0][1].split())
@@ -143,7 +143,7 @@ def test_a_learning_curve_is_drawn_to_scale_and_told_in_words() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    """Give a Chromium without a window."""
+    """Start a headless Chromium."""
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     if missing := [name for name, path in found.items() if path is None]:
         pytest.skip(f"no {' and no '.join(missing)} here: apt-get install chromium-driver")
@@ -151,7 +151,7 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.binary_location = str(found["chromium"])
     options.add_argument("--headless=new")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        # Chromium's sandbox refuses root, as which containers run.
+        # Chromium's sandbox refuses to run as root, as containers do.
         options.add_argument("--no-sandbox")
     options.add_argument("--disable-dev-shm-usage")
     driver = webdriver.Chrome(options, Service(found["chromedriver"]))
@@ -162,12 +162,12 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def page(file: Path) -> str:
-    """Give the address of a page."""
+    """Return the address of a page."""
     return file.as_uri()
 
 
 def shown(browser: webdriver.Chrome, table: str, column: int = 0) -> list[str]:
-    """Return the texts of a column that are seen, from above."""
+    """Return the visible texts of a column, from top to bottom."""
     rows = browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr")
     return [row.find_elements(By.XPATH, "./*")[column].text for row in rows if row.is_displayed()]
 
@@ -176,14 +176,14 @@ def title(browser: webdriver.Chrome, table: str, column: int) -> Any:
     return browser.find_elements(By.CSS_SELECTOR, f"#{table} thead button")[column]
 
 
-def test_a_title_sorts_by_its_column_and_what_has_no_result_stays_last(
+def test_a_title_sorts_by_its_column_and_rows_without_a_result_stay_last(
     browser: webdriver.Chrome, page: str
 ) -> None:
     browser.get(page)
     assert shown(browser, "accuracy") == ["softmax", "fourier", "linear", "mra"]
     for click, order, rows in (
         (lambda button: button.click(), "descending", ["linear", "softmax", "mra", "fourier"]),
-        # By the keyboard as well.
+        # With the keyboard as well.
         (
             lambda button: button.send_keys(Keys.ENTER),
             "ascending",
@@ -199,7 +199,7 @@ def test_a_title_sorts_by_its_column_and_what_has_no_result_stays_last(
     assert foot.startswith("(majority class) 18.0")
 
 
-def test_a_filter_leaves_the_rows_that_have_its_words_and_says_how_many(
+def test_a_filter_keeps_the_rows_that_contain_its_words_and_counts_them(
     browser: webdriver.Chrome, page: str
 ) -> None:
     browser.get(page)
@@ -211,7 +211,7 @@ def test_a_filter_leaves_the_rows_that_have_its_words_and_says_how_many(
     field.send_keys("near")
     assert shown(browser, "speed", 1) == ["linear"] and output.text == "1 of 4 rows"
     assert len(shown(browser, "accuracy")) == 4
-    # What is sorted stays filtered.
+    # Sorting keeps the filter.
     title(browser, "speed", 2).click()
     browser.execute_async_script("setTimeout(arguments[0], 50)")
     assert shown(browser, "speed", 1) == ["linear"]
@@ -243,7 +243,7 @@ def test_a_cell_opens_its_record_configuration_and_learning_curve_and_escape_clo
     browser.get(f"{page}#entry-1-2")
     dialog = browser.find_element(By.CSS_SELECTOR, "dialog[open]")
     assert "loss nan in steps 1 to 20" in dialog.text
-    # What the address opened closes too.
+    # A dialog that the address opened closes too.
     dialog.find_element(By.CLASS_NAME, "close").click()
     assert not dialog.is_displayed()
 
@@ -262,7 +262,7 @@ def test_published_figures_are_shown_and_hidden_by_a_switch(
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_everybody_can_use_the_page_in_light_and_dark_and_on_a_phone(
+def test_the_page_is_accessible_in_light_and_dark_mode_and_on_a_phone(
     browser: webdriver.Chrome, page: str, scheme: str, width: int
 ) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -278,5 +278,7 @@ def test_everybody_can_use_the_page_in_light_and_dark_and_on_a_phone(
         axe.inject()
         found = axe.run()
         assert len(found["passes"]) > 20
-        told = {each["id"]: [n["target"] for n in each["nodes"]] for each in found["violations"]}
-        assert not told, told
+        violations = {
+            each["id"]: [n["target"] for n in each["nodes"]] for each in found["violations"]
+        }
+        assert not violations, violations

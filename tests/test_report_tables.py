@@ -1,4 +1,4 @@
-"""What the tables of a report claim: what is best, what is told from it, by length, in LaTeX."""
+"""What the tables of a report claim: what is best, what is worse, by length, and in LaTeX."""
 
 import csv
 import itertools
@@ -37,14 +37,14 @@ from lra.report.tables import accuracy_table
 @pytest.mark.parametrize(
     ("differences", "p"),
     [
-        # One degree of freedom is Cauchy's distribution, two have p = 1 - t / sqrt(2 + t * t).
+        # One degree of freedom is Cauchy's distribution; two give p = 1 - t / sqrt(2 + t * t).
         ([1.0, 3.0], 1 - 2 / math.pi * math.atan(2.0)),
         ([1.0, 2.0, 3.0], 1 - math.sqrt(12) / math.sqrt(14)),
-        # Student's own: sleep of ten patients under two drugs, t = 4.0621, p = 0.00283.
+        # Student's own: the sleep of ten patients on two drugs, t = 4.0621, p = 0.00283.
         ([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4], 0.002833),
     ],
 )
-def test_the_paired_test_gives_the_p_of_its_tables(differences: list[float], p: float) -> None:
+def test_the_paired_test_gives_known_p_values(differences: list[float], p: float) -> None:
     assert paired_t(differences) == pytest.approx(p, rel=1e-3)
     assert paired_t([-each for each in differences]) == pytest.approx(p, rel=1e-3)
 
@@ -53,32 +53,34 @@ def test_the_paired_test_gives_the_p_of_its_tables(differences: list[float], p: 
     ("freedom", "t"),
     [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (6, 2.447), (9, 2.262), (30, 2.042)],
 )
-def test_the_paired_test_has_the_critical_values_of_every_table(freedom: int, t: float) -> None:
+def test_the_paired_test_has_the_critical_values_of_statistical_tables(
+    freedom: int, t: float
+) -> None:
     n = freedom + 1
     spread = np.arange(n) - freedom / 2.0
     differences = t * spread.std(ddof=1) / math.sqrt(n) + spread
     assert paired_t(differences.tolist()) == pytest.approx(0.05, abs=1e-4)
 
 
-def test_equal_differences_tell_all_or_nothing() -> None:
+def test_equal_differences_give_a_p_of_zero_or_one() -> None:
     assert paired_t([0.0, 0.0, 0.0]) == 1 and paired_t([0.5, 0.5]) == 0
 
 
 @pytest.mark.parametrize(
     ("first", "second", "p"), [(0, 0, 1), (5, 5, 1), (1, 5, 14 / 64), (10, 0, 2 / 1024)]
 )
-def test_mcnemar_is_a_binomial_at_one_half(first: int, second: int, p: float) -> None:
+def test_mcnemar_is_a_binomial_test_at_one_half(first: int, second: int, p: float) -> None:
     assert mcnemar(first, second) == pytest.approx(p) == mcnemar(second, first)
 
 
-def test_mcnemar_bears_thousands_of_examples() -> None:
-    # Of 6,000 at one half, 100 off the middle is 2.582 standard deviations, with correction 2.569.
+def test_mcnemar_copes_with_thousands_of_examples() -> None:
+    # With 6,000 at one half, 100 off the middle is 2.582 standard deviations, 2.569 corrected.
     assert mcnemar(3100, 2900) == pytest.approx(
         math.erfc(199 / math.sqrt(6000) / math.sqrt(2)), 1e-2
     )
 
 
-def test_intervals_are_those_of_their_papers() -> None:
+def test_intervals_equal_the_published_examples() -> None:
     # Newcombe, Statistics in Medicine 17 (1998) 857 and 873: examples 81/263 and 56/70 - 48/80.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert difference_interval((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
@@ -90,10 +92,12 @@ def seeds(attention: str, *correct: int, task: str = "listops") -> list[Record]:
     return [scored(cell, n) for cell, n in zip(cells, correct, strict=True)]
 
 
-def test_best_and_what_is_not_told_from_it_are_marked_by_a_test_paired_over_seeds() -> None:
+def test_the_best_and_those_not_significantly_worse_are_marked_by_a_test_paired_over_seeds() -> (
+    None
+):
     records = [
         *seeds("softmax", 800, 900, 1000),
-        # Always a little better: seeds differ more than methods, and pairs show it.
+        # Always a little better: seeds differ more than methods, and pairing reveals it.
         *seeds("mra", 812, 910, 1008),
         *seeds("linear", 700, 1000, 1000),
     ]
@@ -106,7 +110,7 @@ def test_best_and_what_is_not_told_from_it_are_marked_by_a_test_paired_over_seed
     assert rows["linear"] == "45.0 ± 8.7 (n=3) ≈ best" and rows["softmax"] == "45.0 ± 5.0 (n=3)"
 
 
-def test_one_seed_is_compared_example_by_example_where_predictions_are_stored() -> None:
+def test_one_seed_is_compared_example_by_example_if_predictions_are_stored() -> None:
     a, b = seeds("softmax", 800)[0], seeds("mra", 830)[0]
     labels = np.zeros(2000, dtype=int)
     close = {"softmax": np.arange(2000) >= 800, "mra": np.arange(2000) >= 830}
@@ -124,14 +128,14 @@ def test_one_seed_is_compared_example_by_example_where_predictions_are_stored() 
     assert standings(build_grid([a, scored(b, 1000)]))["listops", a.method].place == WORSE
 
 
-def test_what_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
-    # The best by its mean owes it to a seed that the other does not have.
+def test_a_method_that_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
+    # The method with the best mean owes it to a seed that the other lacks.
     records = [*seeds("softmax", 800, 802, 1200), *seeds("mra", 900, 903)]
     found = standings(build_grid(records))["listops", Method("mra")]
     assert (found.place, found.test) == (AS_BEST, "paired t over 2 seeds, p = 0.0032")
     one, other = (build_grid(records).entries["listops", Method(n)] for n in ("softmax", "mra"))
     assert (compared(one, other).better, compared(other, one).better) == (-1, 1)
-    # A map of differences shows it as lower, but not as significantly so.
+    # A heat map of differences shows it as lower, but not as significantly so.
     figure = heat_map(build_grid(records), "t")
     assert figure is not None
     assert "(-1.6)" in [text.get_text() for text in figure.axes[0].texts]
@@ -149,7 +153,7 @@ def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each()
     assert found.place == WORSE
 
 
-def test_predictions_of_other_labels_are_not_compared() -> None:
+def test_predictions_for_different_labels_are_not_compared() -> None:
     a, b = seeds("softmax", 800)[0], seeds("mra", 830)[0]
 
     def answers(record: Record) -> Predictions:
@@ -165,14 +169,14 @@ def test_nothing_is_best_alone_or_at_chance() -> None:
     assert standings(build_grid(seeds("softmax", 370) + seeds("mra", 360))) == {}
 
 
-def test_the_number_of_seeds_above_chance_shows_where_only_some_are() -> None:
+def test_the_number_of_seeds_above_chance_is_shown_if_only_some_are() -> None:
     grid = build_grid(seeds("softmax", 360, 350, 1800, task="pathfinder"))
     [entry] = grid.entries.values()
     assert entry.accuracy_text == "41.8 ± 41.7 (n=3, 1 above chance)"
     assert entry.num_above_chance == 1
 
 
-def test_an_average_above_chance_is_beside_the_plain_one_and_only_of_whole_rows() -> None:
+def test_the_average_above_chance_is_beside_the_plain_one_for_complete_rows_only() -> None:
     image = replace(OK, task="image", test_majority_rate=0.1)
     grid = build_grid([*seeds("softmax", 800), image, *seeds("mra", 900)])
     rows = {row[0]: row[1:] for row in accuracy_table(grid)}
@@ -245,7 +249,7 @@ def test_results_on_different_data_are_never_averaged(data: list[tuple[str, str]
     assert (["-", "-"] in averages) == (len(columns) > 1)
 
 
-def test_stand_ins_carry_their_name_in_every_title(tmp_path: Path) -> None:
+def test_every_title_of_stand_in_data_says_so(tmp_path: Path) -> None:
     records = [
         replace(OK, attention=name, test_by_length=BINS, data_source="stand-in")
         for name in ("softmax", "mra")
@@ -276,7 +280,7 @@ def test_stand_ins_carry_their_name_in_every_title(tmp_path: Path) -> None:
 GOLDENS = Path(__file__).parent / "golden" / "report"
 
 
-def test_the_files_of_a_report_are_these_letter_by_letter(tmp_path: Path) -> None:
+def test_the_files_of_a_report_equal_the_golden_ones_letter_by_letter(tmp_path: Path) -> None:
     by_length = replace(OK, attention="linear", seed=9, test_by_length=BINS)
     runs = store(tmp_path / "runs", *MANY, by_length)
     write_report(runs, tmp_path / "out", "mini", "nystromformer", ["text"], ["wavspa"], [0, 1, 2])
@@ -289,11 +293,11 @@ def test_the_files_of_a_report_are_these_letter_by_letter(tmp_path: Path) -> Non
         GOLDENS.mkdir(exist_ok=True)
         for name, text in written.items():
             (GOLDENS / name).write_text(text)
-    # Made by WRITE_GOLDEN=1 and read by a person: every number in them follows from `MANY`.
+    # Made with WRITE_GOLDEN=1 and read by a person: every number in them follows from `MANY`.
     assert written == {file.name: file.read_text() for file in GOLDENS.iterdir()}
 
 
-def test_published_figures_stand_beside_ours_with_difference_source_and_who_ran_them() -> None:
+def test_published_figures_appear_beside_ours_with_difference_source_and_who_ran_them() -> None:
     records = seeds("softmax", 760) + seeds("mra", 780) + seeds("reformer", 400)
     table = beside(build_grid(records), "nystromformer")
     rows = {(row[1], row[5]): row[2:5] for row in table[1:]}
@@ -304,7 +308,7 @@ def test_published_figures_stand_beside_ours_with_difference_source_and_who_ran_
     assert beside(build_grid(records), "wavspa") != table
 
 
-def test_nothing_is_published_of_a_variant_of_stand_in_data_or_of_what_departs() -> None:
+def test_no_published_figure_appears_beside_variants_stand_in_data_or_departures() -> None:
     other = [{"variant": "wide"}, {"data_source": "stand-in"}, {"departures": "train.steps=3"}]
     for change in other:
         assert beside(build_grid([replace(OK, **change)]), "nystromformer") == []
@@ -325,7 +329,7 @@ def test_nothing_is_published_of_a_variant_of_stand_in_data_or_of_what_departs()
         ("s5", "S5", {"copied by its source"}),
     ],
 )
-def test_who_ran_a_published_figure_is_told(protocol: str, method: str, found: set[str]) -> None:
+def test_a_published_figure_says_who_ran_it(protocol: str, method: str, found: set[str]) -> None:
     rows = [row for row in figures() if (row["protocol"], row["method"]) == (protocol, method)]
     assert {run_by(row) for row in rows} == found
 
@@ -336,7 +340,7 @@ BINS = [
 ]
 
 
-def test_accuracy_by_length_is_pooled_over_seeds_and_other_bins_stand_apart() -> None:
+def test_accuracy_by_length_is_pooled_over_seeds_and_other_bins_have_their_own_table() -> None:
     records = [replace(each, test_by_length=BINS) for each in seeds("softmax", 800, 800)]
     other = [BINS[0] | {"least": 8}, BINS[1]]
     records.append(replace(OK, attention="mra", test_by_length=other))
@@ -350,7 +354,7 @@ def test_accuracy_by_length_is_pooled_over_seeds_and_other_bins_stand_apart() ->
     assert len(tables) == 2 and sum("mra" in row for table in tables for row in table) == 1
 
 
-def test_what_a_user_named_is_literal_in_every_format(tmp_path: Path) -> None:
+def test_names_given_by_a_user_are_literal_in_every_format(tmp_path: Path) -> None:
     name = r"a_b%$&#{}~^\<i>|=1"
     records = [
         replace(OK, variant=name, test_by_length=BINS),
@@ -370,7 +374,7 @@ def test_what_a_user_named_is_literal_in_every_format(tmp_path: Path) -> None:
     assert rows[0]["variant"] == "'=cmd()" and rows[0]["percent"] == "60.0"
 
 
-def test_every_special_character_of_latex_is_set_as_itself() -> None:
+def test_every_special_character_of_latex_is_typeset_as_itself() -> None:
     for pair in itertools.product("&%$#_{}~^\\", repeat=2):
         text = literal("".join(pair))
         bare = text.replace("\\textbackslash{}", "").replace("\\textasciitilde{}", "")
@@ -380,7 +384,7 @@ def test_every_special_character_of_latex_is_set_as_itself() -> None:
     assert literal("a\nb") == r"a\textbackslash{}nb"
 
 
-def test_a_name_is_no_argument_of_the_row_before_it() -> None:
+def test_a_name_is_not_taken_as_an_argument_of_the_row_before_it() -> None:
     text = latex([["attention"], ["[2] a"], ["* b"], ["c [3]"]], "x", {})
     assert "\n{}[2] a " in text and "\n{}* b " in text and "\nc [3] " in text
 
@@ -408,12 +412,12 @@ def test_the_accuracy_table_is_ready_to_paste_into_latex() -> None:
     grid = build_grid(records)
     assert latex_tables(grid, "mini", "p", standings(grid))["accuracy"] == GOLDEN
     assert latex([["a"], ["b"]], "c", {}).count("rule") == 3
-    # Numbers of seeds that differ are beside their means.
+    # If the numbers of seeds differ, each is beside its mean.
     fewer = build_grid(seeds("softmax", 800, 900) + seeds("mra", 812))
     assert "mra & 40.6 (n=1)" in latex_tables(fewer, "mini", "p", {})["accuracy"]
 
 
-def test_a_wide_and_high_table_is_set_within_its_pages(tmp_path: Path) -> None:
+def test_a_wide_and_long_table_fits_on_its_pages(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex here: apt-get install texlive-latex-recommended")
     names = [r"a_b%$&#{}~^\<i>|=1±≈–", "train.steps=100,attention.options.window=64" * 2, "short"]
@@ -422,7 +426,7 @@ def test_a_wide_and_high_table_is_set_within_its_pages(tmp_path: Path) -> None:
     text = latex(
         [header, *rows], "Of everything: " + names[0], {(1, 1): "textbf", (2, 0): "underline"}
     )
-    # Every third row takes three lines.
+    # Every third row takes up three lines.
     assert text.count(r"\begin{table}") == 4 and text.count("(continued)") == 3
     assert text.count("40.5") == 9 * 95
     document = [r"\documentclass{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]

@@ -1,4 +1,4 @@
-"""`lra reproduce` with parts that only note their words, and what make hands to it."""
+"""`lra reproduce` with parts that only record their words, and what make passes to it."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ Calls = list[tuple[str, ...]]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Note the words of every part; all end well, and preflight finds data of text alone."""
+    """Record the words of every part; all succeed, and preflight finds only the data of text."""
     noted: Calls = []
 
     def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
@@ -26,7 +26,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return noted
 
 
-def end(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def exit_status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["reproduce", *words])
     with pytest.raises(SystemExit) as stopped:
         reproduce.main()
@@ -37,19 +37,21 @@ def end(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_it_plans_before_it_trains_and_reports_what_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, calls: Calls, scale: str
 ) -> None:
-    assert end(monkeypatch, f"scale={scale}", "task=text,image", "seed=0, 1", "threads=1") == 0
+    assert (
+        exit_status(monkeypatch, f"scale={scale}", "task=text,image", "seed=0, 1", "threads=1") == 0
+    )
     parts = ["plan", "train", "report"]
     assert [call[0] for call in calls] == ["preflight"] * (scale != "mini") + parts
     for call in calls[-3:]:
         assert "threads=1" in call and "seed=0, 1" in call
     trained = "task=text" if scale != "mini" else "task=text,image"
     assert trained in calls[-3] and trained in calls[-2] and "--multirun" in calls[-2]
-    # What was left out shows as missing.
+    # What was left out is shown as missing.
     assert "task=text,image" in calls[-1]
 
 
 def test_the_plan_alone_trains_nothing(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> None:
-    assert end(monkeypatch, "scale=mini", "--plan") == 0
+    assert exit_status(monkeypatch, "scale=mini", "--plan") == 0
     assert [call[0] for call in calls] == ["plan"]
     assert set(reproduce.DEFAULTS) - {"scale=paper"} < set(calls[0])
 
@@ -73,10 +75,10 @@ def test_the_exit_status_is_that_of_the_part_that_failed(
         return (3 if name == failing else 0), "text"
 
     monkeypatch.setattr(reproduce, "part", part)
-    assert end(monkeypatch) == 3 and noted == ran
+    assert exit_status(monkeypatch) == 3 and noted == ran
 
 
-def test_data_that_are_missing_do_not_keep_a_plan_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_do_not_prevent_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     noted = []
 
     def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
@@ -84,19 +86,19 @@ def test_data_that_are_missing_do_not_keep_a_plan_away(monkeypatch: pytest.Monke
         return int(name == "preflight"), ""
 
     monkeypatch.setattr(reproduce, "part", part)
-    assert end(monkeypatch, "task=text,image", "--plan", "--missing", "skip") == 0
+    assert exit_status(monkeypatch, "task=text,image", "--plan", "--missing", "skip") == 0
     assert noted[0][-2:] == ("--missing", "skip")
     assert noted[1][0] == "plan" and "task=text,image" in noted[1]
 
 
-def test_recall_is_a_sixth_task_where_it_is_asked_for(
+def test_recall_is_a_sixth_task_if_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
 ) -> None:
     tasks = ["listops", "text", "retrieval", "image", "pathfinder", "recall"]
     words = [f"TASKS={','.join(tasks)}", "ATTENTIONS=softmax", "SCALE=mini"]
     words.append(f"ARGS=runs_dir={tmp_path}/runs cache_dir={tmp_path}/cache threads=1 device=cpu")
     _, call, _ = make(tmp_path, "reproduce-lra", *words)
-    assert end(monkeypatch, *call[3:]) == 0
+    assert exit_status(monkeypatch, *call[3:]) == 0
     assert [name for name, *_ in calls] == ["plan", "train", "report"]
     assert all(f"task={','.join(tasks)}" in words for words in calls)
     # Nothing is measured, and nothing built.
@@ -111,19 +113,19 @@ def test_recall_is_a_sixth_task_where_it_is_asked_for(
     assert recall.data.sizes == {"train": 20_000, "validation": 500, "test": 2_000}
     # Not by default.
     calls.clear()
-    assert end(monkeypatch, "scale=mini") == 0
+    assert exit_status(monkeypatch, "scale=mini") == 0
     assert not any("recall" in word for call in calls for word in call)
 
 
-def test_a_wrong_word_is_told_before_anything_runs(
+def test_a_wrong_word_is_reported_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert end(monkeypatch, "lr=3") == 2 and not calls
+    assert exit_status(monkeypatch, "lr=3") == 2 and not calls
     assert "use train.learning_rate" in capsys.readouterr().err
 
 
 def make(folder: Path, *words: str) -> tuple[int, list[str], str]:
-    """Return status, the arguments that make calls Python with, and stderr."""
+    """Return the status, the arguments that make passes to Python, and stderr."""
     (folder / "bin").mkdir(exist_ok=True)
     python = folder / "bin" / "python"
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$(dirname "$0")/../calls"\nexit 3\n')
@@ -140,7 +142,7 @@ def make(folder: Path, *words: str) -> tuple[int, list[str], str]:
     )
 
 
-def test_make_hands_its_variables_on_whatever_characters_they_hold(tmp_path: Path) -> None:
+def test_make_passes_on_its_variables_whatever_characters_they_contain(tmp_path: Path) -> None:
     data_dir = "/raw data/it's (one), two=$three;`x`\"ü"
     words = [f"DATA_DIR={data_dir}", "SEEDS=0, 1", "TASKS=text", "PLAN=1", "MISSING=skip"]
     status, call, _ = make(tmp_path, "reproduce-lra", *words, "ARGS=model.layers=1 threads=1")
@@ -158,12 +160,12 @@ def test_every_target_of_make_is_a_command(tmp_path: Path, target: str) -> None:
     assert call[:3] == ["-m", "lra", target] and "threads=1" in call
 
 
-def test_make_hands_a_commit_to_the_bench(tmp_path: Path) -> None:
+def test_make_passes_a_commit_to_the_bench(tmp_path: Path) -> None:
     _, call, _ = make(tmp_path, "bench-check", "BASE=v1 x", "ARGS=length=1024 --rounds 3")
     assert call == ["-m", "lra", "bench", "against", "v1 x", "length=1024", "--rounds", "3"]
 
 
-def test_a_variable_that_make_lacks_is_told(tmp_path: Path) -> None:
+def test_an_unknown_make_variable_is_reported(tmp_path: Path) -> None:
     status, call, err = make(tmp_path, "reproduce-lra", "TASK=text")
     assert status != 0 and not call
     assert "TASK: no such variable; the variables are" in err and "TASKS" in err

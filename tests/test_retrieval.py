@@ -38,7 +38,7 @@ def test_both_texts_are_kept_byte_by_byte(tmp_path: Path) -> None:
         assert texts(split) == first + second
 
 
-def test_texts_are_cut_to_what_is_kept(tmp_path: Path) -> None:
+def test_texts_are_cut_to_the_number_of_bytes_to_keep(tmp_path: Path) -> None:
     write(tmp_path)
     data = cache.load("retrieval", Retrieval(keep_bytes=17), tmp_path / "cache", tmp_path)
     kept = [b"the first caf\xe9", b"the second \xff\xfe", b"a" * 17, b' "quoted" ' + b"b" * 7]
@@ -46,7 +46,7 @@ def test_texts_are_cut_to_what_is_kept(tmp_path: Path) -> None:
     assert Retrieval().keep_bytes == 4_000
 
 
-def test_carriage_returns_at_the_end_of_lines_are_no_text(tmp_path: Path) -> None:
+def test_carriage_returns_at_the_end_of_lines_are_not_text(tmp_path: Path) -> None:
     write(tmp_path, [line + b"\r" for line in LINES])
     data = cache.load("retrieval", Retrieval(), tmp_path / "cache", tmp_path)
     assert texts(data.splits["train"])[1] == b"the second \xff\xfe"
@@ -58,7 +58,7 @@ def test_files_are_found_at_every_known_depth(tmp_path: Path, folder: str) -> No
     assert Retrieval().locate(tmp_path).files[0].parent == tmp_path / folder
 
 
-def test_missing_files_are_named_with_what_supplies_them(tmp_path: Path) -> None:
+def test_missing_files_are_named_with_their_source(tmp_path: Path) -> None:
     (write(tmp_path / "aan") / FILES["test"]).unlink()
     with pytest.raises(
         DataError, match=r"aan lacks new_aan_pairs\.test\.tsv; it has new_aan_pairs"
@@ -110,13 +110,13 @@ def test_lines_left_out_are_counted_in_the_record(tmp_path: Path) -> None:
     assert (record.data_skipped_rows, record.data_source, record.test_total) == (3, "other", 2)
 
 
-def test_a_file_of_nothing_but_bad_lines_is_no_data(tmp_path: Path) -> None:
+def test_a_file_of_nothing_but_bad_lines_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [b"nothing"])
     with pytest.raises(DataError, match="no example for train"):
         cache.load("retrieval", Retrieval(on_bad_row="skip"), tmp_path / "cache", tmp_path)
 
 
-def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
+def test_a_file_without_line_breaks_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrieval, "MAX_LINE", 200)
@@ -125,7 +125,7 @@ def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
         cache.load("retrieval", Retrieval(), tmp_path / "cache", tmp_path)
 
 
-def test_pairs_that_are_not_the_published_ones_say_so(
+def test_pairs_other_than_the_published_ones_are_described_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path)
@@ -138,7 +138,7 @@ def test_pairs_that_are_not_the_published_ones_say_so(
 
 
 class Nowhere:
-    """Take examples and keep none."""
+    """Accept examples and keep none."""
 
     count = 0
 
@@ -163,7 +163,7 @@ def test_reading_needs_the_memory_of_a_line_not_of_a_file(tmp_path: Path) -> Non
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert split.count == 3 * 800
-    # A line has 96 kB; its columns and what is read ahead come on top.
+    # A line has 96 kB; its columns and the read-ahead come on top.
     assert peak < 1_000_000
 
 

@@ -29,7 +29,7 @@ def sequence(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("discretisation", ["zoh", "bilinear"])
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 37, 1000])
-def test_the_convolution_is_the_recurrence(discretisation, bidirectional, length):
+def test_the_convolution_equals_the_recurrence(discretisation, bidirectional, length):
     layer = build(discretisation=discretisation, bidirectional=bidirectional, init="legs").double()
     x = sequence(1, length, 6)
     torch.testing.assert_close(layer(x), layer.reference(x), atol=1e-10, rtol=0)
@@ -52,7 +52,7 @@ def test_gradients_of_all_parameters_are_those_of_the_recurrence(init, discretis
 
 
 @pytest.mark.parametrize("discretisation", ["zoh", "bilinear"])
-def test_the_kernel_is_the_dense_sum_in_complex_numbers(discretisation):
+def test_the_kernel_equals_the_dense_sum_in_complex_numbers(discretisation):
     layer = build(discretisation=discretisation, init="inv").double()
     a = torch.complex(-layer.decay.exp(), layer.frequency)
     step = torch.nn.functional.softplus(layer.step)[:, None]
@@ -90,7 +90,7 @@ def test_the_amount_of_padding_changes_nothing_once_it_is_masked():
 
 
 @pytest.mark.parametrize("hidden", [math.nan, math.inf])
-def test_not_even_what_is_no_number_leaks_from_under_the_mask(hidden):
+def test_not_even_nan_or_infinity_leaks_from_under_the_mask(hidden):
     layer, x = build().double(), sequence(2, 19, 6)
     mask = torch.ones(2, 19, dtype=torch.bool)
     mask[0, 15:] = mask[1, 3:5] = False
@@ -100,7 +100,7 @@ def test_not_even_what_is_no_number_leaks_from_under_the_mask(hidden):
     assert gradient.isfinite().all() and not gradient[~mask].any()
 
 
-def test_without_the_second_direction_nothing_comes_from_later():
+def test_in_one_direction_no_later_position_is_seen():
     layer, x = build(bidirectional=False).double(), sequence(1, 11, 6).requires_grad_()
     for t in range(11):
         (gradient,) = torch.autograd.grad(layer(x)[0, t].sum(), x)
@@ -153,7 +153,7 @@ def test_the_spectrum_of_legs_diagonalises_its_normal_part():
 @pytest.mark.parametrize("transform", ["exp", "softplus"])
 def test_steps_start_log_uniform_between_their_bounds(transform):
     layer = build(dim=4000, step_transform=transform, step_min=1e-5, copies=1)
-    # Steps below 1e-4 are raised to it, as published.
+    # Steps below 1e-4 are raised to that value, as published.
     step = layer.step.exp() if transform == "exp" else torch.nn.functional.softplus(layer.step)
     assert step.min().item() == pytest.approx(1e-4, rel=1e-3) and step.max() <= 0.1 * (1 + 1e-4)
     assert (step < 1.01e-4).float().mean().item() == pytest.approx(0.25, abs=0.03)
@@ -171,8 +171,8 @@ def test_channels_share_modes_in_turn():
     torch.testing.assert_close(log_a.imag / step[:, None], layer.frequency[[0, 1, 0, 1, 0, 1]])
 
 
-def test_a_repeated_input_with_smaller_steps_gives_nearly_the_same():
-    """A layer is a system in continuous time, sampled: halving dt reads a signal twice as fine."""
+def test_a_repeated_input_with_smaller_steps_gives_nearly_the_same_output():
+    """A layer samples a system in continuous time: halving dt reads a signal twice as finely."""
     layer = build(bidirectional=False, step_transform="exp", step_min=0.01).double()
     x = sequence(1, 64, 6).cumsum(1) / 8
     coarse = layer(x) - layer.d * x
@@ -202,7 +202,7 @@ def test_the_kernel_stays_float32_under_autocast():
         torch.testing.assert_close(layer(x), exact, atol=1e-6, rtol=0)
 
 
-def test_the_kernel_of_float32_is_that_of_float64_at_the_length_of_path_x():
+def test_the_float32_kernel_agrees_with_the_float64_one_at_the_length_of_path_x():
     layer = build(init="legs", step_min=1e-4)
     ours = layer.kernels(16_384)
     log_a, b = layer.double().discrete()
@@ -212,19 +212,19 @@ def test_the_kernel_of_float32_is_that_of_float64_at_the_length_of_path_x():
 
 
 @pytest.mark.slow
-def test_forward_and_backward_at_path_x_add_less_than_300_megabytes():
+def test_forward_and_backward_at_path_x_take_less_than_300_megabytes_more():
     layer = S4D(AttentionShape(dim=256, heads=4, head_dim=64, max_length=16_384), states=64)
     x = torch.randn(1, 16_384, 256, requires_grad=True)
 
-    def there_and_back():
+    def forward_backward():
         layer(x).sum().backward()
 
-    # Gradients of parameters are there before.
-    there_and_back()
-    assert peak_of(there_and_back, torch.device("cpu")) < 300e6
+    # Allocate the gradients of parameters beforehand.
+    forward_backward()
+    assert peak_of(forward_backward, torch.device("cpu")) < 300e6
 
 
-def test_dropout_takes_single_outputs_in_training():
+def test_dropout_zeroes_single_outputs_in_training():
     torch.manual_seed(0)
     layer = S4D(replace(SHAPE, dropout=0.25)).train()
     share = (layer(sequence(4, 500, 6).float()) == 0).float().mean().item()

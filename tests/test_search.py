@@ -1,4 +1,4 @@
-"""A real search of ten trials, and that every file of words composes."""
+"""A real search of ten trials, and a check that every file of words can be composed."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml
 SEARCHES = sorted(file.stem for file in (CONFIGS / "search").glob("*.yaml"))
 
 
-# Those of a paper have the most cells.
+# The experiments of papers have the most cells.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("_paper")) for n in EXPERIMENTS],
@@ -37,14 +37,14 @@ def test_every_cell_of_an_experiment_can_be_composed(name: str) -> None:
         assert config.variant == "default"
 
 
-def test_words_beside_an_experiment_go_before_its_own() -> None:
+def test_words_given_with_an_experiment_override_its_own() -> None:
     words = command(["experiment=mra_paper", "task=text", "seed=0,1"])
     keys = [key_of(word) for word in words]
     assert len(keys) == len(set(keys)) and {"task=text", "seed=0,1", "scale=paper"} < set(words)
 
 
 @pytest.mark.parametrize("folder", ["experiment", "search"])
-def test_a_header_has_the_command_that_runs_it(folder: str) -> None:
+def test_a_header_gives_the_command_that_runs_its_file(folder: str) -> None:
     for file in (CONFIGS / folder).glob("*.yaml"):
         [line] = [each for each in file.read_text().splitlines() if each.startswith("# Run: lra ")]
         words = [word for word in shlex.split(line)[4:] if not word.startswith("data_dir=")]
@@ -53,12 +53,12 @@ def test_a_header_has_the_command_that_runs_it(folder: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_is_over_keys_that_there_are(name: str) -> None:
+def test_a_search_is_over_existing_keys(name: str) -> None:
     params = OmegaConf.load(CONFIGS / "search" / f"{name}.yaml").hydra.sweeper.params
     assert len(params) and set(params) <= set(known_keys())
 
 
-def test_debug_is_a_cell_of_seconds_at_the_mini_scale_unless_one_is_named() -> None:
+def test_debug_is_a_cell_of_seconds_at_the_mini_scale_unless_another_scale_is_named() -> None:
     config = load("debug=true", "task=text")
     assert (config.scale, config.variant) == ("mini", "debug")
     assert config.train.steps * config.train.batch_size <= 100
@@ -70,7 +70,7 @@ def test_debug_is_a_cell_of_seconds_at_the_mini_scale_unless_one_is_named() -> N
 @pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None, reason="the extra optuna is not installed"
 )
-def test_a_search_of_ten_trials_maximises_what_validation_says(tmp_path: Path) -> None:
+def test_a_search_of_ten_trials_maximises_the_validation_accuracy(tmp_path: Path) -> None:
     words = [word for word in TINY if not word.startswith(("variant", "train.steps"))]
     words += ["train.steps=20", f"cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}/runs"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

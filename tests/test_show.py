@@ -92,7 +92,7 @@ def test_a_value_is_in_the_file_that_it_is_said_to_come_from(words: str) -> None
          "protocol/task_attention/nystromformer/text_mra", 2),
     ],
 )  # fmt: skip
-def test_changing_a_value_in_the_file_that_is_named_changes_the_cell(
+def test_changing_a_value_in_the_named_file_changes_the_cell(
     copied_configs: Path, words: str, key: str, origin: str, other: float
 ) -> None:
     assert shown(words)[key].origin == f"configs/{origin}.yaml"
@@ -115,7 +115,7 @@ def test_the_command_line_comes_last() -> None:
     assert given == ["attention.options.fused", "train.steps"]
 
 
-def test_what_no_file_sets_is_marked_as_a_default_of_its_class() -> None:
+def test_a_value_that_no_file_sets_is_marked_as_a_default_of_its_class() -> None:
     found = shown("task=pathfinder")
     assert found["train.clip_norm"].origin == "default of TrainConfig, lra/config.py"
     assert found["model.gelu"].origin == "default of ModelConfig, models/sizes.py"
@@ -123,7 +123,7 @@ def test_what_no_file_sets_is_marked_as_a_default_of_its_class() -> None:
     assert contour.value == 14 and contour.origin.startswith("default of Pathfinder, lra/tasks/")
 
 
-def test_an_attention_of_ones_own_shows_its_options_and_file(
+def test_a_custom_attention_shows_its_options_and_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
@@ -143,7 +143,7 @@ def test_an_attention_of_ones_own_shows_its_options_and_file(
     assert rate.origin == f"default of Mine, {tmp_path / 'shown_backend.py'}"
 
 
-def test_layers_are_listed_in_the_order_in_which_they_win() -> None:
+def test_layers_are_listed_in_order_of_precedence() -> None:
     names = [layer.name for layer in show.layers(
         "protocol=lra", "task=image", "attention=bigbird", "scale=mini", "seed=2"
     )]  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_page_has_a_line_for_each_value_and_fits_a_terminal() -> None:
     assert "results/runs/mini/nystromformer/text/mra/default/seed0" in lines[0]
 
 
-def test_a_wrong_word_is_told_without_a_traceback() -> None:
+def test_a_wrong_word_is_reported_without_a_traceback() -> None:
     code, page, error = run("lra.show", "task=lisstops")
     assert (code, page) == (2, "") and "Traceback" not in error
     assert "task=lisstops: did you mean listops?" in error
@@ -193,13 +193,13 @@ def test_a_docstring_explains_every_key_and_nothing_else(kind: type) -> None:
     assert all(len(text) > 3 and text[-1] == "." for text in texts.values())
 
 
-def test_help_lists_what_a_person_chooses_and_every_key_with_its_meaning() -> None:
+def test_help_lists_all_choices_and_every_key_with_its_meaning() -> None:
     code, text, _ = run("lra.train", "--help")
     assert code == 0
     flat = " ".join(text.split())
     groups, keys = text.split("== Keys")
     lines = groups.split("== Groups")[1].splitlines()[1:]
-    # Further lines of a group begin further in.
+    # Continuation lines of a group are indented further.
     listed = [line.split()[0] for line in lines if line[:3].strip()]
     assert listed == list(help.GROUPS)
     assert "nystromformer (default), lra, lru, mega, s4" in flat and "protocol/task" not in groups

@@ -1,4 +1,4 @@
-"""Micro-batches on several threads: the bits of one thread, whatever happens on the way."""
+"""Micro-batches on several threads give the bits of one thread, whatever happens on the way."""
 
 import threading
 import time
@@ -67,7 +67,7 @@ def assert_same(these: list[Tensor], those: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_gradients_have_the_bits_of_one_thread(attention: str) -> None:
+def test_gradients_are_bitwise_equal_to_those_of_one_thread(attention: str) -> None:
     pair = attention == "softmax"
     model = model_of(attention, f"task.sequences={1 + pair}")
     parts = parts_of(model, 1 + pair)
@@ -79,7 +79,7 @@ def test_gradients_have_the_bits_of_one_thread(attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["s4d", "ema"])
-def test_kernels_that_are_shared_have_the_bits_of_one_thread(attention: str) -> None:
+def test_shared_kernels_give_gradients_bitwise_equal_to_those_of_one_thread(attention: str) -> None:
     long = ("model.max_length=1024", "task.truncate=1024")
     model = model_of(attention, *long)
     lengths = [1024, 900, 800, 700]
@@ -92,7 +92,7 @@ def test_kernels_that_are_shared_have_the_bits_of_one_thread(attention: str) -> 
         assert_same(found(model, parts, number), one)
 
 
-def test_bfloat16_has_the_bits_of_one_thread_though_a_weight_is_used_twice() -> None:
+def test_bfloat16_is_bitwise_equal_to_one_thread_even_if_a_weight_is_used_twice() -> None:
     model, attentions = with_attention(Twice)
     parts = parts_of(model)
     one = found(model, parts, 1, "bfloat16")
@@ -100,7 +100,7 @@ def test_bfloat16_has_the_bits_of_one_thread_though_a_weight_is_used_twice() -> 
         assert_same(found(model, parts, 3, "bfloat16"), one)
 
 
-def test_masks_of_dropout_follow_from_the_seed_alone() -> None:
+def test_dropout_masks_depend_on_the_seed_alone() -> None:
     model = model_of("softmax")
     parts = parts_of(model)
     one = found(model, parts, 2)
@@ -109,7 +109,7 @@ def test_masks_of_dropout_follow_from_the_seed_alone() -> None:
 
 
 class Drawing(nn.Module):
-    """Drops by torch's own generator, though it says that threads may share it."""
+    """Drops by torch's own generator, though it claims that threads may share it."""
 
     pad_invariant = thread_safe = True
 
@@ -123,7 +123,7 @@ class Drawing(nn.Module):
 
 
 class Silent(Drawing):
-    """The same from torch's generator; that it may be shared, it does not say itself."""
+    """Also draws from torch's generator, but does not itself claim that it may be shared."""
 
 
 class Twice(nn.Module):
@@ -137,8 +137,8 @@ class Twice(nn.Module):
         return self.linear(self.linear(x))
 
 
-class Again(nn.Module):
-    """Computes a part of itself again in the backward."""
+class Recomputed(nn.Module):
+    """Computes a part of itself again in the backward pass."""
 
     pad_invariant = thread_safe = True
 
@@ -151,12 +151,12 @@ class Again(nn.Module):
         return part
 
 
-class Alone(Again):
+class RecomputedAlone(Recomputed):
     pad_invariant = True
 
 
-class Torchs(Drawing):
-    """Says so, but a layer of torch within it draws from torch's generator."""
+class TorchDropout(Drawing):
+    """Claims so, but a layer of torch within it draws from torch's generator."""
 
     thread_safe = True
 
@@ -175,7 +175,7 @@ def with_attention(attention: type[nn.Module]) -> tuple[nn.Module, list[Drawing]
     return model, [m for m in model.modules() if isinstance(m, attention)]
 
 
-def test_one_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
+def test_an_attempt_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
     model, attentions = with_attention(Drawing)
     parts = parts_of(model)
     one = found(model, parts, 1)
@@ -186,31 +186,31 @@ def test_one_that_draws_from_torchs_generator_is_noticed_and_undone() -> None:
             torch.testing.assert_close(grad, wanted)
     names = [name for each in attentions for name in each.calls]
     assert any(name.startswith("lra") for name in names)
-    # Tried once only.
+    # Threads were tried only once.
     assert names.count(threading.main_thread().name) == 2 * len(parts) * 4
 
 
-def test_what_is_computed_again_in_the_backward_drops_the_same_or_is_refused() -> None:
-    model, _ = with_attention(Again)
+def test_a_part_recomputed_in_the_backward_pass_drops_the_same_or_is_refused() -> None:
+    model, _ = with_attention(Recomputed)
     with pytest.raises(RuntimeError, match="must not declare thread_safe = True"):
         found(model, parts_of(model), 1)
-    model, _ = with_attention(Alone)
+    model, _ = with_attention(RecomputedAlone)
     x = torch.randn(3, 5, requires_grad=True)
     parts = parts_of(model)
     assert_same(found(model, parts, 1), found(model, parts, 1))
-    output = Alone(None)(x)
+    output = RecomputedAlone(None)(x)
     [grad] = torch.autograd.grad(output.sum(), x)
     assert torch.equal(grad != 0, output != 0)
 
 
-def test_a_users_own_is_shared_only_where_its_class_says_so() -> None:
+def test_a_users_backend_is_shared_only_if_its_own_class_says_so() -> None:
     torch.set_num_threads(2)
-    for attention, wanted in ((Drawing, True), (Silent, False), (Torchs, False)):
+    for attention, wanted in ((Drawing, True), (Silent, False), (TorchDropout, False)):
         model, _ = with_attention(attention)
         assert side_by_side.suits(model, 4, CPU) == wanted
 
 
-def test_few_micro_batches_and_many_threads_work_within_operations() -> None:
+def test_with_few_micro_batches_and_many_threads_the_threads_work_within_operations() -> None:
     model = model_of("softmax")
     torch.set_num_threads(4)
     assert side_by_side.suits(model, 3, CPU)
@@ -232,7 +232,7 @@ def test_few_micro_batches_and_many_threads_work_within_operations() -> None:
     assert not side_by_side.suits(model, 3, CPU)
 
 
-def test_an_error_of_a_micro_batch_is_raised_when_nothing_runs_any_more() -> None:
+def test_an_error_in_a_micro_batch_is_raised_once_nothing_is_running() -> None:
     model = model_of("softmax")
     parts = parts_of(model)
     parts[2] = replace(parts[2], labels=parts[2].labels[:-1])
@@ -257,7 +257,7 @@ def test_an_update_stops_between_micro_batches() -> None:
         accumulate(model, parts_of(model), "float32", scaler, stops=stops)
 
 
-def test_where_memory_holds_one_at_a_time_they_come_one_after_another(
+def test_micro_batches_run_one_after_another_if_memory_holds_only_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     forward = Softmax.forward
@@ -295,7 +295,7 @@ def test_an_evaluation_stops_at_its_next_batch() -> None:
     assert 3 <= len(asked) <= 8
 
 
-def test_results_come_in_order_and_nothing_runs_after_the_last_is_taken() -> None:
+def test_results_come_in_order_and_nothing_runs_after_the_last_one_taken() -> None:
     torch.set_num_threads(3)
     running: set[int] = set()
     started: list[int] = []
@@ -323,7 +323,7 @@ def test_results_come_in_order_and_nothing_runs_after_the_last_is_taken() -> Non
 
 
 @pytest.mark.parametrize("attention", ["softmax", "s4d", "fourier"])
-def test_answers_in_evaluation_have_the_bits_of_one_thread(attention: str) -> None:
+def test_answers_in_evaluation_are_bitwise_equal_to_those_of_one_thread(attention: str) -> None:
     model = model_of(attention)
     batches = batches_of(split_of(LENGTHS * 5), model.encoder.pad_invariant)
     train = replace(lra.compose.load(*TINY).train, micro_batch=3)
@@ -335,7 +335,7 @@ def test_answers_in_evaluation_have_the_bits_of_one_thread(attention: str) -> No
     assert (there[0].predicted == there[1].predicted).all()
 
 
-def test_a_run_ends_with_the_bits_of_one_thread(
+def test_a_run_is_bitwise_equal_to_one_on_a_single_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []

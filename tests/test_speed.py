@@ -1,4 +1,4 @@
-"""The speed of a run: medians of windows, which a burst does not move, bounded and resumable."""
+"""The speed of a run: medians over windows that a burst does not move, bounded and resumable."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_burst_moves_neither_the_median_nor_the_quartiles() -> None:
     assert speed.quartiles == (5.0, 5.0)
 
 
-def test_quartiles_tell_a_speed_that_changed() -> None:
+def test_quartiles_reveal_a_speed_that_changed() -> None:
     speed = Speed()
     for window in range(1, 6):
         speed.add(WINDOW, WINDOW, WINDOW / window)
@@ -38,7 +38,7 @@ def test_windows_are_filled_across_interruptions_and_a_checkpoint() -> None:
     assert speed.windows == [[2.0, 20.0]] and speed.open == [0, 0, 0.0]
 
 
-def test_a_long_run_keeps_windows_of_all_its_length_and_not_too_many() -> None:
+def test_a_long_run_keeps_a_bounded_number_of_windows_from_its_whole_length() -> None:
     speed = Speed()
     count = 5 * MAX_WINDOWS
     for window in range(count):
@@ -49,7 +49,9 @@ def test_a_long_run_keeps_windows_of_all_its_length_and_not_too_many() -> None:
     assert (low, high) == pytest.approx((count / 4, 3 * count / 4), rel=0.02)
 
 
-def test_a_record_has_the_speed_of_windows_and_the_first_call_apart(tmp_path: Path) -> None:
+def test_a_record_has_the_speed_of_windows_and_separately_that_of_the_first_call(
+    tmp_path: Path,
+) -> None:
     record = run_cell(configure(tmp_path, "train.checkpoint_seconds=0"), tmp_path)
     assert record is not None and record.train_seconds is not None
     # 59 updates after the first, and a window has 20 of them.

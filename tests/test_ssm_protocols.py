@@ -1,4 +1,4 @@
-"""The protocols of state-space layers against what was published, from a second writing of it."""
+"""The protocols of state-space layers against a second transcription of what was published."""
 
 import csv
 import math
@@ -73,7 +73,7 @@ def test_the_table_has_every_recipe() -> None:
 
 
 @every_cell
-def test_model_and_training_are_the_published_ones(protocol: str, task: str) -> None:
+def test_model_and_training_are_as_published(protocol: str, task: str) -> None:
     config, row = recipe(protocol, task), ROWS[protocol, task]
     model, train = config.model, config.train
     assert [model.layers, model.dim] == [int(value) for value in row[:2]]
@@ -91,7 +91,7 @@ def test_model_and_training_are_the_published_ones(protocol: str, task: str) -> 
     if (protocol, task) != ("s4", "retrieval"):
         assert train.schedule == schedule
     if last_norm is None:
-        # A norm in front of every layer leaves the last one's output without.
+        # With a norm before every layer, the output of the last one has none.
         last_norm = model.norm_place == "before"
     found = [model.gelu, model.initialisation, model.last_norm, model.tied_dropout]
     assert found == [gelu, initialisation, last_norm, tied]
@@ -160,7 +160,7 @@ def test_every_parameter_is_in_the_group_of_its_role(protocol: str, task: str) -
         assert found[id(parameter)] == (float(row[11] if slow else row[10]), decay), name
 
 
-# Every option of a protocol's layers, and what a task has of its own.
+# Every option of a protocol's layers, and those that a task sets.
 STEPS = {"step_min": 0.001, "step_max": 0.1}
 S4D_LAYER = {"discretisation": "zoh", "step_transform": "softplus", "bidirectional": True, **STEPS}
 EVERY_OPTION: dict[str, dict[str, Any]] = {
@@ -207,7 +207,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 @every_cell
-def test_the_layer_has_the_published_options_and_no_other(protocol: str, task: str) -> None:
+def test_the_layer_has_the_published_options_and_no_others(protocol: str, task: str) -> None:
     found = recipe(protocol, task).attention.options
     assert found == EVERY_OPTION[protocol] | OPTIONS[protocol, task]
 
@@ -251,7 +251,7 @@ def test_the_gate_aims_at_the_published_accuracies_on_validation() -> None:
     assert found["S4D (Lin), small"] in header and found["S4D (Lin), large"] in header
 
 
-def test_the_document_shows_the_parameters_of_the_headers() -> None:
+def test_the_documentation_shows_the_parameters_of_the_headers() -> None:
     text = (ROOT / "docs" / "protocols.md").read_text()
     for protocol in BACKEND:
         [line] = re.findall(rf"^\| `{protocol}` \| \w+ \| ([\d,|\s-]+) \|$", text, re.M)
@@ -268,7 +268,7 @@ def test_chunked_mega_has_the_published_parameters() -> None:
     assert num_parameters(build_model(config)) == 2_824_760
 
 
-def test_mega_in_front_of_a_norm_has_it_inside_for_its_residual() -> None:
+def test_with_a_norm_before_it_mega_has_the_norm_inside_for_its_residual() -> None:
     for task, inside in (("image", True), ("text", False)):
         model = build_model(
             recipe("mega", task, "model.layers=1", "model.max_length=64", "task.truncate=64")
@@ -280,7 +280,7 @@ def test_mega_in_front_of_a_norm_has_it_inside_for_its_residual() -> None:
         assert softmax.attention_norm
 
 
-def test_dropout_of_s4_acts_three_times_a_layer() -> None:
+def test_dropout_in_s4_acts_three_times_per_layer() -> None:
     from models.dropout import Dropout, TiedDropout
 
     for protocol, tied in (("s4", 2), ("s4_small", 0)):

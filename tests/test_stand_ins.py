@@ -1,4 +1,4 @@
-"""Stand-ins: labels recomputed from what is shown, and baselines that must learn nothing."""
+"""Stand-ins: labels recomputed from the examples, and baselines that must learn nothing."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from lra.tasks.stand_ins.pathfinder import MARKER, PATH, PathfinderStandIn, draw
 from lra.tasks.stand_ins.retrieval import TOPICS, RetrievalStandIn
 from lra.tasks.stand_ins.text import TextStandIn
 
-# A change of a generator changes every number made with it: raise its version then.
+# A change to a generator changes every number obtained with it: raise its version then.
 FINGERPRINTS = {
     "text": "0811ee5119ec2988251c447642b070db55a4ba631f23d9bb35ec0e3c586652b8",
     "retrieval": "8d274261cc29d607b1762efcc9d73a2b9e668d96f70239f0248126878c1343e3",
@@ -25,7 +25,7 @@ TASKS: dict[str, StandIn] = {
     "retrieval": RetrievalStandIn(num_train=4_000),
     "pathfinder": PathfinderStandIn(num_train=4_000),
 }
-# What a logistic regression on counts may score.
+# The most that a logistic regression on counts may score.
 MAX_BY_COUNTS = {"text": 0.78, "retrieval": 0.78}
 
 
@@ -41,7 +41,7 @@ def sequences(split: Split) -> list[bytes]:
 
 
 def counts(texts: list[bytes], part: slice) -> NDArray[np.float64]:
-    """Return how often every byte stands in a part of each text."""
+    """Return how often every byte occurs in a part of each text."""
     rows = [np.bincount(np.frombuffer(text[part], np.uint8), minlength=256) for text in texts]
     return np.array(rows, float)
 
@@ -52,7 +52,7 @@ def logistic_accuracy(
     test: NDArray[np.float64],
     truth: NDArray[np.int64],
 ) -> float:
-    """Return what a logistic regression, fitted by Newton's method, scores on the test rows."""
+    """Return the test accuracy of a logistic regression fitted by Newton's method."""
     varied = train.std(0) > 0
     mean, deviation = train[:, varied].mean(0), train[:, varied].std(0)
     x, z = (
@@ -68,7 +68,7 @@ def logistic_accuracy(
 
 
 def pair_features(split: Split, part: slice) -> NDArray[np.float64]:
-    """Return counts of both texts, their products and distances: what pairs are matched by."""
+    """Return counts of both texts, their products and distances, as used to match pairs."""
     both = counts(sequences(split), part).reshape(len(split), 2, 256)
     first, second = both[:, 0], both[:, 1]
     return np.concatenate([first, second, first * second, np.abs(first - second)], 1)
@@ -86,18 +86,18 @@ def baseline(name: str, data: cache.Dataset, part: slice) -> float:
 
 
 def chance_limit(split: Split) -> float:
-    """Return what guessing exceeds once in ten thousand times."""
+    """Return the accuracy that guessing exceeds once in ten thousand times."""
     return split.majority_rate + 4 * math.sqrt(0.25 / len(split))
 
 
 @pytest.mark.parametrize("name", ["text", "retrieval"])
-def test_the_first_50_bytes_tell_nothing(name: str, data: dict[str, cache.Dataset]) -> None:
+def test_the_first_50_bytes_reveal_nothing(name: str, data: dict[str, cache.Dataset]) -> None:
     assert baseline(name, data[name], slice(50)) < chance_limit(data[name].splits["test"])
-    # The same baseline learns where it sees everything, so that it is one.
+    # The same baseline learns when it sees everything, which makes it a baseline.
     assert 0.6 < baseline(name, data[name], slice(None)) < MAX_BY_COUNTS[name]
 
 
-def test_what_leads_after_the_turn_decides_whatever_led_before_it(
+def test_the_opinion_that_leads_after_the_turn_decides_whatever_led_before_it(
     data: dict[str, cache.Dataset],
 ) -> None:
     split = data["text"].splits["test"]
@@ -126,27 +126,27 @@ def test_counting_opinions_over_the_whole_review_is_not_enough(
 
 
 def topics(text: bytes) -> list[int]:
-    """Return the letter that most of the rare words before and after the turn consist of."""
+    """Return the topic of most of the rare words before the turn, and of those after it."""
     letters = [[side.count(letter) for letter in TOPICS.encode()] for side in text.split(b" yet ")]
     # Five words of two rare consonants each, three of them of the topic and two of any.
     assert all(sum(side) == 10 and max(side) >= 6 for side in letters)
     return [side.index(max(side)) for side in letters]
 
 
-def test_documents_belong_together_when_their_topics_after_the_turn_are_the_same(
+def test_documents_belong_together_if_their_topics_after_the_turn_are_the_same(
     data: dict[str, cache.Dataset],
 ) -> None:
     split = data["retrieval"].splits["test"]
     pairs = np.array([topics(text) for text in sequences(split)]).reshape(-1, 2, 2)
     same = pairs[:, 0] == pairs[:, 1]
     assert (same[:, 1] == split.labels).all()
-    # By the topics before it a ninth would belong together, whatever the label.
+    # By the topics before it, a ninth would belong together whatever the label.
     for label in (0, 1):
         assert same[split.labels == label, 0].mean() == pytest.approx(1 / len(TOPICS), abs=0.05)
 
 
 def joined(image: NDArray[np.uint8]) -> bool:
-    """Tell by flooding whether one path joins the two markers."""
+    """Determine by flood fill whether one path joins the two markers."""
     start, end = (tuple(place) for place in np.argwhere(image == MARKER))
     seen, border = {start}, [start]
     while border:
@@ -167,7 +167,7 @@ def test_one_path_joins_the_markers_if_and_only_if_the_label_says_so(size: int) 
         assert joined(draw(draws, label, size)) == bool(label)
 
 
-def test_wear_takes_pixels_of_paths_and_sets_others_and_leaves_the_marks() -> None:
+def test_wear_removes_pixels_of_paths_adds_stray_ones_and_spares_the_markers() -> None:
     draws = Draws("wear")
     images = np.stack([draw(draws, label, 10) for label in [0, 1] * 500])
     worn = np.stack([wear(draws, image) for image in images])
@@ -175,14 +175,14 @@ def test_wear_takes_pixels_of_paths_and_sets_others_and_leaves_the_marks() -> No
     assert set(np.unique(worn)) == {0, PATH, MARKER}
     missing = [(worn[i] == 0)[image == PATH].mean() for i, image in enumerate(images)]
     stray = [(worn[i] == PATH)[image == 0].mean() for i, image in enumerate(images)]
-    # On average half of the most that there is.
+    # On average half of the maximum.
     assert np.mean(missing) == pytest.approx(0.45, abs=0.04)
     assert np.mean(stray) == pytest.approx(0.04, abs=0.004)
     assert np.corrcoef(missing, stray)[0, 1] > 0.5
     assert min(missing) < 0.1 and max(missing) > 0.8
 
 
-def test_the_distance_of_the_markers_tells_nothing(data: dict[str, cache.Dataset]) -> None:
+def test_the_distance_between_the_markers_reveals_nothing(data: dict[str, cache.Dataset]) -> None:
     guesses = {}
     for name in ("train", "test"):
         split = data["pathfinder"].splits[name]
@@ -197,7 +197,7 @@ def test_the_distance_of_the_markers_tells_nothing(data: dict[str, cache.Dataset
     assert right.mean() < chance_limit(data["pathfinder"].splits["test"])
 
 
-def test_no_pixel_and_no_count_of_pixels_tells_the_label(data: dict[str, cache.Dataset]) -> None:
+def test_neither_pixels_nor_their_counts_reveal_the_label(data: dict[str, cache.Dataset]) -> None:
     train, test = (data["pathfinder"].splits[name] for name in ("train", "test"))
     rows = [split.tokens.reshape(-1, 100) for split in (train, test)]
     pixels = [np.concatenate([row == 128, row == 255], 1).astype(float) for row in rows]
@@ -206,7 +206,7 @@ def test_no_pixel_and_no_count_of_pixels_tells_the_label(data: dict[str, cache.D
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_classes_are_balanced_and_no_example_comes_twice(
+def test_classes_are_balanced_and_no_example_occurs_twice(
     name: str, data: dict[str, cache.Dataset]
 ) -> None:
     splits = data[name].splits
@@ -223,7 +223,7 @@ def test_the_bytes_are_the_same_on_every_machine(name: str, data: dict[str, cach
 
 
 @pytest.mark.parametrize("name", STAND_INS)
-def test_a_seed_of_its_own_gives_other_data_which_are_called_a_stand_in(
+def test_another_seed_gives_other_data_that_are_also_called_a_stand_in(
     name: str, tmp_path: Path
 ) -> None:
     sizes = {"num_train": 40, "num_validation": 10, "num_test": 10}

@@ -1,4 +1,4 @@
-"""How far the cells of a grid are, from the files alone."""
+"""How far the cells of a grid have got, judged by the files alone."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_a_grid_has_the_folders_that_a_sweep_gives_its_cells(tmp_path: Path) -> 
     assert folder.parts[-2:] == ("s300", "seed3")
 
 
-def test_every_state_is_told_from_files(tmp_path: Path) -> None:
+def test_every_state_is_recognised_from_files(tmp_path: Path) -> None:
     folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
     assert status(folder).state == "to do"
     note(folder, step=5, steps=60)
@@ -68,14 +68,14 @@ def test_every_state_is_told_from_files(tmp_path: Path) -> None:
     assert list(begun(tmp_path)) == [folder]
 
 
-def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Path) -> None:
+def test_a_finished_cell_is_done_and_another_configuration_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
     folder.mkdir(parents=True)
     quick = ["train.steps=6", "train.warmup_steps=2", "train.validate_every=3"]
     assert run_cell(configure(tmp_path, *quick), folder) is not None
     done = status(folder, {"train.steps": 6})
     assert (done.state, done.step, done.steps) == ("done", 6, 6) and done.detail.startswith("test ")
-    # Whatever else its configuration holds is told, too.
+    # The cell is listed whatever else its configuration contains.
     file = folder / RECORD
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"config": {"train": {"steps": "many"}}}))
@@ -92,7 +92,7 @@ def test_a_finished_cell_is_done_and_another_configuration_is_told(tmp_path: Pat
     assert text.endswith("2 cells: 1 done, 1 failed.")
 
 
-def test_the_command_needs_no_torch_and_lists_what_was_begun(tmp_path: Path) -> None:
+def test_the_command_needs_no_torch_and_lists_cells_that_were_begun(tmp_path: Path) -> None:
     folder = tmp_path / "mini" / "nystromformer" / "listops" / "softmax" / "default" / "seed0"
     note(folder, step=5, steps=60)
     code = (
@@ -105,7 +105,7 @@ def test_the_command_needs_no_torch_and_lists_what_was_begun(tmp_path: Path) -> 
     assert "| running | 5 of 60 |" in done.stdout and "1 cell: 1 running." in done.stdout
 
 
-def test_a_wrong_word_is_refused_in_a_line(
+def test_a_wrong_word_is_refused_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lra.status import main
@@ -116,7 +116,7 @@ def test_a_wrong_word_is_refused_in_a_line(
     assert caught.value.code == 2 and "softmx" in capsys.readouterr().err
 
 
-def test_a_value_that_a_record_leaves_out_at_its_default_is_another_if_asked_for(
+def test_a_value_that_a_record_leaves_out_counts_as_its_default(
     tmp_path: Path,
 ) -> None:
     run_cell(configure(tmp_path), tmp_path)
@@ -124,7 +124,7 @@ def test_a_value_that_a_record_leaves_out_at_its_default_is_another_if_asked_for
     assert status(tmp_path, {"model.norm": "batch"}).state == "other"
 
 
-def test_a_later_attempt_counts_and_not_the_failed_one_before_it(
+def test_a_later_attempt_counts_rather_than_the_failed_one_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(CellFailedError):

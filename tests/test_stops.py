@@ -1,6 +1,6 @@
-"""A run that is asked to stop saves at once, in a validation too, and goes on without losing a bit.
+"""A run that is asked to stop saves at once, even in a validation, and resumes to the same bits.
 
-Also where it was told to begin anew: once in the life of a job, however often that comes back.
+So does one that was forced to start over: once per job, however often the job is restarted.
 """
 
 import os
@@ -27,7 +27,7 @@ from lra.trajectory import read_trajectory
 from models.encoder import Classifier
 
 CPU = torch.device("cpu")
-# Four batches a validation, of which there are three: after 25, 50 and 60 updates.
+# There are three validations of four batches each: after 25, 50 and 60 updates.
 WORDS = ["train.eval_batch_size=4", "train.checkpoint_seconds=1e9"]
 ANSWER = lra.evaluation._answer
 
@@ -50,7 +50,7 @@ def assert_same_bits(ours: Path, theirs: Path) -> None:
 
 
 def drawing(model: nn.Module, batch: Batch, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw as a backend of a user's own may, so that a validation leaves a trace."""
+    """Draw a random number, as a user's backend may, so that a validation leaves a trace."""
     torch.rand(1)
     return ANSWER(model, batch, precision)
 
@@ -74,7 +74,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("batch", "step"), [(1, 25), (6, 50), (11, 60)])
-def test_a_signal_in_a_validation_is_heard_at_the_next_batch_and_costs_no_bit(
+def test_a_signal_during_a_validation_takes_effect_at_the_next_batch_and_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, batch: int, step: int
 ) -> None:
     calls: list[int] = []
@@ -83,7 +83,7 @@ def test_a_signal_in_a_validation_is_heard_at_the_next_batch_and_costs_no_bit(
         train(tmp_path, "broken")
     assert stopped.value.code == 143
     assert str(stopped.value).startswith(f"stopped at step {step}; start again to continue")
-    # No batch after the one in which the signal came.
+    # No batch follows the one in which the signal came.
     assert calls[-1] == batch
     state = load(tmp_path / "broken" / CHECKPOINT, CPU)
     assert state["progress"]["step"] == step and state["unvalidated"]
@@ -117,7 +117,7 @@ def test_a_signal_in_the_update_before_a_validation_does_not_wait_for_it(
     assert_same_bits(tmp_path / "broken", whole)
 
 
-# A micro-batch for each of four examples; Performer draws its directions anew at each of them.
+# One micro-batch for each of four examples; Performer redraws its directions at each of them.
 WITHIN = {
     "softmax": ["train.micro_batch=1"],
     "performer": ["train.micro_batch=1", "attention=performer", "attention.options.redraw=1"],
@@ -125,7 +125,7 @@ WITHIN = {
 
 
 @pytest.mark.parametrize("name", WITHIN)
-def test_a_signal_within_an_update_is_heard_at_the_next_micro_batch_and_costs_no_bit(
+def test_a_signal_during_an_update_takes_effect_at_the_next_micro_batch_and_changes_no_bit(
     tmp_path: Path, name: str
 ) -> None:
     train(tmp_path, "whole", *WITHIN[name])
@@ -151,7 +151,7 @@ def test_a_signal_within_an_update_is_heard_at_the_next_micro_batch_and_costs_no
     assert np.array_equal(*losses)
 
 
-def test_a_launcher_that_only_takes_note_leaves_the_run_and_its_bits(
+def test_a_launcher_that_only_notes_the_signal_leaves_the_run_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     heard: list[int] = []
@@ -181,7 +181,7 @@ def environment(patch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 
 def stopped_midway(folder: Path, patch: pytest.MonkeyPatch, *words: str) -> str:
-    """Train with a signal in the second validation, after 50 updates; return what was told."""
+    """Train with a signal in the second validation, after 50 updates; return the message."""
     with patch.context() as here, pytest.raises(StoppedError) as stopped:
         here.setattr(lra.evaluation, "_answer", interrupting(6, []))
         train(folder, "forced", *words)
@@ -191,7 +191,7 @@ def stopped_midway(folder: Path, patch: pytest.MonkeyPatch, *words: str) -> str:
 @pytest.mark.parametrize(
     "job", [pytest.param(j, marks=[pytest.mark.slow] * (j != "slurm")) for j in JOBS]
 )
-def test_a_forced_cell_is_begun_anew_once_in_the_life_of_a_job(
+def test_a_forced_cell_starts_over_once_in_the_lifetime_of_a_job(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -202,30 +202,30 @@ def test_a_forced_cell_is_begun_anew_once_in_the_life_of_a_job(
     first, again = JOBS[job]
     monkeypatch.setattr(lra.evaluation, "_answer", drawing)
     environment(monkeypatch, {})
-    # Of another configuration: only force replaces it.
+    # A record of another configuration, which only force replaces.
     train(tmp_path, "forced", "train.learning_rate=1e-4")
     environment(monkeypatch, first)
-    told = stopped_midway(tmp_path, monkeypatch, "force=true")
-    assert told.startswith("stopped at step 50; start again without force=true to continue")
+    message = stopped_midway(tmp_path, monkeypatch, "force=true")
+    assert message.startswith("stopped at step 50; start again without force=true to continue")
     environment(monkeypatch, first | again)
     train(tmp_path, "forced", "force=true")
     assert "started over by this job, which now continues it" in caplog.text
     assert "continues at step 50" in caplog.text
     assert_same_bits(tmp_path / "forced", whole)
-    # A sweep that comes back once more does not train its finished cells again.
+    # A sweep that is restarted once more does not train its finished cells again.
     assert train(tmp_path, "forced", "force=true") is None
-    # Another job does, and the same by hand, without being started again.
+    # Another job does, and so does a start by hand or of the same job without a restart.
     for values in ({}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_ID": "7"}):
         environment(monkeypatch, values)
         assert train(tmp_path, "forced", "force=true") is not None
-    # And the same job with another configuration.
+    # So does the same job with another configuration.
     environment(monkeypatch, first)
     train(tmp_path, "forced", "force=true")
     environment(monkeypatch, first | again)
     assert train(tmp_path, "forced", "force=true", "seed=1") is not None
 
 
-def test_a_forced_cell_of_no_job_is_begun_anew_each_time(
+def test_a_forced_cell_outside_any_job_starts_over_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -233,7 +233,7 @@ def test_a_forced_cell_of_no_job_is_begun_anew_each_time(
     stopped_midway(tmp_path, monkeypatch, "force=true")
     stopped_midway(tmp_path, monkeypatch, "force=true")
     assert "continues at step" not in caplog.text
-    # By hand it is continued as it was told, and the job that began it is remembered.
+    # By hand it is continued unless forced, and the job that began it is remembered.
     environment(monkeypatch, {"SLURM_JOB_ID": "7"})
     stopped_midway(tmp_path, monkeypatch, "force=true")
     environment(monkeypatch, {})
@@ -243,7 +243,7 @@ def test_a_forced_cell_of_no_job_is_begun_anew_each_time(
     assert note is not None and [each.partition(",")[0] for each in note.forced] == ["slurm  7"]
 
 
-def test_a_job_that_ended_before_it_began_anew_still_does(
+def test_a_job_that_ended_before_starting_over_still_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment(monkeypatch, {"SLURM_JOB_ID": "7"})

@@ -58,7 +58,7 @@ def submit(folder: Path, *records: Record, stem: str = "theirs", **changes: Any)
     return file
 
 
-def test_a_seed_under_the_name_of_another_is_told(tmp_path: Path) -> None:
+def test_a_record_under_the_name_of_another_seed_is_reported(tmp_path: Path) -> None:
     config = GOOD.config | {"seed": GOOD.seed}
     first = replace(GOOD, config=config, config_hash=config_hash(config))
     file = submit(tmp_path, first, replace(first, seed=GOOD.seed + 1))
@@ -67,7 +67,7 @@ def test_a_seed_under_the_name_of_another_is_told(tmp_path: Path) -> None:
     assert line.endswith("seed=1 contradicts its configuration, which has 0")
 
 
-def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
+def test_complete_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
     file = submit(tmp_path, GOOD, replace(scored(GOOD, 900), seed=1))
     submission = read_submission(file)
     assert submission.records == (GOOD, replace(scored(GOOD, 900), seed=1))
@@ -90,13 +90,13 @@ def test_whole_results_on_known_data_can_be_shown(tmp_path: Path) -> None:
         ({"\x1b[2J": 1}, "has name, link, commit, records, \\\\x1b\\[2J, must have"),
     ],
 )
-def test_the_form_of_a_submission_is_told_by_file_and_key(
+def test_a_malformed_submission_is_refused_by_file_and_key(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     file = submit(tmp_path, GOOD, **change)
-    with pytest.raises(SubmissionError, match=message.replace("(", r"\(")) as told:
+    with pytest.raises(SubmissionError, match=message.replace("(", r"\(")) as refused:
         read_submission(file)
-    assert str(told.value).startswith(f"{file}: ")
+    assert str(refused.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_the_form_of_a_submission_is_told_by_file_and_key(
         ({"task": "chess"}, "is not known; no data of that task are known"),
     ],
 )
-def test_what_is_wrong_with_a_record_is_told(
+def test_whatever_is_wrong_with_a_record_is_reported(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     [line] = problems(read_submission(submit(tmp_path, replace(GOOD, **change))))
     assert message in line and line.startswith("record 1 (")
 
 
-def test_a_failed_run_is_no_result(tmp_path: Path) -> None:
+def test_a_failed_run_is_not_a_result(tmp_path: Path) -> None:
     failed = replace(GOOD, status="failed", reason="nan", test_accuracy=None, test_correct=None)
     lines = problems(read_submission(submit(tmp_path, failed)))
     assert lines == [
@@ -142,13 +142,13 @@ def test_no_record_counts_twice(tmp_path: Path) -> None:
     assert [each.name for each in read_submissions(tmp_path)] == ["zebra"]
 
 
-def test_seeds_of_one_backend_have_one_number_of_parameters(tmp_path: Path) -> None:
+def test_seeds_of_one_backend_have_the_same_number_of_parameters(tmp_path: Path) -> None:
     other = replace(GOOD, seed=1, parameters=80_001)
     [line] = problems(read_submission(submit(tmp_path, GOOD, other)))
     assert "parameters=80000 and 80001 differ between seeds" in line
 
 
-def test_more_than_a_tenth_beyond_softmax_is_too_large(tmp_path: Path) -> None:
+def test_more_than_a_tenth_above_the_parameters_of_softmax_is_too_large(tmp_path: Path) -> None:
     assert parameters_of_softmax(GOOD) == 79_754
     for parameters, lines in ((87_729, 0), (87_730, 1)):
         file = submit(tmp_path, replace(GOOD, parameters=parameters))
@@ -157,45 +157,45 @@ def test_more_than_a_tenth_beyond_softmax_is_too_large(tmp_path: Path) -> None:
     assert "parameters=87,730 must be at most 87,729, a tenth more than softmax" in found[0]
 
 
-def test_seeds_of_one_backend_are_of_one_version_of_its_file(tmp_path: Path) -> None:
+def test_seeds_of_one_backend_use_the_same_version_of_its_file(tmp_path: Path) -> None:
     other = replace(GOOD, seed=1, attention_source="their_file.py sha256 0000")
     [line] = problems(read_submission(submit(tmp_path, GOOD, other)))
     assert "attention_source=" in line and line.endswith("differ between seeds")
 
 
-def test_run_folders_become_a_submission_and_what_is_missing_is_told(
+def test_run_folders_become_a_submission_and_anything_missing_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "submissions" / "mine.json"
     runs = store(tmp_path / "runs", GOOD, replace(GOOD, seed=1))
 
-    def made(*words: str) -> str:
+    def make(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["lra submission", "make", str(file), *words])
         lra.submission.main()
         return capsys.readouterr().out
 
-    told = made(str(runs), "--link", "https://example.org/x", "--commit", COMMIT)
-    assert told == f"{file}: 2 records of their_file.Theirs, no problem found\n"
+    printed = make(str(runs), "--link", "https://example.org/x", "--commit", COMMIT)
+    assert printed == f"{file}: 2 records of their_file.Theirs, no problem found\n"
     assert read_submission(file).records == (GOOD, replace(GOOD, seed=1))
     for words, message in (
         ([str(tmp_path / "none")], "no record in"),
         ([str(runs), "--commit", COMMIT], "link='' must be the https:// address"),
     ):
         with pytest.raises(SystemExit, match="1"):
-            made(*words)
+            make(*words)
         assert message in capsys.readouterr().err
-        # What was there stays.
+        # The existing file stays as it was.
         assert read_submission(file).records == (GOOD, replace(GOOD, seed=1))
     file.unlink()
     with pytest.raises(SystemExit, match="1"):
-        made(str(runs), "--commit", COMMIT)
+        make(str(runs), "--commit", COMMIT)
     assert not file.exists()
 
 
-def test_the_command_says_what_is_wrong_and_ends_accordingly(
+def test_the_command_says_what_is_wrong_and_exits_accordingly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def checked(file: Path) -> tuple[int, str]:
+    def check(file: Path) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["lra submission", "check", str(file)])
         try:
             lra.submission.main()
@@ -203,20 +203,20 @@ def test_the_command_says_what_is_wrong_and_ends_accordingly(
             return int(end.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().out
 
-    assert checked(submit(tmp_path, GOOD)) == (
+    assert check(submit(tmp_path, GOOD)) == (
         0,
         f"{tmp_path / 'theirs.json'}: 1 record of their_file.Theirs, no problem found\n",
     )
     for records in ([replace(GOOD, parameters=10**6)], [replace(GOOD, test_majority_rate=0.2)]):
-        code, told = checked(submit(tmp_path, *records))
-        assert code == 1 and told.startswith(f"{tmp_path / 'theirs.json'}: ")
-    assert checked(tmp_path / "none.json")[0] == 1
+        code, message = check(submit(tmp_path, *records))
+        assert code == 1 and message.startswith(f"{tmp_path / 'theirs.json'}: ")
+    assert check(tmp_path / "none.json")[0] == 1
 
 
 def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path) -> None:
     runs = store(tmp_path / "runs", OK, FAILED)
     found = tmp_path / "submissions"
-    # Half a pair of surrogates is a text of JSON, and none of UTF-8.
+    # Half a surrogate pair is valid text in JSON, but not in UTF-8.
     submit(found, scored(GOOD, 1900), replace(scored(GOOD, 1800), seed=1, machine="\ud800"))
     submit(found, OF_PAPER, stem="of-another-scale")
     submit(found, replace(GOOD, test_total=7, test_correct=7, test_accuracy=1.0), stem="part")
@@ -229,7 +229,7 @@ def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path)
     assert "their_file" not in measured and "another-scale" not in others and "part" not in others
     assert f"| {name}" in others and "92.5 ± 3.5 (n=2)" in others and "80,000" in others
     assert f"* theirs: https://example.org/x at commit {COMMIT}." in others
-    # Ours of this test are of data that nobody knows.
+    # Our own results in this test are on unknown data.
     assert "The results submitted for listops use different data from ours" in others
     with open(folder / "accuracy.csv", newline="") as file:
         kinds = {row["attention"]: (row["kind"], row["seeds"]) for row in csv.DictReader(file)}
@@ -244,7 +244,7 @@ def test_submissions_have_a_section_of_their_own_in_every_format(tmp_path: Path)
     assert "Submissions" not in (folder / "index.html").read_text()
 
 
-def test_known_data_are_whole_and_in_order() -> None:
+def test_known_data_are_complete_and_valid() -> None:
     for row in known_data():
         assert len(row["fingerprint"]) in (0, 64) and int(row["test_total"]) > 0
         assert not row["majority_rate"] or 0 < float(row["majority_rate"]) < 1

@@ -1,4 +1,4 @@
-"""Text: one content from every form that IMDb is handed out in; bad reviews are named."""
+"""Text: the same content from every form in which IMDb is distributed; bad reviews are named."""
 
 import hashlib
 import logging
@@ -16,13 +16,13 @@ from lra.tasks.text import Text
 Reviews = dict[str, list[tuple[int, bytes]]]
 
 SIZE = 46
-# Of the whole published data.
+# The fingerprint of the complete published data.
 FINGERPRINT = "b7f54a8bcee0cd4f68ac5ca082cb63f8615d26ce9b220005146f79e99dd5dabc"
 
 
 @pytest.fixture
 def reviews(monkeypatch: pytest.MonkeyPatch) -> Reviews:
-    """Return 46 reviews a part, positive ones first, two of them equal, with bytes of all kinds."""
+    """Return 46 reviews per part, positive ones first, two of them equal, of all kinds of bytes."""
     monkeypatch.setattr(text, "SIZES", {"train": SIZE, "test": SIZE})
     rng = random.Random(0)
     letters = "abc ä\t\n\u2603"
@@ -115,7 +115,7 @@ def test_a_seeded_tenth_of_each_class_validates(tmp_path: Path, reviews: Reviews
     assert np.bincount(half.splits["validation"].labels).tolist() == [11, 12]
 
 
-def test_bytes_that_are_no_text_are_kept_as_they_are(tmp_path: Path, reviews: Reviews) -> None:
+def test_bytes_that_are_not_text_are_kept_as_they_are(tmp_path: Path, reviews: Reviews) -> None:
     reviews["test"][0] = (1, b"\xff\xfe\x00 caf\xe9\r\n")
     for form, write in (("parquet", write_parquet), ("text", write_texts)):
         data = cache.load("text", Text(), tmp_path / "cache", write(tmp_path / form, reviews))
@@ -155,7 +155,7 @@ def test_an_empty_file_of_the_publisher_is_named(tmp_path: Path, reviews: Review
         cache.load("text", Text(), tmp_path / "cache", write_texts(tmp_path, reviews))
 
 
-def test_a_missing_review_is_told_and_leaves_no_data_behind(
+def test_a_missing_review_is_reported_and_leaves_no_data_behind(
     tmp_path: Path, reviews: Reviews
 ) -> None:
     del reviews["test"][3]
@@ -184,6 +184,6 @@ def test_the_real_reviews_have_their_known_statistics(tmp_path: Path, raw_data_d
     assert (np.median(lengths), np.median(test)) == (979, 963)
     assert (lengths.max(), test.max()) == (13_704, 12_988)
     assert ((lengths > 4_000).sum(), (test > 4_000).sum()) == (792, 718)
-    # No review is on both sides.
+    # No review is in both splits.
     digests = [{hashlib.md5(body).digest() for _, body in content(split)} for split in held]
     assert not digests[0] & digests[1]

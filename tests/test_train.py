@@ -55,7 +55,7 @@ def test_a_cell_leaves_a_record_that_says_what_was_done(tmp_path: Path) -> None:
     assert any(file.name.startswith("events") for file in (tmp_path / "run").iterdir())
 
 
-def test_a_finished_cell_is_skipped_at_once_and_forced_again(
+def test_a_finished_cell_is_skipped_at_once_and_trained_again_if_forced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(tmp_path, "train.checkpoint_seconds=0")
@@ -74,7 +74,7 @@ def test_a_finished_cell_is_skipped_at_once_and_forced_again(
     assert again.test_correct == first.test_correct
 
 
-def test_a_forced_cell_keeps_its_old_record_until_the_new_data_are_there(
+def test_a_forced_cell_keeps_its_old_record_until_the_new_data_are_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(tmp_path)
@@ -88,7 +88,7 @@ def test_a_forced_cell_keeps_its_old_record_until_the_new_data_are_there(
     assert read_record(tmp_path / "run" / RECORD) == first
 
 
-def test_an_older_record_counts_younger_knobs_with_their_defaults(tmp_path: Path) -> None:
+def test_newer_options_count_at_their_defaults_in_an_older_record(tmp_path: Path) -> None:
     run(tmp_path)
     file = tmp_path / "run" / RECORD
     values = json.loads(file.read_text())
@@ -97,7 +97,7 @@ def test_an_older_record_counts_younger_knobs_with_their_defaults(tmp_path: Path
     assert run_cell(configure(tmp_path), tmp_path / "run") is None
 
 
-def test_a_cell_of_generated_data_is_not_finished_for_published_ones(
+def test_a_cell_finished_on_generated_data_is_not_finished_for_published_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path)
@@ -134,7 +134,7 @@ def test_a_record_of_another_configuration_stops_the_run_and_shows_the_differenc
         run(tmp_path, "train.steps=50")
 
 
-def test_a_damaged_record_is_named_and_the_cell_trained_again(
+def test_a_damaged_record_is_named_and_the_cell_is_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(tmp_path)
@@ -143,7 +143,9 @@ def test_a_damaged_record_is_named_and_the_cell_trained_again(
     assert "not readable as JSON" in caplog.text
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_gives_different_ones(
+    tmp_path: Path,
+) -> None:
     run(tmp_path, name="a")
     run(tmp_path, name="b")
     run(tmp_path, "seed=1", name="c")
@@ -177,7 +179,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_validation_chooses_and_test_is_only_asked_at_the_end(
+def test_validation_chooses_and_the_test_set_is_used_only_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lra.classification
@@ -200,7 +202,7 @@ def test_validation_chooses_and_test_is_only_asked_at_the_end(
     assert sizes == [24, 24, 24, 24]
 
 
-def test_bfloat16_and_one_more_thread_train_too(tmp_path: Path) -> None:
+def test_training_also_works_in_bfloat16_and_on_two_threads(tmp_path: Path) -> None:
     steps = ["train.steps=4", "train.warmup_steps=2"]
     try:
         record = run(tmp_path, "train.precision=bfloat16", "threads=2", *steps)
@@ -209,14 +211,14 @@ def test_bfloat16_and_one_more_thread_train_too(tmp_path: Path) -> None:
     assert (record.dtype, record.threads) == ("bfloat16", 2)
 
 
-def test_attention_names_are_checked_where_they_stand(tmp_path: Path) -> None:
+def test_attention_names_are_checked_when_the_attention_is_built(tmp_path: Path) -> None:
     config = configure(tmp_path)
     wrong = replace(config.attention, name="softmx")
     with pytest.raises(ConfigError, match="attention.name=softmx: no such backend; choose one of"):
         build_attention(wrong)
 
 
-def test_a_backend_inside_is_asked_for_and_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
+def test_an_inner_backend_is_required_or_refused_depending_on_the_outer_one(tmp_path: Path) -> None:
     softmax = configure(tmp_path).attention
     wavspa = configure(tmp_path, "attention=wavspa").attention
     with pytest.raises(ConfigError, match="attention.inner: wavspa needs a backend"):
@@ -270,7 +272,7 @@ def test_a_run_that_is_told_to_stop_saves_its_checkpoint_first(tmp_path: Path) -
     assert step >= 30 and f"stopped at step {step}; start again to continue" in output
 
 
-def test_a_run_of_fewer_updates_than_the_warm_up_is_found_where_its_name_says(
+def test_a_run_of_fewer_updates_than_the_warm_up_is_found_under_its_name(
     tmp_path: Path,
 ) -> None:
     few = {"variant", "train.steps", "train.warmup_steps"}
@@ -281,7 +283,7 @@ def test_a_run_of_fewer_updates_than_the_warm_up_is_found_where_its_name_says(
     assert record.steps == 4 and record.config["train"]["warmup_steps"] == 2
 
 
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bits_as_an_uninterrupted_one(tmp_path: Path) -> None:
     # Enough steps to be killed in the middle; a checkpoint after each.
     options = ["train.steps=100", "train.validate_every=25", "train.checkpoint_seconds=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -318,7 +320,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path)
         assert getattr(records[0], key) == getattr(records[1], key), key
 
 
-def test_a_finished_run_is_tested_again_to_the_same_count(tmp_path: Path) -> None:
+def test_testing_a_finished_run_again_gives_the_same_count(tmp_path: Path) -> None:
     assert finish(start(tmp_path))[0] == 0
     arguments = [sys.executable, "-m", "lra.eval", str(run_folder(tmp_path))]
     arguments += ["--cache-dir", str(tmp_path / "cache")]
@@ -337,7 +339,7 @@ def test_a_finished_run_is_tested_again_to_the_same_count(tmp_path: Path) -> Non
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],
 )
-def test_a_wrong_command_line_stops_before_any_data_is_built(
+def test_a_wrong_command_line_is_refused_before_any_data_are_built(
     tmp_path: Path, override: str, message: str
 ) -> None:
     overrides = ["device=cpu", override] if not override.startswith("task=") else [override]
@@ -347,7 +349,7 @@ def test_a_wrong_command_line_stops_before_any_data_is_built(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_sweep_goes_on_after_a_failed_cell_and_says_so_in_the_end(tmp_path: Path) -> None:
+def test_a_sweep_continues_after_a_failed_cell_and_ends_with_an_error(tmp_path: Path) -> None:
     sweep = start(tmp_path, "attention=softmax,fourier", "train.learning_rate=1e30")
     code, output = finish(sweep)
     assert code == 1, output
@@ -358,7 +360,7 @@ def test_a_sweep_goes_on_after_a_failed_cell_and_says_so_in_the_end(tmp_path: Pa
     }
 
 
-def test_finished_cells_are_told_where_nothing_can_be_written(
+def test_finished_cells_are_reported_even_if_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
@@ -366,11 +368,11 @@ def test_finished_cells_are_told_where_nothing_can_be_written(
     folder.mkdir(parents=True)
     run_cell(config, folder)
     before = sorted(tmp_path.rglob("*"))
-    # As on a disk that is mounted read-only, where root may not write either.
+    # As on a disk that is mounted read-only, where not even root may write.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(sys, "argv", ["lra train", *words])
     lra.train.main()
-    assert "listops/softmax" in (told := capsys.readouterr().out) and "is finished" in told
+    assert "listops/softmax" in (printed := capsys.readouterr().out) and "is finished" in printed
     monkeypatch.setattr(sys, "argv", ["lra train", *words, "seed=0,1"])
     assert lra.train._finished_for_good([words, [*words, "seed=1"]]) == []
     assert sorted(tmp_path.rglob("*")) == before

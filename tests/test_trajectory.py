@@ -1,4 +1,4 @@
-"""What a run keeps of its losses and validations, through stops and failures, and damage to it."""
+"""What a run keeps of its losses and validations, through stops and failures, and if damaged."""
 
 import subprocess
 from collections.abc import Callable
@@ -81,12 +81,12 @@ def test_a_run_keeps_the_loss_of_every_update(
 
 
 @pytest.mark.parametrize("micro_batch", ["null", "0", "3"])
-def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
+def test_a_stopped_run_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
 ) -> None:
     words = f"train.micro_batch={micro_batch}"
     whole = train(tmp_path, words, name="whole")
-    # In the middle of what is read from the device at once.
+    # In the middle of the losses that are read from the device at once.
     stop_at(33, monkeypatch, tmp_path, words)
     assert not (tmp_path / "run" / TRAJECTORY).exists()
     continued = train(tmp_path, words)
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
     assert curves[0] == curves[1] and [*curves[0]] == [25, 50, 60]
 
 
-def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
+def test_losses_that_an_earlier_version_did_not_keep_are_unknown_and_the_rest_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tmp_path, name="whole")
@@ -104,7 +104,7 @@ def test_what_an_earlier_version_did_not_keep_is_unknown_and_the_rest_is_there(
     assert np.isnan(continued[:33]).all() and continued[33:].tobytes() == whole[33:].tobytes()
 
 
-def test_validations_of_before_they_were_kept_are_not_made_up(
+def test_validations_from_before_they_were_kept_are_not_invented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_and_change(monkeypatch, tmp_path, lambda state: state["progress"].pop("validations"))
@@ -120,7 +120,7 @@ def test_the_accuracy_that_chose_the_checkpoint_is_among_the_validations(tmp_pat
     assert record.best_accuracy == max(curve.values())
 
 
-def test_a_run_that_fails_keeps_its_losses_up_to_the_one_it_failed_by(tmp_path: Path) -> None:
+def test_a_failed_run_keeps_its_losses_up_to_the_one_that_made_it_fail(tmp_path: Path) -> None:
     with pytest.raises(CellFailedError):
         train(tmp_path, "train.learning_rate=1e30", "model.attention_dropout=0.0")
     record = read_record(tmp_path / "run" / RECORD)
@@ -128,11 +128,11 @@ def test_a_run_that_fails_keeps_its_losses_up_to_the_one_it_failed_by(tmp_path: 
     assert np.isfinite(losses[0]) and not np.isfinite(losses).all()
 
 
-def test_losses_are_read_as_they_were_written_and_small(tmp_path: Path) -> None:
+def test_losses_are_read_as_they_were_written_from_a_small_file(tmp_path: Path) -> None:
     losses = np.random.default_rng(0).random(10_000, dtype=np.float32)
     write_trajectory(tmp_path, losses)
     assert read_trajectory(tmp_path, 10_000, fingerprint(losses)).tobytes() == losses.tobytes()
-    # Records of before the fingerprint tell of none.
+    # Records from before the fingerprint have none.
     assert read_trajectory(tmp_path, 10_000, "").tobytes() == losses.tobytes()
     assert [file.name for file in tmp_path.iterdir()] == [TRAJECTORY]
     assert (tmp_path / TRAJECTORY).stat().st_size < 4.1 * 10_000
@@ -159,7 +159,7 @@ def test_losses_that_are_missing_damaged_or_of_another_run_are_refused(tmp_path:
             read_trajectory(tmp_path, 50, fingerprint(losses))
 
 
-def test_committed_validations_are_those_of_their_records() -> None:
+def test_committed_validations_match_their_records() -> None:
     kept = 0
     for file in (ROOT / "results/runs").glob(f"*/**/{TRAJECTORY}"):
         if curve := read_validations(file.parent):
@@ -170,7 +170,7 @@ def test_committed_validations_are_those_of_their_records() -> None:
     assert kept
 
 
-def test_git_keeps_what_a_record_of_a_full_run_is_checked_by() -> None:
+def test_git_keeps_the_files_that_check_a_record_of_a_full_run() -> None:
     folder = "results/runs/paper/nystromformer/listops/mra/default/seed0"
     for name, ignored in {RECORD: 1, TRAJECTORY: 1, "predictions.npz": 1, "best.pt": 0}.items():
         command = ["git", "check-ignore", "--quiet", "--no-index", f"{folder}/{name}"]

@@ -1,4 +1,4 @@
-"""What departs from a recipe: the name that it gives a folder, and the mark in every table."""
+"""Departures from a recipe: the names they give to folders, and their mark in every table."""
 
 import csv
 import itertools
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
         (["seed=3", "device=cpu", "threads=1", "data_dir=/x"], "default"),
         (["train.learning_rate=0.001", "train.steps=2000"], "learning_rate=0.001,steps=2000"),
         (["train.steps=2000", "train.learning_rate=1e-3"], "learning_rate=0.001,steps=2000"),
-        # What the recipe has anyhow departs from nothing.
+        # What the recipe has anyway is no departure.
         (["train.steps=5000", "model.layers=2"], "default"),
         (["model.classifier_dims=[64,32]"], "classifier_dims=64-32"),
         (["validation=test"], "validation=test"),
@@ -40,12 +40,14 @@ ROOT = Path(__file__).resolve().parents[1]
         (["train.steps=2000", "variant=default"], "default"),
     ],
 )
-def test_a_variant_is_named_by_what_departs_from_the_recipe(words: list[str], name: str) -> None:
+def test_a_variant_is_named_after_its_departures_from_the_recipe(
+    words: list[str], name: str
+) -> None:
     config, folder = place(*words)
     assert config.variant == name and folder.parts[-2] == name
 
 
-def test_a_name_is_a_folders_and_another_for_other_values() -> None:
+def test_every_name_is_a_valid_folder_name_and_different_values_have_different_ones() -> None:
     def named(**values: object) -> str:
         return variant.name({key: (value, None) for key, value in values.items()})
 
@@ -67,28 +69,34 @@ def test_a_sweep_over_any_key_has_a_folder_for_each_of_its_cells() -> None:
     assert len(folders) == 6
 
 
-def test_a_warm_up_that_does_not_fit_follows_the_updates(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warm_up_that_is_too_long_shrinks_with_the_number_of_updates(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level("INFO"):
         config = load("train.steps=60")
     assert (config.train.steps, config.train.warmup_steps) == (60, 12)
     assert "train.warmup_steps=12: in proportion to train.steps=60, as 1000 of 5000" in caplog.text
-    # It stays where it fits, as it did before, and where it was asked for.
+    # It stays if it fits, as it did before, and if it was asked for.
     assert load("train.steps=2000").train.warmup_steps == 1000
     with pytest.raises(ConfigError, match=r"train.warmup_steps=70: .*fewer than train.steps=60"):
         load("train.steps=60", "train.warmup_steps=70")
 
 
-def test_a_row_that_departs_is_marked_in_every_table_with_what_departs(tmp_path: Path) -> None:
+def test_a_row_that_departs_from_its_recipe_is_marked_and_explained_in_every_table(
+    tmp_path: Path,
+) -> None:
     config = load("scale=mini", "attention=fourier", "train.steps=300")
-    told = variant.describe(departures(asdict(config)))
-    assert told == "train.steps=300 instead of 1000"
+    description = variant.describe(departures(asdict(config)))
+    assert description == "train.steps=300 instead of 1000"
     plain = {"variant": "default", "departures": ""}
     rows = [asdict(OK) | plain]
-    rows += [rows[0] | {"attention": "fourier", "variant": config.variant, "departures": told}]
+    rows += [
+        rows[0] | {"attention": "fourier", "variant": config.variant, "departures": description}
+    ]
     runs = store(tmp_path / "runs", *(type(OK)(**row) for row in rows))
     pages = write_report(runs, tmp_path, "mini", "nystromformer")
     brief = write_report(runs, tmp_path, "mini", "nystromformer", full=False)
-    line = f"[*] listops/fourier (steps=300) departs from its recipe: {told}."
+    line = f"[*] listops/fourier (steps=300) departs from its recipe: {description}."
     for text in (pages, brief):
         assert text.count("| fourier (steps=300) [*] |") == 2 and line in text
         assert "softmax [*]" not in text
@@ -96,10 +104,10 @@ def test_a_row_that_departs_is_marked_in_every_table_with_what_departs(tmp_path:
     for name in ("accuracy", "throughput"):
         with open(tmp_path / f"mini/nystromformer/{name}.csv", newline="") as file:
             found = {row["attention"]: row["departures"] for row in csv.DictReader(file)}
-        assert found == {"softmax": "", "fourier": told}
+        assert found == {"softmax": "", "fourier": description}
 
 
-def test_a_record_from_before_is_held_to_its_recipe_too(tmp_path: Path) -> None:
+def test_an_older_record_is_also_compared_with_its_recipe(tmp_path: Path) -> None:
     [file] = (ROOT / "results/runs/paper").glob("**/steps800/seed0/result.json")
     assert "departures" not in json.loads(file.read_text())
     folder = tmp_path.joinpath(*file.parts[-7:-1])
@@ -109,7 +117,7 @@ def test_a_record_from_before_is_held_to_its_recipe_too(tmp_path: Path) -> None:
     assert "fourier (steps800) [*]" in page and "train.steps=800 instead of 5000" in page
 
 
-def test_only_deviations_of_the_tasks_and_backends_that_ran_are_told() -> None:
+def test_only_deviations_of_the_tasks_and_backends_that_ran_are_listed() -> None:
     general = "the whole test set counts; the published code drops the last partial batch"
     image = "Image is divided in the order of files and Pathfinder by a seed"
     performer = "Performer is FAVOR+ at the scale of softmax"
@@ -124,7 +132,7 @@ def test_only_deviations_of_the_tasks_and_backends_that_ran_are_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_tells_how_it_ended(tmp_path: Path) -> None:
+def test_a_sweep_reports_how_it_ended(tmp_path: Path) -> None:
     words = [word for word in TINY if not word.startswith("variant")]
     words += [f"cache_dir={tmp_path}/a, b", f"runs_dir={tmp_path}/runs"]
     command = [sys.executable, "-m", "lra", "train", "attention=softmax,fourier", *words]

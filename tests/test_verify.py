@@ -1,4 +1,4 @@
-"""A record's first updates made again: an honest one agrees, and what was tampered with is told."""
+"""The first updates of a record repeated: an honest one agrees, and tampering is reported."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def verified(folder: Path, updates: int = 200) -> Verdict:
 
 
 def tamper(folder: Path, key: str, value: Any) -> None:
-    """Change a value of the recorded configuration, its hash with it, and what tells it again."""
+    """Change a value of the recorded configuration, along with its hash and any copy of it."""
     values = json.loads((folder / RECORD).read_text())
     *groups, last = key.split(".")
     place = values["config"]
@@ -80,7 +80,7 @@ def losses_of(folder: Path) -> NDArray[np.float32]:
     return read_trajectory(folder, 60, "").copy()
 
 
-def test_an_honest_record_agrees_to_the_bit_and_its_folder_is_not_touched(trained: Path) -> None:
+def test_an_honest_record_agrees_bit_for_bit_and_its_folder_is_not_touched(trained: Path) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in trained.iterdir()}
     verdict = verified(trained)
     assert verdict.agrees and verdict.to_the_bit and len(verdict.losses) == 60
@@ -99,7 +99,7 @@ def test_a_few_updates_follow_the_schedule_of_the_whole_run(trained: Path) -> No
     ("key", "value", "latest"),
     [("train.learning_rate", 1.1, 3), ("seed", 1, 1), ("train.warmup_steps", 9, 3)],
 )
-def test_a_record_of_another_configuration_is_told_even_where_rounding_differs(
+def test_a_record_of_another_configuration_is_detected_even_if_rounding_differs(
     folder: Path, key: str, value: Any, latest: int
 ) -> None:
     if key == "train.learning_rate":
@@ -111,13 +111,15 @@ def test_a_record_of_another_configuration_is_told_even_where_rounding_differs(
     assert "DIFFERS at update" in str(verdict) and "torch 1.0 there" in str(verdict)
 
 
-def test_another_order_of_the_data_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_order_of_the_data_is_detected(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = Batches._permutation
     monkeypatch.setattr(Batches, "_permutation", lambda *given: drawn(*given)[::-1])
     assert verified(folder).beyond == 1
 
 
-def test_a_careless_change_of_the_configuration_is_told_before_anything_is_trained(
+def test_a_careless_change_to_the_configuration_is_reported_before_any_training(
     folder: Path,
 ) -> None:
     values = json.loads((folder / RECORD).read_text())
@@ -127,11 +129,11 @@ def test_a_careless_change_of_the_configuration_is_told_before_anything_is_train
         verified(folder)
 
 
-def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Path) -> None:
+def test_rounding_differences_agree_only_if_something_else_differs_too(folder: Path) -> None:
     losses = losses_of(folder)
     losses[40] = np.nextafter(losses[40], np.float32(9))
     rewrite(folder, losses)
-    # A tree with local changes may be any.
+    # A tree with local changes may be anything.
     rewrite(folder, dirty=False, commit="")
     import lra.verify
 
@@ -152,14 +154,14 @@ def test_what_rounding_moves_agrees_only_where_something_else_is_told(folder: Pa
     assert not verdict.agrees and verdict.beyond == 41
 
 
-def test_rounding_may_grow_and_is_named_where_it_may_have_exploded() -> None:
+def test_rounding_may_grow_and_is_named_if_it_may_have_exploded() -> None:
     stored = np.full(200, 2.0, dtype=np.float32)
     few = ["torch 1.0 there, 2.0 here"]
 
-    def verdict(update: int, distance: float, otherwise: list[str] = few) -> Verdict:
+    def verdict(update: int, distance: float, differences: list[str] = few) -> Verdict:
         losses = stored.copy()
         losses[update - 1] += distance
-        values = {"cell": "a", "steps": 300, "dtype": "float32", "otherwise": otherwise}
+        values = {"cell": "a", "steps": 300, "dtype": "float32", "differences": differences}
         return Verdict(stored=stored, losses=losses, **values)
 
     assert verdict(3, 2e-6).agrees and not verdict(3, 1e-5).agrees
@@ -201,7 +203,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
     return int(ended.value.code or 0)
 
 
-def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
+def test_exit_codes_distinguish_agreement_difference_and_what_cannot_be_compared(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = ["--cache-dir", folder.parent / "cache", "--updates", "5"]
@@ -228,7 +230,7 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
         ({"loss_fingerprint": "ab" * 32}, "not the losses that the run had"),
         ({"processes": 2}, "2 processes trained this cell, each with dropout of its own"),
         ({"attention_source": "mine.py"}, "softmax has changed since this run"),
-        # A copy under another name, and a wider band than the run's precision has.
+        # A copy under another name, and a wider tolerance than that of the run's precision.
         ({"seed": 1}, "seed=1 contradicts its configuration, which has 0"),
         (
             {"attention": "mra"},
@@ -244,7 +246,7 @@ def test_exit_codes_tell_agreement_difference_and_what_cannot_be_compared(
         ),
     ],
 )
-def test_what_cannot_be_compared_is_told_and_the_next_run_is_verified(
+def test_a_run_that_cannot_be_compared_is_reported_and_the_next_one_is_verified(
     folder: Path,
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -258,7 +260,7 @@ def test_what_cannot_be_compared_is_told_and_the_next_run_is_verified(
     assert code == 2 and re.search(message, printed.err) and "bitwise equal" in printed.out
 
 
-def test_a_missing_trajectory_and_missing_data_are_told(
+def test_a_missing_trajectory_and_missing_data_are_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(*_: object) -> None:
@@ -274,7 +276,7 @@ def test_a_missing_trajectory_and_missing_data_are_told(
     assert f"{TRAJECTORY}: no such file" in capsys.readouterr().err
 
 
-def test_a_configuration_of_another_version_is_told(folder: Path) -> None:
+def test_a_configuration_of_another_version_is_reported(folder: Path) -> None:
     values = read_record(folder / RECORD).config
     values["train"]["momentum"] = 0.9
     rewrite(folder, config=values, config_hash=config_hash(values))
@@ -282,7 +284,7 @@ def test_a_configuration_of_another_version_is_told(folder: Path) -> None:
         verified(folder)
 
 
-def test_a_record_of_a_gpu_is_not_compared_without_one(
+def test_a_record_from_a_gpu_is_not_compared_without_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tamper(folder, "device", "cuda:99")
@@ -301,6 +303,6 @@ def test_a_run_whose_division_changed_is_compared_up_to_the_change(
     assert record.first_micro_batch_updates == 33
     verdict = verified(tmp_path / "run")
     assert verdict.to_the_bit and len(verdict.stored) == 33
-    # Those after it would not agree: dropout is drawn for each micro-batch.
+    # The losses after it would not agree: dropout is drawn for each micro-batch.
     rewrite(tmp_path / "run", first_micro_batch="", first_micro_batch_updates=0)
     assert not verified(tmp_path / "run").agrees

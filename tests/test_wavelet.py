@@ -68,7 +68,7 @@ def weighted_sum(tensors: list[Tensor]) -> Tensor:
 
 
 def published(kind: str):
-    """Yield the released code's cases of a kind: name, signal, level, what it has, coefficients."""
+    """Yield the released code's cases of a kind: signal, level, all of its arrays, coefficients."""
     values = np.load(GOLDEN / "wavspa.npz")
     cases = sorted({name.rsplit("/", 1)[0] for name in values if name.startswith(f"{kind}/")})
     assert cases
@@ -81,10 +81,10 @@ def published(kind: str):
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("kind", ["db", "ada", "ortho"])
-def test_filter_banks_give_the_published_codes_numbers(kind, dtype, within):
+def test_filter_banks_give_the_numbers_of_the_published_code(kind, dtype, within):
     for x, level, has, expected in published(kind):
         h = has["h"].to(dtype)
-        # Reversed channels are only seen where the filters differ.
+        # Reversing the channels only shows if the filters differ.
         assert bool((h != h.flip(1)).any()) == (kind != "db")
         coeffs = wavedec(x.to(dtype), h, level, channel_reverse=True)
         for band, wanted in zip(coeffs, expected, strict=True):
@@ -93,7 +93,7 @@ def test_filter_banks_give_the_published_codes_numbers(kind, dtype, within):
         assert_close(rec.double(), has["rec"], within)
 
 
-def test_lifting_gives_the_published_codes_numbers():
+def test_lifting_gives_the_numbers_of_the_published_code():
     for x, level, has, expected in published("adalift"):
         filters = has["w_est"], has["w_pred"]
         coeffs = lifting_dec(x, *filters, level)
@@ -102,7 +102,7 @@ def test_lifting_gives_the_published_codes_numbers():
         assert_close(lifting_rec(coeffs, *filters, has["rec"].shape[1]), has["rec"], 1e-12)
 
 
-def test_53_lifting_gives_the_published_codes_numbers():
+def test_53_lifting_gives_the_numbers_of_the_published_code():
     for x, level, has, expected in published("lift"):
         coeffs = lift53_dec(x, level)
         for band, wanted in zip(coeffs, expected, strict=True):
@@ -110,7 +110,7 @@ def test_53_lifting_gives_the_published_codes_numbers():
         assert_close(lift53_rec(coeffs, has["rec"].shape[1], pad_detail=True), has["rec"], 1e-12)
 
 
-def test_lattice_filters_have_the_published_codes_numbers():
+def test_lattice_filters_have_the_numbers_of_the_published_code():
     for _, _, has, _ in published("ortho"):
         assert_close(lattice_filter(has["thetas"]), has["h"], 1e-12)
     for order in (1, 2, 3):
@@ -189,7 +189,7 @@ def test_lattice_filters_reconstruct_perfectly_whatever_their_angles(shape, half
     assert (rec - x).abs().max() < 1e-12
 
 
-def test_reversed_channels_reconstruct_only_where_filters_agree():
+def test_reversed_channels_reconstruct_only_if_filters_agree():
     x = normal(2, 50, 4)
     unequal, shared = random_lattice(4, 4), random_lattice(4, 1).repeat(1, 4)
     assert (waverec(wavedec(x, unequal, 1, True), unequal, 50, True) - x).abs().max() > 0.1
@@ -235,7 +235,7 @@ def test_every_level_is_pywavelets_periodization_of_the_reflected_signal(shape, 
 
 
 @pytest.mark.parametrize("length", [64, 80, 37])
-def test_haar_is_wholly_pywavelets_transform(length):
+def test_haar_is_entirely_pywavelets_transform(length):
     x = normal(2, length, 1)
     level = 3 if length % 8 == 0 else 1
     theirs = pywt.wavedec(x[..., 0].numpy(), "haar", mode="reflect", level=level)
@@ -255,7 +255,7 @@ def test_orthonormal_filters_keep_the_energy_of_the_reflected_signal(shape, half
 @repeatable
 @given(shapes, even_taps)
 def test_synthesis_is_the_transpose_of_analysis_for_any_filter(shape, num_taps):
-    # On the circle both are one matrix and its transpose; cropping keeps what is uncropped.
+    # On the circle the two are a matrix and its transpose; cropping keeps the rest as it is.
     length, channels = shape["length"], shape["channels"]
     h = normal(num_taps, channels, seed=1)
     bands = band_lengths(length, num_taps, 1)
@@ -296,7 +296,7 @@ def test_scaling_a_filter_scales_one_levels_reconstruction_by_its_square():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_channels_filter_reaches_that_channel_or_as_published_its_mirror_too(reverse):
+def test_a_filter_affects_its_own_channel_and_as_published_the_mirrored_one_too(reverse):
     x, h = normal(2, 21, 5), normal(4, 5, seed=1)
     other = h.clone()
     other[:, 1] += 1
@@ -393,14 +393,14 @@ def test_53_lifting_sees_no_detail_inside_a_ramp():
 @pytest.mark.parametrize(
     ("length", "level", "corrupted"), [(65, 2, {0, 1}), (100, 3, {0, 1, 2, 3, 97, 98, 99})]
 )
-def test_53_lifting_as_published_corrupts_the_samples_it_is_known_to(length, level, corrupted):
+def test_53_lifting_as_published_corrupts_exactly_the_known_samples(length, level, corrupted):
     x = normal(1, length, 1)
     rec = lift53_rec(lift53_dec(x, level), length, pad_detail=True)
     wrong = ((rec - x).abs() > 1e-9)[0, :, 0].nonzero().flatten().tolist()
     assert set(wrong) == corrupted
 
 
-def test_53_lifting_as_published_is_exact_where_every_band_is_even():
+def test_53_lifting_as_published_is_exact_if_every_band_is_even():
     x = normal(1, 64, 3)
     assert_close(lift53_rec(lift53_dec(x, 3), 64, pad_detail=True), x, 1e-13)
 
@@ -417,7 +417,7 @@ def test_53_lifting_as_published_is_exact_where_every_band_is_even():
         (lambda: lift53_rec([torch.ones(1, 9, 2), torch.ones(1, 4, 2)], 8), "cannot be joined"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

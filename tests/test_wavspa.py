@@ -18,7 +18,7 @@ SHAPE = AttentionShape(dim=6, heads=2, head_dim=4, max_length=37)
 
 
 class Scale(nn.Module):
-    """Stand in for an attention by a factor."""
+    """Stand in for an attention by scaling by a factor."""
 
     def __init__(self, shape: AttentionShape, factor: float = 1.0) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ def test_each_wavelet_trains_just_its_own_filters(wavelet, trained):
 
 @pytest.mark.parametrize("wavelet", WAVELETS)
 @pytest.mark.parametrize("length", [36, 37, 5])
-def test_without_attention_the_sequence_comes_back(wavelet, length):
+def test_without_attention_the_sequence_is_reconstructed(wavelet, length):
     x = sequence(2, length, 6)
     y = build(Scale, wavelet=wavelet, wlen=8, level=3)(x)
     torch.testing.assert_close(y, x, atol=2e-5, rtol=0)
 
 
-def test_channels_reversed_as_published_it_comes_back_only_while_filters_agree():
+def test_with_reversed_channels_it_is_reconstructed_only_while_filters_agree():
     x = sequence(2, 37, 6)
     ortho = {"wavelet": "ortho", "channel_reverse": True}
     for options, back in (({"channel_reverse": True}, True), (ortho, False)):
@@ -98,7 +98,7 @@ def test_every_band_has_an_attention_of_its_own_built_for_its_length(wavelet, le
         assert attention.shape == replace(SHAPE, max_length=attention.seen.shape[1])
 
 
-def test_an_attention_changes_its_own_band_alone():
+def test_an_attention_changes_only_its_own_band():
     layer = build(Scale, wlen=8, level=2)
     x = sequence(2, 37, 6)
     coeffs = wavedec(x, *layer.transform.filters(), 2)
@@ -201,7 +201,7 @@ def test_impossible_options_are_named(options, message):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("wavelet", WAVELETS)
-def test_compiled_as_one_graph_it_gives_the_same(wavelet):
+def test_the_layer_compiled_as_one_graph_gives_the_same_results(wavelet):
     layer = build(wavelet=wavelet, wlen=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -221,7 +221,7 @@ def test_compiled_as_one_graph_it_gives_the_same(wavelet):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("wavelet", WAVELETS)
-def test_cuda_gives_what_the_cpu_gives(wavelet):
+def test_cuda_gives_the_same_results_as_the_cpu(wavelet):
     layer, results = build(wavelet=wavelet, wlen=8, level=2), []
     for device in ("cpu", "cuda"):
         x = sequence(2, 37, 6).to(device).requires_grad_()

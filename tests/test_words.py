@@ -1,4 +1,4 @@
-"""The one grammar: what words mean, and what is said of those that mean nothing."""
+"""The one grammar: what words mean, and the messages for those that mean nothing."""
 
 import os
 import shlex
@@ -24,11 +24,11 @@ def cells(*words: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("seeds", ["0,1", "0, 1", "range(0,2)", "range(2)", "choice(0,1)"])
-def test_values_may_be_written_in_every_way_that_hydra_has(seeds: str) -> None:
+def test_values_may_be_written_in_every_way_that_hydra_allows(seeds: str) -> None:
     assert cells("task=text", f"seed={seeds}") == [["task=text", f"seed={n}"] for n in (0, 1)]
 
 
-def test_a_glob_chooses_among_the_files_of_a_group_and_never_a_template() -> None:
+def test_a_glob_chooses_among_the_files_of_a_group_but_never_a_template() -> None:
     assert cells("attention=glob(lin*)") == [["attention=linear"], ["attention=linformer"]]
     names = {word.partition("=")[2] for [word] in cells("attention=glob(*)")}
     assert {"softmax", "mra", "wavspa"} < names and "custom" not in names
@@ -40,19 +40,19 @@ def test_a_glob_chooses_among_the_files_of_a_group_and_never_a_template() -> Non
     "folder",
     ["/raw/a b", "/raw/a,b", "/raw/a=b", "/raw/(a)", "/raw/$a", "/raw/${a", "/raw/ü 語", "/it's\\"],
 )
-def test_a_folder_is_taken_as_it_is_written(folder: str) -> None:
+def test_a_folder_is_taken_literally(folder: str) -> None:
     config, run = place(f"data_dir={folder}", f"runs_dir={folder}")
     assert config.data_dir == config.runs_dir == folder and str(run).startswith(folder)
     once = command([f"data_dir={folder}"])
     assert command(once) == once and len(cells(f"data_dir={folder}")) == 1
 
 
-def test_a_folder_may_follow_from_other_values() -> None:
+def test_a_folder_may_be_derived_from_other_values() -> None:
     assert load("runs_dir=/a b/${scale}", "scale=mini").runs_dir == "/a b/mini"
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected"),
     [
         ("+train.lr=1e-1", "there is no key train.lr; use train.learning_rate"),
         ("++train.lr=5", "there is no key train.lr; use train.learning_rate"),
@@ -76,21 +76,21 @@ def test_a_folder_may_follow_from_other_values() -> None:
         ("experiment=nothing", "experiment=nothing: "),
     ],
 )
-def test_a_word_that_means_nothing_is_told_in_a_line(word: str, told: str) -> None:
+def test_a_meaningless_word_is_reported_in_one_line(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(word)
     message = str(refused.value)
-    assert told in message and "\n" not in message and "append" not in message
+    assert expected in message and "\n" not in message and "append" not in message
     assert message.startswith(word.partition("=")[0])
 
 
-def test_a_key_of_ours_may_have_a_plus() -> None:
+def test_a_known_key_may_be_written_with_a_plus() -> None:
     assert load("++train.learning_rate=0.5").train.learning_rate == 0.5
     config = load("attention=linear", "+attention@attention.inner=mra")
     assert config.attention.inner is not None and config.attention.inner.name == "mra"
 
 
-def test_a_backend_of_ones_own_is_written_where_a_name_is() -> None:
+def test_a_custom_backend_is_written_in_place_of_a_name() -> None:
     assert cells("attention=softmax,my_file:Mine") == [
         ["attention=softmax"],
         [r"attention=my_file\:Mine"],
@@ -109,7 +109,9 @@ def test_a_backend_of_ones_own_is_written_where_a_name_is() -> None:
     )
 
 
-def test_a_folder_of_ones_own_configurations_goes_before_the_suites(tmp_path: Path) -> None:
+def test_a_users_folder_of_configurations_is_searched_before_that_of_the_suite(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention" / "deep.yaml").write_text(
         "defaults: [wavspa, _self_]\noptions: {level: 3}\n"
@@ -120,7 +122,7 @@ def test_a_folder_of_ones_own_configurations_goes_before_the_suites(tmp_path: Pa
     assert config.attention.name == "wavspa" and config.attention.options["level"] == 3
 
 
-def test_words_of_cells_are_put_together_into_few_commands() -> None:
+def test_words_of_cells_are_merged_into_few_commands() -> None:
     grid = cells("task=text,image", "attention=softmax,mra", "seed=0,1")
     assert merged(grid) == [["task=text,image", "attention=softmax,mra", "seed=0,1"]]
     some = [cell for cell in grid if cell[:2] != ["task=image", "attention=mra"]]
@@ -129,13 +131,13 @@ def test_words_of_cells_are_put_together_into_few_commands() -> None:
     assert grouped([["a=[1,2]"], ["a=[3]"]]) == [{"a": ("[1,2]", "[3]")}]
 
 
-def test_complete_words_stay_as_they_are() -> None:
+def test_complete_words_stay_unchanged() -> None:
     words = ["task=text", "data_dir=/a b", "variant=a|b", "seed=range(0,2)", "debug=true"]
     once = complete(words, NONE)
     assert complete(once, NONE) == once
 
 
-def test_a_report_is_asked_for_in_the_same_words() -> None:
+def test_a_report_is_requested_in_the_same_words() -> None:
     words = ["task=text,image", "attention=softmax,my_file:Mine", "seed=range(0,2)", "device=auto"]
     words += ["scale=mini,paper", "train.steps=3", "data_dir=/raw", "hydra/launcher=basic"]
     mini, paper = selections(command(words), groups(words))
@@ -146,14 +148,14 @@ def test_a_report_is_asked_for_in_the_same_words() -> None:
 
 
 @pytest.mark.parametrize("seed", ["0-2", "x", "1.5", "true", "0,x"])
-def test_a_seed_that_is_no_number_is_told_by_a_report(seed: str) -> None:
+def test_report_and_status_refuse_a_seed_that_is_not_a_whole_number(seed: str) -> None:
     with pytest.raises(ConfigError, match=r"seed=.*: must be whole numbers, as in 0,1 or range"):
         list(selections([f"seed={seed}"], groups()))
     with pytest.raises(ConfigError, match=r"seed=.*: must be whole numbers, as in 0,1 or range"):
         list(status.grid([f"seed={seed}"]))
 
 
-# Of no runs, into the current folder.
+# A report of no runs, written into the current folder.
 REPORT = ["report", "scale=mini", "task=text", "runs_dir=none", "--out-dir", "results"]
 
 
@@ -193,16 +195,16 @@ def test_the_help_of_a_command_needs_no_torch(name: str) -> None:
     assert "lra" in shown.stdout
 
 
-def test_a_command_that_is_none_is_told_with_the_nearest(tmp_path: Path) -> None:
-    told = lra(tmp_path, "trian")
-    assert told.returncode == 2 and "did you mean lra train?" in told.stderr
+def test_an_unknown_command_is_reported_with_the_nearest_one(tmp_path: Path) -> None:
+    ended = lra(tmp_path, "trian")
+    assert ended.returncode == 2 and "did you mean lra train?" in ended.stderr
 
 
-def test_a_report_ends_quietly_when_its_reader_leaves_and_spells_what_ascii_lacks(
+def test_a_report_ends_quietly_if_its_reader_leaves_and_spells_out_what_ascii_lacks(
     tmp_path: Path,
 ) -> None:
-    told = lra(tmp_path, *REPORT, PYTHONIOENCODING="ascii")
-    assert told.returncode == 0 and "mean over seeds +/- standard deviation" in told.stdout
+    printed = lra(tmp_path, *REPORT, PYTHONIOENCODING="ascii")
+    assert printed.returncode == 0 and "mean over seeds +/- standard deviation" in printed.stdout
     pipe = f"{sys.executable} -m lra {' '.join(REPORT)} | head -1; echo ${{PIPESTATUS[0]}}"
     ended = subprocess.run(
         ["bash", "-c", pipe],
@@ -214,15 +216,15 @@ def test_a_report_ends_quietly_when_its_reader_leaves_and_spells_what_ascii_lack
     assert not ended.stderr and ended.stdout.splitlines()[-1] == "0"
 
 
-def test_a_file_that_is_in_a_folders_place_is_a_line(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
-    told = lra(tmp_path, *REPORT)
-    assert told.returncode == 2 and "Traceback" not in told.stderr
-    assert told.stderr.count("\n") == 1 and "results" in told.stderr
+    ended = lra(tmp_path, *REPORT)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.count("\n") == 1 and "results" in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["task=image,pathx", "protocol=wavspa"], "protocol=wavspa has no recipe for task=pathx"),
         (["runs_dir=taken"], "taken is a file, should be a folder"),
@@ -230,12 +232,12 @@ def test_a_file_that_is_in_a_folders_place_is_a_line(tmp_path: Path) -> None:
         (["+train.lr=3", "--multirun"], "use train.learning_rate"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_in_a_line(
-    tmp_path: Path, words: list[str], told: str
+def test_an_impossible_sweep_is_refused_without_a_traceback(
+    tmp_path: Path, words: list[str], expected: str
 ) -> None:
     (tmp_path / "taken").touch()
     refused = lra(tmp_path, "train", "attention=softmax,fourier", *words)
-    assert refused.returncode == 2 and told in refused.stderr
+    assert refused.returncode == 2 and expected in refused.stderr
     assert "Traceback" not in refused.stderr and not refused.stdout
 
 
@@ -256,36 +258,36 @@ def test_a_bar_of_80_columns_shows_the_loss(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected"),
     [
         ("runs_dir=", "runs_dir=: must name a folder"),
         ("protocol.name=../../x", "protocol.name=../../x: must be a plain folder name, without /"),
         ("variant=../..", "variant=../..: must be a plain folder name, without /"),
-        # Not the first cell of the sweep alone.
+        # Not only in the first cell of the sweep.
         ("variant=good,../..", "variant=../..: must be a plain folder name, without /"),
         ("seed=0,../../x", "../../x"),
     ],
 )
-def test_names_that_are_no_folders_are_refused_before_anything_is_made(
-    tmp_path: Path, word: str, told: str
+def test_names_that_cannot_be_folders_are_refused_before_anything_is_created(
+    tmp_path: Path, word: str, expected: str
 ) -> None:
     words = ["train", "scale=mini", "debug=true", f"cache_dir={tmp_path}/cache"]
     words += [] if word == "runs_dir=" else [f"runs_dir={tmp_path}/runs"]
     ended = lra(tmp_path, *words, word)
-    assert ended.returncode == 2 and told in ended.stderr + ended.stdout
+    assert ended.returncode == 2 and expected in ended.stderr + ended.stdout
     assert not list(tmp_path.iterdir()) and not Path("/mini").exists()
 
 
 @pytest.mark.parametrize(
-    ("redirection", "code", "told"),
+    ("redirection", "code", "expected"),
     [
         pytest.param(">&-", 0, "", marks=pytest.mark.slow),
         (">&- 2>&-", 0, ""),
         ("> /dev/full", 2, "output: no space left on device\n"),
     ],
 )
-def test_where_nothing_can_be_printed_a_cell_is_trained_all_the_same(
-    tmp_path: Path, redirection: str, code: int, told: str
+def test_a_cell_is_trained_even_if_nothing_can_be_printed(
+    tmp_path: Path, redirection: str, code: int, expected: str
 ) -> None:
     if "full" in redirection:
         command = "status runs_dir=."
@@ -298,11 +300,11 @@ def test_where_nothing_can_be_printed_a_cell_is_trained_all_the_same(
         capture_output=True,
         text=True,
     )
-    assert (ended.returncode, ended.stderr) == (code, told)
+    assert (ended.returncode, ended.stderr) == (code, expected)
     assert bool(list(tmp_path.glob("r/**/result.json"))) == ("train" in command)
 
 
-def test_a_word_of_any_length_is_told_in_a_line() -> None:
+def test_a_wrong_word_of_any_length_is_reported_in_one_line() -> None:
     with pytest.raises(ConfigError, match="^a{90}") as refused:
         command([f"{'a' * 5000}=1"])
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
@@ -311,17 +313,18 @@ def test_a_word_of_any_length_is_told_in_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "told"), [("/proc/none", "runs_dir=/proc/none: it"), ("n" * 300, "File name too l")]
+    ("folder", "expected"),
+    [("/proc/none", "runs_dir=/proc/none: it"), ("n" * 300, "File name too l")],
 )
-def test_a_runs_folder_that_cannot_be_made_is_a_line(
-    tmp_path: Path, folder: str, told: str
+def test_a_runs_folder_that_cannot_be_created_is_reported_in_one_line(
+    tmp_path: Path, folder: str, expected: str
 ) -> None:
     ended = lra(tmp_path, "train", "scale=mini", "debug=true", f"runs_dir={folder}")
-    assert ended.returncode == 2 and told in ended.stderr
+    assert ended.returncode == 2 and expected in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_the_checks_have_names_where_python_leaves_docstrings_out(tmp_path: Path) -> None:
+def test_the_checks_have_names_even_if_python_omits_docstrings(tmp_path: Path) -> None:
     code = "from lra.contract import CHECKS, sentence; print(*map(sentence, CHECKS), sep=chr(10))"
     ended = subprocess.run(
         [sys.executable, "-OO", "-c", code],

@@ -26,7 +26,7 @@ TINY = [
     "train.validate_every=25",
     "variant=default",
 ]
-# Of recall, as a whole.
+# A complete cell of recall.
 TINY_RECALL = [
     "scale=mini",
     "task=recall",

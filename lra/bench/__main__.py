@@ -41,11 +41,11 @@ def main() -> None:
 
             again.main([word for word in words if word != "--report"])
         else:
-            sys.argv[1:] = told = request.of_lengths(words)
+            sys.argv[1:] = bench_words = request.of_lengths(words)
             from lra.bench import lengths
             from lra.compose import check_composes
 
-            check_composes("bench", [word for word in told if not word.startswith("-")])
+            check_composes("bench", [word for word in bench_words if not word.startswith("-")])
             lengths.main()
     except ConfigError as error:
         print(error, file=sys.stderr)

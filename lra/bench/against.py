@@ -75,12 +75,12 @@ def changes(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Change]:
     ratios = {key: tuple(here[key] / there[key] for here, there in rounds) for key in keys}
     # Holm, 1979: compare the smallest p with the level over all cells, the next with one cell less.
     chances = {key: paired_t([math.log(each) for each in ratios[key]]) for key in keys}
-    told: set[Key] = set()
+    significant: set[Key] = set()
     for rank, key in enumerate(sorted(keys, key=chances.__getitem__)):
         if chances[key] * (len(keys) - rank) > LEVEL:
             break
-        told.add(key)
-    return [Change(key, ratios[key], key in told) for key in keys]
+        significant.add(key)
+    return [Change(key, ratios[key], key in significant) for key in keys]
 
 
 def seconds_in(file: Path) -> dict[Key, float]:
@@ -198,11 +198,11 @@ def main(words: Sequence[str]) -> None:
         parser.error(f"--rounds {args.rounds}: must be at least 2")
     asked = {word.partition("=")[0] for word in args.words}
     more = [word for word in WORDS if word.partition("=")[0] not in asked]
-    told = of_lengths([*more, *args.words])
-    if not any(word.startswith("repeats=") for word in told):
-        told.append("repeats=3")
+    bench_words = of_lengths([*more, *args.words])
+    if not any(word.startswith("repeats=") for word in bench_words):
+        bench_words.append("repeats=3")
     with checked_out(args.commit) as there:
-        found = in_turn(PACKAGES, there, told, args.rounds)
+        found = in_turn(PACKAGES, there, bench_words, args.rounds)
     if not found:
         raise ConfigError(f"{args.commit}: the two versions have no cell in common")
     print(table(found))

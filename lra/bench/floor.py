@@ -75,14 +75,14 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's s
 
     def again(self) -> Callable[[], None]:
         """Return a function that repeats the operations on random tensors, each as often."""
-        made = []
+        operations = []
         for key, count in self.calls.items():
             func, (outlines, shape) = self._kept[key]
             args, kwargs = tree_unflatten([_random(each) for each in outlines], shape)
-            made.append((func, args, kwargs, count))
+            operations.append((func, args, kwargs, count))
 
         def make() -> None:
-            for func, args, kwargs, count in made:
+            for func, args, kwargs, count in operations:
                 for _ in range(count):
                     func(*args, **kwargs)
 

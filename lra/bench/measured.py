@@ -233,10 +233,10 @@ def _checked(kind: Any, values: Mapping[str, Any]) -> Any:
     for key, value in values.items():
         if not fits(value, hints[key]):
             raise ValueError(f"{key}={value!r} must be {describe(hints[key])}")
-    made = kind(**values)
-    if isinstance(made, Cell):
-        _check_numbers(made)
-    return made
+    instance = kind(**values)
+    if isinstance(instance, Cell):
+        _check_numbers(instance)
+    return instance
 
 
 def _check_numbers(cell: Cell) -> None:

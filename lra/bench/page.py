@@ -119,8 +119,8 @@ def failures(run: Bench) -> list[str]:
 
 def page(machine: Machine, run: Bench) -> str:
     """Return the tables of a run as one Markdown page."""
-    said = map(escaped, [*failures(run), *about(machine, run)])
-    return "\n\n".join(["# Speed and memory by length", *sections(run), *said]) + "\n"
+    remarks = map(escaped, [*failures(run), *about(machine, run)])
+    return "\n\n".join(["# Speed and memory by length", *sections(run), *remarks]) + "\n"
 
 
 def write(file: Path, machine: Machine, run: Bench) -> str:

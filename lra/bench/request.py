@@ -33,12 +33,12 @@ def of_lengths(words: Sequence[str]) -> list[str]:
         for key, values in found.items()
         if key not in _OUTSIDE and not key.startswith(("hydra.", "hydra/"))
     }
-    told = [
+    bench_words = [
         f"lengths=[{word.partition('=')[2]}]" if word.startswith("length=") else word
         for word in own
     ]
     if not kept or any(word.startswith("attentions=") for word in own):
-        return told
+        return bench_words
     names = kept.pop("attention", groups().get_group_options("attention"))
     each = [[_option(key, value) for value in values] for key, values in kept.items()]
     texts = [
@@ -46,7 +46,7 @@ def of_lengths(words: Sequence[str]) -> list[str]:
         for name in names
         for options in itertools.product(*each)
     ]
-    return [*told, f"attentions=[{','.join(map(quoted, texts))}]"]
+    return [*bench_words, f"attentions=[{','.join(map(quoted, texts))}]"]
 
 
 def _option(key: str, value: str) -> str:

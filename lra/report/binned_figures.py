@@ -37,7 +37,7 @@ def accuracy_against_group(grid: Grid, title: str) -> Figure | None:
     """
 
     def dress(axis: Axes, each: Binned) -> list[float]:
-        axis.set_xlabel(literal(each.what), fontsize=8)
+        axis.set_xlabel(literal(each.quantity), fontsize=8)
         # The middle of each bin, in logarithms if the scale is logarithmic.
         if each.edges[0][0] <= 0:
             return [(low + high) / 2 for low, high in each.edges]

@@ -23,7 +23,7 @@ class Binned:
 
     Args:
         task: Column of the grid.
-        what: What is binned: `tokens`, or the task's name for its groups.
+        quantity: What is binned: `tokens`, or the task's name for its groups.
         edges: Smallest and largest value of each bin, ascending.
         totals: Number of examples in each bin.
         correct: Number of correct answers in each bin, summed over seeds.
@@ -31,7 +31,7 @@ class Binned:
     """
 
     task: str
-    what: str
+    quantity: str
     edges: Edges
     totals: tuple[int, ...]
     correct: dict[Method, list[int]]
@@ -85,10 +85,10 @@ def _binned(grid: Grid, key: str) -> list[Binned]:
                 if getattr(record, key):
                     rows = bins.setdefault(_bins(record, key), {})
                     rows.setdefault(method, []).append(record)
-        for (what, edges, totals), rows in sorted(bins.items(), key=lambda item: item[0]):
+        for (quantity, edges, totals), rows in sorted(bins.items(), key=lambda item: item[0]):
             correct = {method: _correct(records, key) for method, records in rows.items()}
             seeds = {method: len(records) for method, records in rows.items()}
-            found.append(Binned(task, what, edges, totals, correct, seeds))
+            found.append(Binned(task, quantity, edges, totals, correct, seeds))
     return found
 
 
@@ -112,7 +112,9 @@ def write_length_csv(file: Path, grid: Grid) -> None:
 def write_group_csv(file: Path, grid: Grid) -> None:
     """Write a line for each bin of each method; no file if no record has accuracy by group."""
     header = "task group attention variant least most percent examples seeds"
-    rows = [[each.task, each.what, *method, *ends] for each, method, ends in _lines(by_group(grid))]
+    rows = [
+        [each.task, each.quantity, *method, *ends] for each, method, ends in _lines(by_group(grid))
+    ]
     _write(file, header, rows)
 
 
@@ -134,8 +136,8 @@ def _write(file: Path, header: str, rows: list[list[object]]) -> None:
 def _bins(record: Record, key: str) -> tuple[str, Edges, tuple[int, ...]]:
     bins = getattr(record, key)
     edges = tuple((each["least"], each["most"]) for each in bins)
-    what = TOKENS if key == "test_by_length" else record.group
-    return what, edges, tuple(each["total"] for each in bins)
+    quantity = TOKENS if key == "test_by_length" else record.group
+    return quantity, edges, tuple(each["total"] for each in bins)
 
 
 def _correct(records: list[Record], key: str) -> list[int]:

@@ -105,7 +105,7 @@ def group_parts(grid: Grid, groups: GroupTables) -> list[str]:
     parts = []
     for binned, table in groups:
         task = escaped(grid.label(binned.task))
-        parts.append(f"## {task}: accuracy by {escaped(binned.what)}, in percent")
+        parts.append(f"## {task}: accuracy by {escaped(binned.quantity)}, in percent")
         parts += [RANGES, markdown(table)]
     return parts
 
@@ -206,7 +206,7 @@ def latex_tables(
         tables["accuracy_by_group"] = "\n".join(
             latex(
                 table,
-                f"Accuracy on {grid.label(binned.task)} in percent, by {binned.what}; {where}.",
+                f"Accuracy on {grid.label(binned.task)} in percent, by {binned.quantity}; {where}.",
                 {},
             )
             for binned, table in groups

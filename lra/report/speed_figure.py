@@ -10,7 +10,7 @@ from lra.report.grid import Grid, measured_alike
 from lra.report.labels import place_labels
 
 # Areas of the smallest and the largest marker, in square points.
-LEAST, MOST = 25.0, 260.0
+MIN_AREA, MAX_AREA = 25.0, 260.0
 
 
 def accuracy_against_speed(grid: Grid, title: str) -> Figure:
@@ -55,7 +55,7 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
     points = {}
     for method, entry in entries.items():
         speed = ratios[method] if relative else entry.median("steps_per_second")
-        area = LEAST + (MOST - LEAST) * entry.median("peak_memory_bytes") / most
+        area = MIN_AREA + (MAX_AREA - MIN_AREA) * entry.median("peak_memory_bytes") / most
         points[method] = (speed or 0.0, entry.mean or 0.0, area)
     # Large markers first, so that none is hidden.
     for method in sorted(points, key=lambda each: -points[each][2]):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from lra.bar import progress_bar
 from lra.tasks import DataError
-from lra.tasks.cache import full_disk_named
+from lra.tasks.cache import naming_full_disk
 from lra.tasks.download import CHUNK, arrived, ask, download
 from lra.tasks.lock import held
 
@@ -94,7 +94,7 @@ def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:
             has too little space.
     """
     wanted = {name: PARTS[name] for name in tasks if name in PARTS}
-    with full_disk_named("data_dir", data_dir, "fetching the archive"):
+    with naming_full_disk("data_dir", data_dir, "fetching the archive"):
         data_dir.mkdir(parents=True, exist_ok=True)
         with held(data_dir / "lra_release.lock", f"fetches {NAME}"):
             _fetch(wanted, data_dir, url)

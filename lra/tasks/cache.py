@@ -145,7 +145,7 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
 
 def _load(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset:
     folder = cache_dir / f"{name}-{key(task, source)}"
-    with full_disk_named("cache_dir", cache_dir, f"building {folder.name}"):
+    with naming_full_disk("cache_dir", cache_dir, f"building {folder.name}"):
         cache_dir.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(folder):
             try:
@@ -251,7 +251,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
             SplitWriter(partial, "test") as test,
         ):
             writers = {"train": train, "validation": validation, "test": test}
-            with _told_when_stuck(folder.name, writers):
+            with _warning_when_stuck(folder.name, writers):
                 source = task.write(source, writers) or source
             if empty := [name for name, writer in writers.items() if not len(writer)]:
                 raise DataError(f"{source}: no example for {empty[0]}")
@@ -270,7 +270,7 @@ def _build(folder: Path, task: Task, source: Source) -> None:
 
 
 @contextmanager
-def _told_when_stuck(name: str, writers: Mapping[str, SplitWriter]) -> Iterator[None]:
+def _warning_when_stuck(name: str, writers: Mapping[str, SplitWriter]) -> Iterator[None]:
     """Log repeatedly while no example has been written for a long time."""
     done = threading.Event()
 
@@ -350,7 +350,7 @@ def _numbers(file: Path) -> NDArray[np.int64]:
 
 
 @contextmanager
-def full_disk_named(key: str, folder: Path, doing: str) -> Iterator[None]:
+def naming_full_disk(key: str, folder: Path, doing: str) -> Iterator[None]:
     """Turn a full or read-only disk into an error that says where it is and what to do.
 
     Args:

@@ -83,8 +83,8 @@ def locate(data_dir: Path | None) -> Source:
             for files in _forms(folder).values():
                 raw.check_part("CIFAR-10", files)
         raw.check_strays("CIFAR-10", data_dir, ("cifar10", "."), FOLDERS.values())
-    looked = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
-    return Source("published", f"CIFAR-10 from the hub, {HUB}", (), str(HUB), looked)
+    reason = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
+    return Source("published", f"CIFAR-10 from the hub, {HUB}", (), str(HUB), reason)
 
 
 def _forms(folder: Path) -> dict[str, tuple[Path, ...]]:

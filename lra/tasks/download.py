@@ -207,8 +207,8 @@ def _start(response: http.client.HTTPResponse, remote: Remote, have: int) -> int
     start = have if response.status == 206 else 0
     expected = f"bytes {start}-{remote.size - 1}/{remote.size}"
     if response.status == 206 and headers.get("Content-Range") != expected:
-        said = headers.get("Content-Range")
-        raise DataError(f"{remote.url}: the server sends {said!r} instead of {expected!r}")
+        actual = headers.get("Content-Range")
+        raise DataError(f"{remote.url}: the server sends {actual!r} instead of {expected!r}")
     same_length = headers.get("Content-Length") == str(remote.size - start)
     if not same_length or _validator(headers) not in ("", remote.validator):
         raise DataError(f"{remote.url}: changed while it was fetched; run it again")

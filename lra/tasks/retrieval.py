@@ -76,13 +76,13 @@ class Retrieval:
                 description = "pairs that are not Long Range Arena's own"
                 return Source("other", description, files, found, place)
             return Source("published", "published files", files, found, place)
-        looked = (
+        reason = (
             f"none of them in {', '.join(FOLDERS)} below data_dir {data_dir}"
             if data_dir
             else "data_dir (or LRA_DATA_DIR) is not set"
         )
         raise DataError(
-            f"Retrieval needs {', '.join(FILES.values())}: {looked}. They are in {URL} (a tar"
+            f"Retrieval needs {', '.join(FILES.values())}: {reason}. They are in {URL} (a tar"
             " file of 8 GB, 19 GB unpacked): put its folder tsv_data, or lra_release, into data_dir"
         )
 

@@ -85,8 +85,8 @@ class Text:
                 if (source := _parquet(folder) or _texts(folder)) is not None:
                     return source
             raw.check_strays("IMDb", data_dir, ("imdb", "."), ["aclImdb"])
-        looked = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
-        return Source("published", f"IMDb from the hub, {HUB}", (), str(HUB), looked)
+        reason = f"because nothing was found under data_dir {data_dir}" if data_dir else ""
+        return Source("published", f"IMDb from the hub, {HUB}", (), str(HUB), reason)
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:
         """Write every split; see `lra.tasks.Task`."""

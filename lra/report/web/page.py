@@ -139,9 +139,9 @@ def whole_page(report: Report, pictures: Mapping[str, str]) -> str:
 def _tables(report: Report) -> list[PageTable]:
     """Return the tables of the measurements."""
     grid, ranks = report.grid, report.standings
-    said = [ACCURACY, *explanations(report.scale, bool(ranks))]
+    remarks = [ACCURACY, *explanations(report.scale, bool(ranks))]
     return [
-        accuracy(grid, ranks, said),
+        accuracy(grid, ranks, remarks),
         throughput(grid, [SPEED]),
         *lengths(grid, [LENGTHS]),
         *by_groups(grid, report.groups, [RANGES]),

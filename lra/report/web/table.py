@@ -170,7 +170,7 @@ def by_groups(grid: Grid, groups: GroupTables, about: list[str]) -> list[PageTab
     return [
         page_table(
             f"groups-{number}",
-            f"{grid.label(binned.task)}: accuracy by {binned.what}, in percent",
+            f"{grid.label(binned.task)}: accuracy by {binned.quantity}, in percent",
             table,
             about,
             foot=1,
