@@ -7,9 +7,9 @@ Counts: a logistic regression on how often each symbol occurs in a sequence; for
 difference and the overlap of both counts. ListOps also has beginnings: the label that training
 expressions with the same first symbols have most often, where the first symbol is the outermost
 operator. With `--runs`, the script also prints how often the stored test answers of finished
-ListOps cells are those that follow from the first symbol. Pathfinder and Path-X also have the
-distance between the marked ends: ends count as joined if they are nearer than the limit that
-divides the training images best.
+ListOps cells are those that follow from the first symbol, and McNemar's exact test of the
+difference. Pathfinder and Path-X also have the distance between the marked ends: ends count as
+joined if they are nearer than the limit that divides the training images best.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import lra
 from lra.examples import Examples
 from lra.predictions import read_predictions
 from lra.record import RECORD, read_record
+from lra.report.significance import mcnemar
 
 BEGINNINGS = (1, 2, 3)
 # Weight decay of the logistic regression, on counts of mean 0 and standard deviation 1.
@@ -140,7 +141,12 @@ def main() -> None:
                 f"{run}: has no test answers for these data; give the words it was trained with"
             )
         share = (stored.predicted == answers["first 1"]).mean()
-        print(f"{run}: {share:.1%} of its answers are those of the first symbol")
+        rule = answers["first 1"] == labels
+        alone = int((stored.right & ~rule).sum()), int((rule & ~stored.right).sum())
+        print(
+            f"{run}: {share:.1%} of its answers are those of the first symbol; {alone[0]} are right"
+            f" only here, {alone[1]} only by that rule; McNemar's exact p = {mcnemar(*alone):.2g}"
+        )
 
 
 if __name__ == "__main__":
