@@ -65,7 +65,9 @@ def test_the_example_in_contributing_passes_every_check(
     assert lines[:-1] == [f"pass  {sentence(each)}" for each in TASK_CHECKS]
 
 
-@pytest.mark.parametrize("task", [["task=same_ends:SameEnds"], OWN])
+@pytest.mark.parametrize(
+    "task", [["task=same_ends:SameEnds"], pytest.param(OWN, marks=pytest.mark.slow)]
+)
 def test_the_status_command_reports_the_state_of_its_cell(guide: Path, task: list[str]) -> None:
     words = ["status", "scale=mini", *task, "attention=softmax", "seed=0"]
     done = subprocess.run(
@@ -153,7 +155,14 @@ def test_its_groups_appear_in_record_and_report_with_a_backend_of_its_own(
     )
 
 
-@pytest.mark.parametrize("value", ["split.labels - 1", "split.lengths[1:]", "split.labels / 2"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "split.labels - 1",
+        pytest.param("split.lengths[1:]", marks=pytest.mark.slow),
+        pytest.param("split.labels / 2", marks=pytest.mark.slow),
+    ],
+)
 def test_impossible_groups_break_the_contract(
     guide: Path, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:

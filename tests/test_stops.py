@@ -124,7 +124,9 @@ WITHIN = {
 }
 
 
-@pytest.mark.parametrize("name", WITHIN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "performer")) for n in WITHIN]
+)
 def test_a_signal_during_an_update_takes_effect_at_the_next_micro_batch_and_changes_no_bit(
     tmp_path: Path, name: str
 ) -> None:
