@@ -26,8 +26,8 @@ from lra.record import Method, Record, records_of
 from lra.report.grid import beats_chance, build_grid
 from lra.report.notes import changed
 from lra.report.selection import Selection, selections
-from lra.report.significance import LEVEL, NORMAL, difference_interval, mcnemar, paired_t, student
-from lra.report.standing import Answers, correct, discordant, prediction_reader
+from lra.report.significance import NORMAL, difference_interval, mcnemar, student
+from lra.report.standing import Answers, correct, discordant, prediction_reader, tested
 from lra.terminal import run
 from lra.variant import DEFAULT
 from lra.words import printable, shown
@@ -78,25 +78,16 @@ class Comparison:
         return self.mean - half, self.mean + half
 
     @property
-    def _differ(self) -> bool:
-        """Whether the difference is significant, by the tests of `lra.report.standing`."""
-        if len(self.differences) > 1:
-            return paired_t(self.differences) < LEVEL
-        if self.alone is not None:
-            # The interval is an approximation.
-            return mcnemar(*self.alone) < LEVEL
-        low, high = self.interval
-        return not low <= 0 <= high
-
-    @property
     def words(self) -> str:
         """The result of the comparison in words."""
         one, other = self.first[0].method, self.second[0].method
         if not beats_chance(self.first) and not beats_chance(self.second):
             return f"{one} and {other} are both at chance"
-        if not self._differ:
+        # The test decides: with stored predictions, the interval is an approximation.
+        outcome = tested(self.first, self.second, self.alone)
+        if not outcome.better:
             return f"no difference is shown between {one} and {other}"
-        better, worse = (one, other) if self.mean > 0 else (other, one)
+        better, worse = (one, other) if outcome.better > 0 else (other, one)
         return f"{better} is better than {worse}"
 
 

@@ -13,7 +13,6 @@ they are there; otherwise ListOps is generated, and the other tasks get sequence
 """
 
 import argparse
-import itertools
 import statistics
 import sys
 import tempfile
@@ -52,13 +51,13 @@ from lra.precision import scaler_for
 from lra.tasks import DataError, Split, cache
 from lra.tasks.listops import ListOps
 from lra.update import accumulate, apply, sharing
-from lra.words import choices, value_of
+from lra.words import expand, with_defaults
 
 PARTS = ("batch", "forward", "backward", "optimiser", "logging")
 # Parts that an update should consist of, and the largest acceptable share of everything else.
 WORK, MAX_OVERHEAD = ("forward", "backward", "optimiser"), 0.03
 NUM_EXAMPLES = 1_000
-_DEFAULTS = {"task": "listops", "attention": "softmax,linear,fourier,mra", "threads": "1"}
+_DEFAULTS = ("task=listops", "attention=softmax,linear,fourier,mra", "threads=1")
 
 
 @dataclass
@@ -256,19 +255,15 @@ def row(config: Config, args: argparse.Namespace, threads: int, device: torch.de
             return [*names, *ratio_row(updates, old, args.repeats)]
         if args.against == "one-thread":
             one = with_threads(Updates(config, split, device, events), 1)
-            return [
-                *names,
-                *ratio_row(with_threads(updates, threads), one, args.repeats),
-            ]
+            return [*names, *ratio_row(with_threads(updates, threads), one, args.repeats)]
         return [*names, *share_row(*shares(updates, args.repeats))]
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lra bench step", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    default = " ".join(f"{key}={value}" for key, value in _DEFAULTS.items())
     parser.add_argument(
-        "words", nargs="*", help=f"key=value, as for lra train; by default {default}"
+        "words", nargs="*", help=f"key=value, as for lra train; by default {' '.join(_DEFAULTS)}"
     )
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed updates, of which the median is taken"
@@ -281,26 +276,17 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def cells(words: Sequence[str]) -> list[Config]:
-    """Return the cells to measure, every task with every attention.
-
-    Args:
-        words: Words of a sweep; only tasks and attentions may have several values.
+    """Return the cells to measure, those of a sweep.
 
     Raises:
-        ConfigError: A word is invalid.
+        ConfigError: A word is invalid, or threads, device or scale has several values.
     """
-    given = {word.partition("=")[0] for word in words}
-    defaults = [f"{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
-    grid: dict[str, list[str]] = {"task": [], "attention": []}
-    rest = []
-    for word in [*defaults, *words]:
-        key = word.partition("=")[0]
-        completed = command([word])
-        if key in grid:
-            grid[key] = [f"{key}={value_of(each)}" for each in choices(completed, groups())[key]]
-        else:
-            rest += completed
-    return [load(*cell, *rest) for cell in itertools.product(*grid.values())]
+    ready = command(with_defaults(words, _DEFAULTS))
+    found = [load(*cell) for cell in expand(ready, groups(ready))]
+    for key in ("threads", "device", "scale"):
+        if len(values := {str(getattr(each, key)) for each in found}) > 1:
+            raise ConfigError(f"{key}={','.join(sorted(values))}: must be one value in one table")
+    return found
 
 
 def main(words: Sequence[str]) -> None:

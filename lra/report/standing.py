@@ -1,6 +1,6 @@
 """Determine the best method on a task, and those not significantly worse than it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,24 +98,37 @@ def compared(first: Entry, second: Entry, answers: Answers = lambda record: None
     ours = {record.seed: record for record in first.finished}
     theirs = {record.seed: record for record in second.finished}
     common = sorted(ours.keys() & theirs.keys())
-    if len(common) > 1:
-        pairs = [(ours[seed].test_accuracy, theirs[seed].test_accuracy) for seed in common]
-        differences = [(a or 0.0) - (b or 0.0) for a, b in pairs]
-        p = paired_t(differences)
-        test = f"paired t over {len(common)} seeds, p = {p:.2g}"
-        return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
     if common:
-        one, other = ours[common[0]], theirs[common[0]]
-        alone = discordant(one, other, answers)
-        if alone is not None:
-            p = mcnemar(*alone)
-            test = f"McNemar, seed {common[0]}, p = {p:.2g}"
-            return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
-    elif len(ours) == len(theirs) == 1:
-        [one], [other] = ours.values(), theirs.values()
-    else:
-        return Outcome(0, "not tested, no seed in common")
-    low, high = difference_interval(correct(one), correct(other))
+        ones, others = ([side[seed] for seed in common] for side in (ours, theirs))
+        alone = discordant(ones[0], others[0], answers) if len(common) == 1 else None
+        return tested(ones, others, alone)
+    if len(ours) == len(theirs) == 1:
+        return tested([*ours.values()], [*theirs.values()])
+    return Outcome(0, "not tested, no seed in common")
+
+
+def tested(
+    first: Sequence[Record], second: Sequence[Record], alone: tuple[int, int] | None = None
+) -> Outcome:
+    """Compare two methods on a task.
+
+    Args:
+        first: The first method's records, at least one.
+        second: The second method's records; if there are several, for the same seeds.
+        alone: Number of test examples that only the first method answers correctly, and that only
+            the second does, if there is one seed and both predictions are stored.
+    """
+    if len(first) > 1:
+        pairs = zip(first, second, strict=True)
+        differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
+        p = paired_t(differences)
+        test = f"paired t over {len(first)} seeds, p = {p:.2g}"
+        return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
+    if alone is not None:
+        p = mcnemar(*alone)
+        test = f"McNemar, seed {first[0].seed}, p = {p:.2g}"
+        return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
+    low, high = difference_interval(correct(first[0]), correct(second[0]))
     interval = f"difference {100 * low:.1f} to {100 * high:.1f} points"
     return Outcome(0 if low <= 0 <= high else _sign(low), interval)
 
