@@ -25,8 +25,14 @@ from lra.markdown import markdown
 from lra.record import Method, Record, records_of
 from lra.report.grid import beats_chance, build_grid
 from lra.report.notes import changed
-from lra.report.selection import Selection, selections
-from lra.report.significance import NORMAL, difference_interval, mcnemar, student
+from lra.report.selection import Selection, selections, with_departures
+from lra.report.significance import (
+    NORMAL,
+    difference_interval,
+    mcnemar,
+    p_in_words,
+    student,
+)
 from lra.report.standing import Answers, correct, discordant, prediction_reader, tested
 from lra.terminal import run
 from lra.variant import DEFAULT
@@ -132,7 +138,7 @@ def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method
     """
     there = list(dict.fromkeys(record.method for record in records))
     order = list(asked.attentions)
-    variants = [str(each) for each in asked.values.get("variant", [])]
+    variants = asked.values.get("variant", [])
 
     def place(method: Method) -> tuple[int, int, bool]:
         name, variant = method
@@ -175,12 +181,17 @@ def page(
             lines.append(
                 f"{each.task}: {a} test examples are classified correctly only by {one},"
                 f" {b} only by {other};"
-                f" McNemar's exact p = {mcnemar(a, b):.2g}."
+                f" McNemar's exact {p_in_words(mcnemar(a, b))}."
             )
     if any(len(each.first) == 1 for each in found):
         lines.append(
             "For a single seed, the interval reflects only the size of the test set, not the"
             " variation between seeds."
+        )
+    if any(len(each.first) > 1 and each.interval[0] == each.interval[1] != 0 for each in found):
+        lines.append(
+            "Where all seeds differ by the same amount, the interval has no width, and the signs of"
+            " the differences decide."
         )
     if any(len(each.first) == 2 for each in found):
         lines.append(
@@ -202,7 +213,7 @@ def main() -> None:
         for asked in selections(command(args.words), groups(args.words)):
             folder = asked.runs_dir / asked.scale / asked.protocol
             there = records_of(asked.runs_dir, asked.scale, asked.protocol)
-            records = [record for record in there if asked.has(record)]
+            records = [record for record in map(with_departures, there) if asked.has(record)]
             records = [record for record in records if record.status == "ok"]
             print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
             print(page(records, *methods(records, asked), prediction_reader(folder)))

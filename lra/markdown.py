@@ -6,10 +6,10 @@ Table = list[list[str]]
 
 
 def escaped(text: str) -> str:
-    """Return a text as one line that Markdown reads as plain text.
+    """Return a text as one line that neither ends a cell of a table nor begins HTML.
 
-    A bar would end a cell, a `<` would begin HTML, and an unprintable character may move a
-    terminal's cursor.
+    Tables are read on terminals too, so marks such as `_` and `*` stay; unprintable characters,
+    which may move the cursor, do not.
     """
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 

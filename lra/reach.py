@@ -194,6 +194,8 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from lra.report.figure import MARKERS
+
     # The legend is below the panel, two names per line, so that many runs do not narrow the panel.
     height = 3.8 + 0.18 * -(-len(profiles) // 2)
     figure, axis = pyplot.subplots(figsize=(6.4, height), layout="constrained")
@@ -201,8 +203,12 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     for name, each in profiles.items():
         trained += not name.endswith(UNTRAINED)
         centres, shares = each.binned()
-        style, colour = "--" if name.endswith(UNTRAINED) else "-", f"C{trained}"
-        axis.plot(centres, 100 * shares, style, color=colour, marker="o", markersize=3, label=name)
+        style = "--" if name.endswith(UNTRAINED) else "-"
+        # The colours repeat after ten runs, the markers do not.
+        colour, marker = f"C{trained}", MARKERS[trained // 10 % len(MARKERS)]
+        axis.plot(
+            centres, 100 * shares, style, color=colour, marker=marker, markersize=3, label=name
+        )
     axis.set_xscale("symlog", base=2, linthresh=1)
     axis.set_xlabel("distance, tokens (bins double)")
     axis.set_ylabel("share of the influence, %")

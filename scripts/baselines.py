@@ -26,7 +26,7 @@ import lra
 from lra.examples import Examples
 from lra.predictions import read_predictions
 from lra.record import RECORD, read_record
-from lra.report.significance import mcnemar
+from lra.report.significance import mcnemar, p_in_words
 
 BEGINNINGS = (1, 2, 3)
 # Weight decay of the logistic regression, on counts of mean 0 and standard deviation 1.
@@ -145,7 +145,8 @@ def main() -> None:
         alone = int((stored.right & ~rule).sum()), int((rule & ~stored.right).sum())
         print(
             f"{run}: {share:.1%} of its answers are those of the first symbol; {alone[0]} are right"
-            f" only here, {alone[1]} only by that rule; McNemar's exact p = {mcnemar(*alone):.2g}"
+            f" only here, {alone[1]} only by that rule; McNemar's exact"
+            f" {p_in_words(mcnemar(*alone))}"
         )
 
 

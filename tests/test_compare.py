@@ -37,6 +37,14 @@ def test_several_seeds_have_students_interval_for_their_differences() -> None:
     assert sure.mean == pytest.approx(-1) and sure.words == "softmax is better than mra"
 
 
+def test_equal_differences_show_nothing_and_say_why_their_interval_has_no_width() -> None:
+    records = pairs((801, 800), (821, 820))
+    text = page(records, FIRST, SECOND)
+    assert "no difference is shown between softmax and mra" in text
+    assert "the interval has no width, and the signs of the differences decide" in text
+    assert "no width" not in page(pairs((801, 800), (822, 820)), FIRST, SECOND)
+
+
 def test_one_seed_has_the_interval_for_two_proportions() -> None:
     [found] = comparisons(pairs((900, 800)), FIRST, SECOND)
     # Newcombe's interval from Wilson's of 900 / 2000 and 800 / 2000.
@@ -61,7 +69,7 @@ def test_seeds_on_different_data_are_never_averaged_and_stand_ins_are_labelled()
     assert (one.task, len(one.first)) == ("listops [generated abababab]", 2)
     assert (other.task, len(other.first)) == ("listops [other cdcdcdcd]", 1)
     assert (one.mean, other.mean) == pytest.approx((5, -20))
-    made_up = [replace(r, data_source="stand-in") for r in records[:4]]
+    made_up = [replace(r, data_source="stand-in") for r in records[:2]]
     assert "listops (stand-in): softmax is better" in page(made_up, FIRST, SECOND)
 
 
@@ -92,6 +100,9 @@ def test_the_words_choose_the_two_methods(
     assert status == 0 and "| 40.0 | 45.0    | -5.0 " in out
     status, out, _ = run(tmp_path, monkeypatch, capsys, "attention=mra", "variant=deep,default")
     assert status == 0 and "| 50.0       | 40.0 | +10.0 " in out
+    store(tmp_path, scored(replace(other, variant="100"), 900))
+    status, out, _ = run(tmp_path, monkeypatch, capsys, "attention=mra", "variant=100,deep")
+    assert status == 0 and "| 45.0      | 50.0       | -5.0 " in out
     status, _, err = run(tmp_path, monkeypatch, capsys, "attention=linear")
     assert status == 2 and "two methods with results are needed; these words find none" in err
 

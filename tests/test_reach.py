@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny_cell import configure
 from torch import Tensor
@@ -217,6 +218,14 @@ def test_a_model_and_its_initialisation_are_drawn_in_one_colour(
     assert [line.get_label() for line in lines] == names
     looks = [(line.get_color(), line.get_linestyle()) for line in lines]
     assert looks == [("C0", "-"), ("C0", "--"), ("C1", "-"), ("C1", "--")]
+
+
+def test_no_two_of_twenty_runs_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    draw({f"{run}": Profile(np.full(8, 1 / 8)) for run in range(20)}, tmp_path / "a.png")
+    lines = kept[0].axes[0].get_lines()
+    assert len({(to_hex(line.get_color()), line.get_marker()) for line in lines}) == 20
 
 
 def test_runs_with_the_same_name_are_distinguished_by_their_folders(

@@ -194,6 +194,17 @@ def test_a_heat_map_shows_points_above_softmax_and_marks_failed_cells() -> None:
     assert "n = 1–3" in title and "in brackets: no significant difference" in title
 
 
+def test_a_caption_counts_the_seeds_of_what_is_drawn_alone() -> None:
+    binned = replace(seeds("mra", 800, task="image")[0], test_by_length=BINS)
+    grid = build_grid([*seeds("softmax", 800, 900, 1000), *seeds("mra", 800, 900), binned])
+    for figure, count in (
+        (accuracy_against_length(grid, "t"), "n = 1"),
+        (heat_map(grid, "t"), "n = 2–3"),
+    ):
+        assert figure is not None
+        assert f"{count};" in " ".join(figure.get_suptitle().split())
+
+
 def test_nothing_is_drawn_if_there_is_nothing_to_show_and_an_old_figure_is_removed(
     tmp_path: Path,
 ) -> None:

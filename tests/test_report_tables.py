@@ -28,7 +28,13 @@ from lra.report.lengths import by_length, length_table
 from lra.report.notes import heading
 from lra.report.pages import latex_tables, write_report
 from lra.report.published import beside, figures, run_by
-from lra.report.significance import difference_interval, mcnemar, paired_t, wilson
+from lra.report.significance import (
+    difference_interval,
+    mcnemar,
+    p_in_words,
+    paired_t,
+    wilson,
+)
 from lra.report.speed_figure import accuracy_against_speed
 from lra.report.standing import AS_BEST, BEST, WORSE, compared, standings
 from lra.report.tables import accuracy_table
@@ -62,8 +68,12 @@ def test_the_paired_test_has_the_critical_values_of_statistical_tables(
     assert paired_t(differences.tolist()) == pytest.approx(0.05, abs=1e-4)
 
 
-def test_equal_differences_give_a_p_of_zero_or_one() -> None:
-    assert paired_t([0.0, 0.0, 0.0]) == 1 and paired_t([0.5, 0.5]) == 0
+def test_equal_differences_are_judged_by_their_signs() -> None:
+    assert paired_t([0.0, 0.0, 0.0]) == 1
+    # Of all ways to give n differences a sign, two have all signs alike.
+    assert [paired_t([0.0005] * n) for n in (2, 3, 6)] == [2 / 2**n for n in (2, 3, 6)]
+    # Equal but for rounding.
+    assert paired_t([0.3 - 0.2, 0.4 - 0.3]) == paired_t([-0.1, 0.2 - 0.3]) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,11 @@ def test_mcnemar_copes_with_thousands_of_examples() -> None:
     assert mcnemar(3100, 2900) == pytest.approx(
         math.erfc(199 / math.sqrt(6000) / math.sqrt(2)), 1e-2
     )
+
+
+def test_a_probability_too_small_for_a_number_is_not_called_zero() -> None:
+    assert p_in_words(mcnemar(1584, 96)) == "p < 1e-300"
+    assert p_in_words(mcnemar(10, 0)) == "p = 0.002"
 
 
 def test_intervals_equal_the_published_examples() -> None:
@@ -382,6 +397,7 @@ def test_every_special_character_of_latex_is_typeset_as_itself() -> None:
         assert all(part == "" or part[0] in "&%$#_{}" for part in bare.split("\\")[1:])
         assert bare.split("\\")[0] == ""
     assert literal("a\nb") == r"a\textbackslash{}nb"
+    assert literal("a--b---c''`") == r"a-{}-b-{}-{}-c'{}'\textasciigrave{}"
 
 
 def test_a_name_is_not_taken_as_an_argument_of_the_row_before_it() -> None:

@@ -142,6 +142,28 @@ def test_no_record_counts_twice(tmp_path: Path) -> None:
     assert [each.name for each in read_submissions(tmp_path)] == ["zebra"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"threads": 2}, {"device": "cuda", "threads": 2}, {"variant": "again"}]
+)
+def test_a_cell_counts_once_wherever_it_ran_and_whatever_its_variant(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    def made(**values: Any) -> Record:
+        config = GOOD.config | {key: getattr(GOOD, key) for key in change} | values
+        return replace(GOOD, config=config, config_hash=config_hash(config), **values)
+
+    file = submit(tmp_path, made(), made(**change))
+    assert problems(read_submission(file)) == ["record 2: repeats record 1"]
+    file = submit(tmp_path, made(), made(seed=1))
+    assert problems(read_submission(file)) == []
+
+
+def test_a_submission_that_reports_would_not_read_is_refused(tmp_path: Path) -> None:
+    file = submit(tmp_path, GOOD).rename(tmp_path / "theirs")
+    with pytest.raises(SubmissionError, match=r"theirs: must end in \.json"):
+        read_submission(file)
+
+
 def test_seeds_of_one_backend_have_the_same_number_of_parameters(tmp_path: Path) -> None:
     other = replace(GOOD, seed=1, parameters=80_001)
     [line] = problems(read_submission(submit(tmp_path, GOOD, other)))

@@ -71,5 +71,6 @@ def _drawn(
             axis.axhline(majority, color="grey", linestyle="--", lw=1)
         axis.set_title(literal(grid.label(each.task)), fontsize=9)
     axes[0].set_ylabel("test accuracy, %", fontsize=8)
-    describe(figure, title, f"{seeds(grid)}; {BANDS}")
+    drawn = [grid.of(each.task)[method] for each in found for method in each.correct]
+    describe(figure, title, f"{seeds(drawn)}; {BANDS}")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lra.record import Method
-from lra.report.grid import Grid
+from lra.report.grid import Entry, Grid
 from lra.words import printable
 
 # Colour-blind readers can distinguish them (Paul Tol's bright scheme); in grey, the markers differ.
@@ -112,9 +112,9 @@ def describe(figure: Figure, title: str, caption: str) -> None:
     figure.suptitle("\n".join(lines), fontsize=FONT)
 
 
-def seeds(grid: Grid) -> str:
+def seeds(entries: Iterable[Entry]) -> str:
     """Return the number of seeds per entry as text."""
-    counts = {len(entry.finished) for entry in grid.entries.values() if entry.finished}
+    counts = {len(entry.finished) for entry in entries if entry.finished}
     return in_words(counts) if counts else "no result"
 
 

@@ -17,14 +17,17 @@ _SPECIAL = {
     "±": r"$\pm$",
     "≈": r"$\approx$",
     "–": "--",
+    "`": r"\textasciigrave{}",
     **{each: f"\\{each}" for each in "&%$#_"},
 }
+# Between characters that LaTeX would join.
+_LIGATURES = re.compile(r"(?<=-)(?=-)|(?<=')(?=')")
 
 
 def literal(text: str) -> str:
-    """Return a text escaped so that LaTeX sets it literally, on one line."""
-    line = printable(text)
-    return "".join(_SPECIAL.get(c, c) for c in line)
+    """Return a text escaped so that LaTeX, given a font with its characters, sets it literally."""
+    parts = _LIGATURES.split(printable(text))
+    return "{}".join("".join(_SPECIAL.get(c, c) for c in part) for part in parts)
 
 
 # Maximum number of lines on a page, and of characters of a cell on one line.

@@ -2,13 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from lra.compose import departures
-from lra.config import ConfigError
 from lra.markdown import Table, escaped, markdown
-from lra.record import Record, records_of
+from lra.record import records_of
 from lra.report.binned_figures import accuracy_against_group, accuracy_against_length
 from lra.report.curve_figure import learning_curves, validated
 from lra.report.deviations import deviation_lines
@@ -32,7 +29,7 @@ from lra.report.notes import (
     sources,
 )
 from lra.report.published import beside
-from lra.report.selection import Selection
+from lra.report.selection import Selection, with_departures
 from lra.report.speed_figure import accuracy_against_speed
 from lra.report.standing import AS_BEST, BEST, Answers, prediction_reader, standings
 from lra.report.submissions import (
@@ -50,7 +47,6 @@ from lra.report.tables import (
     write_throughput_csv,
 )
 from lra.report.web.page import PICTURES, Report, whole_page
-from lra.variant import UNKNOWN, describe
 from lra.words import printable
 
 log = logging.getLogger(__name__)
@@ -218,17 +214,6 @@ def latex_tables(
     return tables
 
 
-def _with_departures(record: Record) -> Record:
-    """Return a record with its departures from its recipe, even if it predates that field."""
-    if record.departures != UNKNOWN:
-        return record
-    try:
-        return replace(record, departures=describe(departures(record.config)))
-    except (ConfigError, KeyError, TypeError):
-        # Its recipe no longer exists, or its configuration has a different form.
-        return record
-
-
 def write_report(
     runs_dir: Path,
     out_dir: Path,
@@ -258,7 +243,7 @@ def write_report(
     Returns:
         The text, including where the files are.
     """
-    found = map(_with_departures, records_of(runs_dir, scale, protocol))
+    found = map(with_departures, records_of(runs_dir, scale, protocol))
     records = [record for record in found if only is None or only.has(record)]
     if scale == "paper":
         for record in [r for r in records if r.data_source == "stand-in"]:

@@ -1,13 +1,15 @@
 """Select the records that a report shows, by the words of its command."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lra.config import value_at
+from lra.compose import departures
+from lra.config import ConfigError, value_at
 from lra.paths import runs_dir
 from lra.record import Record
+from lra.variant import UNKNOWN, describe
 from lra.words import Groups, choices, seed_of, value_of
 
 # Keys that a record lacks, and values that say nothing about a record.
@@ -47,6 +49,17 @@ class Selection:
         ) and all(_value(record, key) in values for key, values in self.values.items())
 
 
+def with_departures(record: Record) -> Record:
+    """Return a record with its departures from its recipe, even if it predates that field."""
+    if record.departures != UNKNOWN:
+        return record
+    try:
+        return replace(record, departures=describe(departures(record.config)))
+    except (ConfigError, KeyError, TypeError):
+        # Its recipe no longer exists, or its configuration has a different form.
+        return record
+
+
 def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
     """Yield the selections that complete words ask for, one per scale and protocol.
 
@@ -69,6 +82,9 @@ def selections(words: Sequence[str], groups: Groups) -> Iterator[Selection]:
         and not (key in _UNDECIDED and _UNDECIDED[key] in values)
         and not any(isinstance(value, str) and "${" in value for value in values)
     }
+    if "variant" in rest:
+        # A variant is text, even if it reads as a number.
+        rest["variant"] = [str(each) for each in rest["variant"]]
     for scale in chosen.get("scale", ["paper"]):
         for protocol in chosen.get("protocol", ["nystromformer"]):
             yield Selection(

@@ -37,14 +37,16 @@ def paired_t(differences: Sequence[float]) -> float:
     """Return the probability of a mean difference this large if the true one is zero.
 
     This is Student's paired t test; the closed form of the distribution is from Abramowitz and
-    Stegun, 26.7.3 and 26.7.4.
+    Stegun, 26.7.3 and 26.7.4. Accuracies are multiples of one test example, so a few differences
+    may be equal by chance, which says nothing about their spread; their signs alone decide then.
 
     Args:
         differences: Differences between two methods with the same seed, at least two.
     """
     average, spread = mean(differences), stdev(differences)
-    if not spread:
-        return 0.0 if average else 1.0
+    # Equal up to rounding.
+    if spread <= 1e-9 * abs(average):
+        return float(2.0 ** (1 - len(differences))) if average else 1.0
     freedom = len(differences) - 1
     angle = math.atan(abs(average) / spread * math.sqrt(len(differences) / freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
@@ -71,6 +73,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
     # In logarithms, since two to the power of thousands overflows a float.
     return min(1.0, math.exp(math.log(2 * tail) - discordant * math.log(2)))
+
+
+def p_in_words(p: float) -> str:
+    """Return a probability as text; one below the smallest numbers is not zero."""
+    return f"p = {p:.2g}" if p else "p < 1e-300"
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:

@@ -29,8 +29,9 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     shown = {task: _points(grid, task, axis) for task, axis in zip(tasks, axes, strict=False)}
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("test accuracy, %", fontsize=8)
+    drawn = [entry for task in tasks for entry in grid.of(task).values()]
     caption = (
-        f"{seeds(grid)}; marker area: peak memory relative to the largest in the panel; hollow:"
+        f"{seeds(drawn)}; marker area: peak memory relative to the largest in the panel; hollow:"
         " unsteady speed; thin line: Pareto front; bars: standard deviation; dashed: majority class"
     )
     describe(figure, title, caption)

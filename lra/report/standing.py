@@ -9,7 +9,13 @@ import numpy as np
 from lra.predictions import Predictions, read_predictions
 from lra.record import Method, Record
 from lra.report.grid import Entry, Grid
-from lra.report.significance import LEVEL, difference_interval, mcnemar, paired_t
+from lra.report.significance import (
+    LEVEL,
+    difference_interval,
+    mcnemar,
+    p_in_words,
+    paired_t,
+)
 
 Answers = Callable[[Record], Predictions | None]
 
@@ -122,11 +128,11 @@ def tested(
         pairs = zip(first, second, strict=True)
         differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
         p = paired_t(differences)
-        test = f"paired t over {len(first)} seeds, p = {p:.2g}"
+        test = f"paired t over {len(first)} seeds, {p_in_words(p)}"
         return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
     if alone is not None:
         p = mcnemar(*alone)
-        test = f"McNemar, seed {first[0].seed}, p = {p:.2g}"
+        test = f"McNemar, seed {first[0].seed}, {p_in_words(p)}"
         return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
     low, high = difference_interval(correct(first[0]), correct(second[0]))
     interval = f"difference {100 * low:.1f} to {100 * high:.1f} points"

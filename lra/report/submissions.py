@@ -29,10 +29,13 @@ from lra.words import printable
 
 log = logging.getLogger(__name__)
 
+SUFFIX = ".json"
 KEYS = ("name", "link", "commit", "records")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LINK = re.compile(r"https?://[^\s<>\"']+")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+# What a record is called and where it ran does not make it another result.
+_NAMES_AND_PLACES = ("variant", "device", "threads")
 
 
 class SubmissionError(ValueError):
@@ -67,6 +70,8 @@ def read_submission(file: Path) -> Submission:
     Raises:
         SubmissionError: The file is not a submission; the message names the file and the key.
     """
+    if file.suffix != SUFFIX:
+        raise SubmissionError(f"{file}: must end in {SUFFIX}; reports read no other files")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -123,7 +128,8 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
     there = {_cell(r): s.name for s in others if s.name != submission.name for r in s.records}
     seen: dict[tuple[str, ...], int] = {}
     for number, record in enumerate(submission.records, 1):
-        if (first := seen.setdefault(_cell(record), number)) != number:
+        keys = _cell(record), (record.scale, record.protocol, *record.place)
+        if (first := min(seen.setdefault(key, number) for key in keys)) != number:
             found.append(f"record {number}: repeats record {first}")
         if _cell(record) in there:
             found.append(f"record {number}: is already in submission {there[_cell(record)]}")
@@ -141,8 +147,12 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
 
 
 def _cell(record: Record) -> tuple[str, ...]:
-    """Return a key that records of the same cell and backend share, whatever its name."""
-    return (record.config_hash, record.attention_source, record.data_fingerprint, str(record.seed))
+    """Return a key that records of one cell share, whatever they are named and where they ran."""
+    config = {key: value for key, value in record.config.items() if key not in _NAMES_AND_PLACES}
+    if isinstance(attention := config.get("attention"), dict):
+        config["attention"] = {key: value for key, value in attention.items() if key != "name"}
+    hashed = config_hash(config)
+    return hashed, record.attention_source, record.data_fingerprint, str(record.seed)
 
 
 def _of_record(record: Record) -> Iterator[str]:
@@ -190,7 +200,7 @@ def _of_data(record: Record) -> Iterator[str]:
 def read_submissions(folder: Path) -> list[Submission]:
     """Return the submissions in a folder that can be shown, by name; log the others."""
     found: list[Submission] = []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             each = read_submission(file)
         except SubmissionError as error:
