@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lra import custom, task_contract
 from lra.build import build_attention, find_backend
 from lra.compose import command, groups
-from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name
+from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name, expanded
 from lra.contract import (
     CHECKS,
     LENGTH,
@@ -67,8 +67,8 @@ def attention_config(
 
     Args:
         word: Its name or path, such as `softmax` or `my_pkg.my_file:MyAttention`.
-        options: Its options, with the inner backend under `inner`; softmax if one is needed and
-            none is given.
+        options: Its options, with the inner backend under `inner`, either its name or its name and
+            options; softmax if one is needed and none is given.
         where: The key that would hold it, for messages.
 
     Raises:
@@ -81,7 +81,8 @@ def attention_config(
     if inner is None and "inner" in inspect.signature(find_backend(config, where)).parameters:
         inner = "softmax"
     if inner is not None:
-        config.inner = attention_config(str(inner), where=f"{where}.inner")
+        name, more = inner if isinstance(inner, tuple) else (str(inner), {})
+        config.inner = attention_config(name, more, f"{where}.inner")
     return config
 
 
@@ -177,15 +178,45 @@ def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     for cell in expand(ready, groups(ready)):
         given = dict(word.lstrip("+").partition("=")[::2] for word in cell)
         group = "attention" if any(key.startswith("attention") for key in given) else "task"
-        name = str(value_of(given.get(group, "softmax")))
-        start = f"{group}.options."
-        options = _options(
-            [f"{k.removeprefix(start)}={v}" for k, v in given.items() if k.startswith(start)]
-        )
-        if inner := given.get("attention@attention.inner"):
-            options["inner"] = str(value_of(inner))
-        found.append((given[f"{group}.path"] if name == "custom" else name, options))
+        name, options = _taken(given, group)
+        if group == "task" and ":" not in name:
+            raise ConfigError(
+                f"task={name}: must be a task of your own, such as {custom.TASK_EXAMPLE}; the"
+                " suite's tests check the built-in ones"
+            )
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: lra check does not read it; it builds a {group} from"
+                f" {group}=... and {group}.options.KEY=... alone, and raw data are in the folder"
+                f" that {DATA_DIR_VARIABLE} names"
+            )
+        found.append((name, options))
     return found
+
+
+def _taken(given: dict[str, str], place: str) -> tuple[str, dict[str, Any]]:
+    """Take a backend or task, its options and its inner backend from the words of a cell.
+
+    Args:
+        given: Values by key; those that are used are removed.
+        place: The key of the backend or task, such as `attention.inner`.
+
+    Returns:
+        Its name or path, and its options, with the inner backend under `inner`.
+
+    Raises:
+        ConfigError: A path is missing.
+    """
+    name = str(value_of(given.pop(f"attention@{place}" if "." in place else place, "softmax")))
+    if (path := given.pop(f"{place}.path", None)) is None and name == "custom":
+        example = custom.TASK_EXAMPLE if place == "task" else custom.EXAMPLE
+        raise ConfigError(f"{place}.path: needs a value, module:Class, such as {example}")
+    start, inside = f"{place}.options.", f"{place}.inner"
+    mine = [key for key in given if key.startswith(start)]
+    options = _options([f"{key.removeprefix(start)}={given.pop(key)}" for key in mine])
+    if f"attention@{inside}" in given:
+        options["inner"] = _taken(given, inside)
+    return str(value_of(path)) if path else name, options
 
 
 def _check(
@@ -259,7 +290,8 @@ def _check_task(path: str, options: dict[str, Any]) -> bool:
     raw = os.environ.get(DATA_DIR_VARIABLE)
     with TemporaryDirectory() as folder:
         try:
-            subject = task_contract.build(path, options, Path(folder), Path(raw) if raw else None)
+            there = expanded(raw) if raw else None
+            subject = task_contract.build(path, options, Path(folder), there)
         except (ConfigError, DataError):
             raise
         except Exception as error:  # whatever the task raises is a finding

@@ -154,6 +154,8 @@ def _hydra() -> Iterator[None]:
         instance.hydra = around
 
 
+# A word that sets an option of a backend inside another.
+_INNER_OPTION = re.compile(r"attention(\.inner)+\.options\.")
 # Keys that leave a recipe as it is.
 _IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
 _IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
@@ -356,7 +358,8 @@ def command(words: Sequence[str]) -> list[str]:
         ConfigError: A word is not of the form key=value, or names no key, group or option.
     """
     there = groups(words)
-    ready = complete(words, there)
+    # As open as the options of the outer backend, which `register` leaves open.
+    ready = [f"++{w}" if _INNER_OPTION.match(w) else w for w in complete(words, there)]
     check_keys(ready, known_keys(), there)
     register()
     for word in ready:

@@ -208,7 +208,7 @@ def permute_heads(backend: nn.Module, order: Tensor) -> None:
     """Permute the heads of a backend in place.
 
     In every `HeadProjections` inside, the rows and columns of each head are moved; in other
-    parameters and buffers, the first axis is permuted if its size is the number of heads.
+    parameters and buffers, every axis whose size is the number of heads is permuted.
 
     Args:
         backend: A backend with `len(order)` heads.
@@ -226,8 +226,9 @@ def permute_heads(backend: nn.Module, order: Tensor) -> None:
                 projected |= {id(tensor) for tensor in module.parameters()}
         others: Iterator[Tensor] = chain(backend.parameters(), backend.buffers())
         for other in others:
-            if id(other) not in projected and other.shape[:1] == (heads,):
-                other.copy_(other[order])
+            if id(other) not in projected:
+                for axis in (axis for axis, size in enumerate(other.shape) if size == heads):
+                    other.copy_(other.index_select(axis, order))
 
 
 def determinism(subject: Subject) -> None:
@@ -367,9 +368,13 @@ def memory_growth(subject: Subject) -> None:
     if claim is None:
         raise SkippedError("it has no memory_growth (1 or 2, the power of N)")
     try:
-        peaks = [_training_peak(subject, length) for length in GROWING]
+        backends = [subject.build(max_length=length) for length in GROWING]
     except ValueError as error:
         raise SkippedError(f"cannot be built for long sequences: {error}") from error
+    peaks = [
+        _training_peak(backend, *subject.inputs(length))
+        for backend, length in zip(backends, GROWING, strict=True)
+    ]
     # If memory is a + b N^p, its differences between doubled lengths have the ratio 2^p.
     power = math.log2((peaks[2] - peaks[1]) / (peaks[1] - peaks[0]))
     if not abs(power - claim) < POWER_TOLERANCE:
@@ -379,10 +384,9 @@ def memory_growth(subject: Subject) -> None:
         raise BrokenError(f"claims {claim:g}, but the power is {power:.2f}: {measured}")
 
 
-def _training_peak(subject: Subject, length: int) -> int:
-    """Return the peak bytes of the tensors for one sequence, a quarter of it padding."""
-    backend = subject.build(max_length=length)
-    x, mask = (tensor[:1] for tensor in subject.inputs(length))
+def _training_peak(backend: nn.Module, x: Tensor, mask: Tensor) -> int:
+    """Return the peak bytes of the tensors for the first sequence, a quarter of it padding."""
+    x, mask = x[:1], mask[:1]
     with PeakMemory(x, mask, *backend.parameters(), *backend.buffers()) as memory:
         output = backend(x.requires_grad_(), mask)
         _gradients(output, [x, *backend.parameters()])

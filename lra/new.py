@@ -8,6 +8,7 @@ This writes two files into the current folder: `my_file.py`, with a backend that
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from lra.config import is_path
@@ -63,7 +64,8 @@ def write(path: str, folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        ValueError: The path is invalid, or a file already exists.
+        ValueError: The path is invalid, a file already exists, or Python already has a module of
+            that name.
     """
     module, _, name = path.partition(":")
     if not is_path(path) or "." in module:
@@ -72,6 +74,9 @@ def write(path: str, folder: Path) -> list[Path]:
     for file in texts:
         if file.exists():
             raise ValueError(f"{file} already exists; nothing was written")
+    known = find_spec(module)
+    if module in sys.stdlib_module_names or (known is not None and known.origin is not None):
+        raise ValueError(f"{path}: {module} is the name of an installed module; choose another")
     for file, text in texts.items():
         filled = text.replace("{name}", name).replace("{path}", path).replace("{module}", module)
         file.write_text(filled, encoding="utf-8")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from models.heads import AttentionShape
+from models.heads import AttentionShape, share
 from models.moving_average import MovingAverage
 from models.options import at_least
 
@@ -56,6 +56,11 @@ class EMA(nn.Module):
             shape.dim, states=states, truncation=truncation, bidirectional=bidirectional
         )
         self.inner = inner(shape)
+
+    def share_with(self, first: nn.Module) -> None:
+        """Let the inner attention share with that of the first layer."""
+        assert isinstance(first, EMA)
+        share(self.inner, first.inner)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Average `x` `(B, L, D)` and attend; `mask` `(B, L)` bool or None."""

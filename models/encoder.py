@@ -117,6 +117,9 @@ def pad_invariant(backend: nn.Module) -> bool:
         ValueError: The backend does not declare it.
     """
     claim = getattr(backend, "pad_invariant", None)
+    # A backend around another one may declare what that one does.
+    while claim is None and isinstance(inner := getattr(backend, "inner", None), nn.Module):
+        backend = inner
     if not isinstance(claim, bool):
         raise ValueError(
             f"{type(backend).__name__} must declare pad_invariant = True or False: whether more"

@@ -64,7 +64,7 @@ class LRU(nn.Module):
         self.as_released = as_released
         # The ends are left out, because their logarithms are infinite.
         area, turn = torch.empty(2, states).uniform_(1e-6, 1 - 1e-6).unbind(0)
-        squared = area * (r_max**2 - r_min**2) + r_min**2
+        squared = (area * (r_max**2 - r_min**2) + r_min**2).clamp(1e-12, 1 - 1e-6)
         nu = torch.log(-0.5 * squared.log())
         self.nu, self.theta = nn.Parameter(nu), nn.Parameter(torch.log(max_phase * turn))
         # Half the logarithm of 1 - |lambda|^2, which gives states about the size of inputs.

@@ -80,6 +80,9 @@ def nystrom_attention_reference(
     outputs = []
     for b in range(len(q)):
         real = torch.ones_like(q[b, 0, :, 0]).bool() if mask is None else mask[b]
+        if not real.any():
+            outputs.append(torch.zeros_like(v[b]))
+            continue
         means = torch.zeros(len(segments.within(length)), length).to(q)
         for row, some in enumerate(segments.within(length)):
             tokens = real[some.start : some.stop]

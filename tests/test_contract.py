@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ from lra.contract import (
     untouched_inputs,
 )
 from lra.memory import PeakMemory
+from models.ema import EMA
+from models.encoder import pad_invariant
 from models.heads import AttentionShape
 from models.linformer import Linformer
 from models.softmax import Softmax, softmax_attention
@@ -345,6 +348,24 @@ def test_a_backend_that_refuses_long_sequences_is_not_measured_on_them() -> None
         memory_growth(Subject(Short))
 
 
+def test_a_backend_that_fails_on_long_sequences_fails_the_check_of_its_memory() -> None:
+    class Short(Softmax):
+        memory_growth = 1
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            if x.shape[1] > 100:
+                raise ValueError("too long")
+            return super().forward(x, mask)
+
+    state, why = run(memory_growth, Subject(Short))
+    assert state == "FAIL" and why.startswith("ValueError: too long")
+
+
+def test_what_a_wrapped_backend_fails_to_declare_is_asked_of_it_by_name() -> None:
+    with pytest.raises(ValueError, match="Mute must declare pad_invariant"):
+        pad_invariant(Subject(partial(EMA, inner=Mute)).build())
+
+
 @pytest.mark.slow
 def test_with_a_stated_graph_break_the_check_is_skipped_and_the_pieces_compared() -> None:
     assert run(compiles, Subject(Excused))[1].startswith("it states why not: it asks for a break")
@@ -372,6 +393,9 @@ def test_permuting_heads_moves_all_that_belongs_to_a_head() -> None:
     for before, after in zip(first.projections.split(x), other.projections.split(x), strict=True):
         torch.testing.assert_close(after, before[:, [2, 0, 1]])
     assert torch.equal(other.to_keys, first.to_keys[[2, 0, 1]])
+    warm = nn.ParameterList([nn.Parameter(torch.arange(3.0).view(1, 3, 1))])
+    permute_heads(warm, torch.tensor([2, 0, 1]))
+    assert warm[0].flatten().tolist() == [2, 0, 1]
     heads = torch.randn(1, 3, 9, 2)
     torch.testing.assert_close(
         other.projections.merge(heads[:, [2, 0, 1]]), first.projections.merge(heads)
@@ -446,6 +470,16 @@ def test_an_error_while_the_backend_is_built_is_a_finding(
         (["wavspa", "inner=softmx"], "attention.inner.name=softmx: no such backend"),
         (["softmax", "inner=linear"], "attention.inner: softmax takes no inner backend"),
         (["mra", "input_shape=[32,32]"], "input_shape=(32, 32): must hold max_length=64 pixels"),
+        (
+            ["attention=ema", "attention@attention.inner=linformer"]
+            + ["attention.inner.options.rank=-5"],
+            "rank=-5: must be at least 1",
+        ),
+        (["attention=custom"], "attention.path: needs a value, module:Class, such as my_pkg"),
+        (["attention=ema", "attention@attention.inner=custom"], "attention.inner.path: needs a"),
+        (["task=custom"], "task.path: needs a value, module:Class, such as my_file:MyTask"),
+        (["task=listops"], "task=listops: must be a task of your own, such as my_file:MyTask"),
+        (["attention=softmax", "model.heads=5"], "model.heads: lra check does not read it"),
         (["softmax", "--max-length", "9"], "--max-length 9: must be at least 56"),
         (["softmax", "--head-dim", "0"], "--head-dim=0: must be at least 1"),
     ],

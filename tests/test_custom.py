@@ -217,6 +217,17 @@ def test_custom_backends_nest_inside_built_in_ones_and_around_them(
     assert isinstance(inner, ATTENTION["fourier"])
 
 
+def test_options_of_an_inner_backend_that_its_file_leaves_out_are_accepted_and_others_refused() -> (
+    None
+):
+    words = ["attention=ema", "attention@attention.inner=linformer"]
+    found = lra.compose.load(*words, "attention.inner.options.share_layers=true")
+    assert found.attention.inner.options["share_layers"] is True
+    wrong = lra.compose.load(*words, "attention.inner.options.share_layer=true")
+    with pytest.raises(ConfigError, match="inner.options.share_layer: no such option; the options"):
+        build_attention(wrong.attention)
+
+
 def test_different_paths_give_different_names_and_none_of_a_built_in_backend() -> None:
     paths = ["a.b:C", "a:C", "a.b.c:C", "b:C", "a.b:D"]
     names = {backend_name(path) for path in paths}

@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 
+from models.ema import EMA
 from models.encoder import Encoder
 from models.fourier_space import FourierSpace
 from models.heads import AttentionShape
@@ -97,7 +98,7 @@ def test_layers_that_share_have_one_projection_and_train_it_together() -> None:
     torch.testing.assert_close(other(*batch), shared(*batch))
 
 
-@pytest.mark.parametrize("around", [WavSpA, FourierSpace])
+@pytest.mark.parametrize("around", [WavSpA, FourierSpace, EMA])
 def test_layers_share_projections_inside_another_backend(around) -> None:
     def attention(shape, *, share_layers):
         inside = partial(Linformer, rank=4, share_layers=share_layers)

@@ -156,6 +156,15 @@ def test_lru_starts_uniform_in_area_on_its_ring():
     torch.testing.assert_close(layer.gamma.exp(), (1 - modulus.square()).sqrt())
 
 
+@pytest.mark.parametrize("ring", [(0.0, 0.0), (1.0, 1.0), (0.9999999, 1.0), (0.0, 1.0)])
+def test_lru_starts_with_finite_gradients_that_are_not_zero_even_at_the_ends_of_its_ring(ring):
+    layer = build("lru", states=8, r_min=ring[0], r_max=ring[1], dim=4)
+    layer(torch.randn(2, 9, 4)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.isfinite().all() and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
 def test_states_of_lru_are_about_as_large_as_its_inputs():
     layer = build("lru", states=64, r_max=0.95, dim=256)
     b = torch.view_as_complex(layer.b)

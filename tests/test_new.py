@@ -37,6 +37,13 @@ def test_an_invalid_path_is_refused(tmp_path: Path, path: str) -> None:
         new.write(path, tmp_path)
 
 
+@pytest.mark.parametrize("module", ["random", "torch", "lra", "pytest"])
+def test_the_name_of_an_installed_module_is_refused(tmp_path: Path, module: str) -> None:
+    with pytest.raises(ValueError, match=f"{module} is the name of an installed module"):
+        new.write(f"{module}:Mine", tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_command_line_words_are_completed() -> None:
     assert completion.candidates("lra tr") == ["train "]
     assert completion.candidates("lra train task=li") == ["listops"]
