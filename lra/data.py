@@ -44,11 +44,14 @@ def row(task: str, data: cache.Dataset) -> list[str]:
 
 
 def fetch(configs: Iterable[Config], data_dir: Path) -> None:
-    """Fetch the published files of the tasks whose files are missing."""
+    """Fetch the published files that tasks lack and, with their options, would read."""
     lacking = []
     for config in configs:
+        task = build_task(config)
+        if getattr(task, "source", None) == "generated" or not getattr(task, "has_published", True):
+            continue
         try:
-            if build_task(config).locate(data_dir).kind == "generated":
+            if task.locate(data_dir).kind == "generated":
                 lacking.append(config.task.name)
         except DataError:
             lacking.append(config.task.name)
@@ -79,21 +82,23 @@ def main() -> None:
     try:
         words = with_defaults(command(args.words), [TASKS])
         configs = [load(*each) for each in cells_of(words)]
-        folder = configs[0].raw_data_dir()
         if args.fetch:
-            if folder is None or any(config.scale == "mini" for config in configs):
+            folders = {config.raw_data_dir() for config in configs}
+            if None in folders or any(config.scale == "mini" for config in configs):
                 raise ConfigError(
                     "--fetch needs data_dir=FOLDER (or LRA_DATA_DIR), and scale=small or paper;"
                     " scale=mini generates its own data"
                 )
-            fetch(configs, folder)
+            for folder in sorted(filter(None, folders)):
+                fetch([each for each in configs if each.raw_data_dir() == folder], folder)
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     for config in configs:
         name = config.task.name
         try:
-            data = cache.load(name, build_task(config), Path(config.cache_dir), folder)
+            raw = config.raw_data_dir()
+            data = cache.load(name, build_task(config), Path(config.cache_dir), raw)
             rows.append(row(name, data))
         except (ConfigError, DataError) as error:
             logging.error("%s", error)

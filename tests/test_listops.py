@@ -266,6 +266,17 @@ def test_exactly_the_computed_number_of_short_expressions_can_be_drawn() -> None
         next(generate(411, grammar))
 
 
+def test_a_grammar_with_few_expressions_of_any_length_is_refused_for_more() -> None:
+    # 410 expressions have at most five symbols, whatever the longest length asked for.
+    flat = {"min_length": 0, "max_depth": 2, "max_arguments": 2}
+    assert len(list(generate(410, Grammar(max_length=2000, **flat)))) == 410
+    with pytest.raises(ValueError, match="there are 410 such expressions, not 411"):
+        next(generate(411, Grammar(max_length=2000, **flat)))
+    # Levels that no expression of such a length can have take no time.
+    options = {"num_train": 9, "num_validation": 9, "num_test": 9}
+    ListOps(**options, min_length=5, max_length=60, max_depth=10**9)
+
+
 def kill_generating_processes(grammar: Grammar, seed: int, index: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

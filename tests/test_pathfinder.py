@@ -116,6 +116,22 @@ def test_images_are_found_by_size_and_difficulty(
     assert Pathfinder(num_images=20).locate(tmp_path).kind == "generated"
 
 
+def test_other_levels_alone_are_no_reason_to_generate_images_unasked(tmp_path: Path) -> None:
+    folder = write(tmp_path, level="curv_baseline")
+    for place in (tmp_path, folder.parent):
+        with pytest.raises(DataError, match="pathfinder32 lacks curv_contour_length_14; task.opt"):
+            Pathfinder(num_images=30).locate(place)
+    assert Pathfinder(num_images=30, source="generated").locate(tmp_path).kind == "generated"
+
+
+def test_a_link_to_the_folder_of_a_size_is_found_by_its_own_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store")
+    folder.parent.rename(tmp_path / "store" / "renamed")
+    link = tmp_path / "pathfinder32"
+    link.symlink_to(tmp_path / "store" / "renamed")
+    assert Pathfinder(num_images=30).locate(link).kind == "published"
+
+
 def test_of_two_path_x_folders_the_inner_one_is_read(tmp_path: Path) -> None:
     for place in ("lra_release", "lra_release/lra_release"):
         inner = write(tmp_path, place, 128)

@@ -234,15 +234,27 @@ def test_only_tasks_that_lack_published_files_are_fetched(
 ) -> None:
     fetched: list[object] = []
     monkeypatch.setattr(archive, "fetch", lambda *words: fetched.append(words))
-    kinds = {"a": "generated", "b": "published", "c": "other"}
+    kinds = {"a": "generated", "b": "published", "c": "other"} | dict.fromkeys("de", "generated")
+    # With their options, these tasks would not read published files.
+    never = {"d": {"has_published": False}, "e": {"source": "generated"}}
     configs = [SimpleNamespace(task=SimpleNamespace(name=name)) for name in kinds]
     monkeypatch.setattr(
         lra.data,
         "build_task",
-        lambda config: SimpleNamespace(locate=lambda folder: Source(kinds[config.task.name], "")),
+        lambda config: SimpleNamespace(
+            locate=lambda folder: Source(kinds[config.task.name], ""),
+            **never.get(config.task.name, {}),
+        ),
     )
     lra.data.fetch(configs, tmp_path)
     assert fetched == [(["a"], tmp_path)]
+
+
+def test_a_task_without_published_data_at_a_scale_fetches_nothing() -> None:
+    for scale, expected in (("small", False), ("paper", True)):
+        for name in ("listops", "pathfinder"):
+            task = build_task(load(f"task={name}", f"scale={scale}"))
+            assert task.has_published is expected
 
 
 def test_fetching_needs_the_published_scale_and_a_data_dir(

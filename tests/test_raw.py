@@ -141,6 +141,26 @@ def test_the_error_for_a_misplaced_folder_suggests_a_data_dir_that_works(
     assert task_of(name).locate(Path(advised)).files
 
 
+@pytest.mark.parametrize("kind", ["a broken link", "a folder"])
+def test_what_lies_in_the_right_place_but_is_no_file_is_not_called_misplaced(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = lay_out("listops", tmp_path)
+    for file in [*folder.iterdir()]:
+        file.unlink()
+        file.mkdir() if kind == "a folder" else file.symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"is {kind}, and cannot be read"):
+        task_of("listops").locate(folder)
+
+
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_the_folder_of_a_task_may_be_the_current_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lay_out(name, tmp_path))
+    assert task_of(name).locate(Path(".")).files
+
+
 @pytest.mark.parametrize(
     ("name", "missing", "words"),
     [

@@ -20,6 +20,19 @@ SIZE = 46
 FINGERPRINT = "b7f54a8bcee0cd4f68ac5ca082cb63f8615d26ce9b220005146f79e99dd5dabc"
 
 
+def test_equal_reviews_stay_on_one_side_even_where_the_share_would_divide_them() -> None:
+    for percent in range(1, 51):
+        texts = [b"%d" % (each // 2) for each in range(100)]
+        chosen = Text(validation_percent=percent)._held_out(texts)
+        # Pairs fill an even number of places; the last odd one has no review of its own.
+        assert len(chosen) == percent - percent % 2
+        assert {texts[each] for each in chosen}.isdisjoint(
+            text for each, text in enumerate(texts) if each not in chosen
+        )
+        single = [*texts, b"single"]
+        assert len(Text(validation_percent=percent)._held_out(single)) in (percent, percent - 1)
+
+
 @pytest.fixture
 def reviews(monkeypatch: pytest.MonkeyPatch) -> Reviews:
     """Return 46 reviews per part, positive ones first, two of them equal, of all kinds of bytes."""

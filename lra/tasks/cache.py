@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import operator
 import os
 import shutil
 import threading
@@ -71,6 +72,8 @@ class SplitWriter:
         self._lengths: list[int] = []
         self._labels: list[int] = []
         self.num_skipped = 0
+        # Sequences of each example.
+        self._number = 0
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -91,11 +94,29 @@ class SplitWriter:
             np.save(self._folder / f"{self._name}.labels.npy", np.array(self._labels, np.int64))
 
     def add(self, label: int, *sequences: bytes | NDArray[np.uint8]) -> None:
-        """Append an example with its label and its sequences of symbols."""
+        """Append an example with its label and its sequences of symbols.
+
+        Raises:
+            DataError: A sequence is neither bytes nor uint8 `(N,)`, the label is no whole number,
+                or the number of sequences is not that of the first example.
+        """
+        where = f"{self._name}, example {len(self)}"
         for sequence in sequences:
+            if not isinstance(sequence, bytes) and (
+                sequence.dtype != np.uint8 or sequence.ndim != 1
+            ):
+                found = f"{sequence.dtype} of shape {sequence.shape}"
+                raise DataError(f"{where}: a sequence is {found}, must be bytes or uint8 (N,)")
             self._tokens.write(bytes(sequence))
             self._lengths.append(len(sequence))
-        self._labels.append(label)
+        try:
+            self._labels.append(operator.index(label))
+        except TypeError as error:
+            raise DataError(f"{where}: label {label!r}, must be a whole number") from error
+        self._number = self._number or len(sequences)
+        if not sequences or len(sequences) != self._number:
+            wanted = f"{self._number} as in the first" if self._number else "at least 1"
+            raise DataError(f"{where}: {len(sequences)} sequences, must be {wanted}")
 
     def skip(self, reason: str) -> None:
         """Count a row that is left out, and log the first few."""

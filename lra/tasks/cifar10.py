@@ -101,7 +101,8 @@ def _forms(folder: Path) -> dict[str, tuple[Path, ...]]:
             parquet = files + lacking
             break
     places = {
-        form: folder if folder.name == name else folder / name for form, name in FOLDERS.items()
+        form: folder if folder.absolute().name == name else folder / name
+        for form, name in FOLDERS.items()
     }
     return {
         "parquet": parquet,

@@ -117,12 +117,16 @@ class ListOps:
             "test": self.num_test,
         }
 
+    @property
+    def has_published(self) -> bool:
+        """Whether there are published expressions with these options."""
+        return self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published files under `data_dir`; without them, the data are generated."""
-        published = self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
         place = ""
         raw.check_data_dir(data_dir)
-        if self.source != "generated" and published:
+        if self.source != "generated" and self.has_published:
             names = tuple(FILES.values())
             files = raw.find("ListOps", data_dir, FOLDERS, names) if data_dir else ()
             if files:
@@ -132,7 +136,7 @@ class ListOps:
                 place = f"because no {FILES['train']} is in {', '.join(FOLDERS)} below {data_dir}"
         if self.source == "published":
             reason = place.removeprefix("because ")
-            if not published:
+            if not self.has_published:
                 reason = "the published data exist only with the default options"
             raise DataError(
                 "task.options.source=published: "

@@ -40,7 +40,7 @@ CHUNK = 500
 MAX_LENGTH = 100_000
 # At least one draw in this many must have a requested length.
 RAREST = 1_000_000
-# From this length on, there are more expressions than anyone requests.
+# From this length on, there are more expressions than anyone requests, if the grammar allows it.
 MANY = 40
 
 
@@ -117,7 +117,7 @@ def check_feasible(grammar: Grammar, num_examples: int) -> None:
         seldom = "fewer than one in a million" if share > 1e-12 else "none"
         raise ValueError(f"{lengths}: of the expressions drawn, {seldom} have such a length")
     number = _numbers(grammar)
-    if high <= MANY and number < num_examples:
+    if min(high, _longest(grammar) + 1) <= MANY and number < num_examples:
         raise ValueError(f"{lengths}: there are {number:,} such expressions, not {num_examples:,}")
 
 
@@ -129,7 +129,7 @@ def _shares(grammar: Grammar) -> NDArray[np.float64]:
     digit[1:2] = 1
     # From the deepest level up; lengths beyond the limit are cut off before they could wrap around.
     node = digit
-    for _ in range(grammar.max_depth - 1):
+    for _ in range(min(grammar.max_depth, limit) - 1):
         transformed = np.fft.rfft(node, size)
         power, total = node, np.zeros(limit)
         for _ in range(most - 1):
@@ -143,6 +143,16 @@ def _shares(grammar: Grammar) -> NDArray[np.float64]:
         node = level
     # Rounding leaves impossible lengths with less than this.
     return np.where(node > 1e-14, node, 0.0)
+
+
+def _longest(grammar: Grammar) -> int:
+    """Return the length of the longest expression that the depth allows, or at least `MANY`."""
+    longest = 1
+    for _ in range(grammar.max_depth - 1):
+        longest = 2 + grammar.max_arguments * longest
+        if longest >= MANY:
+            break
+    return longest
 
 
 def _numbers(grammar: Grammar) -> int:

@@ -114,6 +114,11 @@ def check_strays(what: str, data_dir: Path, folders: Sequence[str], names: Itera
         DataError: There are such files; the message says what to set `data_dir` to.
     """
     for place in _strays(data_dir, frozenset(names)):
+        if place.parent in (data_dir / folder for folder in folders):
+            state = (
+                "a folder" if place.is_dir() else "a file" if place.exists() else "a broken link"
+            )
+            raise DataError(f"{what}: {place} is {state}, and cannot be read as that task's data")
         searched = ", ".join("itself" if folder == "." else folder for folder in folders)
         raise DataError(
             f"{what}: {place} is not in a folder that is searched; data_dir={data_dir} is"

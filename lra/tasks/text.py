@@ -13,6 +13,7 @@ stay on one side.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -107,7 +108,13 @@ class Text:
     def _held_out(self, texts: list[bytes]) -> set[int]:
         salt = f"text/{self.data_seed}/".encode()
         order = sorted(range(len(texts)), key=lambda i: hashlib.sha256(salt + texts[i]).digest())
-        return set(order[: round(len(texts) * self.validation_percent / 100)])
+        room = round(len(texts) * self.validation_percent / 100)
+        chosen: set[int] = set()
+        # Equal reviews are neighbours; those that do not all fit are left to train.
+        for _, equal in groupby(order, key=lambda i: texts[i]):
+            if len(chosen) + len(these := list(equal)) <= room:
+                chosen.update(these)
+        return chosen
 
     def _read(self, source: Source, part: str, split: Writer) -> list[tuple[int, bytes]]:
         """Return the `(label, review)` pairs of a part in canonical order."""
@@ -155,7 +162,7 @@ def _parquet(folder: Path) -> Source | None:
 
 
 def _texts(folder: Path) -> Source | None:
-    top = folder if folder.name == "aclImdb" else folder / "aclImdb"
+    top = folder if folder.absolute().name == "aclImdb" else folder / "aclImdb"
     if not top.is_dir():
         return None
     classes = tuple(top / part / name for part in SIZES for name in CLASSES)

@@ -92,6 +92,11 @@ class Pathfinder:
         names = _divide(range(self.num_images))
         return {name: names.count(name) for name in SPLITS}
 
+    @property
+    def has_published(self) -> bool:
+        """Whether there are published images with these options."""
+        return self.num_images == NUM_IMAGES and self.contour_length in FOLDERS and self.distractors
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published images under `data_dir`; without them, images are generated.
 
@@ -100,10 +105,7 @@ class Pathfinder:
                 an unexpected place; or the source demanded by `source` does not exist.
         """
         place = ""
-        published = (
-            self.num_images == NUM_IMAGES and self.contour_length in FOLDERS and self.distractors
-        )
-        if self.source != "generated" and published:
+        if self.source != "generated" and self.has_published:
             raw.check_data_dir(data_dir)
             if data_dir is not None:
                 if (source := self._published(data_dir)) is not None:
@@ -117,7 +119,7 @@ class Pathfinder:
                 f"published images exist only with num_images={NUM_IMAGES}, distractors=true and a"
                 f" contour_length of {lengths}"
             )
-            if published:
+            if self.has_published:
                 reason = place.removeprefix("because ") or "data_dir (or LRA_DATA_DIR) is not set"
             raise DataError(f"task.options.source=published: {reason}")
         return Source("generated", f"generated with seed {self.data_seed}", place=place)
@@ -126,9 +128,10 @@ class Pathfinder:
         top, level = f"pathfinder{self.size}", FOLDERS[self.contour_length]
         folders = [data_dir / place / top / level for place in PLACES]
         # `data_dir` may itself be the folder of one size or of one level.
-        here = data_dir.resolve()
-        folders += [data_dir / level] * (here.name == top)
-        folders += [data_dir] * (here.name == level and here.parent.name == top)
+        heres = {data_dir.absolute(), data_dir.resolve()}
+        is_top = any(here.name == top for here in heres)
+        folders += [data_dir / level] * is_top
+        folders += [data_dir] * any(here.parts[-2:] == (top, level) for here in heres)
         for folder in folders:
             if not folder.is_dir():
                 continue
@@ -140,8 +143,12 @@ class Pathfinder:
             branches = (folder / "imgs", folder / "metadata")
             found = raw.tree_signature(folder, branches)
             return Source("published", "published images", tuple(files), found, f"in {folder}")
-        if all(not (data_dir / place / top).is_dir() for place in PLACES):
-            raw.check_strays("Pathfinder", data_dir, PLACES, [top])
+        tops = [each for place in PLACES if (each := data_dir / place / top).is_dir()]
+        if tops := tops or [data_dir] * is_top:
+            raise DataError(
+                f"Pathfinder: {tops[0]} lacks {level}; task.options.source=generated generates it"
+            )
+        raw.check_strays("Pathfinder", data_dir, PLACES, [top])
         return None
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> Source | None:

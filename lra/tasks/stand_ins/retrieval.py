@@ -33,7 +33,7 @@ def _side(draws: Draws, length: int, topic: int) -> list[str]:
 
 
 def document(draws: Draws, topic: int) -> bytes:
-    """Write a document of at most 128 bytes that turns to a topic after byte 50."""
+    """Write a document of at most 128 bytes that turns to a topic at about byte 50."""
     before = _side(draws, draws.between(56, 57), draws.between(0, len(TOPICS) - 1))
     after = _side(draws, draws.between(32, 36), topic)
     return " ".join([*before, TURN, *after]).encode()
