@@ -48,7 +48,13 @@ def settings_restored() -> Iterator[None]:
             # Any device that is set, even the CPU, sends every call to torch through a hook.
             torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        mode = torch.are_deterministic_algorithms_enabled()
+        if (mode, torch.is_deterministic_algorithms_warn_only_enabled()) != (
+            deterministic,
+            warn_only,
+        ):
+            # This imports torch's compiler, which fails if a signal has interrupted its import.
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_float32_matmul_precision(precision)
         torch.set_grad_enabled(gradients)
         torch.autograd.set_detect_anomaly(anomalies)

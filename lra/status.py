@@ -33,6 +33,9 @@ DEFAULTS = (
 )
 # Defaults of a single cell, the same as for `lra train`.
 CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "seed": "0"}
+# Words that change neither a cell's variant nor anything else in the name of its folder.
+_SILENT = {"data_dir", "cache_dir", "device", "threads", "force"}
+_NAMES = {*CELL, "task", "attention", "attention.path", "runs_dir"} | _SILENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +128,12 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     for cell in expand(ready, groups(words)):
         chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
         plain = {key: value_of(text) for key, text in chosen.items()}
-        asked = {key: value for key, value in plain.items() if "." in key and key[0] not in "+~"}
-        departs = "variant" not in plain and (asked or {"debug", "pretrain"} & plain.keys())
+        asked = {
+            key.lstrip("+"): value
+            for key, value in plain.items()
+            if key[0] != "~" and ("." in key or key == "validation")
+        }
+        departs = "variant" not in plain and not plain.keys() <= _NAMES
         if departs or any(mark in text for text in chosen.values() for mark in "$:"):
             # The name depends on other values, so the cell is composed, which takes a while.
             yield place(*cell)[1], asked

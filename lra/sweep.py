@@ -7,6 +7,7 @@ cells on other machines, which do not see that file, the records are read.
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,15 @@ from lra.markdown import markdown
 from lra.record import RECORD, Record, RecordError, read_record
 from lra.report.grid import build_grid
 from lra.report.tables import accuracy_table
-from lra.words import merged, shown
+from lra.words import key_of, merged, shown
 
 log = logging.getLogger(__name__)
 
 # Holds the number of cells and the file that takes their outcomes, such as `4:/tmp/x/cells`.
 VARIABLE = "LRA_SWEEP"
 MAX_COMMANDS = 4
+# Words about where cells run and lie, which are not among those of a single cell.
+_AROUND = re.compile(r"hydra[./](?!sweeper)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +171,9 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
     lines = ["", f"{cells}: {', '.join(parts) or 'none ended'}."]
     lines += [f"failed: {', '.join(names)}: {cause}" for cause, names in causes.items()]
     again = [outcome.words for outcome in outcomes if outcome.state in ("failed", "unfinished")]
+    around = [word for word in given if _AROUND.match(key_of(word))]
     if again:
-        commands = merged(again)
+        commands = [[*each, *(w for w in around if w not in each)] for each in merged(again)]
         # Many commands would hide the rest of the page; finished cells are skipped anyway.
         chosen = commands if len(commands) <= MAX_COMMANDS else [list(given)]
         lines += [f"run just these again: {shlex.join(['lra', 'train', *each])}" for each in chosen]

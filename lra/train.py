@@ -203,7 +203,9 @@ def main() -> None:
             sys.argv[1:] = [*flags, *words]
             train()
             return
+        # Hydra uses a launcher in a sweep alone.
         in_sweep = bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
+        in_sweep |= launch.launcher(words) != "basic"
         is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
         cells = None if is_search else list(expand(words, there))
         launch.prepare(name := launch.launcher(words))

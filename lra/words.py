@@ -29,7 +29,7 @@ SEARCH_PATH = "hydra.searchpath"
 _TEMPLATES = {"attention": "custom", "task": "custom"}
 _KEY = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=+~][^=]*)(=(?P<value>.*))?", re.DOTALL)
 _FUNCTION = re.compile(r"(choice|range|glob|shuffle|sort|interval|tag)\(.*\)\s*", re.DOTALL)
-_PLAIN = re.compile(r"[\w./~+-]*")
+_PLAIN = re.compile(r"[\w./+-]*")
 
 # What other packages call a key of ours, or a key for which `_ADVICE` says what to do instead.
 _FOREIGN = {
@@ -202,7 +202,9 @@ def _literal(word: str, groups: Groups) -> str:
             return word if not read(word, groups).is_sweep_override() else start + quoted(value)
         except ConfigError:
             return start + quoted(value)
-    return word if _PLAIN.fullmatch(value) else start + quoted(value)
+    # A shell expands a tilde only at the beginning of a word, if at all.
+    value = os.path.expanduser(value)
+    return start + (value if _PLAIN.fullmatch(value) else quoted(value))
 
 
 def complete(words: Iterable[str], groups: Groups) -> list[str]:
@@ -360,6 +362,11 @@ def check_keys(words: Iterable[str], keys: Sequence[str], groups: Groups) -> Non
     for word in words:
         override = read(word, groups)
         key = override.key_or_group
+        if override.is_delete() and ".options." in key:
+            raise ConfigError(
+                f"{shown(word)}: options are not removed, but set: {key}=VALUE, or {key}=null if it"
+                " takes none"
+            )
         if key.startswith(("hydra.", "hydra/", *inside)):
             # Groups of Hydra also have options from plugins.
             continue

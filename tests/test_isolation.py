@@ -24,6 +24,7 @@ from lra.isolation import settings_restored
 from lra.lock import DEAD_AFTER, Note, held, read_note
 from lra.record import NOTE, RECORD, read_record
 from lra.runner import CellFailedError, run_cell
+from lra.signals import StoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["train.steps=6", "train.warmup_steps=2", "train.validate_every=3"]
@@ -153,6 +154,18 @@ def test_every_setting_is_restored(tmp_path: Path) -> None:
         random.random(), np.random.rand(), torch.manual_seed(5)
         assert all(now != then for now, then in zip(settings(), before, strict=True))
     assert settings() == before
+
+
+def test_a_signal_stays_one_where_torch_could_not_set_what_it_was_not_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise AttributeError("module 'sympy' has no attribute 'core'")
+
+    # What happens after an interrupted import of torch's compiler.
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", interrupted)
+    with pytest.raises(StoppedError), settings_restored():
+        raise StoppedError("stopped")
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process_alive(

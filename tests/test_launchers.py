@@ -93,6 +93,14 @@ def test_a_machine_without_slurm_is_reported(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_a_single_cell_goes_to_the_launcher_too(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    code, output = finish(start(tmp_path, *QUICK, "hydra/launcher=slurm"))
+    assert code == 2 and "there is no sbatch on this machine" in output
+    code, output = finish(start(tmp_path, *QUICK, *LAUNCHERS["submitit_local"]))
+    assert code == 0 and "1 cell: 1 done" in output
+
+
 @pytest.mark.parametrize(("name", "extra"), [("joblib", "sweep"), ("slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, name: str, extra: str

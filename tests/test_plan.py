@@ -260,14 +260,17 @@ def test_equal_cells_are_measured_once_and_done_ones_not_at_all(
     assert len(measured) == 2
     sweep.plan([*words, "model.layers=1", "variant=small"])
     assert measured[2:] == [("fourier", 0, 1), ("linear", 0, 1)]
+    # Micro-batches change time and memory, though not the cell.
+    sweep.plan([*words, "model.layers=1", "train.micro_batch=3"])
+    assert len(measured) == 6
     # Changed code may take a different time.
     monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", True))
     sweep.plan(words)
-    assert len(measured) == 6
+    assert len(measured) == 8
     (tmp_path / "runs" / sweep.NAME).write_text("[]")
     monkeypatch.setattr(sweep, "code_version", lambda: ("c0ffee", False))
     sweep.plan(words)
-    assert len(measured) == 8
+    assert len(measured) == 10
 
 
 def test_cells_that_share_a_folder_conflict_unless_a_variant_distinguishes_them(
@@ -316,13 +319,20 @@ def own_backend(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: 
     return f"attention.path={name}:Own"
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "detail"),
+    [
+        ("crashes", "RuntimeError('no such kernel')", "no such kernel"),
+        ("lacks", "KeyError('window')", "KeyError: 'window'"),
+    ],
+)
 def test_a_backend_that_crashes_is_reported_and_does_not_stop_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str, detail: str
 ) -> None:
-    path = own_backend(tmp_path, monkeypatch, "crashes", "raise RuntimeError('no such kernel')")
+    path = own_backend(tmp_path, monkeypatch, name, f"raise {error}")
     (cell,) = sweep.plan(tiny(tmp_path, path, attention="custom"), budget=0.1)
-    assert cell.state == "cannot run" and cell.detail == "no such kernel"
-    assert "crashes.Own seed 0 cannot run: no such kernel" in page.page([cell], 0)
+    assert cell.state == "cannot run" and cell.detail == detail
+    assert f"{name}.Own seed 0 cannot run: {detail}" in page.page([cell], 0)
 
 
 def test_measurements_of_a_users_file_are_discarded_when_it_changes(

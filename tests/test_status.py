@@ -42,6 +42,12 @@ def test_a_grid_has_the_folders_that_a_sweep_gives_its_cells(tmp_path: Path) -> 
     ):
         cell = [*words, f"attention={attention}", f"seed={seed}", "variant=short"]
         assert folder == lra.compose.place(*cell)[1]
+    for word, asked in (
+        ("validation=test", {"validation": "test"}),
+        ("++train.steps=7", {"train.steps": 7}),
+    ):
+        cell = [*GRID, f"runs_dir={tmp_path}", word, "attention=softmax", "seed=0"]
+        assert list(grid(cell)) == [(lra.compose.place(*cell)[1], asked)]
     # A name that follows from other values is composed.
     ((folder, _),) = grid([*words, "attention=softmax", "seed=3", "variant=s${train.steps}"])
     assert folder.parts[-2:] == ("s300", "seed3")

@@ -236,6 +236,12 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "lra.train", *flags, *values]
 
 
+def heed_signals() -> None:
+    """Undo that nohup, or a shell that runs the tests in the background, has signals ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -245,6 +251,7 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_signals,
     )
 
 

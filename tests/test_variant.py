@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from lra.config import ConfigError
 from lra.record import RECORD, read_record, write_record
 from lra.report.deviations import concerns
 from lra.report.pages import write_report
+from lra.sweep import Outcome, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,6 +131,14 @@ def test_only_deviations_of_the_tasks_and_backends_that_ran_are_listed() -> None
         record = type(OK)(**asdict(OK) | {"task": task, "attention": attention})
         lines = [each for each in (general, image, performer) if concerns(each, record)]
         assert lines == expected
+
+
+def test_the_command_that_repeats_cells_has_the_words_on_where_they_run_and_lie() -> None:
+    outcome = Outcome(words=["task=text", "seed=1"], name="a", folder="f", state="failed")
+    around = ["hydra/launcher=joblib", "hydra.sweep.dir=/there", "hydra.searchpath=[file:///own]"]
+    given = ["task=text", "seed=0,1", *around, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=2"]
+    [line] = [each for each in summary([outcome], given).splitlines() if "again" in each]
+    assert shlex.split(line.partition(": ")[2])[2:] == ["task=text", "seed=1", *around]
 
 
 @pytest.mark.slow

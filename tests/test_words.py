@@ -47,6 +47,20 @@ def test_a_folder_is_taken_literally(folder: str) -> None:
     assert command(once) == once and len(cells(f"data_dir={folder}")) == 1
 
 
+@pytest.mark.parametrize("key", ["data_dir", "cache_dir", "runs_dir"])
+def test_a_tilde_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home of/me")
+    config, run = place(f"{key}=~/x")
+    assert getattr(config, key) == "/home of/me/x"
+    assert key != "runs_dir" or str(run).startswith("/home of/me/x/")
+
+
+def test_an_option_is_not_removed_since_its_default_may_not_be_the_recipes() -> None:
+    for word in ("~attention.options.window", "~task.options.min_length"):
+        with pytest.raises(ConfigError, match="options are not removed, but set"):
+            load("attention=longformer", word)
+
+
 def test_a_folder_may_be_derived_from_other_values() -> None:
     assert load("runs_dir=/a b/${scale}", "scale=mini").runs_dir == "/a b/mini"
 

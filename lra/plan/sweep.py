@@ -84,15 +84,18 @@ def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET
     # Neither the seed nor a variant's name changes the time.
     same = {key: value for key, value in cell.values.items() if key not in ("seed", "variant")}
     here = [machine(device), torch.__version__, code_version()[0], budget]
-    here.append(custom.sources(cell.config.attention))
+    # The identity of a cell leaves the micro-batches out.
+    here += [custom.sources(cell.config.attention), cell.config.train.micro_batch]
     key = config_hash({"cell": same, "here": here, "data": built.fingerprint if built else ""})
     if (found := known.get(key)) is None:
         torch.set_num_threads(cell.values["threads"])
         task, splits = build_task(cell.config), built.splits if built else None
         try:
             found = cost.measure(cell.config, task, splits, device, budget)
-        except (ConfigError, RuntimeError) as error:  # torch's errors, out of memory among them
+        except Exception as error:  # whatever a user's backend raises concerns its cell alone
             reason = str(error).strip() or type(error).__name__
+            if not isinstance(error, (ValueError, RuntimeError)):
+                reason = f"{type(error).__name__}: {reason}"
             state: State = "no model" if isinstance(error, ConfigError) else "cannot run"
             return replace(cell, state=state, detail=reason.splitlines()[0])
         known.put(key, found)
