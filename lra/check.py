@@ -186,9 +186,9 @@ def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
             )
         if given:
             raise ConfigError(
-                f"{', '.join(given)}: lra check does not read it; it builds a {group} from"
-                f" {group}=... and {group}.options.KEY=... alone, and raw data are in the folder"
-                f" that {DATA_DIR_VARIABLE} names"
+                f"lra check does not read {', '.join(given)}: it reads {group}=..., its options"
+                + (" and its inner backend" if group == "attention" else "")
+                + f"; raw data are looked for in {DATA_DIR_VARIABLE}"
             )
         found.append((name, options))
     return found
@@ -214,7 +214,7 @@ def _taken(given: dict[str, str], place: str) -> tuple[str, dict[str, Any]]:
     start, inside = f"{place}.options.", f"{place}.inner"
     mine = [key for key in given if key.startswith(start)]
     options = _options([f"{key.removeprefix(start)}={given.pop(key)}" for key in mine])
-    if f"attention@{inside}" in given:
+    if any(key == f"attention@{inside}" or key.startswith(f"{inside}.") for key in given):
         options["inner"] = _taken(given, inside)
     return str(value_of(path)) if path else name, options
 

@@ -28,6 +28,7 @@ from lra.report.notes import changed
 from lra.report.selection import Selection, selections, with_departures
 from lra.report.significance import (
     NORMAL,
+    all_equal,
     difference_interval,
     mcnemar,
     p_in_words,
@@ -188,12 +189,13 @@ def page(
             "For a single seed, the interval reflects only the size of the test set, not the"
             " variation between seeds."
         )
-    if any(len(each.first) > 1 and each.interval[0] == each.interval[1] != 0 for each in found):
+    flat = [each for each in found if len(each.first) > 1 and all_equal(each.differences)]
+    if any(each.mean for each in flat):
         lines.append(
-            "Where all seeds differ by the same amount, the interval has no width, and the signs of"
+            "If all seeds differ by the same amount, the interval has no width, and the signs of"
             " the differences decide."
         )
-    if any(len(each.first) == 2 for each in found):
+    if any(len(each.first) == 2 and each not in flat for each in found):
         lines.append(
             "Two seeds leave one degree of freedom, so the interval is wide; three say more."
         )

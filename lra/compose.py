@@ -119,6 +119,9 @@ def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
         composed.variant = composed.variant
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_in_a_line(error)) from error
+    except AssertionError as error:
+        # OmegaConf's own, for a key inside an inner backend that is not there.
+        raise ConfigError("attention.inner: there is no inner backend with options") from error
     with open_dict(composed):
         del composed["hydra"]
     return composed, folder

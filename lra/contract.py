@@ -200,18 +200,19 @@ def head_permutation(subject: Subject) -> None:
     x, mask = subject.inputs()
     expected = backend(x.double(), mask)[mask]
     order = torch.randperm(MANY_HEADS, generator=torch.Generator().manual_seed(3))
-    permute_heads(backend, order)
+    permute_heads(backend, subject.build(heads=MANY_HEADS + 1), order)
     _near(backend(x.double(), mask)[mask], expected, 1e-9, "outputs")
 
 
-def permute_heads(backend: nn.Module, order: Tensor) -> None:
+def permute_heads(backend: nn.Module, other: nn.Module, order: Tensor) -> None:
     """Permute the heads of a backend in place.
 
     In every `HeadProjections` inside, the rows and columns of each head are moved; in other
-    parameters and buffers, every axis whose size is the number of heads is permuted.
+    parameters and buffers, every axis whose size is the number of heads of both backends.
 
     Args:
         backend: A backend with `len(order)` heads.
+        other: The same backend with another number of heads.
         order: The new order of the heads `(H,)`.
     """
     heads, projected = len(order), set()
@@ -224,11 +225,13 @@ def permute_heads(backend: nn.Module, order: Tensor) -> None:
                     tensor.copy_(tensor[place[:, order].flatten()])
                 module.out.weight.copy_(module.out.weight[:, place[0, order].flatten()])
                 projected |= {id(tensor) for tensor in module.parameters()}
-        others: Iterator[Tensor] = chain(backend.parameters(), backend.buffers())
-        for other in others:
-            if id(other) not in projected:
-                for axis in (axis for axis, size in enumerate(other.shape) if size == heads):
-                    other.copy_(other.index_select(axis, order))
+        tensors = [[*each.parameters(), *each.buffers()] for each in (backend, other)]
+        for mine, theirs in zip(*tensors, strict=True):
+            if id(mine) in projected:
+                continue
+            sizes = zip(mine.shape, theirs.shape, strict=True)
+            for axis in [n for n, (size, another) in enumerate(sizes) if size == heads != another]:
+                mine.copy_(mine.index_select(axis, order))
 
 
 def determinism(subject: Subject) -> None:

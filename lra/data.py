@@ -48,7 +48,7 @@ def fetch(configs: Iterable[Config], data_dir: Path) -> None:
     lacking = []
     for config in configs:
         task = build_task(config)
-        if getattr(task, "source", None) == "generated" or not getattr(task, "has_published", True):
+        if getattr(task, "source", None) == "generated" or not getattr(task, "is_in_archive", True):
             continue
         try:
             if task.locate(data_dir).kind == "generated":

@@ -74,9 +74,9 @@ def write(path: str, folder: Path) -> list[Path]:
     for file in texts:
         if file.exists():
             raise ValueError(f"{file} already exists; nothing was written")
-    known = find_spec(module)
-    if module in sys.stdlib_module_names or (known is not None and known.origin is not None):
-        raise ValueError(f"{path}: {module} is the name of an installed module; choose another")
+    taken = module in sys.stdlib_module_names or module in sys.modules
+    if taken or ((known := find_spec(module)) is not None and known.origin is not None):
+        raise ValueError(f"{path}: {module} is the name of an existing module; choose another")
     for file, text in texts.items():
         filled = text.replace("{name}", name).replace("{path}", path).replace("{module}", module)
         file.write_text(filled, encoding="utf-8")

@@ -127,9 +127,9 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     ready = command(with_defaults(words, DEFAULTS))
     for cell in expand(ready, groups(words)):
         chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
-        plain = {key: value_of(text) for key, text in chosen.items()}
+        plain = {key.lstrip("+"): value_of(text) for key, text in chosen.items()}
         asked = {
-            key.lstrip("+"): value
+            key: value
             for key, value in plain.items()
             if key[0] != "~" and ("." in key or key == "validation")
         }

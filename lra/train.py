@@ -204,11 +204,11 @@ def main() -> None:
             train()
             return
         # Hydra uses a launcher in a sweep alone.
-        in_sweep = bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
-        in_sweep |= launch.launcher(words) != "basic"
+        in_sweep = (name := launch.launcher(words)) != "basic"
+        in_sweep |= bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
         is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
         cells = None if is_search else list(expand(words, there))
-        launch.prepare(name := launch.launcher(words))
+        launch.prepare(name)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -217,9 +217,10 @@ def main() -> None:
         single = [word for word in words if not is_sweep([word], there)]
         roots = _check_composes(cells or [single], there)
         if several:
-            raise ConfigError("torchrun trains one cell, but these words name several")
+            raise ConfigError("torchrun trains one cell, without a launcher")
         finished_messages = _finished_for_good(cells or [])
-        if not finished_messages and not any("hydra.run.dir" in word for word in words):
+        elsewhere = not in_sweep and any("hydra.run.dir" in word for word in words)
+        if not finished_messages and not elsewhere:
             _make(roots)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -196,14 +196,15 @@ def _literal(word: str, groups: Groups) -> str:
         except ConfigError:
             return start + quoted(value) if not _FUNCTION.fullmatch(value) else word
         return word
+    # A shell expands a tilde only at the beginning of a word, if at all.
+    value = os.path.expanduser(value)
+    word = start + value
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if is_quoted or "${" in value:
         try:
             return word if not read(word, groups).is_sweep_override() else start + quoted(value)
         except ConfigError:
             return start + quoted(value)
-    # A shell expands a tilde only at the beginning of a word, if at all.
-    value = os.path.expanduser(value)
     return start + (value if _PLAIN.fullmatch(value) else quoted(value))
 
 
@@ -364,8 +365,8 @@ def check_keys(words: Iterable[str], keys: Sequence[str], groups: Groups) -> Non
         key = override.key_or_group
         if override.is_delete() and ".options." in key:
             raise ConfigError(
-                f"{shown(word)}: options are not removed, but set: {key}=VALUE, or {key}=null if it"
-                " takes none"
+                f"{shown(word)}: options cannot be removed; set {key}=VALUE, or {key}=null for no"
+                " value"
             )
         if key.startswith(("hydra.", "hydra/", *inside)):
             # Groups of Hydra also have options from plugins.

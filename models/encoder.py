@@ -117,8 +117,12 @@ def pad_invariant(backend: nn.Module) -> bool:
         ValueError: The backend does not declare it.
     """
     claim = getattr(backend, "pad_invariant", None)
-    # A backend around another one may declare what that one does.
-    while claim is None and isinstance(inner := getattr(backend, "inner", None), nn.Module):
+    # A backend around another one may declare what that one does; then that one is named.
+    while (
+        claim is None
+        and isinstance(inner := getattr(backend, "inner", None), nn.Module)
+        and getattr(inner, "pad_invariant", None) is None
+    ):
         backend = inner
     if not isinstance(claim, bool):
         raise ValueError(

@@ -69,6 +69,8 @@ def test_the_same_options_are_built_once_and_different_ones_separately(tmp_path:
     [
         ((1, np.arange(3)), r"example 1: a sequence is int64 of shape \(3,\), must be bytes or"),
         ((1, np.zeros((2, 2), np.uint8)), r"uint8 of shape \(2, 2\), must be"),
+        ((1, [1, 2]), "example 1: a sequence is list, must be bytes or uint8"),
+        ((1, "ab"), "example 1: a sequence is str, must be"),
         ((0.9, b"ab"), "example 1: label 0.9, must be a whole number"),
         ((1,), "example 1: 0 sequences, must be 1 as in the first"),
         ((1, b"ab", b"c"), "example 1: 2 sequences, must be 1 as in the first"),
@@ -78,7 +80,7 @@ def test_an_example_that_is_not_what_it_should_be_is_named(
     tmp_path: Path, example: tuple[Any, ...], message: str
 ) -> None:
     with cache.SplitWriter(tmp_path, "train") as split:
-        split.add(np.int64(0), np.zeros(3, np.uint8))
+        split.add(np.bool_(True), np.zeros(3, np.uint8))
         with pytest.raises(DataError, match=message):
             split.add(*example)
 

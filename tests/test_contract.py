@@ -365,6 +365,14 @@ def test_what_a_wrapped_backend_fails_to_declare_is_asked_of_it_by_name() -> Non
     with pytest.raises(ValueError, match="Mute must declare pad_invariant"):
         pad_invariant(Subject(partial(EMA, inner=Mute)).build())
 
+    class Around(Mute):
+        def __init__(self, shape: AttentionShape) -> None:
+            super().__init__(shape)
+            self.inner = Softmax(shape)
+
+    with pytest.raises(ValueError, match="Around must declare pad_invariant"):
+        pad_invariant(Subject(Around).build())
+
 
 @pytest.mark.slow
 def test_with_a_stated_graph_break_the_check_is_skipped_and_the_pieces_compared() -> None:
@@ -388,14 +396,18 @@ def test_permuting_heads_moves_all_that_belongs_to_a_head() -> None:
     shape = AttentionShape(dim=6, heads=3, head_dim=2, max_length=9)
     first, other = Linformer(shape, rank=2), Linformer(shape, rank=2)
     other.load_state_dict(first.state_dict())
-    permute_heads(other, torch.tensor([2, 0, 1]))
+    more = Linformer(replace(shape, heads=4), rank=2)
+    permute_heads(other, more, torch.tensor([2, 0, 1]))
     x = torch.randn(1, 9, 6)
     for before, after in zip(first.projections.split(x), other.projections.split(x), strict=True):
         torch.testing.assert_close(after, before[:, [2, 0, 1]])
     assert torch.equal(other.to_keys, first.to_keys[[2, 0, 1]])
-    warm = nn.ParameterList([nn.Parameter(torch.arange(3.0).view(1, 3, 1))])
-    permute_heads(warm, torch.tensor([2, 0, 1]))
-    assert warm[0].flatten().tolist() == [2, 0, 1]
+    # Another axis of three is none of heads.
+    warm, others = (
+        nn.ParameterList([torch.arange(3.0 * heads).view(3, heads)]) for heads in (3, 4)
+    )
+    permute_heads(warm, others, torch.tensor([2, 0, 1]))
+    assert warm[0].tolist() == [[2, 0, 1], [5, 3, 4], [8, 6, 7]]
     heads = torch.randn(1, 3, 9, 2)
     torch.testing.assert_close(
         other.projections.merge(heads[:, [2, 0, 1]]), first.projections.merge(heads)
@@ -475,11 +487,16 @@ def test_an_error_while_the_backend_is_built_is_a_finding(
             + ["attention.inner.options.rank=-5"],
             "rank=-5: must be at least 1",
         ),
+        (["attention=ema", "attention.inner.options.rank=4"], "attention.inner.options.rank: no"),
+        (["attention=softmax", "attention.inner.options.rank=4"], "softmax takes no inner backend"),
         (["attention=custom"], "attention.path: needs a value, module:Class, such as my_pkg"),
         (["attention=ema", "attention@attention.inner=custom"], "attention.inner.path: needs a"),
         (["task=custom"], "task.path: needs a value, module:Class, such as my_file:MyTask"),
         (["task=listops"], "task=listops: must be a task of your own, such as my_file:MyTask"),
-        (["attention=softmax", "model.heads=5"], "model.heads: lra check does not read it"),
+        (
+            ["attention=softmax", "model.heads=5"],
+            "lra check does not read model.heads: it reads attention",
+        ),
         (["softmax", "--max-length", "9"], "--max-length 9: must be at least 56"),
         (["softmax", "--head-dim", "0"], "--head-dim=0: must be at least 1"),
     ],

@@ -223,6 +223,8 @@ def test_options_of_an_inner_backend_that_its_file_leaves_out_are_accepted_and_o
     words = ["attention=ema", "attention@attention.inner=linformer"]
     found = lra.compose.load(*words, "attention.inner.options.share_layers=true")
     assert found.attention.inner.options["share_layers"] is True
+    with pytest.raises(ConfigError, match=r"attention\.inner: there is no inner backend"):
+        lra.compose.load("attention=softmax", "attention.inner.options.rank=17")
     wrong = lra.compose.load(*words, "attention.inner.options.share_layer=true")
     with pytest.raises(ConfigError, match="inner.options.share_layer: no such option; the options"):
         build_attention(wrong.attention)

@@ -156,7 +156,7 @@ def test_every_setting_is_restored(tmp_path: Path) -> None:
     assert settings() == before
 
 
-def test_a_signal_stays_one_where_torch_could_not_set_what_it_was_not_asked_to(
+def test_a_signal_is_not_hidden_by_settings_that_need_no_restoring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:

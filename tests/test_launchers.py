@@ -140,6 +140,7 @@ def test_a_parallel_sweep_leaves_no_worker_behind(tmp_path: Path, number: signal
         time.sleep(0.2)
         logs = [file.read_text() for file in tmp_path.glob("runs/**/train.log")]
         training = sum("1000000 steps of" in text for text in logs)
+    assert training == 2
     time.sleep(3)
     workers = descendants(process)
     assert len(workers) >= 2

@@ -37,9 +37,9 @@ def test_an_invalid_path_is_refused(tmp_path: Path, path: str) -> None:
         new.write(path, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["random", "torch", "lra", "pytest"])
+@pytest.mark.parametrize("module", ["random", "torch", "lra", "pytest", "__main__"])
 def test_the_name_of_an_installed_module_is_refused(tmp_path: Path, module: str) -> None:
-    with pytest.raises(ValueError, match=f"{module} is the name of an installed module"):
+    with pytest.raises(ValueError, match=f"{module} is the name of an existing module"):
         new.write(f"{module}:Mine", tmp_path)
     assert not [*tmp_path.iterdir()]
 

@@ -118,7 +118,7 @@ def test_images_are_found_by_size_and_difficulty(
 
 def test_other_levels_alone_are_no_reason_to_generate_images_unasked(tmp_path: Path) -> None:
     folder = write(tmp_path, level="curv_baseline")
-    for place in (tmp_path, folder.parent):
+    for place in (tmp_path, folder.parent, folder):
         with pytest.raises(DataError, match="pathfinder32 lacks curv_contour_length_14; task.opt"):
             Pathfinder(num_images=30).locate(place)
     assert Pathfinder(num_images=30, source="generated").locate(tmp_path).kind == "generated"

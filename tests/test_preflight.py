@@ -236,7 +236,7 @@ def test_only_tasks_that_lack_published_files_are_fetched(
     monkeypatch.setattr(archive, "fetch", lambda *words: fetched.append(words))
     kinds = {"a": "generated", "b": "published", "c": "other"} | dict.fromkeys("de", "generated")
     # With their options, these tasks would not read published files.
-    never = {"d": {"has_published": False}, "e": {"source": "generated"}}
+    never = {"d": {"is_in_archive": False}, "e": {"source": "generated"}}
     configs = [SimpleNamespace(task=SimpleNamespace(name=name)) for name in kinds]
     monkeypatch.setattr(
         lra.data,
@@ -254,7 +254,9 @@ def test_a_task_without_published_data_at_a_scale_fetches_nothing() -> None:
     for scale, expected in (("small", False), ("paper", True)):
         for name in ("listops", "pathfinder"):
             task = build_task(load(f"task={name}", f"scale={scale}"))
-            assert task.has_published is expected
+            assert task.has_published is task.is_in_archive is expected
+    easy = build_task(load("task=pathfinder", "task.options.contour_length=6"))
+    assert easy.has_published and not easy.is_in_archive
 
 
 def test_fetching_needs_the_published_scale_and_a_data_dir(

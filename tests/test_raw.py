@@ -149,7 +149,7 @@ def test_what_lies_in_the_right_place_but_is_no_file_is_not_called_misplaced(
     for file in [*folder.iterdir()]:
         file.unlink()
         file.mkdir() if kind == "a folder" else file.symlink_to("nowhere")
-    with pytest.raises(DataError, match=f"is {kind}, and cannot be read"):
+    with pytest.raises(DataError, match=f"is {kind}, without the data"):
         task_of("listops").locate(folder)
 
 

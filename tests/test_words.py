@@ -53,11 +53,12 @@ def test_a_tilde_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -
     config, run = place(f"{key}=~/x")
     assert getattr(config, key) == "/home of/me/x"
     assert key != "runs_dir" or str(run).startswith("/home of/me/x/")
+    assert getattr(load(f"{key}=~/x/${{scale}}", "scale=mini"), key) == "/home of/me/x/mini"
 
 
 def test_an_option_is_not_removed_since_its_default_may_not_be_the_recipes() -> None:
     for word in ("~attention.options.window", "~task.options.min_length"):
-        with pytest.raises(ConfigError, match="options are not removed, but set"):
+        with pytest.raises(ConfigError, match="options cannot be removed; set"):
             load("attention=longformer", word)
 
 

@@ -33,19 +33,29 @@ def student(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
+def all_equal(differences: Sequence[float]) -> bool:
+    """Return whether differences are equal up to rounding, so that only their signs say something.
+
+    Accuracies are multiples of one test example, so a few differences may be equal by chance, which
+    says nothing about their spread.
+
+    Args:
+        differences: At least two.
+    """
+    return stdev(differences) <= 1e-9 * abs(mean(differences))
+
+
 def paired_t(differences: Sequence[float]) -> float:
     """Return the probability of a mean difference this large if the true one is zero.
 
     This is Student's paired t test; the closed form of the distribution is from Abramowitz and
-    Stegun, 26.7.3 and 26.7.4. Accuracies are multiples of one test example, so a few differences
-    may be equal by chance, which says nothing about their spread; their signs alone decide then.
+    Stegun, 26.7.3 and 26.7.4. If all differences are equal, it is the sign test.
 
     Args:
         differences: Differences between two methods with the same seed, at least two.
     """
     average, spread = mean(differences), stdev(differences)
-    # Equal up to rounding.
-    if spread <= 1e-9 * abs(average):
+    if all_equal(differences):
         return float(2.0 ** (1 - len(differences))) if average else 1.0
     freedom = len(differences) - 1
     angle = math.atan(abs(average) / spread * math.sqrt(len(differences) / freedom))

@@ -11,6 +11,7 @@ from lra.record import Method, Record
 from lra.report.grid import Entry, Grid
 from lra.report.significance import (
     LEVEL,
+    all_equal,
     difference_interval,
     mcnemar,
     p_in_words,
@@ -24,11 +25,12 @@ MARKS = {BEST: " best", AS_BEST: " ≈ best", WORSE: ""}
 EXPLAINED = (
     "`best` marks the highest mean. `≈ best` marks a mean that is not significantly below it, which"
     f" does not show that it is as good: p is at least {LEVEL} in Student's t test paired over"
-    " common seeds or, with one seed in common, in McNemar's exact test on the stored test"
-    " predictions; if these are missing, or if each has one seed and not the same, the"
-    f" {1 - LEVEL:.0%} interval (Newcombe) of the difference contains zero. Several seeds with none"
-    " in common are not tested and are marked `≈ best` too. Nothing is marked if the best is at"
-    " chance. The tests are not corrected for multiple comparisons."
+    " common seeds (in the sign test if they all differ by the same amount) or, with one seed in"
+    " common, in McNemar's exact test on the stored test predictions; if these are missing, or if"
+    f" each has one seed and not the same, the {1 - LEVEL:.0%} interval (Newcombe) of the"
+    " difference contains zero. Several seeds with none in common are not tested and are marked"
+    " `≈ best` too. Nothing is marked if the best is at chance. The tests are not corrected for"
+    " multiple comparisons."
 )
 
 
@@ -128,7 +130,8 @@ def tested(
         pairs = zip(first, second, strict=True)
         differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
         p = paired_t(differences)
-        test = f"paired t over {len(first)} seeds, {p_in_words(p)}"
+        name = "signs" if all_equal(differences) else "paired t"
+        test = f"{name} over {len(first)} seeds, {p_in_words(p)}"
         return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
     if alone is not None:
         p = mcnemar(*alone)

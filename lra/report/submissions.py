@@ -149,10 +149,7 @@ def problems(submission: Submission, others: Iterable[Submission] = ()) -> list[
 def _cell(record: Record) -> tuple[str, ...]:
     """Return a key that records of one cell share, whatever they are named and where they ran."""
     config = {key: value for key, value in record.config.items() if key not in _NAMES_AND_PLACES}
-    if isinstance(attention := config.get("attention"), dict):
-        config["attention"] = {key: value for key, value in attention.items() if key != "name"}
-    hashed = config_hash(config)
-    return hashed, record.attention_source, record.data_fingerprint, str(record.seed)
+    return config_hash(config), record.attention_source, record.data_fingerprint, str(record.seed)
 
 
 def _of_record(record: Record) -> Iterator[str]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,23 +100,30 @@ class SplitWriter:
             DataError: A sequence is neither bytes nor uint8 `(N,)`, the label is no whole number,
                 or the number of sequences is not that of the first example.
         """
-        where = f"{self._name}, example {len(self)}"
         for sequence in sequences:
-            if not isinstance(sequence, bytes) and (
-                sequence.dtype != np.uint8 or sequence.ndim != 1
-            ):
-                found = f"{sequence.dtype} of shape {sequence.shape}"
-                raise DataError(f"{where}: a sequence is {found}, must be bytes or uint8 (N,)")
+            if isinstance(sequence, np.ndarray):
+                fits = sequence.dtype == np.uint8 and sequence.ndim == 1
+            else:
+                fits = isinstance(sequence, (bytes, bytearray, memoryview))
+            if not fits:
+                kind = type(sequence).__name__
+                if isinstance(sequence, np.ndarray):
+                    kind = f"{sequence.dtype} of shape {sequence.shape}"
+                self._refuse(f"a sequence is {kind}, must be bytes or uint8 (N,)")
             self._tokens.write(bytes(sequence))
             self._lengths.append(len(sequence))
         try:
-            self._labels.append(operator.index(label))
-        except TypeError as error:
-            raise DataError(f"{where}: label {label!r}, must be a whole number") from error
+            label = int(label) if isinstance(label, np.bool_) else operator.index(label)
+        except TypeError:
+            self._refuse(f"label {label!r}, must be a whole number")
         self._number = self._number or len(sequences)
         if not sequences or len(sequences) != self._number:
             wanted = f"{self._number} as in the first" if self._number else "at least 1"
-            raise DataError(f"{where}: {len(sequences)} sequences, must be {wanted}")
+            self._refuse(f"{len(sequences)} sequences, must be {wanted}")
+        self._labels.append(label)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise DataError(f"{self._name}, example {len(self)}: {reason}")
 
     def skip(self, reason: str) -> None:
         """Count a row that is left out, and log the first few."""

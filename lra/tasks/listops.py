@@ -122,6 +122,11 @@ class ListOps:
         """Whether there are published expressions with these options."""
         return self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
 
+    @property
+    def is_in_archive(self) -> bool:
+        """Whether `lra data --fetch` unpacks the data with these options."""
+        return self.has_published
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published files under `data_dir`; without them, the data are generated."""
         place = ""

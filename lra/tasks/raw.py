@@ -118,7 +118,7 @@ def check_strays(what: str, data_dir: Path, folders: Sequence[str], names: Itera
             state = (
                 "a folder" if place.is_dir() else "a file" if place.exists() else "a broken link"
             )
-            raise DataError(f"{what}: {place} is {state}, and cannot be read as that task's data")
+            raise DataError(f"{what}: {place} is {state}, without the data of this task")
         searched = ", ".join("itself" if folder == "." else folder for folder in folders)
         raise DataError(
             f"{what}: {place} is not in a folder that is searched; data_dir={data_dir} is"

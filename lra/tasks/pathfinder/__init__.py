@@ -97,6 +97,11 @@ class Pathfinder:
         """Whether there are published images with these options."""
         return self.num_images == NUM_IMAGES and self.contour_length in FOLDERS and self.distractors
 
+    @property
+    def is_in_archive(self) -> bool:
+        """Whether `lra data --fetch` unpacks the images with these options: the hard ones."""
+        return self.has_published and self.contour_length == max(FOLDERS)
+
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published images under `data_dir`; without them, images are generated.
 
@@ -144,7 +149,9 @@ class Pathfinder:
             found = raw.tree_signature(folder, branches)
             return Source("published", "published images", tuple(files), found, f"in {folder}")
         tops = [each for place in PLACES if (each := data_dir / place / top).is_dir()]
-        if tops := tops or [data_dir] * is_top:
+        tops += [data_dir] * is_top
+        tops += [h.parent for h in heres if h.parent.name == top and h.name in FOLDERS.values()]
+        if tops:
             raise DataError(
                 f"Pathfinder: {tops[0]} lacks {level}; task.options.source=generated generates it"
             )
