@@ -127,7 +127,7 @@ def test_the_attention_after_it_determines_padding_and_memory():
         layer = EMA(SHAPE, inner=inner)
         found.append((pad_invariant(layer), layer.memory_growth))
     assert found == [(True, 1), (True, 2), (False, 1)]
-    with pytest.raises(ValueError, match="EMA must declare pad_invariant"):
+    with pytest.raises(ValueError, match="Identity must declare pad_invariant"):
         pad_invariant(EMA(SHAPE, inner=lambda shape: torch.nn.Identity()))
 
 
