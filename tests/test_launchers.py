@@ -93,6 +93,7 @@ def test_a_machine_without_slurm_is_reported(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_single_cell_goes_to_the_launcher_too(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     code, output = finish(start(tmp_path, *QUICK, "hydra/launcher=slurm"))
