@@ -160,8 +160,8 @@ def _hydra() -> Iterator[None]:
 # A word that sets an option of a backend inside another.
 _INNER_OPTION = re.compile(r"attention(\.inner)+\.options\.")
 # Keys that leave a recipe as it is.
-_IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
-_IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
+IDENTITY = {"task", "attention", "protocol", "scale", "seed", "device", "threads", "force"}
+IDENTITY |= {"pretrain", "data_dir", "cache_dir", "runs_dir", "task.path", "attention.path"}
 
 
 def departures(
@@ -265,7 +265,7 @@ def _departing(_root_: DictConfig) -> str:
     if hydra is None or chosen is None:
         return variant.DEFAULT
     given = {word.partition("=")[0].lstrip("+~") for word in hydra.overrides.task}
-    if given <= _IDENTITY and not own and not chosen.get("debug"):
+    if given <= IDENTITY and not own and not chosen.get("debug"):
         return variant.DEFAULT
     keys = {each.name for each in fields(Config)} - {"variant"}
     cell = OmegaConf.masked_copy(_root_, list(keys))

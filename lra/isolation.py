@@ -29,8 +29,7 @@ def settings_restored() -> Iterator[None]:
         torch.get_default_device(),
         torch.get_num_threads(),
     )
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _determinism()
     precision, gradients = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     anomalies = torch.is_anomaly_enabled()
     cudnn = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
@@ -48,13 +47,9 @@ def settings_restored() -> Iterator[None]:
             # Any device that is set, even the CPU, sends every call to torch through a hook.
             torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_num_threads(threads)
-        mode = torch.are_deterministic_algorithms_enabled()
-        if (mode, torch.is_deterministic_algorithms_warn_only_enabled()) != (
-            deterministic,
-            warn_only,
-        ):
+        if _determinism() != deterministic:
             # This imports torch's compiler, which fails if a signal has interrupted its import.
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.set_float32_matmul_precision(precision)
         torch.set_grad_enabled(gradients)
         torch.autograd.set_detect_anomaly(anomalies)
@@ -72,6 +67,12 @@ def settings_restored() -> Iterator[None]:
         sys.setrecursionlimit(recursion)
         (gc.enable if collects else gc.disable)()
         logging.disable(logged_above)
+
+
+def _determinism() -> tuple[bool, bool]:
+    """Return whether torch uses deterministic algorithms, and whether it only warns of others."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    return enabled, torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _flushes_to_zero() -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lra.compose import command, groups, place
+from lra.compose import IDENTITY, command, groups, place
 from lra.config import ConfigError, backend_name, value_at
 from lra.lock import read_note
 from lra.markdown import Table, markdown
@@ -33,9 +33,8 @@ DEFAULTS = (
 )
 # Defaults of a single cell, the same as for `lra train`.
 CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "seed": "0"}
-# Words that change neither a cell's variant nor anything else in the name of its folder.
-_SILENT = {"data_dir", "cache_dir", "device", "threads", "force"}
-_NAMES = {*CELL, "task", "attention", "attention.path", "runs_dir"} | _SILENT
+# Words from which the folder of a cell is known without composing it.
+_NAMES = IDENTITY - {"pretrain", "task.path"} | {"variant"}
 
 
 @dataclass(frozen=True, kw_only=True)
