@@ -103,7 +103,7 @@ def lift53_rec(coeffs: Sequence[Tensor], length: int, pad_detail: bool = False) 
     return _reconstruct(coeffs, length, _predict53, _update53, pad_detail)
 
 
-def band_lengths(length: int, level: int) -> list[int]:
+def lifting_lengths(length: int, level: int) -> list[int]:
     """Return the lengths of the bands, in order, for a sequence of `length`."""
     details = []
     for _ in range(level):

@@ -3,8 +3,8 @@
 A level reflects the signal at both ends by F - 2 samples and takes the circular orthogonal
 transform of the result, so a band has `ceil(N / 2) + F - 2` coefficients, F / 2 - 1 more than
 PyWavelets' `reflect` mode gives. Paper: Zhuang et al. 2023, arXiv 2210.01989; the details follow
-its released code. The lattice that parametrises orthonormal filters and the lifting transforms are
-in files of their own and can be imported from here.
+its released code. `models/lattice.py` parametrises orthonormal filters, and `models/lifting.py` has
+the lifting transforms.
 
 Axes: B batch, N length, C channels, F taps, n coefficients of a band.
 """
@@ -18,24 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.depthwise import correlate, spread, tap_gradient
-from models.lattice import lattice_angles, lattice_filter
-from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
 from models.options import at_least
-
-__all__ = [
-    "band_lengths",
-    "filter_pair",
-    "lattice_angles",
-    "lattice_filter",
-    "lift53_dec",
-    "lift53_rec",
-    "lifting_dec",
-    "lifting_rec",
-    "wavedec",
-    "wavedec_plain",
-    "waverec",
-    "waverec_plain",
-]
 
 
 def wavedec(x: Tensor, dec_lo: Tensor, level: int, channel_reverse: bool = False) -> list[Tensor]:

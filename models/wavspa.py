@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from models.heads import AttentionShape, share
 from models.lattice import lattice_angles, lattice_filter
-from models.lifting import band_lengths as lifting_lengths
-from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
+from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_lengths, lifting_rec
 from models.options import at_least, even, one_of
 from models.precision import full_precision
 from models.wavelet import band_lengths, wavedec, wavedec_plain, waverec, waverec_plain

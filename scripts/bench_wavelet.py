@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import AttentionShape
+from models.lifting import lift53_dec, lift53_rec, lifting_dec, lifting_rec
 from models.linear import Linear
 from models.softmax import Softmax
-from models.wavelet import lift53_dec, lift53_rec, lifting_dec, lifting_rec, wavedec, waverec
+from models.wavelet import wavedec, waverec
 from models.wavspa import WavSpA, daubechies
 
 BATCH, WIDTH, LENGTH = 8, 64, 4096

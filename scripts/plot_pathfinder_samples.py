@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("path", type=Path, help="the PNG to write")
     parser.add_argument("--size", type=int, default=32, help="side of the images")
-    parser.add_argument("--contour-length", type=int, default=14, help="6, 9 or 14 paddles")
+    parser.add_argument("--contour-length", type=int, default=14, help="dashes of a path")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -28,12 +28,11 @@ def main() -> None:
     figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(9, 9.6), layout="constrained")
     for axis, image, label in zip(axes.flat, images, labels, strict=True):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(f"{label}: {'one contour' if label else 'two contours'}", fontsize=11)
+        axis.set_title(f"{label}: {'the same path' if label else 'different paths'}", fontsize=11)
         axis.set_axis_off()
-    figure.suptitle(
-        f"Pathfinder-{options.size}, contours of {options.contour_length} paddles:"
-        " do both disks mark the same contour?"
-    )
+    size, length = options.size, options.contour_length
+    about = f"Pathfinder, {size} x {size} pixels, paths of {length} dashes"
+    figure.suptitle(f"{about}: are both disks on the same path?")
     figure.savefig(options.path, dpi=120)
 
 

@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.lifting import circular_correlation, circular_correlation_plain
-from models.wavelet import (
-    band_lengths,
-    filter_pair,
-    lattice_angles,
-    lattice_filter,
+from models.lattice import lattice_angles, lattice_filter
+from models.lifting import (
+    circular_correlation,
+    circular_correlation_plain,
     lift53_dec,
     lift53_rec,
     lifting_dec,
     lifting_rec,
+)
+from models.wavelet import (
+    band_lengths,
+    filter_pair,
     wavedec,
     wavedec_plain,
     waverec,
