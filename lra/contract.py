@@ -144,7 +144,10 @@ def masked_gradient(subject: Subject) -> None:
 
 def _other_padding(x: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield a description of other content, and `x` with that content under the mask."""
-    kinds = {"large numbers": 100 * torch.randn_like(x)}
+    kinds = {
+        "large numbers": 100 * torch.randn_like(x),
+        "huge numbers": 1e12 * torch.randn_like(x),
+    }
     kinds |= {f"{value}": torch.full_like(x, value) for value in (math.nan, math.inf, -math.inf)}
     for kind, content in kinds.items():
         yield kind, torch.where(mask[..., None], x, content)

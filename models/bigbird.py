@@ -175,8 +175,8 @@ class BigBird(HeadAttention):
         window_blocks: Odd number of blocks, centred on its own, that each block attends to.
         global_blocks: Number of blocks at the start, and at the end, that attend to all blocks and
             are attended to by all.
-        random_limit: Number of tokens at the start among which the random blocks lie, 1,024 as
-            published; None for all.
+        random_limit: Number of tokens at the start among which the random blocks lie, rounded down
+            to whole blocks, 1,024 as published; None for all.
 
     Raises:
         ValueError: An option is out of range.
@@ -200,7 +200,7 @@ class BigBird(HeadAttention):
         at_least(0, random_blocks=random_blocks, global_blocks=global_blocks)
         odd(window_blocks=window_blocks)
         if random_limit is not None:
-            at_least(1, random_limit=random_limit)
+            at_least(block_size, random_limit=random_limit)
         check_seed(seed)
         super().__init__(shape)
         self.block_size, self.global_blocks = block_size, global_blocks

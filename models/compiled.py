@@ -1,7 +1,7 @@
 """What the compiled CPU kernels share: compilation, products, exponentials, random bits.
 
-Only files named `*_kernel.py` import this module, and they are themselves imported only when they
-are first called, so that a machine that computes on a GPU does not need numba.
+Files named `*_kernel.py` import this module, and so does `mra_blocks.py`. All of them are imported
+only when they are first called, so that a machine that computes on a GPU does not need numba.
 """
 
 import hashlib

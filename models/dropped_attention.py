@@ -25,7 +25,8 @@ from models.threads import over_heads
 
 Array = NDArray[Any]
 
-# The least number of query-key pairs that a thread takes: about a millisecond of work.
+# The most query-key pairs that a thread takes at once, unless one head has more: about a
+# millisecond of work.
 PAIRS = 2**19
 
 

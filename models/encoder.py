@@ -36,6 +36,8 @@ def attention_shape(config: ModelConfig) -> AttentionShape:
         dropout=config.attention_dropout,
         bias=config.attention_bias,
         norm_epsilon=config.norm_epsilon,
+        norm_momentum=config.norm_momentum,
+        norm_padding=config.norm_padding,
     )
 
 

@@ -91,7 +91,7 @@ class Fourier(nn.Module):
     `torch.compile` the graph stays whole, but the complex operators run uncompiled.
 
     Args:
-        shape: Sizes; only the width matters here.
+        shape: Sizes, which do not matter here.
         norm: `backward` (as published) or `ortho`.
         method: `fft`, or `matrix` for the width as a matrix product.
 

@@ -26,17 +26,16 @@ class GatedHeads(nn.Module):
     over all heads together).
 
     Args:
-        shape: Sizes and biases.
-        epsilon: Added to the mean square.
+        shape: Sizes and biases, and what is added to the mean square.
     """
 
     parameter_roles = {"log_rate": "A", "step_bias": "dt", "norm": "norm"}
 
-    def __init__(self, shape: AttentionShape, epsilon: float = 1e-5) -> None:
+    def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         heads, width = shape.heads, shape.head_dim
         self.projections = HeadProjections(shape)
-        self.epsilon = epsilon
+        self.epsilon = shape.norm_epsilon
         rate = torch.empty(heads).uniform_(0, 16).clamp(min=1e-2)
         step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.log_rate = nn.Parameter(rate.log())

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from models.options import at_least
 
+# The norm from which a masked token is cleared.
+HUGE = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
@@ -22,7 +25,9 @@ class AttentionShape:
         max_length: The protocol's padded length; no sequence is longer.
         dropout: Probability of dropping an attention weight, in [0, 1).
         bias: Whether the q, k, v and output projections have biases.
-        norm_epsilon: Epsilon of LayerNorms inside the backend, the same as in the model's own.
+        norm_epsilon: Epsilon of norms inside the backend, the same as in the model's own.
+        norm_momentum: Weight of a batch in the running statistics of its batch norms.
+        norm_padding: Whether these statistics include padding.
 
     Raises:
         ValueError: A size is below 1, or `dropout` is not in [0, 1).
@@ -35,6 +40,8 @@ class AttentionShape:
     dropout: float = 0.0
     bias: bool = True
     norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.1
+    norm_padding: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("dim", "heads", "head_dim", "max_length")
@@ -67,12 +74,13 @@ class HeadProjections(nn.Module):
 
         Args:
             x: `(B, N, D)`.
-            mask: `(B, N)` bool, True for real tokens; other tokens become 0 if they are not finite.
+            mask: `(B, N)` bool, True for real tokens; other tokens become 0 if they are huge or not
+                finite.
 
         Returns:
             q, k and v, each `(B, H, N, K)` (a view, not contiguous).
         """
-        x = x if mask is None else finite_padding(x, mask)
+        x = x if mask is None else small_padding(x, mask)
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.num_inputs, self.heads, self.head_dim)
         q, *k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -131,15 +139,16 @@ def share(backend: nn.Module, first: nn.Module) -> None:
         take(first)
 
 
-def finite_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Set tokens of `x` `(B, N, D)` that are not finite to 0 where `mask` `(B, N)` is False.
+def small_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """Set huge tokens of `x` `(B, N, D)` and those with NaN to 0 where `mask` `(B, N)` is False.
 
-    A weight of 0 times NaN is NaN, both in sums over keys and in the gradients of projections.
-    Finite padding stays, so no result changes. Nothing here waits for the device.
+    A weight of 0 times NaN is NaN, both in sums over keys and in the gradients of projections, and
+    the fused gradient of softmax attention becomes NaN for logits beyond some 1e17. Other padding
+    stays, so no result changes. Nothing here waits for the device.
     """
-    # One pass without a copy; it also overflows where products of such numbers would.
+    # One pass without a copy; comparisons with NaN are false.
     size = torch.linalg.vector_norm(x.detach(), dim=-1)
-    return x.masked_fill((~(mask | size.isfinite()))[..., None], 0.0)
+    return x.masked_fill((~(mask | (size < HUGE)))[..., None], 0.0)
 
 
 def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.dropout import Dropout
 from models.heads import AttentionShape, masked_softmax
 from models.moving_average import MovingAverage
-from models.norms import build_norm
+from models.norms import BatchNorm, build_norm
 from models.options import at_least, one_of, within
 from models.precision import full_precision
 
@@ -56,8 +56,6 @@ class Mega(nn.Module):
         ValueError: A value is out of range; the message names the option.
     """
 
-    pad_invariant = True
-
     @property
     def memory_growth(self) -> int:
         """The power of N with which memory grows."""
@@ -87,7 +85,15 @@ class Mega(nn.Module):
         within(0, 1, dropout=dropout)
         self.weighting, self.chunk = weighting, chunk
         self.widths = (shape.dim, queries, values, shape.dim)
-        self.norm = None if norm == "none" else build_norm(norm, shape.dim, shape.norm_epsilon)
+        self.norm = None
+        if norm != "none":
+            self.norm = build_norm(
+                norm,
+                shape.dim,
+                shape.norm_epsilon,
+                momentum=shape.norm_momentum,
+                padding=shape.norm_padding,
+            )
         self.average = MovingAverage(
             shape.dim, states=states, truncation=truncation, bidirectional=bidirectional
         )
@@ -101,6 +107,11 @@ class Mega(nn.Module):
         self.distance_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
         self.attention_dropout = Dropout(shape.dropout)
         self.dropout = Dropout(dropout)
+
+    @property
+    def pad_invariant(self) -> bool:
+        """Whether the amount of padding changes nothing: not so if its norm counts padding."""
+        return not (isinstance(self.norm, BatchNorm) and self.norm.padding)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform `x` `(B, N, D)`; `mask` `(B, N)` bool or None."""

@@ -40,6 +40,9 @@ from models.threads import over_heads
 
 log = logging.getLogger(__name__)
 
+# Far below the differences of scores, and above their rounding.
+TIE = 1e-11
+
 Mode = Literal["full", "sparse"]
 RowMax = Literal["official", "live"]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -77,6 +80,21 @@ class Selection:
         at_least(1, num_blocks=self.num_blocks, block_size=self.block_size)
         at_least(0, first_blocks=self.first_blocks, diagonal_blocks=self.diagonal_blocks)
         one_of(get_args(RowMax), row_max=self.row_max)
+
+    @property
+    def needed(self) -> int:
+        """Number of pairs with which every row has its best block; 0 without a padded length."""
+        if self.padded_length is None:
+            return 0
+        rows = -(-self.padded_length // self.block_size)
+        others = max(0, rows - self.first_blocks)
+        if not self.diagonal_blocks:
+            far = others**2
+        else:
+            # Pairs further from the diagonal than it reaches, on both of its sides.
+            beyond = max(0, others - self.diagonal_blocks // 2)
+            far = beyond * max(0, beyond - 1)
+        return min(rows + rows**2 - far, rows**2)
 
     def padding_follows(self, blocks: int) -> bool:
         """Return whether blocks of padding would follow the given number of blocks."""
@@ -130,6 +148,11 @@ def select_blocks(q: Tensor, k: Tensor, mask: Tensor | None, selection: Selectio
     def best(q_blocks: Tensor, k_blocks: Tensor, counts: Tensor) -> Tensor:
         q_means, k_means = (block_means(each, counts) for each in (q_blocks, k_blocks))
         scores = block_scores(q_means, k_means, counts > 0, selection)
+        if selection.num_blocks < selection.needed:
+            # The best blocks of all rows are equally good, and topk's choice among them would
+            # depend on the number of blocks, and so on padding: earlier rows come first.
+            rows = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
+            scores = scores - TIE * rows[:, None]
         return scores.flatten(1).topk(num_pairs, sorted=False).indices
 
     with torch.no_grad():
@@ -332,7 +355,7 @@ class MRA(nn.Module):
             row_max=row_max,
             padded_length=shape.max_length,
         )
-        _warn_of_a_short_budget(rows, blocks_per_row, first_blocks, diagonal_blocks)
+        _warn_of_a_short_budget(self.selection, rows)
         self.input_shape = input_shape
         self.tile = tile
         self.projections = HeadProjections(shape)
@@ -391,17 +414,14 @@ def tile_order(
     return tiles.flatten()
 
 
-def _warn_of_a_short_budget(rows: int, blocks_per_row: int, first: int, diagonal: int) -> None:
+def _warn_of_a_short_budget(selection: Selection, rows: int) -> None:
     """Warn if priors may leave some row without its best block."""
-    reach = diagonal // 2 if diagonal else -1
-    far = [(x, y) for x in range(first, rows) for y in range(first, rows) if abs(x - y) > reach]
-    priors = rows**2 - len(far)
-    needed = min(rows + priors, rows**2)
-    if blocks_per_row * rows < needed:
+    if selection.num_blocks < (needed := selection.needed):
         log.warning(
             "blocks_per_row=%d gives %d pairs, fewer than the %d preferred ones plus one for each "
             "of %d rows: some rows may have no exact block; blocks_per_row=%d would be enough",
-            blocks_per_row, blocks_per_row * rows, priors, rows, -(-needed // rows),
+            selection.num_blocks // rows, selection.num_blocks, needed - rows, rows,
+            -(-needed // rows),
         )  # fmt: skip
 
 

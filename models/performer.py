@@ -167,7 +167,7 @@ class Performer(nn.Module):
         redraw: Number of calls in training from one draw of the directions to the next; None keeps
             the first ones. Evaluation uses those of the last call in training.
         epsilon: Added to every feature. None means 0.001, or no epsilon with `favor`, for which
-            published code has 0.0001.
+            Long Range Arena's released code has 1e-6.
 
     Raises:
         ValueError: An option is out of range.

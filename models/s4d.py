@@ -45,7 +45,8 @@ class S4D(nn.Module):
         discretisation: `zoh` or `bilinear`.
         bidirectional: Whether a position also sees later ones.
         step_min: Smallest initial dt, in positions.
-        step_max: Largest initial dt; dt is log-uniform between the two.
+        step_max: Largest initial dt; dt is log-uniform between the two, but not below 1e-4, as
+            published.
         step_transform: Map from the parameter to dt: `exp`, or `softplus` as in v4.
         copies: Number of different A and B; channel h has those of number h modulo `copies`. None
             gives each channel its own.

@@ -61,8 +61,8 @@ class ModelConfig:
             `nli` [a, b, a b, a - b].
         zero_is_padding: Whether batches mask tokens with id 0 wherever they are, as published code
             does with black pixels.
-        mlp_norm: Whether a LayerNorm comes before a block's MLP. WavSpA's blocks have a dropout
-            there instead, and none after the attention.
+        mlp_norm: Whether a block's MLP has a norm. WavSpA's blocks have a dropout there instead,
+            and none after the attention.
         clear_padding: Whether padding is set to zero at the input of every block, as in WavSpA's
             blocks.
         norm_epsilon: Epsilon of every norm.
@@ -86,11 +86,13 @@ class ModelConfig:
             `glu`, `half_glu1` or `half_glu2`, see `models.gated_output`.
         activation: Activation of the MLP: `gelu` or `silu`.
         input_dropout: Dropout of the embedded tokens; None uses `dropout`.
-        output_dropout: Dropout of the attention's output, before an MLP; None uses `dropout`.
-        hidden_dropout: Dropout of the MLP's hidden activations; None uses `dropout`.
+        output_dropout: Dropout of the attention's output, before an MLP with a norm; None uses
+            `dropout`. Other blocks have no such dropout.
+        hidden_dropout: Dropout of the MLP's hidden activations, if there is an MLP; None uses
+            `dropout`.
         tied_dropout: Whether blocks drop channels of a whole sequence instead of single values.
         classifier_activation: Activation of the classifier: `relu` or `gelu`.
-        classifier_dropout: Dropout before the classifier's activation.
+        classifier_dropout: Dropout before the classifier's activation, if it has hidden layers.
         classifier_bias: Whether the classifier's last layer has a bias.
 
     Raises:

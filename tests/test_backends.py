@@ -127,7 +127,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("bigbird", "random_blocks", -1, "must be at least 0"),
     ("bigbird", "window_blocks", 2, "must be odd and at least 1"),
     ("bigbird", "global_blocks", -1, "must be at least 0"),
-    ("bigbird", "random_limit", 0, "must be at least 1"),
+    ("bigbird", "random_limit", 31, "must be at least 32"),
     ("bigbird", "seed", -1, "must be from 0 to 9223372036854775807"),
     ("reformer", "num_hashes", 0, "must be at least 1"),
     ("reformer", "chunk_length", 0, "must be at least 1"),

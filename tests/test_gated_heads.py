@@ -127,3 +127,17 @@ def test_rates_and_steps_start_as_in_the_released_code() -> None:
     step = torch.nn.functional.softplus(heads.step_bias.detach())
     assert step.min() * 1.001 >= 1e-3 and step.max() <= 0.1 * 1.001
     assert abs(float(step.log().mean()) - math.log(1e-2)) < 0.1
+
+
+@pytest.mark.parametrize("backend", [SSD, GatedDelta])
+def test_the_norm_of_the_heads_has_the_models_epsilon(backend: type[torch.nn.Module]) -> None:
+    x = torch.randn(2, 7, 12) / 1e3
+    outputs = []
+    for epsilon in (1e-5, 1e-1):
+        torch.manual_seed(0)
+        shape = AttentionShape(
+            dim=12, heads=3, head_dim=5, max_length=64, bias=False, norm_epsilon=epsilon
+        )
+        outputs.append(backend(shape)(x))
+    # Small heads stay small if epsilon is large beside them.
+    assert outputs[1].abs().max() < 0.1 * outputs[0].abs().max()

@@ -15,6 +15,7 @@ from models.heads import AttentionShape
 from models.linear import Linear
 from models.mega import Mega
 from models.moving_average import MovingAverage
+from models.norms import BatchNorm
 from models.softmax import Softmax
 
 SHAPE = AttentionShape(dim=6, heads=2, head_dim=3, max_length=64)
@@ -225,3 +226,13 @@ def test_the_average_stays_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(layer(x), exact, atol=1e-6, rtol=0)
         assert layer.kernels(64).dtype == torch.float32
+
+
+def test_the_batch_norm_inside_is_the_models_own() -> None:
+    shape = replace(SHAPE, norm_epsilon=1e-3, norm_momentum=0.01, norm_padding=True)
+    norm = Mega(shape, norm="batch").norm
+    assert isinstance(norm, BatchNorm)
+    assert (norm.eps, norm.momentum, norm.padding) == (1e-3, 0.01, True)
+    # Batches must not be trimmed if their padding counts.
+    assert not Mega(shape, norm="batch").pad_invariant
+    assert Mega(shape, norm="layer").pad_invariant and Mega(SHAPE, norm="batch").pad_invariant

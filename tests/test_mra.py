@@ -1,5 +1,6 @@
 """MRA attention against published values, a dense form, softmax, and a selection in loops."""
 
+import itertools
 import json
 import os
 import shutil
@@ -330,6 +331,37 @@ def test_trimmed_sequences_give_the_same_as_padded_ones(mode, row_max):
     padded = attend(q, k, v, mask, **options)[:, :, :48]
     trimmed = attend(*(x[:, :, :48] for x in (q, k, v)), mask[:, :48], **options)
     torch.testing.assert_close(trimmed, padded, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "priors",
+    [
+        {"num_blocks": 9},
+        {"num_blocks": 16, "diagonal_blocks": 1},
+        {"num_blocks": 24, "first_blocks": 1},
+    ],
+)
+def test_a_short_budget_is_spent_alike_however_much_padding_there_is(priors):
+    # Equally good blocks compete for it: the best ones of all rows.
+    q, k, v = inputs(4, 4, 256, 8)
+    mask = (torch.arange(256) < 160).expand(4, -1)
+    options = {"block_size": 16, "padded_length": 256, **priors}
+    assert Selection(**options).needed > options["num_blocks"]
+    padded = attend(q, k, v, mask, **options)[:, :, :160]
+    trimmed = attend(*(x[:, :, :160] for x in (q, k, v)), mask[:, :160], **options)
+    torch.testing.assert_close(trimmed, padded, rtol=1e-12, atol=1e-12)
+
+
+@given(rows=st.integers(1, 12), first=st.integers(0, 4), diagonal=st.integers(0, 7))
+def test_the_budget_that_is_needed_counts_preferred_pairs_and_one_more_for_each_row(
+    rows, first, diagonal
+):
+    reach = diagonal // 2 if diagonal else -1
+    pairs = itertools.product(range(rows), repeat=2)
+    preferred = sum(min(x, y) < first or abs(x - y) <= reach for x, y in pairs)
+    options = {"first_blocks": first, "diagonal_blocks": diagonal, "block_size": 4}
+    selection = Selection(num_blocks=1, padded_length=4 * rows, **options)
+    assert selection.needed == min(rows + preferred, rows**2)
 
 
 def test_padding_counts_only_in_the_official_row_maximum():

@@ -294,7 +294,7 @@ def test_reformer_has_one_round_of_ten_buckets_and_ten_chunks(task: str) -> None
     [
         ("lra", "text", "performer", {"features": "relu_plain"}),
         # Settings for a task and a backend override settings for the backend.
-        ("lra", "listops", "performer", {"features": "favor", "num_features": 2}),
+        ("lra", "listops", "performer", {"features": "favor", "num_features": 2, "epsilon": 1e-6}),
         ("lra", "listops", "linformer", {"rank": 16, "per_head": False, "shared": True}),
         ("lra", "image", "longformer", {"window": 512, "num_global": 0}),
         ("lra", "image", "bigbird", {"block_size": 64, "random_blocks": 3}),
