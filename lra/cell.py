@@ -37,11 +37,10 @@ def finished(folder: Path, values: dict[str, Any]) -> bool:
     except RecordError as error:
         log.warning("%s; the cell counts as not finished", error)
         return False
-    stored = dict(record.config)
-    data = stored.pop("data", None)
+    data = record.config.get("data")
     keys = {key: getattr(record, key) for key in ("device", "threads")}
     try:
-        there = comparable(recorded(stored), **keys, data=data or values["data"])
+        there = comparable(recorded(record.config), **keys, data=data or values["data"])
     except ConfigError as error:
         raise ConfigError(
             f"{folder} holds the record of another configuration, from another version: {error}."
@@ -75,8 +74,9 @@ def resolved_values(
     """Return what a cell's hash covers: its configuration, completed by this machine and the data.
 
     Values that are left to the machine keep what the cell was started with: `threads=0` always,
-    `device=auto` only for a finished cell, which counts as finished on any machine. An unfinished
-    one continues only on the kind of device that it was started on.
+    `device=auto` only for a finished cell that is not to be trained again, since it counts as
+    finished on any machine. An unfinished one continues only on the kind of device that it was
+    started on.
 
     Args:
         config: The cell.
@@ -91,7 +91,7 @@ def resolved_values(
     threads, device_type = config.threads, device.type
     if not threads:
         threads = begun.get("threads", torch.get_num_threads())
-    if config.device == "auto" and begun.get("status") == "ok":
+    if config.device == "auto" and begun.get("status") == "ok" and not config.force:
         device_type = begun["device"]
     data = _located(task, config.raw_data_dir())
     threads = resolve_threads(threads)
@@ -152,7 +152,7 @@ def load_run(folder: Path) -> tuple[Config, Record, Model]:
     if record.status != "ok":
         raise ConfigError(f"{folder}: this run failed ({record.reason}); there is nothing to test")
     try:
-        config = recorded({key: v for key, v in record.config.items() if key != "data"})
+        config = recorded(record.config)
         model = build_model(config)
     except ConfigError as error:
         raise ConfigError(f"{folder / RECORD}: {error}") from error

@@ -28,7 +28,7 @@ CHECKSUM = "checksum"
 # The keys of a run's checkpoint; the optional ones were added later, and older files lack them.
 REQUIRED = {"identity", "progress", "model", "optimiser", "schedule", "random", "best_model"}
 OPTIONAL = {"scaler", "config", "code", "speed", "losses", "division", "micro_batch"}
-OPTIONAL |= {"unvalidated", "first_division", "first_divided"}
+OPTIONAL |= {"unvalidated", "first_division", "first_divided", "machines", "peak_memory"}
 
 
 class DamagedError(ConfigError):
@@ -160,8 +160,8 @@ def load_best(folder: Path, device: torch.device) -> dict[str, Tensor]:
     return model
 
 
-def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Return the last readable checkpoint of a run, or None if it has no checkpoint.
+def load_last(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file and content of a run's last readable checkpoint, or None if it has none.
 
     Raises:
         DamagedError: The run has checkpoints, but none is readable.
@@ -178,7 +178,7 @@ def load_last(folder: Path, device: torch.device) -> dict[str, Any] | None:
             continue
         for damage in errors:
             log.warning("%s; continuing from the one before, %s", damage, name)
-        return state
+        return folder / name, state
     if errors:
         last = folder / PREVIOUS
         both = f", nor is {last.name}" if len(errors) > 1 else ""

@@ -6,7 +6,6 @@
 import hashlib
 import inspect
 import json
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from lra.words import ConfigError as ConfigError
 from lra.words import shown
 from models.sizes import ModelConfig
 
-log = logging.getLogger(__name__)
 SCHEDULES = ("one_cycle", "rsqrt", "cosine", "half_cosine", "linear", "constant")
 PRETRAININGS = (variant.NO_PRETRAINING, *variant.PRETRAININGS)
 PRETRAIN_LOSSES = ("cross_entropy", "l1")
@@ -203,9 +201,10 @@ class TrainConfig:
                 f" train.steps={self.steps}"
             )
         rate = self.kernel_learning_rate
-        if rate is not None and not 0 < rate < float("inf"):
+        if rate is not None and not 0 < rate <= MAX_RATE:
             raise ValueError(
-                f"train.kernel_learning_rate={rate}: must be a finite number above 0, or null"
+                f"train.kernel_learning_rate={rate}: must be above 0 and at most {MAX_RATE:g}, or"
+                " null"
             )
         if not 0 < self.warmup_power < float("inf"):
             raise ValueError(
@@ -214,8 +213,11 @@ class TrainConfig:
         for key in ("kernel_roles", "undecayed"):
             if unknown := [role for role in getattr(self, key) if role not in ROLES]:
                 raise ValueError(f"train.{key}={unknown}: must be among {', '.join(ROLES)}")
-        if self.schedule == "cosine" and self.cycle_steps < 1:
-            raise ValueError(f"train.cycle_steps={self.cycle_steps}: cosine needs at least 1")
+        fewest = int(self.schedule == "cosine")
+        if self.cycle_steps < fewest:
+            raise ValueError(
+                f"train.cycle_steps={self.cycle_steps}: {self.schedule} needs at least {fewest}"
+            )
         for key, known in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
             if (choice := getattr(self, key)) not in known:
                 raise ValueError(f"train.{key}={choice}: must be one of {', '.join(known)}")

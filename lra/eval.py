@@ -9,7 +9,6 @@ The command reads the configuration from the run's record, the parameters from `
 same data. It prints the accuracy beside the recorded one; the exit code is 1 if they differ.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,28 +18,24 @@ import torch
 from lra import custom
 from lra.build import batches_for, build_task
 from lra.cell import check_same_data, load_run, run_folders
-from lra.evaluation import count_correct
+from lra.evaluation import predict
 from lra.machine import resolve_device, resolve_threads
 from lra.paths import cache_dir
 from lra.tasks import DataError, cache
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 
 
 def main() -> None:
     """Test the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra eval", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("eval", __doc__)
     parser.add_argument("words", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:<index>; default: the run's")
     parser.add_argument("--data-dir", help="folder of raw data; overrides LRA_DATA_DIR")
     parser.add_argument("--cache-dir", default=cache_dir(), help="folder of built data sets")
     args = parser.parse_intermixed_args()
-    try:
+    with refused(ValueError, DataError):
         there = list(run_folders(args.words))
         equal = [test(each, args.device, args.data_dir, args.cache_dir) for each in there]
-    except (ValueError, DataError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     sys.exit(not all(equal))
 
 
@@ -59,7 +54,8 @@ def test(folder: Path, device: str | None, data_dir: str | None, cache_dir: str)
     check_same_data(data.fingerprint, record.data_fingerprint)
     model.to(resolve_device(config.device))
     batches = batches_for(config, task, model, data.splits["test"])
-    correct, total = count_correct(model, batches, config.train), record.test_total or 0
+    correct = predict(model, batches, config.train).num_correct
+    total = record.test_total or 0
     print(f"{config.cell}: test {correct / total:.4f} ({correct} of {total})")
     print(f"recorded: {record.test_accuracy:.4f} ({record.test_correct} of {total})")
     if correct != record.test_correct and custom.sources(config.attention) != (

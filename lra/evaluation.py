@@ -25,17 +25,6 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-def count_correct(
-    model: nn.Module,
-    batches: Batches,
-    train: TrainConfig,
-    processes: Processes = ALONE,
-    stops: Callable[[], bool] = never,
-) -> int:
-    """Return how many examples of the split the model classifies correctly; see `predict`."""
-    return predict(model, batches, train, processes, stops).num_correct
-
-
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -97,8 +86,8 @@ def answered(
     groups: Sequence[NDArray[np.int64]],
     answer: Callable[[NDArray[np.int64]], Answer],
     model: nn.Module,
-    processes: Processes = ALONE,
-    stops: Callable[[], bool] = never,
+    processes: Processes,
+    stops: Callable[[], bool],
 ) -> Generator[tuple[NDArray[np.int64], Answer], None, None]:
     """Yield examples and their answers, for this process's share of all groups.
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lra import checkpoint, side_by_side
+from lra import checkpoint, memory, side_by_side
 from lra.bar import FORMAT, progress_bar, shortened
 from lra.batches import Batch
 from lra.checkpoint import BEST, CHECKPOINT, PREVIOUS, DamagedError, Identity
@@ -32,7 +32,7 @@ from lra.division import (
     needs_whole_batch,
 )
 from lra.events import GRADIENT_NORM, Events
-from lra.machine import synchronise
+from lra.machine import described, synchronise
 from lra.objective import Objective
 from lra.optimiser import optimiser_for
 from lra.precision import NotFiniteError, scaler_for
@@ -120,13 +120,20 @@ class Run:
         self._about = about or {}
         # Whether it has been possible to write curves so far.
         self.has_curves = True
-        # Whether any process is asked to stop, which all learn after the same update.
-        self._stops = False
+        # Whether any process is asked to stop, or by its clock has to save, which all learn after
+        # the same update.
+        self._stops = self._saves = False
+        self._saved_at = time.perf_counter()
         # Whether the validation that is due after the last update has yet to be done.
         self._unvalidated = False
-        # Versions of the code that trained before this one, if the run was continued.
+        # Versions of the code that trained before this one, and where, if the run was continued.
         self.earlier_code: list[str] = []
+        self.earlier_machines: list[str] = []
+        # Largest use of memory of the processes before this one, in bytes.
+        self._earlier_peak = 0
         self._saved_step = 0
+        # Whether the run continues from the checkpoint before the last, which cannot be read.
+        self._last_is_damaged = False
         self._changes = sorted(model.state_dict().keys() - dict(model.named_parameters()).keys())
         # The loss of every update; NaN for updates by an earlier version, which kept no losses.
         self._losses = torch.full((train.steps,), torch.nan, dtype=torch.float32, device="cpu")
@@ -155,29 +162,29 @@ class Run:
         train, progress, to_continue = self.train_config, self.progress, self.to_continue
         writer = Events(self.folder, progress.step + 1, self.processes.writes)
         bar = self._bar(train.steps)
-        saved = started = time.perf_counter()
+        self._saved_at = started = time.perf_counter()
         before = progress.seconds
         with self.stop.deferred(), bar, writer:
             if self._about:
                 writer.describe(self._about)
 
             def interrupted() -> bool:
-                overdue = time.perf_counter() - saved >= train.checkpoint_seconds
-                return overdue or self._stops
+                return self._stops or self._saves
 
             while progress.step < train.steps or self._unvalidated:
-                if not self._unvalidated:
-                    loss = self._updates(self._next_log(), interrupted, bar)
-                    if loss is not None:
-                        self._log(writer, bar, loss)
-                        due = progress.step % train.validate_every == 0
-                        self._unvalidated = due or progress.step == train.steps
-                if self._unvalidated and not self._stops:
-                    self._validate(writer, bar)
-                progress.seconds = before + time.perf_counter() - started
+                try:
+                    if not self._unvalidated:
+                        loss = self._updates(self._next_log(), interrupted, bar)
+                        if loss is not None:
+                            self._log(writer, bar, loss)
+                            due = progress.step % train.validate_every == 0
+                            self._unvalidated = due or progress.step == train.steps
+                    if self._unvalidated and not self._stops:
+                        self._validate(writer, bar)
+                finally:
+                    progress.seconds = before + time.perf_counter() - started
                 if interrupted():
                     self._save()
-                    saved = time.perf_counter()
                 if self._stops:
                     self._stops = False
                     self.stop.answer(f"stopped at step {progress.step}; {to_continue}")
@@ -304,8 +311,9 @@ class Run:
         started = time.perf_counter()
         self.optimiser.zero_grad()
         loss = self._accumulate(parts)
-        self._stops = self.processes.add_up(
-            self.model.parameters(), loss, self._stops or self.stop.requested
+        overdue = time.perf_counter() - self._saved_at >= train.checkpoint_seconds
+        self._stops, self._saves = self.processes.add_up(
+            self.model.parameters(), loss, self._stops or self.stop.requested, overdue
         )
         apply(self.optimiser, train, self.scaler)
         progress.tokens += self._num_tokens(parts)
@@ -418,6 +426,11 @@ class Run:
         return self.speed.tokens_per_second or self.progress.per_second(self.progress.tokens)
 
     @property
+    def peak_memory(self) -> int:
+        """Largest use of memory in the run so far, in bytes; see `lra.memory.peak`."""
+        return max(self._earlier_peak, memory.peak(self.device))
+
+    @property
     def losses(self) -> NDArray[np.float32]:
         """Loss of every update so far, `(steps,)`; NaN if an earlier version kept none."""
         losses: NDArray[np.float32] = self._losses[: self.progress.step].numpy()
@@ -492,13 +505,16 @@ class Run:
     def _save(self) -> None:
         # Parameters that are not finite stay so: the last good checkpoint is worth more.
         self._check_parameters()
-        self._saved_step = self.progress.step
+        self._saved_step, self._saves = self.progress.step, False
+        self._saved_at = time.perf_counter()
         if not self.processes.writes:
             return
         state = {
             "identity": self.identity.hash,
             "config": self.identity.config,
             "code": [*self.earlier_code, self.identity.code],
+            "machines": [*self.earlier_machines, described(self.device)],
+            "peak_memory": self.peak_memory,
             "progress": asdict(self.progress),
             "speed": asdict(self.speed),
             "losses": self._losses[: self.progress.step].clone(),
@@ -516,7 +532,10 @@ class Run:
         }
         if self._unvalidated:
             state["unvalidated"] = True
-        checkpoint.save(self.folder / CHECKPOINT, state, self.folder / PREVIOUS)
+        # A damaged checkpoint must not take the place of the good one before it.
+        previous = None if self._last_is_damaged else self.folder / PREVIOUS
+        checkpoint.save(self.folder / CHECKPOINT, state, previous)
+        self._last_is_damaged = False
 
     def _resume(self) -> None:
         # All processes read what the first one finds, and have read it before it writes.
@@ -529,10 +548,12 @@ class Run:
             torch.manual_seed(derive(self.seed, *stream))
 
     def _load(self) -> None:
-        state = checkpoint.load_last(self.folder, self.device)
-        if state is None:
+        found = checkpoint.load_last(self.folder, self.device)
+        if found is None:
             return
-        self.identity.check(self.folder / CHECKPOINT, state, self.train_config.steps)
+        file, state = found
+        self._last_is_damaged = file.name != CHECKPOINT
+        self.identity.check(file, state, self.train_config.steps)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -553,15 +574,22 @@ class Run:
                 if not same:
                     self._divide(asked)
         except TypeError as error:
-            file = self.folder / CHECKPOINT
             raise DamagedError(f"{file}: written by a later version ({error})") from error
         self._saved_step = self.progress.step
         # Present only if a signal arrived before or during a validation.
         self._unvalidated = state.get("unvalidated", False)
-        self.earlier_code = [each for each in state.get("code", []) if each != self.identity.code]
+        # Older checkpoints do not say where they were made.
+        self.earlier_code = _before(state.get("code", []), self.identity.code)
+        self.earlier_machines = _before(state.get("machines", []), described(self.device))
+        self._earlier_peak = state.get("peak_memory", 0)
         if "losses" in state:
             self._losses[: self.progress.step] = state["losses"].cpu()
         log.info("%s continues at step %d", self.label, self.progress.step)
         if self.earlier_code:
             was = ", ".join(self.earlier_code)
             log.warning("%s was started by other code, %s; its record says so", self.label, was)
+
+
+def _before(versions: list[str], now: str) -> list[str]:
+    """Return the versions in order, without the last if it is the one now."""
+    return versions[:-1] if versions[-1:] == [now] else versions

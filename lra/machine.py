@@ -70,6 +70,11 @@ def machine(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if cuda else processor()
 
 
+def described(device: torch.device) -> str:
+    """Return what rounding depends on besides code and threads: the processor or GPU, and torch."""
+    return f"{machine(device)}, torch {torch.__version__}"
+
+
 @functools.cache
 def code_version(root: Path = ROOT) -> tuple[str, bool]:
     """Return the git commit of the code, and whether the code differs from it.

@@ -60,21 +60,24 @@ class Processes:
             return flag
         return bool(self.total(torch.tensor(int(flag), device=device)).item())
 
-    def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor, stop: bool) -> bool:
+    def add_up(
+        self, parameters: Iterable[nn.Parameter], loss: Tensor, stop: bool, save: bool
+    ) -> tuple[bool, bool]:
         """Replace gradients and loss by their sums over the processes.
 
         Args:
             parameters: Those of the model, in the same order everywhere.
             loss: A scalar, which is changed in place.
             stop: Whether this process is asked to stop.
+            save: Whether it is time to save, by the clock of this process.
 
         Returns:
-            Whether any process is asked to stop.
+            Whether any process is asked to stop, and whether it is time to save for any.
         """
         if self.size == 1:
-            return stop
+            return stop, save
         trained = [each for each in parameters if each.requires_grad]
-        there = loss.new_tensor([each.grad is not None for each in trained] + [stop])
+        there = loss.new_tensor([each.grad is not None for each in trained] + [stop, save])
         # One message for everything, as each message costs a round of communication.
         flat = torch.cat(
             [
@@ -88,14 +91,14 @@ class Processes:
         )
         dist.all_reduce(flat)
         loss.copy_(flat[0])
-        used = flat[1 : 2 + len(trained)].tolist()
-        start = 2 + len(trained)
+        used = flat[1 : 3 + len(trained)].tolist()
+        start = 3 + len(trained)
         for each, count in zip(trained, used, strict=False):
             # A parameter that no process has used keeps no gradient, and gets no weight decay.
             if count:
                 each.grad = flat[start : start + each.numel()].view_as(each).clone()
             start += each.numel()
-        return bool(used[-1])
+        return bool(used[-2]), bool(used[-1])
 
 
 ALONE = Processes()

@@ -121,7 +121,8 @@ class Record:
         python: Version of Python.
         commit: Git commit of the suite that ended the run; empty if it is unknown.
         dirty: Whether the working tree differed from it.
-        earlier_code: Commits that began the run, if another one continued it.
+        earlier_code: Commits that began the run, in order, if another one continued it.
+        earlier_machines: The same for processors or GPUs, each with its version of torch.
         departures: Departures from the recipe, such as `train.steps=3 instead of 5000`.
         schema: Version of this layout.
     """
@@ -185,6 +186,7 @@ class Record:
     commit: str
     dirty: bool
     earlier_code: str = ""
+    earlier_machines: str = ""
     processes: int = 1
     departures: str = UNKNOWN
     schema: int = SCHEMA
@@ -329,6 +331,10 @@ _DUPLICATED_KEYS = {
     "seed": "seed",
     "pretrain": "pretrain.name",
     "dtype": "train.precision",
+    "selected_on": "validation",
+    "compiled": "train.compile",
+    "device": "device",
+    "threads": "threads",
 }
 
 
@@ -340,6 +346,9 @@ def contradiction(record: Record) -> str:
         if place in there and recorded != there[place]:
             own = shown(repr(there[place]))
             return f"{key}={shown(repr(recorded))} contradicts its configuration, which has {own}"
+    steps = there.get("train.steps", record.steps)
+    if record.status == "ok" and record.steps != steps:
+        return f"steps={record.steps} contradicts its configuration, which has train.steps={steps}"
     return ""
 
 

@@ -1,8 +1,9 @@
 """Train a cell and write its record."""
 
+import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -232,8 +233,9 @@ def _train(
         )
     with writing("runs_dir", folder, "removing what an earlier run left"):
         if config.force and work.processes.writes:
-            checkpoint.remove(folder)
+            # The record first: without its checkpoints, it would count as a finished cell.
             (folder / RECORD).unlink(missing_ok=True)
+            checkpoint.remove(folder)
             # Only now is nothing of the old run left that could be mistaken for the new one.
             work.holder.forced = requeue.jobs(config_hash(values))
         # They belong to an earlier end of this cell, not to the one that the record will describe.
@@ -249,9 +251,9 @@ def _train(
         sum(each.train_config.steps for each in runs),
     )
     log.info(
-        "%s: %d parameters, %d steps of %d (at once: %s) on %s in %s, %s data %s",
+        "%s: %s parameters, %d updates of %d examples (at once: %s) on %s in %s, %s data %s",
         work.label,
-        num_parameters(model),
+        f"{num_parameters(model):,}",
         config.train.steps,
         config.train.batch_size,
         run.division,
@@ -260,7 +262,7 @@ def _train(
         dataset.source.kind,
         dataset.fingerprint[:12],
     )
-    log.info("%s: %s", work.label, describe_groups(run.optimiser))
+    log.info("%s: parameters by learning rate: %s", work.label, describe_groups(run.optimiser))
     setup = time.perf_counter() - started
     groups = groups_of(task, dataset.splits["test"])
     test = batches_for(config, task, model, dataset.splits["test"])
@@ -369,7 +371,7 @@ def _pretraining(config: Config, model: Model, run: Run, validation: Batches) ->
     with writing("runs_dir", run.folder, f"making {PRETRAINING}"):
         folder.mkdir(exist_ok=True)
     log.info(
-        "%s: %d steps of %d, predicting %s tokens by %s",
+        "%s: %d updates of %d examples, predicting %s tokens by %s",
         label,
         config.pretrain.steps,
         config.pretrain.batch_size,
@@ -456,6 +458,7 @@ def _record(
     outcome: Outcome,
     setup_seconds: float,
 ) -> Record:
+    runs = [run] if before is None else [before, run]
     progress, test = run.progress, dataset.splits["test"]
     correct = None if outcome.test is None else outcome.test.num_correct
     validated = progress.best_step > 0
@@ -486,9 +489,7 @@ def _record(
         loss_fingerprint=fingerprint(run.losses),
         skipped_updates=run.num_skipped,
         train_seconds=progress.train_seconds,
-        seconds=sum(each.progress.seconds for each in (run, before) if each)
-        + setup_seconds
-        + outcome.seconds,
+        seconds=sum(each.progress.seconds for each in runs) + setup_seconds + outcome.seconds,
         steps_per_second=run.steps_per_second,
         steps_per_second_low=low,
         steps_per_second_high=high,
@@ -500,7 +501,7 @@ def _record(
         first_micro_batch_updates=run.first_divided,
         micro_batches=progress.micro_batches / max(1, progress.step),
         compiled_shapes=progress.compiled_shapes,
-        peak_memory_bytes=memory.peak(run.device),
+        peak_memory_bytes=max(each.peak_memory for each in runs),
         parameters=num_parameters(run.model),
         data_fingerprint=dataset.fingerprint,
         data_source=dataset.source.kind,
@@ -518,9 +519,15 @@ def _record(
         torch=torch.__version__,
         commit=commit,
         dirty=dirty,
-        earlier_code=", ".join(run.earlier_code),
+        earlier_code=", ".join(_in_order(each.earlier_code for each in runs)),
+        earlier_machines="; ".join(_in_order(each.earlier_machines for each in runs)),
         departures=describe_departures(config),
     )
+
+
+def _in_order(lists: Iterable[list[str]]) -> list[str]:
+    """Return the names in lists one after another, without immediate repetitions."""
+    return [name for name, _ in itertools.groupby(itertools.chain.from_iterable(lists))]
 
 
 def _pretraining_fields(config: Config, before: Run | None) -> dict[str, Any]:

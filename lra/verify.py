@@ -1,7 +1,7 @@
 """Train the first updates of a record's cell again, and compare their losses with the stored ones.
 
-    lra verify results/runs/mini/nystromformer/listops/softmax/default/seed0
-    lra verify task=listops attention=softmax scale=mini --updates 50
+    lra verify results/runs/small/nystromformer/listops/softmax/default/seed0
+    lra verify task=listops attention=softmax scale=small --updates 50
 
 A run is given by its words, its folder, or its result.json; several words give several runs. The
 command needs `result.json`, `trajectory.npz` beside it, and the data; it writes nothing into the
@@ -14,7 +14,6 @@ docs/verify.md. The exit code is 0 if they agree, 1 if they do not, and 2 if the
 compared.
 """
 
-import argparse
 import re
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from lra.config import Config, ConfigError, config_hash
 from lra.division import Division
 from lra.isolation import seed_others, settings_restored
 from lra.lock import Holder
-from lra.machine import code_name, machine, resolve_device, resolve_threads
+from lra.machine import code_name, described, machine, resolve_device, resolve_threads
 from lra.paths import cache_dir
 from lra.processes import ALONE
 from lra.record import NOTE, RECORD, Record, contradiction, read_record
@@ -41,7 +40,7 @@ from lra.runner import Work, run_of
 from lra.signals import Stop
 from lra.stamp import version_text
 from lra.tasks import DataError, cache
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 from lra.trajectory import TRAJECTORY, loss_distance, read_trajectory, rounding_tolerance
 from lra.variant import NO_PRETRAINING
 from lra.words import printable
@@ -52,8 +51,7 @@ UNSTABLE = 50
 
 def main() -> None:
     """Verify the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra verify", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("verify", __doc__)
     parser.add_argument("words", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--updates", type=int, default=200, help="updates to repeat (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: the run's")
@@ -66,11 +64,8 @@ def main() -> None:
     for name, least in (("updates", 1), ("threads", 0)):
         if (value := getattr(args, name)) < least:
             parser.error(f"--{name} {value}: must be at least {least}")
-    try:
+    with refused(ValueError):
         folders = list(run_folders(args.words))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     codes = [0]
     for folder in folders:
         try:
@@ -216,6 +211,9 @@ def _differences(record: Record, threads: int) -> list[str]:
         "torch": (record.torch, torch.__version__),
         "code": (_short(code), _short(code_name())),
     }
+    if record.earlier_machines:
+        del pairs["processor"], pairs["torch"]
+        pairs["processor and torch"] = (record.earlier_machines.split("; ")[0], described(device))
     differences = [
         printable(f"{key} {there} there, {here} here")
         for key, (there, here) in pairs.items()
@@ -259,7 +257,7 @@ def _config(folder: Path, record: Record) -> Config:
             " pretraining; only a cell without pretraining can be verified"
         )
     try:
-        config = recorded({key: v for key, v in record.config.items() if key != "data"})
+        config = recorded(record.config)
     except ConfigError as error:
         raise ConfigError(
             f"{folder / RECORD}: from another version of the suite: {error}"

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tiny_cell import configure
 from torch import Tensor
 
 from lra import checkpoint
+from lra.build import build_task
+from lra.cell import resolved_values
 from lra.checkpoint import (
     BEST,
     CHECKPOINT,
@@ -67,7 +70,7 @@ def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path) -> None:
         flipped = bytes([written[at] ^ 1 << rng.randrange(8)])
         file.write_bytes(written[:at] + flipped + written[at + 1 :])
         try:
-            state = load_last(tmp_path, CPU)
+            _, state = load_last(tmp_path, CPU)
         except DamagedError:
             noticed += 1
             continue
@@ -78,7 +81,7 @@ def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_a_checksum_is_read_as_before(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / CHECKPOINT)
-    assert equal(load_last(tmp_path, CPU), STATE)
+    assert equal(load_last(tmp_path, CPU), (tmp_path / CHECKPOINT, STATE))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +119,9 @@ def test_two_checkpoints_are_kept_and_the_earlier_is_read_if_the_later_is_damage
         state = STATE | {"progress": {"step": step}}
         checkpoint.save(tmp_path / CHECKPOINT, state, tmp_path / PREVIOUS)
     assert sorted(os.listdir(tmp_path)) == [PREVIOUS, CHECKPOINT]
-    assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 3
+    assert load_last(tmp_path, CPU)[1]["progress"]["step"] == 3
     (tmp_path / CHECKPOINT).write_bytes(b"half of it")
-    assert (load_last(tmp_path, CPU) or {})["progress"]["step"] == 2
+    assert load_last(tmp_path, CPU)[1]["progress"]["step"] == 2
     assert f"continuing from the one before, {PREVIOUS}" in caplog.text
     (tmp_path / PREVIOUS).write_bytes(b"")
     with pytest.raises(DamagedError, match=f"{CHECKPOINT}: not a readable .*nor is {PREVIOUS}"):
@@ -134,6 +137,10 @@ def test_a_run_with_a_damaged_last_checkpoint_ends_with_the_same_bits(
     whole, broken = tmp_path / "whole", tmp_path / "run"
     assert load(broken / PREVIOUS, CPU)["progress"]["step"] == 5
     (broken / CHECKPOINT).write_bytes(b"half of it")
+    kept = (broken / PREVIOUS).read_bytes()
+    # The next save leaves the only good checkpoint where it is.
+    stop_at(6, monkeypatch, tmp_path, *QUICK)
+    assert (broken / PREVIOUS).read_bytes() == kept
     run(tmp_path, *options)
     assert equal(load(whole / BEST, CPU), load(broken / BEST, CPU))
     losses = [(folder / TRAJECTORY).read_bytes() for folder in (whole, broken)]
@@ -168,7 +175,7 @@ def test_on_a_full_disk_key_and_folder_are_named_and_the_last_checkpoint_stays(
         with pytest.raises(FolderError, match=expected):
             checkpoint.save(tmp_path / CHECKPOINT, STATE | {"identity": "x"}, tmp_path / PREVIOUS)
     assert os.listdir(tmp_path) == [CHECKPOINT]
-    assert equal(load_last(tmp_path, CPU), STATE)
+    assert equal(load_last(tmp_path, CPU), (tmp_path / CHECKPOINT, STATE))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +235,7 @@ def test_parameters_that_are_not_finite_are_never_saved_and_fail_the_cell(
     record = read_record(tmp_path / "run" / RECORD)
     assert record.status == "failed" and record.test_accuracy is None
     assert record.reason.endswith("the last good checkpoint is from step 8")
-    assert (load_last(tmp_path / "run", CPU) or {})["progress"]["step"] == 8
+    assert load_last(tmp_path / "run", CPU)[1]["progress"]["step"] == 8
     assert not (tmp_path / "run" / BEST).exists()
 
 
@@ -322,6 +329,37 @@ def test_a_run_that_other_code_started_has_both_commits_in_its_record(
     assert "was started by other code, c0ffee" in caplog.text
     code = load(tmp_path / "run" / CHECKPOINT, CPU)["code"]
     assert code == ["c0ffee", "decaf with local changes"]
+    # The first version ends it after all.
+    (tmp_path / "run" / RECORD).unlink()
+    monkeypatch.setattr(lra.runner, "code_name", lambda: "c0ffee")
+    assert run(tmp_path, *options).earlier_code == "c0ffee, decaf with local changes"
+
+
+def test_a_run_that_moved_has_both_machines_and_the_larger_memory_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lra.loop
+
+    options = [*QUICK, "train.checkpoint_seconds=0"]
+    monkeypatch.setattr(lra.loop, "described", lambda _: "abacus, torch 1.0")
+    monkeypatch.setattr(lra.loop.memory, "peak", lambda _: 2**50)
+    assert run(tmp_path, *options).earlier_machines == ""
+    monkeypatch.undo()
+    (tmp_path / "run" / RECORD).unlink()
+    moved = run(tmp_path, *options)
+    assert moved.earlier_machines == "abacus, torch 1.0"
+    assert moved.peak_memory_bytes == 2**50
+
+
+def test_a_run_that_is_forced_is_resolved_for_the_device_it_will_be_trained_on(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, *QUICK)
+    config, gpu = configure(tmp_path, *QUICK, "device=auto"), torch.device("cuda")
+    task, folder = build_task(config), tmp_path / "run"
+    assert resolved_values(config, task, gpu, folder)["device"] == "cpu"
+    forced = replace(config, force=True)
+    assert resolved_values(forced, task, gpu, folder)["device"] == "cuda"
 
 
 def test_a_cell_continues_with_the_threads_it_started_with(tmp_path: Path) -> None:

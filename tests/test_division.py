@@ -19,7 +19,7 @@ from lra.checkpoint import BEST, CHECKPOINT, Identity, load
 from lra.classification import Classification
 from lra.config import ConfigError, comparable
 from lra.division import WHOLE, Division, division_for, is_out_of_memory, needs_whole_batch
-from lra.evaluation import count_correct
+from lra.evaluation import predict
 from lra.loop import Run
 from lra.precision import scaler_for
 from lra.record import RECORD, read_record
@@ -165,7 +165,7 @@ def test_evaluation_divides_by_tokens_and_counts_the_same() -> None:
     assert sorted(order) == list(range(70))
     assert (np.diff(split.lengths[order]) >= 0).all()
     counts = {
-        micro: count_correct(model, batches, replace(train, micro_batch=micro))
+        micro: predict(model, batches, replace(train, micro_batch=micro)).num_correct
         for micro in (None, 0, 3)
     }
     assert len(set(counts.values())) == 1

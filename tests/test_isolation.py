@@ -168,6 +168,7 @@ def test_a_signal_is_not_hidden_by_settings_that_need_no_restoring(
         raise StoppedError("stopped")
 
 
+@pytest.mark.slow
 def test_a_thread_that_never_ends_does_not_keep_the_process_alive(
     spoilers: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def check_files(folder: Path, run: Path) -> str:
     cached = cache.built("listops", task, folder / "cache", task.locate(None))
     if any((folder / "cache").glob("listops-*/manifest.json")):
         assert cached is not None
-    state = load_last(run, CPU)
+    found = load_last(run, CPU)
     if (run / BEST).exists():
         assert checkpoint.load(run / BEST, CPU)["model"]
     if (run / RECORD).exists():
@@ -61,7 +61,7 @@ def check_files(folder: Path, run: Path) -> str:
         assert note is not None and not note.ended and not note.is_active
     if cached is None:
         return "data"
-    return "first update" if state is None else f"step {state['progress']['step']}"
+    return "first update" if found is None else f"step {found[1]['progress']['step']}"
 
 
 def end_of(run: Path) -> dict[str, torch.Tensor]:

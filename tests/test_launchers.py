@@ -140,7 +140,7 @@ def test_a_parallel_sweep_leaves_no_worker_behind(tmp_path: Path, number: signal
     while time.monotonic() < deadline and training < 2:
         time.sleep(0.2)
         logs = [file.read_text() for file in tmp_path.glob("runs/**/train.log")]
-        training = sum("1000000 steps of" in text for text in logs)
+        training = sum("1000000 updates of" in text for text in logs)
     assert training == 2
     time.sleep(3)
     workers = descendants(process)
@@ -227,7 +227,7 @@ def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(
             time.sleep(0.1)
 
     try:
-        wait_until(lambda: "steps of 4" in str(job.stderr()))
+        wait_until(lambda: "updates of 4" in str(job.stderr()))
         time.sleep(1)
         # As Slurm does before it takes the machine away; the job is then started again.
         note = read_note(tmp_path / "run" / NOTE)
@@ -235,13 +235,13 @@ def test_a_preempted_job_is_requeued_and_continues_at_its_last_update(
         os.kill(note.pid, signal.SIGUSR2)
         wait_until(lambda: "continues at step" in str(job.stderr()))
         # Read it before the cancelled run saves another one.
-        state = load_last(tmp_path / "run", torch.device("cpu"))
+        _, state = load_last(tmp_path / "run", torch.device("cpu"))
     finally:
         job.cancel()
         job._process.wait(timeout=60)
     log = str(job.stderr())
     assert log.index("Calling checkpoint method") < log.index("continues at step")
-    assert state is not None and f"continues at step {state['progress']['step']}\n" in log
+    assert f"continues at step {state['progress']['step']}\n" in log
 
 
 class Cell:

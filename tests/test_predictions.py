@@ -22,7 +22,7 @@ from tiny_cell import configure
 from lra.batches import Batches
 from lra.build import build_model, build_task
 from lra.config import Config
-from lra.evaluation import count_correct, predict
+from lra.evaluation import predict
 from lra.predictions import (
     PREDICTIONS,
     Predictions,
@@ -78,7 +78,7 @@ def test_answers_come_in_the_order_of_the_split_whatever_the_batch_size(tmp_path
         assert answers.predicted.tolist() == alone
         assert (answers.labels == split.labels).all()
         expected = sum(a == b for a, b in zip(alone, split.labels, strict=True))
-        assert count_correct(model, batches(split), settings) == expected == answers.num_correct
+        assert expected == answers.num_correct
 
 
 def test_a_run_keeps_its_test_predictions_and_its_record_counts_them(tmp_path: Path) -> None:

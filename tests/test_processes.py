@@ -107,7 +107,7 @@ def test_a_run_resumes_with_a_different_number_of_processes(
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(Run, "_save", stop)
         run_cell(configure(tmp_path, *WORDS, "train.checkpoint_seconds=0"), folder)
-    assert (load_last(folder, CPU) or {})["progress"]["step"] == 17
+    assert load_last(folder, CPU)[1]["progress"]["step"] == 17
     assert "continues at step 17" in torchrun(tmp_path)
     assert_alike(alone, folder)
 
@@ -149,7 +149,7 @@ def test_a_sweep_under_torchrun_is_refused(tmp_path: Path) -> None:
 def test_without_torchrun_there_is_one_process() -> None:
     with joined(CPU, 1) as processes:
         assert processes == ALONE and processes.writes
-        assert ALONE.add_up([], torch.zeros(()), stop=True) is True
+        assert ALONE.add_up([], torch.zeros(()), True, False) == (True, False)
 
 
 def test_more_processes_than_examples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(Run, "_save", stop)
-        (folder / "run").mkdir()
+        (folder / "run").mkdir(exist_ok=True)
         run_cell(configure(folder, *overrides, "train.checkpoint_seconds=0"), folder / "run")
 
 

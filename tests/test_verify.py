@@ -203,6 +203,15 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
     return int(ended.value.code or 0)
 
 
+def test_a_run_that_another_machine_began_is_compared_with_that_one(folder: Path) -> None:
+    losses = losses_of(folder)
+    losses[5] *= 1 + 1e-7
+    rewrite(folder, losses, earlier_machines="abacus, torch 1.0; slide rule, torch 1.1")
+    verdict = verified(folder)
+    assert verdict.agrees and not verdict.to_the_bit
+    assert "processor and torch abacus, torch 1.0 there" in str(verdict)
+
+
 def test_exit_codes_distinguish_agreement_difference_and_what_cannot_be_compared(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +249,11 @@ def test_exit_codes_distinguish_agreement_difference_and_what_cannot_be_compared
             {"dtype": "bfloat16"},
             "dtype='bfloat16' contradicts its configuration, which has 'float32'",
         ),
+        ({"selected_on": "test"}, "selected_on='test' contradicts its configuration"),
+        ({"threads": 7}, "threads=7 contradicts its configuration"),
+        ({"device": "cuda"}, "device='cuda' contradicts its configuration"),
+        ({"compiled": True}, "compiled=True contradicts its configuration"),
+        ({"steps": 59}, "steps=59 contradicts its configuration, which has train.steps=60"),
         (
             {"status": "failed", "reason": "out of memory", "steps": 0, "best_step": None},
             r"/run: this run failed before its first update \(out of memory\)",

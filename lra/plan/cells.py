@@ -10,7 +10,6 @@ import torch
 from lra import checkpoint, custom
 from lra.build import build_task
 from lra.cell import finished, identity, resolved_values
-from lra.checkpoint import CHECKPOINT
 from lra.compose import place
 from lra.config import Config, ConfigError
 from lra.loop import LOG_EVERY
@@ -160,8 +159,13 @@ class PlannedCell:
         """
         if self.cost is None:
             return 0.0
-        lasting = 2 * self.cost.model_bytes + 2 * self.cost.parameter_bytes
-        return base + lasting + self.cost.step_bytes
+        return self.memory_between(base) + self.cost.step_bytes
+
+    def memory_between(self, base: int) -> float:
+        """Return the bytes that it holds between updates; saving copies them from a GPU."""
+        if self.cost is None:
+            return 0.0
+        return base + 2 * self.cost.model_bytes + 2 * self.cost.parameter_bytes
 
 
 def assess(words: Sequence[str]) -> PlannedCell:
@@ -240,14 +244,15 @@ def _reached(cell: PlannedCell) -> int:
         ConfigError: The checkpoint is damaged or belongs to another cell.
     """
     assert cell.data is not None and cell.config is not None
-    state, built = checkpoint.load_last(cell.folder, torch.device("cpu")), cell.data.built
-    if state is None:
+    found = checkpoint.load_last(cell.folder, torch.device("cpu"))
+    if found is None:
         return 0
+    (file, state), built = found, cell.data.built
     # Data that are not built yet are assumed to be those that the checkpoint was trained on.
     own = custom.sources(cell.config.attention)
     if built:
         known = identity(cell.values, built.fingerprint, own)
-        known.check(cell.folder / CHECKPOINT, state, cell.config.train.steps)
+        known.check(file, state, cell.config.train.steps)
     return int(state["progress"]["step"])
 
 
