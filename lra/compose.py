@@ -32,8 +32,17 @@ from lra.config import (
     resolve_precision,
 )
 from lra.paths import CONFIGS
-from lra.words import SEARCH_PATH, Groups, check_keys, complete, key_of, quoted, read
-from lra.words import ConfigError as ConfigError
+from lra.words import (
+    SEARCH_PATH,
+    ConfigError,
+    Groups,
+    check_keys,
+    complete,
+    expand,
+    key_of,
+    quoted,
+    read,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +71,12 @@ def resolve(composed: DictConfig | ListConfig) -> Config:
 def _follow_steps(composed: DictConfig | ListConfig) -> None:
     """Shorten the warm-up in proportion if it takes at least as many updates as the whole run.
 
-    A warm-up that was set explicitly stays, and is rejected later.
+    A warm-up that was set explicitly stays, and is rejected later. Schedules that do not end with
+    the run (`rsqrt`, `cosine`, `constant`) may consist of their warm-up alone.
     """
     train = OmegaConf.select(composed, "train")
-    if train is None or train.schedule != "one_cycle" or not 2 < train.steps <= train.warmup_steps:
+    ends = train is not None and train.schedule in ("one_cycle", "half_cosine", "linear")
+    if not ends or not 2 < train.steps <= train.warmup_steps:
         return
     shown_variant = {**composed, "variant": variant.DEFAULT} if composed else {}
     values = OmegaConf.to_container(OmegaConf.create(shown_variant), resolve=True)
@@ -125,6 +136,17 @@ def composed_cell(*overrides: str) -> tuple[DictConfig, Path]:
     with open_dict(composed):
         del composed["hydra"]
     return composed, folder
+
+
+def data_cells(words: Sequence[str]) -> list[list[str]]:
+    """Return the words of the cells of a grid that differ in their data.
+
+    Args:
+        words: Complete words of the grid.
+    """
+    keys = ("task", "scale", "protocol", "data_dir", "cache_dir", "debug", "hydra.searchpath")
+    about = [word for word in words if key_of(word) in keys or key_of(word).startswith("task.")]
+    return list(expand(about, groups(words)))
 
 
 def check_composes(name: str, words: Sequence[str]) -> None:
@@ -283,6 +305,9 @@ OmegaConf.register_new_resolver("derived_variant", _derived_variant, replace=Tru
 # Hydra plugins, and the extra of the project that installs them.
 _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/([^']+)'")
 _EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
+# What OmegaConf calls the types of values.
+_KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
+_WRONG_TYPE = re.compile(f" (?:could not be converted to|is not a) ({'|'.join(_KINDS)})")
 _NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
 
 
@@ -308,17 +333,23 @@ def _in_a_line(error: Exception) -> str:
     first = text.strip().splitlines()[0].removeprefix("In 'train': ")
     first = first.removeprefix("ConfigError raised while resolving interpolation: ")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
+    word = first.removeprefix("Error merging override ")
+    if word != first and (found := _WRONG_TYPE.search(cause)):
+        return f"{word}: must be {_KINDS[found[1]]}"
     return first if not cause or cause in first else f"{first}: {cause}"
 
 
 def recorded(values: dict[str, Any]) -> Config:
     """Return the configuration of a record, from what `comparable` kept of it.
 
+    The fingerprint of the data, which `comparable` adds as `data`, is left out.
+
     Raises:
         ConfigError: The record is from another version of the configuration.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
+        kept = {key: value for key, value in values.items() if key != "data"}
+        merged = OmegaConf.merge(OmegaConf.structured(Config), kept)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     return resolve(merged)

@@ -1,7 +1,7 @@
 """Load the user's own code by its path: `attention.path=my_pkg.my_file:MyAttention`.
 
 A backend is chosen by `attention=custom`, a task by `task=custom task.path=my_file:MyTask`. Nothing
-has to be installed: `python -m lra.train` finds modules in the current folder.
+has to be installed: `lra train` finds modules in the current folder.
 """
 
 import dataclasses
@@ -165,8 +165,8 @@ def _find(
     if found is None:
         there = [n for n, v in vars(module).items() if fits(v) and v.__module__ == module_name]
         raise ConfigError(
-            f"{where}={path}: {module.__file__} has no class {class_name}; its {kind} are:"
-            f" {', '.join(there) or 'none'}"
+            f"{where}={path}: {getattr(module, '__file__', 'a module of Python')} has no class"
+            f" {class_name}; its {kind} are: {', '.join(there) or 'none'}"
         )
     # Hashed now and not when the record is written: the file may have been edited by then.
     provenance.hashes(module_name)

@@ -7,21 +7,19 @@ downloads the published files of ListOps, Retrieval, Pathfinder and Path-X into 
 there. Without a task, the command builds five data sets.
 """
 
-import argparse
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from lra.build import build_task
-from lra.compose import command, groups, load
+from lra.compose import command, data_cells, load
 from lra.config import Config, ConfigError
 from lra.markdown import markdown
 from lra.tasks import DataError, archive, cache
-from lra.terminal import run
-from lra.words import expand, key_of, with_defaults
+from lra.terminal import command_parser, refused, run
+from lra.words import TASKS, with_defaults
 
-TASKS = "task=listops,text,retrieval,image,pathfinder"
 COLUMNS = "task source train validation test skipped mean-length max-length MiB seconds sha256"
 
 
@@ -45,43 +43,32 @@ def row(task: str, data: cache.Dataset) -> list[str]:
 
 def fetch(configs: Iterable[Config], data_dir: Path) -> None:
     """Fetch the published files that tasks lack and, with their options, would read."""
-    lacking = []
+    lacking: dict[str, None] = {}
     for config in configs:
         task = build_task(config)
-        if getattr(task, "source", None) == "generated" or not getattr(task, "is_in_archive", True):
+        part = archive.part_of(config.task.name, task)
+        if part is None:
             continue
         try:
             if task.locate(data_dir).kind == "generated":
-                lacking.append(config.task.name)
+                lacking[part] = None
         except DataError:
-            lacking.append(config.task.name)
+            lacking[part] = None
     archive.fetch(lacking, data_dir)
-
-
-def cells_of(words: Sequence[str]) -> list[list[str]]:
-    """Return the words of the cells of a grid that differ in their data.
-
-    Args:
-        words: Complete words of the grid.
-    """
-    keys = ("task", "scale", "protocol", "data_dir", "cache_dir", "debug", "hydra.searchpath")
-    about = [word for word in words if key_of(word) in keys or key_of(word).startswith("task.")]
-    return list(expand(about, groups(words)))
 
 
 def main() -> None:
     """Build the data sets and print the table."""
-    parser = argparse.ArgumentParser(prog="lra data", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("data", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train; data_dir=FOLDER")
     parser.add_argument("--fetch", action="store_true", help="download what data_dir lacks, 8 GB")
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = []
     failed = False
-    try:
+    with refused(ConfigError, DataError):
         words = with_defaults(command(args.words), [TASKS])
-        configs = [load(*each) for each in cells_of(words)]
+        configs = [load(*each) for each in data_cells(words)]
         if args.fetch:
             folders = {config.raw_data_dir() for config in configs}
             if None in folders or any(config.scale == "mini" for config in configs):
@@ -91,9 +78,6 @@ def main() -> None:
                 )
             for folder in sorted(filter(None, folders)):
                 fetch([each for each in configs if each.raw_data_dir() == folder], folder)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     for config in configs:
         name = config.task.name
         try:

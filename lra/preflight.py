@@ -3,29 +3,26 @@
     lra preflight task=listops,image data_dir=RAW [--missing skip]
 
 The table goes to stderr; stdout gets one line, the tasks that can be trained, for `lra reproduce`.
-The exit status is 1 if data are missing, unless `--missing skip` leaves those tasks out.
+The exit status is 1 if data are missing or refused, unless `--missing skip` leaves those tasks out.
 """
 
-import argparse
+import functools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lra.build import build_task
-from lra.compose import command, groups, load
+from lra.compose import command, data_cells, load
 from lra.config import Config, ConfigError
 from lra.markdown import markdown
-from lra.tasks import DataError, archive, cache, cifar10, text
+from lra.tasks import DataError, Task, archive, cache, cifar10, raw, text
 from lra.tasks.hub import HubFile
-from lra.terminal import run
-from lra.words import choices
+from lra.terminal import command_parser, refused, run
 
 # Data sets on the hub, by the signature of the sources that are read from there.
 HUBS = {str(hub): hub for hub in (cifar10.HUB, text.HUB)}
-# Other keys that decide which data are read.
-_OF_DATA = ("data_dir", "cache_dir", "debug", "hydra.searchpath")
 # Seconds to wait for the hub.
 TIMEOUT = 10.0
 
@@ -45,34 +42,6 @@ class Finding:
     state: str
     detail: str
     supply: str = ""
-
-
-def find_data(config: Config, data_dir: Path | None) -> Finding:
-    """Find out where the data of a task come from, without reading them.
-
-    Args:
-        config: A cell of the task.
-        data_dir: Folder of raw data.
-
-    Raises:
-        ConfigError: There is no such task, or an option is wrong.
-    """
-    name, task = config.task.name, build_task(config)
-    try:
-        source = task.locate(data_dir)
-    except DataError as error:
-        return Finding(name, "missing", str(error), _command(config, data_dir))
-    built = Path(config.cache_dir) / f"{name}-{cache.key(task, source)}"
-    if (built / "manifest.json").is_file():
-        return Finding(name, "in the cache", f"{built}: {source}")
-    hub = HUBS.get(source.signature)
-    if source.files or hub is None:
-        return Finding(name, source.kind, str(source))
-    if _downloaded(hub):
-        return Finding(name, "hub, downloaded", str(source))
-    if reason := ask(hub):
-        return Finding(name, "missing", f"{source}: {reason}", _copy(hub, data_dir))
-    return Finding(name, "hub", str(source))
 
 
 def ask(hub: HubFile) -> str:
@@ -97,6 +66,46 @@ def ask(hub: HubFile) -> str:
     return ""
 
 
+def find_data(
+    config: Config, data_dir: Path | None, ask: Callable[[HubFile], str] = ask
+) -> Finding:
+    """Find out where the data of a task come from, without reading them.
+
+    Args:
+        config: A cell of the task.
+        data_dir: Folder of raw data.
+        ask: Returns what is wrong with a data set on the hub.
+
+    Raises:
+        ConfigError: There is no such task, or an option is wrong.
+    """
+    name, task = config.task.name, build_task(config)
+    try:
+        source = task.locate(data_dir)
+    except DataError as error:
+        return Finding(name, "missing", str(error), _command(config, task, data_dir))
+    try:
+        # Also for a task that reads none, as when it is trained.
+        raw.check_data_dir(data_dir)
+    except DataError as error:
+        return Finding(name, "refused", str(error), "a data_dir that exists")
+    built = cache.built(name, task, Path(config.cache_dir), source)
+    if built is not None:
+        try:
+            cache.check_demand(task, built.source)
+        except DataError as error:
+            return Finding(name, "refused", str(error), "other data, or another source")
+        return Finding(name, "in the cache", f"{built.folder}: {built.source}")
+    hub = HUBS.get(source.signature)
+    if source.files or hub is None:
+        return Finding(name, source.kind, str(source))
+    if _downloaded(hub):
+        return Finding(name, "hub, downloaded", str(source))
+    if reason := ask(hub):
+        return Finding(name, "missing", f"{source}: {reason}", _copy(hub, data_dir))
+    return Finding(name, "hub", str(source))
+
+
 def _downloaded(hub: HubFile) -> bool:
     """Return whether `datasets` holds the revision, ready to be read without a connection."""
     import datasets
@@ -109,12 +118,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _command(config: Config, data_dir: Path | None) -> str:
+def _command(config: Config, task: Task, data_dir: Path | None) -> str:
     """Return the command that fetches a task's published files, if they can be fetched."""
-    if config.task.name not in archive.PARTS:
+    if not getattr(task, "has_published", True):
+        return "other options, or no task.options.source=published"
+    part = archive.part_of(config.task.name, task)
+    if part is None:
         return "these files, and data_dir=/path/to/them (for make: DATA_DIR)"
     folder = data_dir or "/path/to/raw/data"
-    words = [f"task={config.task.name}", f"protocol={config.protocol.name}", f"data_dir={folder}"]
+    words = [f"task={part}", f"protocol={config.protocol.name}"]
+    words += [] if config.scale == "paper" else [f"scale={config.scale}"]
+    words.append(f"data_dir={folder}")
     return shlex.join(["lra", "data", "--fetch", *words])
 
 
@@ -129,25 +143,6 @@ def _copy(hub: HubFile, data_dir: Path | None) -> str:
     )
 
 
-def of_each_task(words: Sequence[str]) -> list[list[str]]:
-    """Return, for each task of a grid, the words that decide which data are read.
-
-    An option that is swept over is left out: all its values read the same raw data.
-
-    Args:
-        words: Complete words.
-    """
-    chosen = choices(words, groups(words))
-    tasks = chosen.get("task", ["listops"])
-    kept = [
-        f"{key}={values[0]}"
-        for key, values in chosen.items()
-        if len(values) == 1 and key.startswith(("task.", *_OF_DATA))
-    ]
-    one = [f"{key}={chosen[key][0]}" for key in ("scale", "protocol") if key in chosen]
-    return [[f"task={task}", *one, *kept] for task in tasks]
-
-
 def report(findings: Sequence[Finding]) -> str:
     """Return the table, and below it what is missing and how to supply it."""
     rows = [[f.task, f.state, "see below" if f.supply else f.detail] for f in findings]
@@ -160,8 +155,7 @@ def report(findings: Sequence[Finding]) -> str:
 
 def main() -> None:
     """Look for the data of every task, and report what was found."""
-    parser = argparse.ArgumentParser(prog="lra preflight", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("preflight", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train; data_dir=FOLDER")
     parser.add_argument(
         "--missing",
@@ -170,19 +164,19 @@ def main() -> None:
         help="what to do if data are missing (%(default)s)",
     )
     args = parser.parse_intermixed_args()
-    findings = []
-    try:
-        for words in of_each_task(command(args.words)):
+    found: dict[Finding, None] = {}
+    ask_once = functools.cache(ask)
+    with refused(ConfigError):
+        for words in data_cells(command(args.words)):
             config = load(*words)
-            findings.append(find_data(config, config.raw_data_dir()))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    whole = [finding.task for finding in findings if not finding.supply]
-    print(report(findings), file=sys.stderr)
-    if len(whole) < len(findings) and args.missing == "stop":
+            # Cells that read the same data have the same finding.
+            found[find_data(config, config.raw_data_dir(), ask_once)] = None
+    lacking = {finding.task for finding in found if finding.supply}
+    whole = dict.fromkeys(each.task for each in found if each.task not in lacking)
+    print(report(list(found)), file=sys.stderr)
+    if lacking and args.missing == "stop":
         hint = "--missing skip (for make: MISSING=skip) leaves these tasks out."
-        print(f"\nNothing is trained. {hint}", file=sys.stderr)
+        print(f"\nNot all data can be used; {hint}", file=sys.stderr)
         sys.exit(1)
     if not whole:
         print("\nNothing is left to train.", file=sys.stderr)

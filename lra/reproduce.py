@@ -8,7 +8,6 @@ At a scale with real data, nothing is trained until the data of every task are t
 part that failed. Without words, the grid is the whole suite at the paper scale.
 """
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -16,16 +15,10 @@ from types import FrameType
 
 from lra.compose import command, groups
 from lra.config import ConfigError
-from lra.terminal import run
-from lra.words import choices, key_of, with_defaults
+from lra.terminal import command_parser, refused, run
+from lra.words import GRID, choices, key_of, with_defaults
 
-DEFAULTS = (
-    "task=listops,text,retrieval,image,pathfinder",
-    "attention=softmax,fourier,wavspa,mra",
-    "seed=0",
-    "scale=paper",
-    "protocol=nystromformer",
-)
+DEFAULTS = (*GRID, "seed=0", "scale=paper", "protocol=nystromformer")
 
 
 def part(name: str, *words: str, quiet: bool = False) -> tuple[int, str]:
@@ -78,8 +71,7 @@ def reproduce(words: list[str], missing: str = "stop", only_plan: bool = False) 
 
 def main() -> None:
     """Reproduce the grid that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra reproduce", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("reproduce", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     parser.add_argument("--plan", action="store_true", help="stop after the plan")
     parser.add_argument(
@@ -89,12 +81,9 @@ def main() -> None:
         help="what to do if data are missing (%(default)s)",
     )
     args = parser.parse_intermixed_args()
-    try:
+    with refused(ConfigError):
         words = with_defaults(command(args.words), DEFAULTS)
         sys.exit(reproduce(words, args.missing, args.plan))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ train there. Without the words of a grid, it lists every cell that has been star
 those of `lra train`; if a cell has a record, the words that differ from it are named.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +20,10 @@ from lra.lock import read_note
 from lra.markdown import Table, markdown
 from lra.paths import CHECKPOINT, PRETRAINING, runs_dir
 from lra.record import NOTE, RECORD, Record, RecordError, read_record
-from lra.terminal import run
-from lra.words import choices, expand, key_of, seed_of, value_of, with_defaults
+from lra.terminal import command_parser, refused, run
+from lra.words import GRID, choices, expand, key_of, seed_of, value_of, with_defaults
 
 State = Literal["done", "running", "failed", "stopped", "killed", "to do", "other"]
-# What a grid spans if its words don't say; the same as for `lra reproduce`.
-DEFAULTS = (
-    "task=listops,text,retrieval,image,pathfinder",
-    "attention=softmax,fourier,wavspa,mra",
-)
 # Defaults of a single cell, the same as for `lra train`.
 CELL = {"scale": "paper", "protocol": "nystromformer", "variant": "default", "seed": "0"}
 # Words from which the folder of a cell is known without composing it.
@@ -123,7 +116,7 @@ def grid(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     Raises:
         ConfigError: A word is invalid.
     """
-    ready = command(with_defaults(words, DEFAULTS))
+    ready = command(with_defaults(words, GRID))
     for cell in expand(ready, groups(words)):
         chosen = {key: text for key, _, text in (word.partition("=") for word in cell)}
         plain = {key.lstrip("+"): value_of(text) for key, text in chosen.items()}
@@ -175,20 +168,16 @@ def page(cells: Sequence[Status]) -> str:
 
 def main() -> None:
     """Print the progress of the cells that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra status", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("status", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     words = parser.parse_intermixed_args().words
     folders: list[tuple[Path, dict[str, Any]]]
-    try:
+    with refused(ConfigError):
         if {key_of(word) for word in words} <= {"runs_dir"}:
             there = choices(command(words), groups()).get("runs_dir", [runs_dir()])
             folders = [(each, {}) for each in begun(Path(str(value_of(there[0]))))]
         else:
             folders = list(grid(words))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     if not folders:
         print("No cell has been started here; `lra status` with a grid's words lists its cells.")
         return

@@ -25,6 +25,9 @@ FOLDERS = ("data_dir", "cache_dir", "runs_dir")
 # Number of characters of a word that a message shows, at most.
 MAX_SHOWN = 100
 SEARCH_PATH = "hydra.searchpath"
+# What commands span if their words do not say.
+TASKS = "task=listops,text,retrieval,image,pathfinder"
+GRID = (TASKS, "attention=softmax,fourier,wavspa,mra")
 # Files in a group that do not name an option.
 _TEMPLATES = {"attention": "custom", "task": "custom"}
 _KEY = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=+~][^=]*)(=(?P<value>.*))?", re.DOTALL)

@@ -310,6 +310,7 @@ def test_a_killed_build_leaves_nothing_that_looks_complete(tmp_path: Path) -> No
     assert not any(path.name.endswith(".partial") for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_the_same_data_end_up_with_one_good_copy(tmp_path: Path) -> None:
     wait = "__import__('time').sleep(0.5)"
     processes = [build_in_process(tmp_path, wait) for _ in range(2)]

@@ -40,7 +40,7 @@ def test_the_bytes_are_the_same_on_every_machine(tmp_path: Path) -> None:
     assert images(tmp_path).fingerprint == FINGERPRINT
 
 
-@pytest.mark.parametrize("options", [{"side": 6}, {"num_train": 0}])
+@pytest.mark.parametrize("options", [{"side": 6}, {"side": 4096}, {"num_train": 0}])
 def test_an_option_out_of_range_is_named(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"task.options.{next(iter(options))}="):
         ImageStandIn(**options)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -221,22 +222,57 @@ def test_missing_data_stop_the_grid_unless_they_are_skipped(
     assert (status, out) == (2, "") and "nothing" in err
 
 
-def test_overrides_that_decide_the_data_are_kept() -> None:
-    words = ["task.options.data_seed=3", "data_dir=/raw", "task.options.num_test=1,2", "seed=1"]
-    assert preflight.of_each_task(["task=text,image", "scale=mini", *words]) == [
-        [f"task={task}", "scale=mini", "task.options.data_seed=3", "data_dir=/raw"]
-        for task in ("text", "image")
-    ]
+def test_every_value_that_decides_the_data_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = functools.partial(run, monkeypatch, capsys)
+    rest = [f"data_dir={tmp_path}", f"cache_dir={tmp_path}", "seed=0,1"]
+    # Generated data at one scale say nothing of those of another.
+    status, out, err = command("task=retrieval,listops", "scale=mini,paper", *rest)
+    assert (status, out) == (1, "")
+    assert "| retrieval | stand-in " in err and "| retrieval | missing " in err
+    sizes = ["task=pathfinder", "task.options.source=generated,published", *rest]
+    status, _, err = command(*sizes)
+    assert status == 1 and "| generated " in err and "no pathfinder32 is in" in err
+    status, _, err = command("task=pathfinder", "+task.options.source=published", *rest)
+    assert status == 1 and "| missing " in err
+
+
+def test_a_folder_of_raw_data_that_does_not_exist_is_refused_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recall,pathfinder", "scale=small", f"data_dir={tmp_path}/nothing"]
+    status, out, err = run(monkeypatch, capsys, *words)
+    assert (status, out) == (1, "") and err.count("/nothing does not exist") == 2
+
+
+def test_cached_data_of_another_kind_than_is_demanded_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = SimpleNamespace(source=Source("other", "a copy"), folder=tmp_path)
+    monkeypatch.setattr(cache, "built", lambda *_: cached)
+    finding = assess("text", tmp_path)
+    assert (finding.state, finding.detail) == ("in the cache", f"{tmp_path}: a copy")
+    config = load("task=text", "task.options.source=published", f"cache_dir={tmp_path}")
+    finding = preflight.find_data(config, None)
+    assert finding.state == "refused" and "a copy is other, by its content" in finding.detail
+
+
+def test_a_users_own_task_may_call_any_option_source() -> None:
+    cache.check_demand(SimpleNamespace(source="wiki"), Source("other", "files"))
+    with pytest.raises(DataError, match="source=generated: files is other, by its content"):
+        cache.check_demand(SimpleNamespace(source="generated"), Source("other", "files"))
 
 
 def test_only_tasks_that_lack_published_files_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched: list[object] = []
+    fetched: list[Any] = []
     monkeypatch.setattr(archive, "fetch", lambda *words: fetched.append(words))
     kinds = {"a": "generated", "b": "published", "c": "other"} | dict.fromkeys("de", "generated")
     # With their options, these tasks would not read published files.
-    never = {"d": {"is_in_archive": False}, "e": {"source": "generated"}}
+    never = {"d": {"part": None}, "e": {"source": "generated"}}
+    monkeypatch.setattr(archive, "PARTS", dict.fromkeys("abcde"))
     configs = [SimpleNamespace(task=SimpleNamespace(name=name)) for name in kinds]
     monkeypatch.setattr(
         lra.data,
@@ -247,16 +283,22 @@ def test_only_tasks_that_lack_published_files_are_fetched(
         ),
     )
     lra.data.fetch(configs, tmp_path)
-    assert fetched == [(["a"], tmp_path)]
+    assert [(list(wanted), folder) for wanted, folder in fetched] == [(["a"], tmp_path)]
 
 
 def test_a_task_without_published_data_at_a_scale_fetches_nothing() -> None:
     for scale, expected in (("small", False), ("paper", True)):
         for name in ("listops", "pathfinder"):
             task = build_task(load(f"task={name}", f"scale={scale}"))
-            assert task.has_published is task.is_in_archive is expected
+            assert task.has_published is expected
+            assert archive.part_of(name, task) == (name if expected else None)
     easy = build_task(load("task=pathfinder", "task.options.contour_length=6"))
-    assert easy.has_published and not easy.is_in_archive
+    assert easy.has_published and easy.part is None
+    parts = {
+        size: build_task(load("task=pathfinder", f"task.options.size={size}")).part
+        for size in (32, 64, 128, 256)
+    }
+    assert parts == {32: "pathfinder", 64: None, 128: "pathx", 256: None}
 
 
 def test_fetching_needs_the_published_scale_and_a_data_dir(

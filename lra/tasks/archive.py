@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lra.bar import progress_bar
-from lra.tasks import DataError
+from lra.tasks import DataError, Task
 from lra.tasks.cache import naming_full_disk
 from lra.tasks.download import CHUNK, arrived, ask, download
 from lra.tasks.lock import held
@@ -79,6 +79,20 @@ PARTS = {
     "pathfinder": Part(f"{INNER}/pathfinder32/curv_contour_length_14", PICTURES, 2, 10**9),
     "pathx": Part(f"{INNER}/pathfinder128/curv_contour_length_14", PICTURES, 2, 3 * 10**9),
 }
+
+
+def part_of(name: str, task: Task) -> str | None:
+    """Return the part of the archive that a task with its options would read, or None.
+
+    Args:
+        name: The task's name, which is that of its part unless the task has a `part` of its own.
+        task: The task.
+    """
+    # A user's own task, whose name has a dot, may call anything `source` or `part`.
+    if "." in name or getattr(task, "source", None) == "generated":
+        return None
+    part: str | None = getattr(task, "part", name)
+    return part if part in PARTS else None
 
 
 def fetch(tasks: Iterable[str], data_dir: Path, url: str = URL) -> None:

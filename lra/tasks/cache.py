@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lra import provenance
+from lra.paths import existing
 from lra.tasks import SPLITS, DataError, Source, Split, Task, raw
 from lra.tasks.lock import held
 
@@ -162,13 +163,22 @@ def load(name: str, task: Task, cache_dir: Path, data_dir: Path | None = None) -
     raw.check_data_dir(data_dir)
     source = task.locate(data_dir)
     dataset = _load(name, task, cache_dir, source)
-    demanded = getattr(task, "source", None)
-    if demanded not in (None, dataset.source.kind):
-        raise DataError(
-            f"task.options.source={demanded}: {dataset.source} is {dataset.source.kind}, by its"
-            " content"
-        )
+    check_demand(task, dataset.source)
     return dataset
+
+
+def check_demand(task: Task, source: Source) -> None:
+    """Reject data of another kind than a task's option `source` demands.
+
+    Raises:
+        DataError: They are of another kind, by their content.
+    """
+    demanded = getattr(task, "source", None)
+    # In a user's own task, such an option may mean anything else.
+    if demanded in KINDS and demanded != source.kind:
+        raise DataError(
+            f"task.options.source={demanded}: {source} is {source.kind}, by its content"
+        )
 
 
 def _load(name: str, task: Task, cache_dir: Path, source: Source) -> Dataset:
@@ -395,12 +405,12 @@ def naming_full_disk(key: str, folder: Path, doing: str) -> Iterator[None]:
         # Whether the error concerns a file below the folder; others concern other folders.
         there = error.filename is not None and _is_below(Path(str(error.filename)), folder)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(folder)).free
+            free = shutil.disk_usage(existing(folder)).free
             state = f"the disk is full ({free / 2**20:.0f} MiB free) while {doing}; free some space"
         elif error.errno == errno.EROFS or (there and error.errno in (errno.EACCES, errno.EPERM)):
             state = f"cannot be written to ({error.strerror}) while {doing}; make it writable"
         elif there and error.errno in (errno.ENOTDIR, errno.EEXIST):
-            state = f"{_existing(Path(str(error.filename)))} is not a folder; move it away"
+            state = f"{existing(Path(str(error.filename)))} is not a folder; move it away"
         elif there and error.errno == errno.EISDIR:
             state = f"{error.filename} is a folder, should be a file; move it away"
         elif there and error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ESTALE):
@@ -415,8 +425,3 @@ def naming_full_disk(key: str, folder: Path, doing: str) -> Iterator[None]:
 def _is_below(path: Path, folder: Path) -> bool:
     path, folder = path.absolute(), folder.absolute()
     return path == folder or folder in path.parents or path in folder.parents
-
-
-def _existing(folder: Path) -> Path:
-    """Return the first existing folder among a folder and its parents."""
-    return next((each for each in (folder, *folder.absolute().parents) if each.exists()), Path("/"))

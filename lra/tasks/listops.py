@@ -123,9 +123,9 @@ class ListOps:
         return self == ListOps(source=self.source, on_bad_row=self.on_bad_row)
 
     @property
-    def is_in_archive(self) -> bool:
-        """Whether `lra data --fetch` unpacks the data with these options."""
-        return self.has_published
+    def part(self) -> str | None:
+        """The part of the published archive that holds the data with these options, if any."""
+        return "listops" if self.has_published else None
 
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published files under `data_dir`; without them, the data are generated."""

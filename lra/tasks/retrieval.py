@@ -83,7 +83,8 @@ class Retrieval:
         )
         raise DataError(
             f"Retrieval needs {', '.join(FILES.values())}: {reason}. They are in {URL} (a tar"
-            " file of 8 GB, 19 GB unpacked): put its folder tsv_data, or lra_release, into data_dir"
+            " file of 8 GB, 19 GB unpacked): put its folder tsv_data, or lra_release, into"
+            " data_dir, as lra data --fetch does"
         )
 
     def write(self, source: Source, splits: Mapping[str, Writer]) -> None:

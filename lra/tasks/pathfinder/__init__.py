@@ -98,9 +98,13 @@ class Pathfinder:
         return self.num_images == NUM_IMAGES and self.contour_length in FOLDERS and self.distractors
 
     @property
-    def is_in_archive(self) -> bool:
-        """Whether `lra data --fetch` unpacks the images with these options: the hard ones."""
-        return self.has_published and self.contour_length == max(FOLDERS)
+    def part(self) -> str | None:
+        """The part of the published archive that holds the images with these options, if any.
+
+        `lra data --fetch` unpacks the hard ones of two sizes.
+        """
+        is_hard = self.has_published and self.contour_length == max(FOLDERS)
+        return {32: "pathfinder", 128: "pathx"}.get(self.size) if is_hard else None
 
     def locate(self, data_dir: Path | None) -> Source:
         """Find the published images under `data_dir`; without them, images are generated.

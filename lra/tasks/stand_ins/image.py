@@ -27,6 +27,8 @@ CLASSES = (
     "cross",
 )
 LEVELS = 16
+# As many pixels as the longest task of the benchmark has.
+MAX_SIDE = 128
 # Width of the noise, as a share of a pattern's own range.
 NOISE = 0.55
 
@@ -91,8 +93,10 @@ class ImageStandIn(StandIn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.side < 4 or self.side % 4:
-            raise ValueError(f"task.options.side={self.side}: must be a multiple of 4")
+        if not 4 <= self.side <= MAX_SIDE or self.side % 4:
+            raise ValueError(
+                f"task.options.side={self.side}: must be a multiple of 4, at most {MAX_SIDE}"
+            )
 
     def examples(self, split: str, count: int) -> Iterator[Example]:
         """Draw the images of a split; see `StandIn`."""
