@@ -22,11 +22,19 @@ _UNSAFE = re.compile(r"[^\w.,=+-]")
 ABSENT = "its default"
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings by dotted key; an empty mapping has none."""
+def flat(
+    values: Mapping[str, Any], prefix: str = "", keep_empty: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings by dotted key.
+
+    Args:
+        values: The outermost mapping.
+        prefix: What precedes its keys.
+        keep_empty: Whether an empty mapping is a leaf; otherwise it has none.
+    """
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and (value or not keep_empty):
+            yield from flat(value, f"{prefix}{key}.", keep_empty)
         else:
             yield f"{prefix}{key}", value
 

@@ -302,3 +302,23 @@ def test_validations_of_another_run_are_left_out(
         assert (
             f"validations lack that of its record, {other.best_accuracy} at update" in caplog.text
         )
+
+
+def test_a_caption_names_only_what_is_drawn() -> None:
+    def caption(grid: Grid) -> str:
+        return " ".join(accuracy_against_speed(grid, "t").get_suptitle().split())
+
+    alone = caption(build_grid(seeds("softmax", 800)))
+    assert "Pareto" not in alone and "standard deviation" not in alone
+    several = caption(build_grid([*seeds("softmax", 800, 900), *seeds("mra", 850, 860)]))
+    assert "bars: standard deviation" in several
+
+
+def test_bands_are_left_out_where_they_would_cover_each_other() -> None:
+    names = [*ATTENTION][:6]
+    for count, has_bands in ((5, True), (6, False)):
+        records = [replace(seeds(name, 900)[0], test_by_length=BINS) for name in names[:count]]
+        figure = accuracy_against_length(build_grid(records), "t")
+        assert figure is not None
+        assert bool(figure.axes[0].collections) == has_bands
+        assert ("bands: 95 %" in " ".join(figure.get_suptitle().split())) == has_bands

@@ -78,6 +78,8 @@ def test_a_warm_up_that_is_too_long_shrinks_with_the_number_of_updates(
         config = load("train.steps=60")
     assert (config.train.steps, config.train.warmup_steps) == (60, 12)
     assert "train.warmup_steps=12: in proportion to train.steps=60, as 1000 of 5000" in caplog.text
+    # So does that of every schedule that ends with the run.
+    assert load("protocol=s4", "task=image", "train.steps=100").train.warmup_steps == 10
     # It stays if it fits, as it did before, and if it was asked for.
     assert load("train.steps=2000").train.warmup_steps == 1000
     with pytest.raises(ConfigError, match=r"train.warmup_steps=70: .*fewer than train.steps=60"):

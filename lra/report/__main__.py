@@ -7,11 +7,11 @@ Words filter the records: for each key that records have, only those with one of
 are kept, and cells that were asked for but do not exist are shown as missing. The command writes
 accuracy, throughput and accuracy by length as Markdown, CSV and LaTeX, pictures of them as SVG and
 PNG, and `index.html`, a page with all of it, to `results/<scale>/<protocol>/` beside the runs, and
-prints the tables. Measured and published figures are never mixed: published ones follow below,
-beside ours with the difference and their source, and only at the paper scale.
+prints the tables. A report replaces the one that is there; give that of a part its own `--out-dir`.
+Measured and published figures are never mixed: published ones follow below, beside ours with the
+difference and their source, and only at the paper scale.
 """
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -24,13 +24,12 @@ from lra.record import RECORD
 from lra.report.pages import write_report
 from lra.report.selection import selections
 from lra.report.submissions import read_submissions
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 
 
 def main() -> None:
     """Write and print the report that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="lra report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("report", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train; runs_dir=FOLDER")
     parser.add_argument(
         "--out-dir", type=Path, help="folder of the tables; by default beside the runs"
@@ -40,12 +39,9 @@ def main() -> None:
     )
     args = parser.parse_intermixed_args()
     logging.basicConfig(format="%(message)s")
-    try:
+    with refused(ConfigError):
         asked = list(selections(command(args.words), groups(args.words)))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    try:
+    with refused(FolderError):
         for each in asked:
             there = each.runs_dir / each.scale / each.protocol
             if not (args.out_dir or _has_some(there)):
@@ -67,9 +63,6 @@ def main() -> None:
                     submissions=read_submissions(submissions_dir()),
                 )
             print(page)
-    except FolderError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def _has_some(folder: Path) -> bool:

@@ -9,7 +9,10 @@ from lra.report.figure import describe, literal, look, panels, seeds
 from lra.report.grid import Grid
 from lra.report.lengths import Binned, by_group, by_length
 
-BANDS = "bands: 95 % binomial intervals; dashed: majority class; faint: at chance"
+BANDS = "bands: 95 % binomial intervals; "
+REST = "dashed: majority class; faint: at chance"
+# With more methods in a panel, bands would cover each other.
+MAX_BANDS = 5
 
 
 def accuracy_against_length(grid: Grid, title: str) -> Figure | None:
@@ -56,6 +59,7 @@ def _drawn(
         return None
     methods = [m for each in found for m in each.correct]
     figure, axes = panels(len(found), grid, methods, lines=True)
+    has_bands = max(len(each.correct) for each in found) <= MAX_BANDS
     for axis, each in zip(axes, found, strict=True):
         places = dress(axis, each)
         for method, shares in each.shares.items():
@@ -65,12 +69,13 @@ def _drawn(
                 axis.plot(places, shares, lw=0.6, markersize=3, alpha=0.35, zorder=1, **looks)
                 continue
             axis.plot(places, shares, lw=1, markersize=4, alpha=0.85, **looks)
-            low, high = zip(*each.bands(method), strict=True)
-            axis.fill_between(places, low, high, color=looks["color"], alpha=0.15, lw=0)
+            if has_bands:
+                low, high = zip(*each.bands(method), strict=True)
+                axis.fill_between(places, low, high, color=looks["color"], alpha=0.15, lw=0)
         if (majority := grid.majority_rate(each.task)) is not None:
             axis.axhline(majority, color="grey", linestyle="--", lw=1)
         axis.set_title(literal(grid.label(each.task)), fontsize=9)
     axes[0].set_ylabel("test accuracy, %", fontsize=8)
     drawn = [grid.of(each.task)[method] for each in found for method in each.correct]
-    describe(figure, title, f"{seeds(drawn)}; {BANDS}")
+    describe(figure, title, f"{seeds(drawn)}; {BANDS if has_bands else ''}{REST}")
     return figure

@@ -46,6 +46,19 @@ class Entry:
         """Mean test accuracy in percent."""
         return statistics.mean(self.accuracies) if self.accuracies else None
 
+    def above(self, other: "Entry") -> float:
+        """Return the mean difference from another entry in percentage points.
+
+        It is taken over the seeds of both, or if they have none in common, over all of each.
+        """
+        ours, theirs = (
+            {each.seed: 100 * (each.test_accuracy or 0.0) for each in entry.finished}
+            for entry in (self, other)
+        )
+        if common := ours.keys() & theirs.keys():
+            return statistics.mean(ours[seed] - theirs[seed] for seed in sorted(common))
+        return statistics.mean(ours.values()) - statistics.mean(theirs.values())
+
     @property
     def deviation(self) -> float | None:
         """Standard deviation over seeds in percent; None for a single seed."""
@@ -278,6 +291,7 @@ def _measured_on(record: Record) -> tuple[object, ...]:
     """Return what must be equal for two speeds to be compared."""
     return (
         record.machine,
+        record.earlier_machines,
         record.device,
         record.dtype,
         record.compiled,

@@ -50,10 +50,8 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
     bar.set_label("points above softmax", fontsize=FONT - 1)
     bar.ax.tick_params(labelsize=FONT - 1)
     drawn = [entry for task in tasks for entry in grid.of(task).values()]
-    caption = (
-        f"{seeds(drawn)}; test accuracy minus softmax's; in brackets: no significant difference"
-    )
-    describe(figure, title, caption)
+    caption = "test accuracy minus softmax's, over the seeds that both have"
+    describe(figure, title, f"{seeds(drawn)}; {caption}; in brackets: no significant difference")
     return figure
 
 
@@ -71,12 +69,11 @@ def _differences(
             if entry is None or entry.mean is None or baseline.mean is None:
                 texts[row, column] = "failed" if grid.entry(task, method) else "missing"
                 continue
-            difference = values[row, column] = entry.mean - baseline.mean
+            difference = values[row, column] = entry.above(baseline)
             # Adding 0 makes a zero of a negative one.
             text = f"{round(difference, 1) + 0.0:+.1f}"
-            # On the common seeds alone, the difference may be the other way round.
-            better = -compared(baseline, entry, answers).better
-            texts[row, column] = text if better * difference > 0 else f"({text})"
+            is_different = compared(baseline, entry, answers).better
+            texts[row, column] = text if is_different else f"({text})"
     return values, texts
 
 

@@ -1,5 +1,6 @@
 """Place names at the points of a panel so that they avoid each other and the markers."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,6 @@ def place_labels(
         markers += _beads([axis.transData.transform(point) for point in line], 4 * unit)
     inside, taken = axis.get_window_extent(renderer), list[Bbox]()
     for index in sorted(range(len(points)), key=lambda k: centres[k]):
-        (x, y), radius = centres[index], radii[index]
         label = axis.annotate(
             names[index],
             points[index],
@@ -59,28 +59,52 @@ def place_labels(
         )
         label.set_in_layout(False)
         size = label.get_window_extent(renderer)
-        best = None
-        for distance in DISTANCES:
-            for direction in range(DIRECTIONS):
-                angle = 2 * math.pi * direction / DIRECTIONS
-                reach = radius + unit * distance
-                # The distance is to the rim of the text, not to its middle.
-                dx = math.cos(angle) * (reach + size.width / 2)
-                dy = math.sin(angle) * (reach + size.height / 2)
-                box = Bbox.from_bounds(
-                    x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height
-                )
-                hidden = sum(_overlap(box, other) for other in taken + markers)
-                outside = size.width * size.height - _overlap(box, inside)
-                cost = (20 * (hidden + outside) + unit * distance, direction)
-                if best is None or cost < best[0]:
-                    best = (cost, (dx, dy), box, distance)
-        assert best is not None
-        _, (dx, dy), box, distance = best
-        label.set_position((dx / unit, dy / unit))
+        offset, box, distance = _place(
+            centres[index], radii[index], size, unit, taken + markers, inside
+        )
+        label.set_position((offset[0] / unit, offset[1] / unit))
         if distance == DISTANCES[0] and label.arrow_patch is not None:
             label.arrow_patch.set_visible(False)
         taken.append(box)
+
+
+def _place(
+    centre: tuple[float, float],
+    radius: float,
+    size: Bbox,
+    unit: float,
+    taken: Sequence[Bbox],
+    inside: Bbox,
+) -> tuple[tuple[float, float], Bbox, float]:
+    """Return where a name covers least: its offset from a point, its box, and its distance.
+
+    Args:
+        centre: The point, in pixels.
+        radius: Radius of its marker.
+        size: Box as large as the name.
+        unit: Pixels per point of typography.
+        taken: Boxes that should stay visible.
+        inside: The panel.
+    """
+    tried = []
+    for distance, direction in itertools.product(DISTANCES, range(DIRECTIONS)):
+        angle = 2 * math.pi * direction / DIRECTIONS
+        reach = radius + unit * distance
+        # The distance is to the rim of the text, not to its middle.
+        dx = math.cos(angle) * (reach + size.width / 2)
+        dy = math.sin(angle) * (reach + size.height / 2)
+        box = Bbox.from_bounds(
+            centre[0] + dx - size.width / 2,
+            centre[1] + dy - size.height / 2,
+            size.width,
+            size.height,
+        )
+        hidden = sum(_overlap(box, other) for other in taken)
+        outside = size.width * size.height - _overlap(box, inside)
+        cost = (20 * (hidden + outside) + unit * distance, direction)
+        tried.append((cost, (dx, dy), box, distance))
+    _, offset, box, found = min(tried, key=lambda each: each[0])
+    return offset, box, found
 
 
 def _beads(corners: Sequence[Any], size: float) -> list[Bbox]:

@@ -1,11 +1,11 @@
 """Write the pages of a report: its tables and the notes needed to read their numbers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lra.markdown import Table, escaped, markdown
-from lra.record import records_of
+from lra.record import Record, records_of
 from lra.report.binned_figures import accuracy_against_group, accuracy_against_length
 from lra.report.curve_figure import learning_curves, validated
 from lra.report.deviations import deviation_lines
@@ -243,14 +243,7 @@ def write_report(
     Returns:
         The text, including where the files are.
     """
-    found = map(with_departures, records_of(runs_dir, scale, protocol))
-    records = [record for record in found if only is None or only.has(record)]
-    if scale == "paper":
-        for record in [r for r in records if r.data_source == "stand-in"]:
-            log.warning(
-                "left out: %s/%s was trained on stand-in data", record.task, record.attention
-            )
-            records.remove(record)
+    records = _shown(records_of(runs_dir, scale, protocol), only)
     # A user's own tasks and backends are named by their paths.
     tasks, attentions = ([n for n in names if n != "custom"] for names in (tasks, attentions))
     grid = build_grid(records, tasks, attentions, seeds)
@@ -276,6 +269,20 @@ def write_report(
         return "\n".join(pages) + f"\nWritten to {folder}"
     files = f"Data, machines, settings, deviations: {folder / 'index.html'} and the files beside it"
     return f"{screen(grid, scale, protocol, published, ranks)}\n\n{files}"
+
+
+def _shown(records: Iterable[Record], only: Selection | None) -> list[Record]:
+    """Return the selected records, without those of stand-in data at the paper scale."""
+    shown = []
+    for record in map(with_departures, records):
+        if only is not None and not only.has(record):
+            continue
+        if (record.scale, record.data_source) == ("paper", "stand-in"):
+            name = f"{record.task}/{record.attention}"
+            log.warning("left out: %s was trained on stand-in data", name)
+            continue
+        shown.append(record)
+    return shown
 
 
 def _write_tables(folder: Path, report: Report) -> list[str]:

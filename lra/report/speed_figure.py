@@ -1,5 +1,7 @@
 """Draw accuracy against speed with memory as area, the picture of the Long Range Arena paper."""
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,17 +32,25 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("test accuracy, %", fontsize=8)
     drawn = [entry for task in tasks for entry in grid.of(task).values()]
-    caption = (
-        f"{seeds(drawn)}; marker area: peak memory relative to the largest in the panel; hollow:"
-        " unsteady speed; thin line: Pareto front; bars: standard deviation; dashed: majority class"
-    )
-    describe(figure, title, caption)
+    fronts = {task: _front(grid, task, points) for task, points in shown.items()}
+    parts = [
+        seeds(drawn),
+        "marker area: peak memory relative to the largest in the panel",
+        "hollow: unsteady speed",
+        *["thin line: Pareto front"] * any(len(front) > 1 for front in fronts.values()),
+        *["bars: standard deviation"] * any(entry.deviation is not None for entry in drawn),
+        "dashed: majority class",
+    ]
+    describe(figure, title, "; ".join(parts))
     figure.draw_without_rendering()
     for (task, points), axis in zip(shown.items(), axes, strict=False):
         names = [literal(short(grid.name(method, task))) for method in points]
         place = [(x, y) for x, y, _ in points.values()]
         areas = [area for _, _, area in points.values()]
-        lines = [pareto(place)] if measured_alike(grid.of(task).values()) else []
+        lines = []
+        if front := fronts[task]:
+            axis.plot(*zip(*front, strict=True), color="0.35", lw=0.8, zorder=1)
+            lines.append(front)
         if (majority := grid.majority_rate(task)) is not None:
             lines.append([(end, majority) for end in axis.get_xlim()])
         place_labels(axis, place, areas, names, lines)
@@ -68,16 +78,22 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
         axis.scatter(
             x, y, area, marker=style["marker"], color=face, edgecolor=style["color"], zorder=3
         )
-    alike = measured_alike(entries.values())
-    if alike:
-        front = pareto([(x, y) for x, y, _ in points.values()])
-        axis.plot(*zip(*front, strict=True), color="0.35", lw=0.8, zorder=1)
     if (majority := grid.majority_rate(task)) is not None:
         axis.axhline(majority, color="grey", linestyle="--", lw=1, zorder=1)
     axis.set_title(literal(grid.label(task)), fontsize=9)
+    alike = measured_alike(entries.values())
     steps = "training steps/s" if alike else "training steps/s, from several commits or machines"
     axis.set_xlabel("training speed, x softmax" if relative else steps, fontsize=8)
     axis.margins(0.22)
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 0), min(high, 104))
     return points
+
+
+def _front(
+    grid: Grid, task: str, points: Mapping[Method, tuple[float, float, float]]
+) -> list[tuple[float, float]]:
+    """Return the Pareto front of a panel; empty if its speeds are not comparable."""
+    if not measured_alike(grid.of(task).values()):
+        return []
+    return pareto([(x, y) for x, y, _ in points.values()])

@@ -1,9 +1,7 @@
 """Collect what a cell of the page opens: an entry's records, configuration and learning curve."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from lra.markdown import Table
 from lra.record import Method, Record
@@ -13,6 +11,7 @@ from lra.report.tables import THROUGHPUT, Standings
 from lra.report.web.curve import Drawing, draw
 from lra.report.web.table import entry_name
 from lra.stamp import version_text
+from lra.variant import flat
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,11 @@ def _config(entry: Entry) -> str:
     """Return every value of a configuration, one line each; all values if seeds differ."""
     values: dict[str, list[str]] = {}
     for record in entry.records:
-        for key, value in _flat(record.config):
+        for key, value in flat(record.config, keep_empty=True):
             text = json.dumps(value, ensure_ascii=False)
             if text not in values.setdefault(key, []):
                 values[key].append(text)
     return "\n".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(values.items()))
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield keys such as `train.steps` with their values."""
-    if not isinstance(node, dict) or not node:
-        yield key, node
-        return
-    for name, below in node.items():
-        yield from _flat(below, f"{key}.{name}" if key else str(name))
 
 
 def _without_config(record: Record) -> str:
