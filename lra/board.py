@@ -8,7 +8,6 @@ The words select cells as in `lra report`. TensorBoard names a run after its fol
 appear in it.
 """
 
-import argparse
 import hashlib
 import os
 import signal
@@ -22,7 +21,7 @@ from lra.compose import command, groups
 from lra.config import ConfigError
 from lra.record import RECORD, RecordError, read_record
 from lra.report.selection import Selection, selections
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 from lra.variant import DEFAULT
 
 MAX_NAME = 30
@@ -93,17 +92,13 @@ def link(board: Path, named: Mapping[str, Path]) -> None:
 
 def main() -> None:
     """Run TensorBoard until it is stopped."""
-    parser = argparse.ArgumentParser(prog="lra board", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("board", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train; runs_dir=FOLDER")
     parser.add_argument("--port", default="6006", help="port on this machine; default 6006")
     parser.add_argument("--host", default="localhost", help="host to serve on; default localhost")
     args = parser.parse_intermixed_args()
-    try:
+    with refused(ConfigError):
         asked = list(selections(command(args.words), groups(args.words)))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     # Without a handler, a signal that ends this process would leave the server running.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

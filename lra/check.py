@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra import custom, task_contract
 from lra.build import build_attention, find_backend
-from lra.compose import command, groups
+from lra.compose import command, groups, place
 from lra.config import DATA_DIR_VARIABLE, AttentionConfig, ConfigError, backend_name, expanded
 from lra.contract import (
     CHECKS,
@@ -48,8 +48,9 @@ from lra.contract import (
 )
 from lra.task_contract import TASK_CHECKS
 from lra.tasks import DataError
+from lra.terminal import refused
 from lra.terminal import run as run_command
-from lra.words import expand, value_of
+from lra.words import expand, key_of, value_of
 
 MIN_LENGTH = LENGTH + MORE
 SIZES = {
@@ -152,12 +153,12 @@ def main(words: Sequence[str] | None = None) -> None:
         replace(SMALL, **sizes)
     except ValueError as error:
         parser.error(f"--{str(error).replace('_', '-', 1)}")
-    try:
+    with refused(ConfigError, DataError, OmegaConfBaseException):
         named = _named(args.words)
         is_one = len(named) == 1
-        failed = [_check(*each, sizes, args.fast, is_one) for each in named]
-    except (ConfigError, DataError, OmegaConfBaseException) as error:
-        parser.error(str(error))
+        is_task = any(key_of(word).partition(".")[0] == "task" for word in args.words[:1])
+        where = "task" if is_task else "attention"
+        failed = [_check(*each, sizes, args.fast, is_one, where) for each in named]
     sys.exit(any(failed))
 
 
@@ -170,6 +171,9 @@ def _named(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     if not words:
         return [(name, {}) for name in groups().get_group_options("attention")]
     if "=" not in words[0]:
+        if ":" not in words[0] and words[0] not in groups().get_group_options("attention"):
+            # The error names the nearest backend.
+            place(f"attention={words[0]}")
         if wrong := [word for word in words[1:] if "=" not in word]:
             raise ConfigError(f"{wrong[0]}: options are written key=value")
         return [(words[0], _options(words[1:]))]
@@ -220,7 +224,12 @@ def _taken(given: dict[str, str], place: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check(
-    name: str, options: dict[str, Any], sizes: dict[str, Any], fast: bool, is_one: bool
+    name: str,
+    options: dict[str, Any],
+    sizes: dict[str, Any],
+    fast: bool,
+    is_one: bool,
+    where: str,
 ) -> bool:
     """Run every check on a backend or task, print the results, and return whether one failed.
 
@@ -228,7 +237,7 @@ def _check(
         ConfigError: There is no such backend or option, or the backend rejects the sizes.
         DataError: The raw data of a task are missing.
     """
-    if ":" in name and _is_task(name):
+    if ":" in name and _is_task(name, where):
         return _check_task(name, options)
     shape = replace(SMALL, **sizes)
     subject = Subject(build_attention(attention_config(name, options)), shape)
@@ -280,8 +289,8 @@ def _run_all(
     return failed > 0
 
 
-def _is_task(path: str) -> bool:
-    found = custom.find(path, "backend")
+def _is_task(path: str, where: str) -> bool:
+    found = custom.find(path, where)
     return dataclasses.is_dataclass(found) and not custom.is_network(found)
 
 

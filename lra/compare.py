@@ -11,10 +11,8 @@ Which method is better is decided by the same tests as in a report. Two methods 
 first two that the words name, or the first two that have records.
 """
 
-import argparse
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -35,7 +33,7 @@ from lra.report.significance import (
     student,
 )
 from lra.report.standing import Answers, correct, discordant, prediction_reader, tested
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 from lra.variant import DEFAULT
 from lra.words import printable, shown
 
@@ -207,11 +205,10 @@ def page(
 
 def main() -> None:
     """Print the comparison that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="lra compare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("compare", __doc__)
     parser.add_argument("words", nargs="*", help="key=value, as for lra train")
     args = parser.parse_intermixed_args()
-    try:
+    with refused(ConfigError):
         for asked in selections(command(args.words), groups(args.words)):
             folder = asked.runs_dir / asked.scale / asked.protocol
             there = records_of(asked.runs_dir, asked.scale, asked.protocol)
@@ -219,9 +216,6 @@ def main() -> None:
             records = [record for record in records if record.status == "ok"]
             print(f"Test accuracy in percent, scale {asked.scale}, protocol {asked.protocol}:\n")
             print(page(records, *methods(records, asked), prediction_reader(folder)))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

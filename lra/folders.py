@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lra.paths import existing
 from lra.words import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def writing(key: str, folder: Path, doing: str) -> Iterator[None]:
 
 def writable(folder: Path) -> bool:
     """Return whether files can be created in a folder, or in the parent it would be created in."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    above = existing(folder)
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 def _free(folder: Path) -> str:

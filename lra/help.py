@@ -19,6 +19,12 @@ from lra.paths import CONFIGS
 from lra.words import Groups
 
 GROUPS = ("task", "attention", "pretrain", "protocol", "scale", "hydra/launcher")
+# Groups of which no option need be chosen.
+OPTIONAL = {
+    "experiment": "the grid of a table, for lra reproduce",
+    "search": "over hyperparameters, with pip install -e '.[optuna]'",
+    "debug": "some seconds of training, to see whether code runs",
+}
 # Launchers by the package that provides them.
 LAUNCHERS = {
     "hydra_plugins.hydra_joblib_launcher": ("joblib",),
@@ -61,6 +67,9 @@ def groups() -> str:
             options = sorted([*options, *(name for names in there for name in names)])
         others = [each for each in options if each != chosen[group]]
         lines.append(_entry(group, ", ".join([f"{chosen[group]} (default)", *others])))
+    for group, about in OPTIONAL.items():
+        names = ", ".join(Groups((CONFIGS,)).options(group))
+        lines.append(_entry(group, f"{names}: {about}"))
     return "\n".join(lines)
 
 

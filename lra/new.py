@@ -6,13 +6,12 @@ This writes two files into the current folder: `my_file.py`, with a backend that
 `test_my_file.py`, which checks it against the contract. Existing files are never overwritten.
 """
 
-import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from lra.config import is_path
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 
 BACKEND = '''"""{name}: what it does, and where it comes from."""
 
@@ -68,8 +67,10 @@ def write(path: str, folder: Path) -> list[Path]:
             that name.
     """
     module, _, name = path.partition(":")
-    if not is_path(path) or "." in module:
+    if not is_path(path):
         raise ValueError(f"{path}: must be module:Class, such as my_file:Mine")
+    if "." in module:
+        raise ValueError(f"{path}: the module must be a name without dots, such as my_file:Mine")
     texts = {folder / f"{module}.py": BACKEND, folder / f"test_{module}.py": TEST}
     for file in texts:
         if file.exists():
@@ -85,16 +86,12 @@ def write(path: str, folder: Path) -> list[Path]:
 
 def main() -> None:
     """Write what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="lra new", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("new", __doc__)
     parser.add_argument("kind", choices=("attention",), help="what to write")
     parser.add_argument("path", help="module:Class, such as my_file:Mine")
     args = parser.parse_args()
-    try:
+    with refused(ValueError):
         files = write(args.path, Path())
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     print(f"Wrote {', '.join(map(str, files))}. Next:")
     print(f"  lra check {args.path}")
     print(f"  lra train scale=mini attention=softmax,{args.path}")

@@ -21,6 +21,10 @@ PUBLISHED = ROOT / "results" / "published.csv"
 KNOWN_DATA = ROOT / "results" / "known_data.csv"
 
 APP = "lra"
+# File in a run folder from which the run continues; see `lra.checkpoint`.
+CHECKPOINT = "checkpoint.pt"
+# Folder in a run folder for the checkpoints and curves of pretraining.
+PRETRAINING = "pretraining"
 
 
 def cache_dir() -> str:
@@ -30,12 +34,12 @@ def cache_dir() -> str:
     `~/Library/Caches/lra` on macOS, `%LOCALAPPDATA%\lra\Cache` on Windows.
     """
     own = ROOT / "data" / "cache" if IS_CHECKOUT else user_cache_path(APP, appauthor=False)
-    return os.environ.get("LRA_CACHE_DIR") or _from_here(own)
+    return _chosen("LRA_CACHE_DIR") or _from_here(own)
 
 
 def runs_dir() -> str:
     """Return the folder of run folders: LRA_RUNS_DIR, else `runs` within `results_dir`."""
-    return os.environ.get("LRA_RUNS_DIR") or str(Path(results_dir(), "runs"))
+    return _chosen("LRA_RUNS_DIR") or str(Path(results_dir(), "runs"))
 
 
 def submissions_dir() -> Path:
@@ -52,13 +56,17 @@ def results_dir() -> str:
     return _from_here(ROOT / "results" if IS_CHECKOUT else user_data_path(APP, appauthor=False))
 
 
+def _chosen(variable: str) -> str:
+    """Return the folder that a variable of the environment names; empty if it is not set."""
+    return os.path.expanduser(os.environ.get(variable, ""))
+
+
 def _from_here(folder: Path) -> str:
     """Return the path of a folder, relative (and so shorter) if it is below the current one."""
     here = Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-# File in a run folder from which the run continues; see `lra.checkpoint`.
-CHECKPOINT = "checkpoint.pt"
-# Folder in a run folder for the checkpoints and curves of pretraining.
-PRETRAINING = "pretraining"
+def existing(folder: Path) -> Path:
+    """Return the folder itself if it exists, otherwise the nearest one above it that does."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())

@@ -18,7 +18,6 @@ distances |i - j|; this removes any bias that all j share.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from lra.markdown import Table, markdown
 from lra.paths import cache_dir
 from lra.seeds import derive
 from lra.tasks import DataError, cache
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 
 # Distances, in tokens, beyond which the influence is summed.
 BEYOND = (64, 256, 1024)
@@ -190,15 +189,14 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
         file: PNG or SVG to write.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     from lra.report.figure import MARKERS
 
     # The legend is below the panel, two names per line, so that many runs do not narrow the panel.
     height = 3.8 + 0.18 * -(-len(profiles) // 2)
-    figure, axis = pyplot.subplots(figsize=(6.4, height), layout="constrained")
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axis = figure.subplots()
     trained = -1
     for name, each in profiles.items():
         trained += not name.endswith(UNTRAINED)
@@ -214,9 +212,8 @@ def draw(profiles: dict[str, Profile], file: Path) -> None:
     axis.set_ylabel("share of the influence, %")
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
-    matplotlib.rcParams["svg.hashsalt"] = "lra"
-    figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "lra"}):
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def longest_inputs(
@@ -305,8 +302,7 @@ def profiles_of(args: argparse.Namespace) -> dict[str, Profile]:
 
 def main() -> None:
     """Measure the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra reach", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("reach", __doc__)
     parser.add_argument("runs", nargs="+", help="key=value, as for lra train, or run folders")
     parser.add_argument("--examples", type=int, default=4, help="test inputs (%(default)s)")
     parser.add_argument("--positions", type=int, default=16, help="output positions (%(default)s)")
@@ -321,7 +317,7 @@ def main() -> None:
     for name in ("examples", "positions", "projections"):
         if (value := getattr(args, name)) < 1:
             parser.error(f"--{name} {value}: must be at least 1")
-    try:
+    with refused(ValueError, DataError):
         if args.out:
             check_out(args.out)
         profiles = profiles_of(args)
@@ -330,9 +326,6 @@ def main() -> None:
             with writing("--out", args.out.parent, f"writing {args.out.name}"):
                 draw(profiles, args.out)
             print(f"Picture: {args.out}")
-    except (ValueError, DataError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ or it is the default of a dataclass or of a backend's `__init__`.
 import argparse
 import inspect
 import json
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -25,7 +24,7 @@ from lra.build import build_attention, build_task, find_backend
 from lra.compose import command, place
 from lra.config import Config, ConfigError
 from lra.paths import CONFIGS, PACKAGES
-from lra.terminal import run
+from lra.terminal import refused, run
 from lra.variant import flat
 
 COMMAND_LINE = "command line"
@@ -132,11 +131,8 @@ def main() -> None:
         description="Print every value of a cell and where it comes from.",
     )
     parser.add_argument("words", nargs="*", help="as for lra train: task=text attention=mra seed=1")
-    try:
+    with refused(ConfigError):
         print(page(*parser.parse_args().words))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def _keys_of(file: Path, package: str) -> frozenset[str]:

@@ -11,7 +11,6 @@ comparisons of equal size). Each problem is printed on a line of its own, and an
 exit status 1; docs/submissions.md has an example.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from lra.report.submissions import (
     read_submission,
     read_submissions,
 )
-from lra.terminal import run
+from lra.terminal import command_parser, run
 from lra.words import printable
 
 # "within at best 10% larger in terms of parameters compared to the base Transformer model": README
@@ -96,8 +95,7 @@ def _put_back(file: Path, before: bytes | None) -> None:
 
 def main() -> None:
     """Make or check the file that the command line names."""
-    parser = argparse.ArgumentParser(prog="lra submission", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("submission", __doc__)
     parser.add_argument("action", choices=["check", "make"], help="what to do")
     parser.add_argument("file", type=Path, help="the submission")
     parser.add_argument("folders", type=Path, nargs="*", help="run folders, for make")

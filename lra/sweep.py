@@ -5,13 +5,12 @@ cells on other machines, which do not see that file, the records are read.
 """
 
 import json
-import logging
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from lra.record import RECORD, Record, RecordError, read_record
 from lra.report.grid import build_grid
 from lra.report.tables import accuracy_table
 from lra.words import key_of, merged, shown
-
-log = logging.getLogger(__name__)
 
 # Holds the number of cells and the file that takes their outcomes, such as `4:/tmp/x/cells`.
 VARIABLE = "LRA_SWEEP"
@@ -187,13 +184,8 @@ def summary(outcomes: Sequence[Outcome], given: Sequence[str], is_search: bool =
 def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield the accuracies, one table for each scale and protocol."""
     records: dict[tuple[str, str], list[Record]] = {}
-    for outcome in outcomes:
-        if outcome.state in ("done", "skipped"):
-            try:
-                record = read_record(Path(outcome.folder) / RECORD)
-            except RecordError:
-                continue
-            records.setdefault((record.scale, record.protocol), []).append(record)
+    for _, record in _finished(outcomes):
+        records.setdefault((record.scale, record.protocol), []).append(record)
     for (scale, protocol), group in records.items():
         grid = build_grid(group)
         lines = [f"\nTest accuracy in percent, scale {scale}, protocol {protocol}:\n"]
@@ -203,18 +195,19 @@ def _tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield a line with the trial that validation chooses, and its command."""
-    scored = []
-    for outcome in outcomes:
-        if outcome.state in ("done", "skipped"):
-            try:
-                record = read_record(Path(outcome.folder) / RECORD)
-            except RecordError:
-                continue
-            scored.append((record.best_accuracy or 0.0, outcome))
+    scored = [(record.best_accuracy or 0.0, outcome) for outcome, record in _finished(outcomes)]
     if scored:
         accuracy, best = max(scored, key=lambda each: each[0])
         [words] = merged([best.words])
         yield f"best by validation, {100 * accuracy:.1f} %: {shlex.join(['lra', 'train', *words])}"
+
+
+def _finished(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, Record]]:
+    """Yield the cells that have a readable record, with it."""
+    for outcome in outcomes:
+        if outcome.state in ("done", "skipped"):
+            with suppress(RecordError):
+                yield outcome, read_record(Path(outcome.folder) / RECORD)
 
 
 def _shared(folders: Sequence[str]) -> str:

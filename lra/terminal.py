@@ -1,15 +1,17 @@
-"""How every command treats its terminal: closed pipes end quietly, and text falls back to ASCII.
+"""What the commands share: parsers, errors without tracebacks, closed pipes, text as ASCII.
 
 `run` wraps the `main` of a command, as in `python -m lra.report`.
 """
 
+import argparse
 import codecs
 import errno
 import io
 import os
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lra.threads import stray_threads_left
 
@@ -29,6 +31,25 @@ def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("spelled", spelled)
+
+
+def command_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `lra COMMAND`, which prints its description as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"lra {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+@contextmanager
+def refused(*errors: type[Exception]) -> Iterator[None]:
+    """Print an error of these types without a traceback, and exit with status 2."""
+    try:
+        yield
+    except errors as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def run(main: Callable[[], object]) -> None:

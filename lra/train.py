@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from lra import help, launch, sweep
 from lra.compose import command, composed_cell, groups, register, resolve
 from lra.config import Config, ConfigError, problem_of_folder
-from lra.folders import writing
-from lra.paths import CONFIGS
-from lra.terminal import run
+from lra.folders import writable, writing
+from lra.paths import CONFIGS, existing
+from lra.terminal import refused, run
 from lra.words import SEARCH_PATH, Groups, expand, is_sweep, key_of, shown
 
 if TYPE_CHECKING:
@@ -136,9 +136,8 @@ def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
             if problem := problem_of_folder(name):
                 raise ConfigError(f"{key}={shown(name)}: {problem}")
         roots[Path(composed.runs_dir)] = None
-        folder = folder.absolute()
         try:
-            above = next(each for each in (folder, *folder.parents) if each.exists())
+            above = existing(folder)
         except OSError as error:
             raise ConfigError(f"runs_dir={shown(composed.runs_dir)}: {error.strerror}") from error
         if not above.is_dir():
@@ -166,8 +165,7 @@ def _finished_for_good(cells: list[list[str]]) -> list[str]:
     messages = []
     for cell in cells:
         composed, folder = composed_cell(*cell)
-        folder = folder.absolute()
-        if os.access(next(each for each in (folder, *folder.parents) if each.exists()), os.W_OK):
+        if writable(folder):
             return []
         from lra.runner import finished_message
 
@@ -197,7 +195,7 @@ def main() -> None:
     if {"--help", "-h"} & set(flags):
         print(help.text())
         return
-    try:
+    with refused(ConfigError):
         words, there = command(given), groups(given)
         if _ONLY_SHOWN & set(flags):
             sys.argv[1:] = [*flags, *words]
@@ -209,11 +207,8 @@ def main() -> None:
         is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
         cells = None if is_search else list(expand(words, there))
         launch.prepare(name)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     several = (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    try:
+    with refused(ConfigError):
         single = [word for word in words if not is_sweep([word], there)]
         roots = _check_composes(cells or [single], there)
         if several:
@@ -222,9 +217,6 @@ def main() -> None:
         elsewhere = not in_sweep and any("hydra.run.dir" in word for word in words)
         if not finished_messages and not elsewhere:
             _make(roots)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     if finished_messages:
         print("\n".join(finished_messages))
         return

@@ -139,7 +139,7 @@ def test_a_mistake_ends_the_bench_with_one_line_and_writes_nothing(tmp_path: Pat
     assert ran.returncode == 2 and "attention.options.width: no such option" in ran.stderr
     assert "Traceback" not in ran.stderr and not (tmp_path / "bench.json").exists()
     for word, message in (
-        ("lengths=[x]", "Error merging override lengths=[x]: "),
+        ("lengths=[x]", "lengths=[x]: must be a whole number"),
         ("precision=half", "train.precision=half: must be one of"),
         ("lengths=[1000000000000]", "out of memory: "),
     ):
@@ -262,9 +262,13 @@ def test_a_change_beyond_noise_is_named_and_noise_is_not() -> None:
     assert faster.words == "faster"
     noise, _ = against.changes(rounds((1.3, 1.0), (0.9, 1.0), (1.1, 1.2), (1.5, 1.1)))
     assert noise.words == "within noise"
-    # A cell that only one version has is compared with nothing.
+    # A cell that only one version has is compared with nothing, and named if it is the other.
     first, second = rounds((1.0, 1.0), (1.0, 1.0))
     assert len(against.changes([first, (second[0], {})])) == 0
+    assert against.only_there([first, (second[0], {})]) == []
+    assert [key[0] for key in against.only_there([first, ({}, second[1])])] == list(
+        dict.fromkeys(key[0] for key in first[1])
+    )
 
 
 def test_chance_alone_names_none_of_many_cells() -> None:
@@ -298,7 +302,8 @@ def test_versions_are_measured_in_turn_with_the_same_words(monkeypatch: pytest.M
         return {("mra", 64, "training"): 2.0 + len(called) / 1e3 if code.name == "here" else 1.0}
 
     monkeypatch.setattr(against, "run_bench", run_bench)
-    [change] = against.in_turn(Path("here"), Path("there"), ["lengths=[64]"], 3)
+    measured = against.in_turn(Path("here"), Path("there"), ["lengths=[64]"], 3)
+    [change] = against.changes(measured)
     assert [name for name, _ in called] == ["here", "there", "there", "here", "here", "there"]
     assert {words for _, words in called} == {("lengths=[64]",)}
     assert change.ratios == pytest.approx((2.0, 2.0, 2.0), rel=1e-2)
@@ -306,6 +311,7 @@ def test_versions_are_measured_in_turn_with_the_same_words(monkeypatch: pytest.M
     assert "| mra " in against.table([change]) and "slower" in against.table([change])
 
 
+@pytest.mark.slow
 def test_a_commit_is_checked_out_while_it_is_measured_and_removed_afterwards(
     tmp_path: Path,
 ) -> None:
@@ -343,7 +349,6 @@ def test_code_that_was_slowed_down_is_named(tmp_path: Path) -> None:
     update.write_text(slowed)
     words = ["attentions=[softmax]", "lengths=[32]", *SMALL[1:2], "repeats=1", *SMALL[3:]]
     # Some twenty times slower, which no other process does to all rounds alike.
-    [training] = [
-        each for each in against.in_turn(tmp_path, ROOT, words, 4) if each.key[2] == "training"
-    ]
+    found = against.changes(against.in_turn(tmp_path, ROOT, words, 4))
+    [training] = [each for each in found if each.key[2] == "training"]
     assert training.words == "slower" and training.ratio > 3

@@ -475,7 +475,7 @@ def test_an_error_while_the_backend_is_built_is_a_finding(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["softmx"], "attention.name=softmx: no such backend; choose one of softmax"),
+        (["softmx"], "attention=softmx: did you mean softmax"),
         (["softmax", "fast=1"], "attention.options.fast: no such option; the options are: fused"),
         (["softmax", "fused"], "fused: options are written key=value"),
         (["no_such_module:Mine"], "there is no module no_such_module"),

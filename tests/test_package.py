@@ -166,6 +166,8 @@ def test_default_folders_do_not_follow_the_current_one_unless_asked(
     assert (config.cache_dir, config.runs_dir) == ("here/cache", "here/runs")
     config = lra.compose.load("task=listops", "scale=mini", "runs_dir=elsewhere")
     assert config.runs_dir == "elsewhere"
+    monkeypatch.setenv("LRA_RUNS_DIR", "~/runs")
+    assert Path(lra.compose.load("scale=mini").runs_dir) == Path.home() / "runs"
 
 
 def copy_of_sources(folder: Path) -> Path:

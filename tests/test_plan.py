@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lra.config
 from lra import provenance
@@ -109,6 +110,18 @@ def made_up(
     )
     words = (f"task={task}", f"attention={attention}", f"seed={seed}")
     return replace(cell, values={"threads": 1}, words=words)
+
+
+def test_slurm_is_not_asked_for_memory_that_updates_take_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = made_up()
+    large = replace(cell, cost=replace(COST, step_bytes=32e9, model_bytes=10**9))
+    large = replace(large, words=(*cell.words, "hydra/launcher=slurm"))
+    for device, gigabytes in (("cpu", 46), ("cuda", 6)):
+        monkeypatch.setattr(page, "resolve_device", lambda _, name=device: torch.device(name))
+        [line, *_] = page.slurm_lines([large], 10**9)
+        assert f"hydra.launcher.mem_gb={gigabytes} " in line
 
 
 def test_a_sweep_is_expanded_as_hydra_expands_it() -> None:

@@ -211,7 +211,7 @@ def test_a_model_and_its_initialisation_are_drawn_in_one_colour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     names = ["a seed0, update 9", "a seed0 at initialisation", "b, update 5", "b at initialisation"]
     draw({name: Profile(np.full(8, 1 / 8)) for name in names}, tmp_path / "a.png")
     lines = kept[0].axes[0].get_lines()
@@ -222,7 +222,7 @@ def test_a_model_and_its_initialisation_are_drawn_in_one_colour(
 
 def test_no_two_of_twenty_runs_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     draw({f"{run}": Profile(np.full(8, 1 / 8)) for run in range(20)}, tmp_path / "a.png")
     lines = kept[0].axes[0].get_lines()
     assert len({(to_hex(line.get_color()), line.get_marker()) for line in lines}) == 20

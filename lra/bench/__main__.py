@@ -17,7 +17,7 @@ The first two and their report are explained in `lra.bench.lengths`, `against` i
 
 import sys
 
-from lra.terminal import run
+from lra.terminal import refused, run
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     from lra.config import ConfigError
 
     words = sys.argv[1:]
-    try:
+    with refused(ConfigError):
         if words[:1] == ["step"]:
             from lra.bench import step
 
@@ -47,9 +47,6 @@ def main() -> None:
 
             check_composes("bench", [word for word in bench_words if not word.startswith("-")])
             lengths.main()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

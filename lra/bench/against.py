@@ -6,11 +6,11 @@
 The commit is checked out into a temporary folder. Each round runs `lra bench` with the same words
 in one process per code; which code goes first alternates. The pairs of each round are compared by
 Student's t test on the logarithms of their ratios, at 5 % over all cells together (Holm's method).
-The exit status is 1 if anything got slower. Each code is measured by its own bench: a bench that
-times differently, as the one before f88c4bb did, may show a difference in what it times.
+The exit status is 1 if a cell got slower, or is missing or fails in this code alone. Each code is
+measured by its own bench: a bench that times differently, as the one before f88c4bb did, may show a
+difference in what it times.
 """
 
-import argparse
 import json
 import math
 import os
@@ -30,6 +30,7 @@ from lra.config import ConfigError
 from lra.markdown import markdown
 from lra.paths import PACKAGES
 from lra.report.significance import LEVEL, paired_t
+from lra.terminal import command_parser
 
 # Backend, length and mode; and the median seconds of each in one process.
 Key = tuple[str, int, str]
@@ -81,6 +82,12 @@ def changes(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Change]:
             break
         significant.add(key)
     return [Change(key, ratios[key], key in significant) for key in keys]
+
+
+def only_there(rounds: Sequence[tuple[Seconds, Seconds]]) -> list[Key]:
+    """Return the cells that the other code measured in every round, and this code did not."""
+    everywhere = [key for key in rounds[0][1] if all(key in there for _, there in rounds)]
+    return [key for key in everywhere if not all(key in here for here, _ in rounds)]
 
 
 def seconds_in(file: Path) -> dict[Key, float]:
@@ -146,8 +153,10 @@ def _git(root: Path, *words: str) -> subprocess.CompletedProcess[Any]:
         raise ConfigError(f"git is needed to compare commits: {error}") from error
 
 
-def in_turn(here: Path, there: Path, words: Sequence[str], rounds: int) -> list[Change]:
-    """Measure two versions of the code round by round, and compare them.
+def in_turn(
+    here: Path, there: Path, words: Sequence[str], rounds: int
+) -> list[tuple[Seconds, Seconds]]:
+    """Measure two versions of the code, and return the seconds of both for every round.
 
     Args:
         here: Folder of this code.
@@ -167,7 +176,7 @@ def in_turn(here: Path, there: Path, words: Sequence[str], rounds: int) -> list[
                 seconds[code] = run_bench(code, words, Path(folder, "bench.json"))
                 bar.update()
             found.append((seconds[here], seconds[there]))
-    return changes(found)
+    return found
 
 
 def table(found: Sequence[Change]) -> str:
@@ -181,13 +190,12 @@ def table(found: Sequence[Change]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    """Compare this code with that of a commit, print the changes, and exit with 1 if slower.
+    """Compare this code with that of a commit, and exit with 1 if a cell is slower or lost.
 
     Raises:
         ConfigError: The commit does not exist, or a word is invalid.
     """
-    parser = argparse.ArgumentParser(prog="lra bench against", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("bench against", __doc__)
     parser.add_argument("commit", help="the commit to compare with, such as main or 07376e5")
     parser.add_argument("words", nargs="*", help="key=value, as for lra bench")
     parser.add_argument(
@@ -202,14 +210,18 @@ def main(words: Sequence[str]) -> None:
     if not any(word.startswith("repeats=") for word in bench_words):
         bench_words.append("repeats=3")
     with checked_out(args.commit) as there:
-        found = in_turn(PACKAGES, there, bench_words, args.rounds)
-    if not found:
+        measured = in_turn(PACKAGES, there, bench_words, args.rounds)
+    found, lost = changes(measured), only_there(measured)
+    if not found and not lost:
         raise ConfigError(f"{args.commit}: the two versions have no cell in common")
-    print(table(found))
+    if found:
+        print(table(found))
     slower = [change for change in found if change.words == "slower"]
     for change in slower:
         name, length, mode = change.key
         print(f"slower than {args.commit}: {name} at {length:,}, {mode}, {change.ratio:.2f} times")
-    if not slower:
+    for name, length, mode in lost:
+        print(f"missing or failed here, unlike {args.commit}: {name} at {length:,}, {mode}")
+    if not slower and not lost:
         print(f"nothing is slower than {args.commit} beyond noise")
-    sys.exit(bool(slower))
+    sys.exit(bool(slower or lost))

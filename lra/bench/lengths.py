@@ -11,7 +11,6 @@ of the machine affects all alike; figures are medians. A run is added to this ma
 every such file, or from the files it names, without measuring.
 """
 
-import logging
 import platform
 import sys
 import time
@@ -39,8 +38,6 @@ from lra.folders import writable, writing
 from lra.machine import code_version, machine, resolve_device, resolve_threads
 from lra.paths import CONFIGS, results_dir
 from models import ATTENTION
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -171,7 +168,6 @@ def measure(bench: BenchConfig) -> list[Cell]:
         ConfigError: There is no such backend, option, task or protocol, or a value is out of range.
         BackendError: A backend rejects a length.
     """
-    bench.check()
     device = resolve_device(bench.device)
     found = list(measurements(bench, device))
     rounds = bench.repeats + 1

@@ -14,7 +14,6 @@ they are there; otherwise ListOps is generated, and the other tasks get sequence
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +49,7 @@ from lra.plan.cost import full_length
 from lra.precision import scaler_for
 from lra.tasks import DataError, Split, cache
 from lra.tasks.listops import ListOps
+from lra.terminal import command_parser, refused
 from lra.update import accumulate, apply, sharing
 from lra.words import expand, with_defaults
 
@@ -90,11 +90,11 @@ def training_split(config: Config) -> tuple[Split, str]:
         source = task.locate(config.raw_data_dir())
         found = cache.built(config.task.name, task, Path(config.cache_dir), source)
         if found is not None:
-            return found.splits["train"], "real"
+            return found.splits["train"], found.source.kind
     except DataError:
         pass
     if isinstance(task, ListOps):
-        few = replace(task, num_train=NUM_EXAMPLES, num_validation=1, num_test=1)
+        few = replace(task, source=None, num_train=NUM_EXAMPLES, num_validation=1, num_test=1)
         with tempfile.TemporaryDirectory() as folder:
             split = cache.load("listops", few, Path(folder)).splits["train"]
             # The memory-mapped data outlive their file.
@@ -260,8 +260,7 @@ def row(config: Config, args: argparse.Namespace, threads: int, device: torch.de
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="lra bench step", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("bench step", __doc__)
     parser.add_argument(
         "words", nargs="*", help=f"key=value, as for lra train; by default {' '.join(_DEFAULTS)}"
     )
@@ -292,7 +291,7 @@ def cells(words: Sequence[str]) -> list[Config]:
 def main(words: Sequence[str]) -> None:
     """Measure the cells that the command line names, and print their table."""
     args = _arguments(words)
-    try:
+    with refused(ConfigError):
         configs = cells(args.words)
         threads = resolve_threads(configs[0].threads) or torch.get_num_threads()
         device = resolve_device(configs[0].device)
@@ -304,9 +303,6 @@ def main(words: Sequence[str]) -> None:
         rows = [
             row(config, args, threads, device) for config in tqdm(configs, "cells", disable=None)
         ]
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     header = [each.format(args.against) for each in RATIO_HEADER] if args.against else SHARE_HEADER
     print(markdown([["task", "attention", "data", "micro-batches", *header], *rows]))
     where = f"{machine(device)}, {device.type}, {threads} threads, torch {torch.__version__}"

@@ -8,7 +8,6 @@ The exit status is 2 for a wrong name or override, and 1 if the sweep would refu
 therefore all of them.
 """
 
-import argparse
 import logging
 import sys
 
@@ -19,13 +18,12 @@ from lra.config import ConfigError
 from lra.plan import cost
 from lra.plan.page import page
 from lra.plan.sweep import plan
-from lra.terminal import run
+from lra.terminal import command_parser, refused, run
 
 
 def main() -> None:
     """Measure and print the plan of a grid."""
-    parser = argparse.ArgumentParser(prog="lra plan", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("plan", __doc__)
     parser.add_argument(
         "--budget", type=float, default=cost.BUDGET, help="approximate seconds per cell"
     )
@@ -35,11 +33,8 @@ def main() -> None:
     # Before anything is measured: the memory that is in use without a model.
     memory.reset(torch.device("cpu"))
     base = memory.peak(torch.device("cpu"))
-    try:
+    with refused(ConfigError):
         cells = plan(args.words, args.budget)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     print(page(cells, base))
     if any(cell.state == "refused" for cell in cells):
         print("The sweep refuses to start because of the cells refused above.", file=sys.stderr)

@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from lra.batches import TRIM, Batch, Batches
 from lra.build import Model, batches_for, build_model
 from lra.config import Config, TrainConfig
 from lra.division import Division, division_for
-from lra.evaluation import count_correct
+from lra.evaluation import predict
 from lra.machine import seconds_of
 from lra.optimiser import optimiser_for
 from lra.precision import scaler_for
@@ -309,7 +309,7 @@ def evaluation(
 
         def step(parts: list[Batches] = parts, train: TrainConfig = train) -> None:
             for batches in parts:
-                count_correct(model, batches, train)
+                predict(model, batches, train)
 
         seconds, _ = timed(step, 0.0, device)
         if seconds >= ENOUGH:
@@ -341,11 +341,48 @@ def typical_width(
     return min(max(widths), -(-math.isqrt(int(mean_square)) // TRIM) * TRIM), max(widths)
 
 
-def _together(model: Model, num_parts: int, device: torch.device, alone: bool) -> int:
+def _together(model: Model, num_parts: int, device: torch.device, train: TrainConfig) -> int:
     """Return how many threads take a micro-batch each; 1 if they work inside operations."""
+    alone = train.compile or scaler_for(device, train.precision).is_enabled()
     if alone or not side_by_side.suits(model, num_parts, device):
         return 1
     return min(torch.get_num_threads(), num_parts)
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that tensors take."""
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _steps(
+    model: Model, batches: Batches, config: Config, division: Division, device: torch.device
+) -> Callable[[int, int], Step]:
+    """Return a function that makes an update of a number of examples of a width.
+
+    Args:
+        model: The network.
+        batches: What the updates are drawn from.
+        config: The cell.
+        division: How a batch is computed.
+        device: Where it computes.
+    """
+    optimiser, _ = optimiser_for(model, config.train)
+    scaler = scaler_for(device, config.train.precision)
+    numbers = itertools.count()
+
+    def step_of(rows: int, width: int) -> Step:
+        def step() -> None:
+            number = next(numbers)
+            if division.is_whole or rows == 1:
+                size = config.train.batch_size
+                parts = [crop_batch(batches.shuffled(number, size, config.seed), rows, width)]
+            else:
+                parts = batches.divided(number, rows, config.seed, division)
+            update(model, optimiser, parts, config.train, scaler)
+
+        return step
+
+    return step_of
 
 
 def measure(
@@ -376,28 +413,13 @@ def measure(
     train = splits["train"]
     some = np.random.default_rng(0).integers(len(train), size=min(len(train), 4 * batch_size))
     batches = batches_for(config, task, model, select_examples(train, some))
-    optimiser, _ = optimiser_for(model, config.train)
-    scaler = scaler_for(device, config.train.precision)
-    numbers = itertools.count()
-
     division = division_for(config.train.micro_batch, model, device, config.train.compile)
-
-    def step_of(rows: int, width: int) -> Step:
-        def step() -> None:
-            number = next(numbers)
-            if division.is_whole or rows == 1:
-                parts = [crop_batch(batches.shuffled(number, batch_size, config.seed), rows, width)]
-            else:
-                parts = batches.divided(number, rows, config.seed, division)
-            update(model, optimiser, parts, config.train, scaler)
-
-        return step
-
     model.train()
     width, longest = typical_width(batches, batch_size, division, config.task.sequences)
     at_once = min(batch_size, division.rows(width, config.task.sequences))
     num_parts = -(-batch_size // at_once)
-    together = _together(model, num_parts, device, config.train.compile or scaler.is_enabled())
+    together = _together(model, num_parts, device, config.train)
+    step_of = _steps(model, batches, config, division, device)
     with side_by_side.threads_set(1 if together > 1 else torch.get_num_threads()):
         reading = StepEstimator(step_of, batch_size, width, device, budget, at_once).whole()
         each = evaluation(config, task, model, splits[config.validation], device)
@@ -406,7 +428,7 @@ def measure(
     faster = max(1.0, OF_A_CORE * num_parts / rounds)
     waiting = min(num_parts, 2 * together) - together if together > 1 else 0
     trainable = [p for p in model.parameters() if p.requires_grad]
-    parameter_bytes = sum(p.numel() * p.element_size() for p in trainable)
+    parameter_bytes = _size(trainable)
     # A module's extra state may hold anything.
     tensors = [each for each in model.state_dict().values() if isinstance(each, torch.Tensor)]
     return Cost(
@@ -414,7 +436,7 @@ def measure(
         example_seconds=each / max(1.0, OF_A_CORE * together),
         # A longer sequence takes no more than the square of its length.
         step_bytes=together * reading.bytes * (longest / width) ** 2 + waiting * parameter_bytes,
-        model_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        model_bytes=_size(tensors),
         parameter_bytes=parameter_bytes,
         num_tensors=len(trainable),
         repeats=reading.repeats,

@@ -11,6 +11,7 @@ from lra import memory
 from lra.cores import available_cores
 from lra.machine import machine, resolve_device
 from lra.markdown import Table, markdown
+from lra.paths import existing
 from lra.plan.cells import PlannedCell
 from lra.words import grouped
 
@@ -323,14 +324,16 @@ def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
         return []
     # Half as much again, for a busy node; a job that needs more goes back into the queue.
     minutes = min(MAX_MINUTES, math.ceil(1.5 * max(cell.seconds for cell in todo) / 60) + 10)
-    memory_of = max(cell.memory(base) for cell in todo)
-    gigabytes = math.ceil(1.25 * memory_of / 1e9) + 2
+    device = resolve_device(todo[0].config.device) if todo[0].config else None
+    # Updates take the memory of the GPU, if there is one, and not that of the node.
+    on_gpu = device is not None and device.type != "cpu"
+    sizes = [cell.memory_between(base) if on_gpu else cell.memory(base) for cell in todo]
+    gigabytes = math.ceil(1.25 * max(sizes) / 1e9) + 2
     wanted = {"timeout_min": minutes, "mem_gb": gigabytes}
     wanted["cpus_per_task"] = max(cell.values["threads"] for cell in todo)
     words = " ".join(f"hydra.launcher.{key}={value}" for key, value in wanted.items())
-    device = resolve_device(todo[0].config.device) if todo[0].config else None
     lines = [f"Slurm: hydra/launcher=slurm {words}"]
-    if device is not None and device.type == "cpu":
+    if device is not None and not on_gpu:
         lines[0] += " hydra.launcher.gpus_per_node=0"
         lines.append(
             "This is for processors like those of this machine; for GPUs, make the plan on a node"
@@ -341,8 +344,7 @@ def slurm_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
 
 def _free(folder: Path) -> int:
     """Return the free bytes where a folder is, or would be."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(existing(folder)).free
 
 
 def memory_lines(cells: Sequence[PlannedCell], base: int) -> list[str]:
