@@ -50,7 +50,7 @@ from lra.task_contract import TASK_CHECKS
 from lra.tasks import DataError
 from lra.terminal import refused
 from lra.terminal import run as run_command
-from lra.words import expand, key_of, value_of
+from lra.words import expand, value_of
 
 MIN_LENGTH = LENGTH + MORE
 SIZES = {
@@ -156,8 +156,8 @@ def main(words: Sequence[str] | None = None) -> None:
     with refused(ConfigError, DataError, OmegaConfBaseException):
         named = _named(args.words)
         is_one = len(named) == 1
-        is_task = any(key_of(word).partition(".")[0] == "task" for word in args.words[:1])
-        where = "task" if is_task else "attention"
+        first = args.words[0].lstrip("+") if args.words else ""
+        where = "task" if first.startswith(("task=", "task.")) else "attention"
         failed = [_check(*each, sizes, args.fast, is_one, where) for each in named]
     sys.exit(any(failed))
 

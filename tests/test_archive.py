@@ -632,3 +632,14 @@ def test_a_header_that_trickles_in_is_not_an_answer(
     ):
         download.ask(server.url)
     slow.set()
+
+
+def test_a_copy_without_pictures_is_not_taken_for_the_published_one(tmp_path: Path) -> None:
+    part = archive.PARTS["pathfinder"]
+    (tmp_path / "metadata").mkdir()
+    for number in range(2):
+        (tmp_path / "metadata" / f"{number}.npy").touch()
+    assert not part.is_in(tmp_path)
+    (tmp_path / "imgs" / "0").mkdir(parents=True)
+    (tmp_path / "imgs" / "0" / "sample_0.png").touch()
+    assert part.is_in(tmp_path)
