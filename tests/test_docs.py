@@ -35,9 +35,12 @@ def python_of(file: Path) -> str:
 
 
 @pytest.fixture
-def my_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the guide's example where it can be imported."""
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the examples of the guides where they can be imported."""
     (tmp_path / "my_attention.py").write_text(python_of(GUIDE))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    for name, code in zip(("nearby", "same_ends"), blocks, strict=True):
+        (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -123,7 +126,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 @page
-def test_every_command_exists_and_its_words_are_valid(page: Path, my_attention: None) -> None:
+def test_every_command_exists_and_its_words_are_valid(page: Path, examples: None) -> None:
     groups = Groups((CONFIGS,))
     for line in commands(page):
         name, *words = shlex.split(line.partition("  #")[0])[1:]
