@@ -332,6 +332,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
         cache.load("toy", Broken(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_waiting_process_names_the_one_it_waits_for_and_since_when(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,7 +264,7 @@ def test_no_sequence_of_the_mini_scale_is_longer_than_256(mini: str) -> None:
         ("model.vocab_size=9", "model.vocab_size=9: listops has 16 symbols"),
         ("task.truncate=9999", "task.truncate=9999: must not exceed model.max_length=2048"),
         ("seed=-1", "seed=-1: must be at least 0"),
-        ("train.kernel_learning_rate=1e31", "train.kernel_learning_rate=1e+31: must be above 0"),
+        ("train.kernel_learning_rate=1e31", r"train.kernel_learning_rate=1e\+31: must be above 0"),
         ("train.cycle_steps=-1", "train.cycle_steps=-1: one_cycle needs at least 0"),
         ("train.kernel_learning_rate=0", "train.kernel_learning_rate=0.0: must be above 0"),
         ("train.undecayed=[biases]", r"train.undecayed=\['biases'\]: must be among dt, A, B, C"),

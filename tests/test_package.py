@@ -287,6 +287,7 @@ def test_a_source_distribution_builds_the_same_wheel(tmp_path: Path) -> None:
     assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
 
 
+@pytest.mark.slow
 def test_systems_without_linux_only_features_are_supported(tmp_path: Path) -> None:
     code = """
         import importlib, os, pkgutil, signal, sys

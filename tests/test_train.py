@@ -291,6 +291,7 @@ def test_a_run_of_fewer_updates_than_the_warm_up_is_found_under_its_name(
     assert record.steps == 4 and record.config["train"]["warmup_steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits_as_an_uninterrupted_one(tmp_path: Path) -> None:
     # Enough steps to be killed in the middle; a checkpoint after each.
     options = ["train.steps=100", "train.validate_every=25", "train.checkpoint_seconds=0"]
@@ -358,6 +359,7 @@ def test_a_wrong_command_line_is_refused_before_any_data_are_built(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_after_a_failed_cell_and_ends_with_an_error(tmp_path: Path) -> None:
     sweep = start(tmp_path, "attention=softmax,fourier", "train.learning_rate=1e30")
     code, output = finish(sweep)

@@ -339,6 +339,7 @@ def test_a_runs_folder_that_cannot_be_created_is_reported_in_one_line(
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_checks_have_names_even_if_python_omits_docstrings(tmp_path: Path) -> None:
     code = "from lra.contract import CHECKS, sentence; print(*map(sentence, CHECKS), sep=chr(10))"
     ended = subprocess.run(
