@@ -231,16 +231,7 @@ def _train(
         raise ConfigError(
             "torchrun: this model computes statistics over the batch, which must be in one process"
         )
-    with writing("runs_dir", folder, "removing what an earlier run left"):
-        if config.force and work.processes.writes:
-            # The record first: without its checkpoints, it would count as a finished cell.
-            (folder / RECORD).unlink(missing_ok=True)
-            checkpoint.remove(folder)
-            # Only now is nothing of the old run left that could be mistaken for the new one.
-            work.holder.forced = requeue.jobs(config_hash(values))
-        # They belong to an earlier end of this cell, not to the one that the record will describe.
-        for name in (PREDICTIONS, TRAJECTORY, RECORD):
-            (folder / name).unlink(missing_ok=True)
+    _remove_earlier(folder, work, config_hash(values) if config.force else "")
     memory.reset(device)
     run = run_of(config, task, model, dataset, device, values, folder, work)
     validation = batches_for(config, task, model, dataset.splits["validation"])
@@ -275,6 +266,26 @@ def _train(
         _write(folder, record, outcome, run)
     work.processes.wait()
     return record
+
+
+def _remove_earlier(folder: Path, work: Work, forced: str) -> None:
+    """Remove what an earlier run left.
+
+    Args:
+        folder: Run folder.
+        work: What the cell shares with whoever watches it.
+        forced: Hash of a cell that starts over, whose checkpoints are removed too; else empty.
+    """
+    with writing("runs_dir", folder, "removing what an earlier run left"):
+        if forced and work.processes.writes:
+            # The record first: without its checkpoints, it would count as a finished cell.
+            (folder / RECORD).unlink(missing_ok=True)
+            checkpoint.remove(folder)
+            # Only now is nothing of the old run left that could be mistaken for the new one.
+            work.holder.forced = requeue.jobs(forced)
+        # They belong to an earlier end of this cell, not to the one that the record will describe.
+        for name in (PREDICTIONS, TRAJECTORY, RECORD):
+            (folder / name).unlink(missing_ok=True)
 
 
 def run_of(

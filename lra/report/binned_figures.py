@@ -9,8 +9,6 @@ from lra.report.figure import describe, literal, look, panels, seeds
 from lra.report.grid import Grid
 from lra.report.lengths import Binned, by_group, by_length
 
-BANDS = "bands: 95 % binomial intervals; "
-REST = "dashed: majority class; faint: at chance"
 # With more methods in a panel, bands would cover each other.
 MAX_BANDS = 5
 
@@ -77,5 +75,11 @@ def _drawn(
         axis.set_title(literal(grid.label(each.task)), fontsize=9)
     axes[0].set_ylabel("test accuracy, %", fontsize=8)
     drawn = [grid.of(each.task)[method] for each in found for method in each.correct]
-    describe(figure, title, f"{seeds(drawn)}; {BANDS if has_bands else ''}{REST}")
+    parts = [
+        seeds(drawn),
+        *["bands: 95 % binomial intervals"] * has_bands,
+        "dashed: majority class",
+        "faint: at chance",
+    ]
+    describe(figure, title, "; ".join(parts))
     return figure
