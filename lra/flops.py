@@ -9,11 +9,14 @@ the output is real. Elementwise operations count as zero, as in `FlopCounterMode
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from models.shared_kernel import kernels_shared
 
 
 def _fft(size: Sequence[int], dims: Sequence[int], each: float) -> int:
@@ -47,16 +50,19 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=FFTS)
 
 
-def training_flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """Return the operations of a forward and a backward pass on a batch without padding.
+def training_flops(model: nn.Module, *shapes: Sequence[int]) -> int:
+    """Return the operations of forward and backward passes on batches without padding.
 
     Args:
         model: A classifier; it is left where and as it is.
-        shape: Shape of the tokens, `(B, N)` or `(B, 2, N)`.
+        shapes: Shapes of the tokens, `(B, N)` or `(B, 2, N)`, of the micro-batches of an update.
     """
     there = copy.deepcopy(model).to("meta").train()
-    with counter() as counted:
-        there(torch.empty(*shape, dtype=torch.int64, device="meta"), None).sum().backward()
+    # A kernel that micro-batches share is computed once.
+    shared = kernels_shared(there) if len(shapes) > 1 else nullcontext()
+    with counter() as counted, shared:
+        for shape in shapes:
+            there(torch.empty(*shape, dtype=torch.int64, device="meta"), None).sum().backward()
     flops: int = counted.get_total_flops()
     return flops
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from lra.record import LOCK, NOTE, RECORD, Record, Status, read_record, set_asid
 from lra.restoration import Restoration, optimisation, restoration
 from lra.seeds import derive
 from lra.signals import Stop, listening
-from lra.tasks import Groups, Task, cache, groups_of
+from lra.tasks import Groups, Split, Task, cache, groups_of
 from lra.trajectory import TRAJECTORY, fingerprint, write_trajectory
 from lra.variant import NO_PRETRAINING
 
@@ -213,6 +213,16 @@ def _lock(folder: Path, processes: Processes) -> Iterator[Holder]:
         yield holder
 
 
+def _check_num_classes(config: Config, splits: Mapping[str, Split]) -> None:
+    """Reject a number of classes that is too small for the labels of the data."""
+    least = 1 + max(int(split.labels.max()) for split in splits.values())
+    if (given := config.task.num_classes) < least:
+        raise ConfigError(
+            f"task.num_classes={given}: the labels of {config.task.name} are 0 to {least - 1}, so"
+            f" it must be at least {least}"
+        )
+
+
 def _train(
     config: Config,
     task: Task,
@@ -227,6 +237,7 @@ def _train(
     dataset = cache.load(config.task.name, task, Path(config.cache_dir), config.raw_data_dir())
     if config.task.path is not None:
         custom.check_data(task, dataset.splits)
+    _check_num_classes(config, dataset.splits)
     if work.processes.size > 1 and needs_whole_batch(model):
         raise ConfigError(
             "torchrun: this model computes statistics over the batch, which must be in one process"

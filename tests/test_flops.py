@@ -66,3 +66,16 @@ def test_softmax_counts_the_square_of_the_length_and_fourier_does_not() -> None:
         return training_flops(model, (1, 512)) / training_flops(model, (1, 256))
 
     assert growth("softmax") > 2.5 and growth("fourier") < 2.2
+
+
+def test_micro_batches_count_a_kernel_that_they_share_once() -> None:
+    def counts(name: str) -> tuple[int, int]:
+        model = build_model(lra.compose.load(*TINY, f"attention={name}", "model.max_length=96"))
+        shapes = [(2, 96), (1, 64)]
+        apart = sum(training_flops(model, shape) for shape in shapes)
+        return training_flops(model, *shapes), apart
+
+    together, apart = counts("s4d")
+    assert together < apart
+    together, apart = counts("softmax")
+    assert together == apart

@@ -230,6 +230,12 @@ def test_an_inner_backend_is_required_or_refused_depending_on_the_outer_one(tmp_
     build_attention(nested.attention)
 
 
+def test_too_few_classes_for_the_labels_are_refused(tmp_path: Path) -> None:
+    message = "task.num_classes=5: the labels of listops are 0 to 9, so it must be at least 10"
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, "task.num_classes=5")
+
+
 def command(folder: Path, *overrides: str) -> list[str]:
     values = [*TINY, f"cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}", *overrides]
     flags = ["-m"] if any("," in override for override in overrides) else []

@@ -186,8 +186,7 @@ def shares(updates: Updates, repeats: int) -> tuple[dict[str, float], float]:
     shapes = [part.tokens.shape for part in updates.parts()]
     with Products() as products, counter() as counted:
         updates()
-    whole = sum(training_flops(updates.model, shape) for shape in shapes)
-    within_kernels = max(0, whole - counted.get_total_flops())
+    within_kernels = max(0, training_flops(updates.model, *shapes) - counted.get_total_flops())
     rest = products.again(), large_products(within_kernels, updates.device)
 
     def least() -> None:
