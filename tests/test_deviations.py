@@ -38,6 +38,7 @@ from models.legs import legs_spectrum
 from models.linear import Linear
 from models.linformer import Linformer
 from models.longformer import Longformer
+from models.mra import Selection, block_scores, mra_attention, select_blocks
 from models.nystromformer import Nystromformer
 from models.performer import Performer
 from models.reformer import Reformer, hash_buckets
@@ -112,15 +113,17 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "protocol/lru.yaml": DATA
     | WITHOUT_END
     | {"Image is grey": "test_grey_follows_the_weights test_pixels_are_grey_values_and_the_rest"},
-    "protocol/s4.yaml": DATA | WITHOUT_END,
+    "protocol/s4.yaml": DATA
+    | WITHOUT_END
+    | {
+        "the sizes are those of version 4": "test_the_layer_has_the_published_options_and_no_others"
+    },
     "protocol/s4_small.yaml": EPOCH,
     "protocol/s5.yaml": DATA | WITHOUT_END,
     "protocol/mega.yaml": DATA
     | {
-        "ListOps keeps its brackets": BRACKETS,
         "a batch that the release accumulates": "test_statistics_over_the_batch_keep_it_whole",
     },
-    "protocol/task/mega/listops.yaml": {"brackets are kept": BRACKETS},
 }
 for _protocol in ("lru", "mega", "s4", "s5"):
     _folder = f"protocol/task/{_protocol}"
@@ -460,11 +463,69 @@ def test_linear_attention_has_a_normaliser() -> None:
     check(ours(x, mask), form, {"normalised": False}, mask)
 
 
-@shows("attention/wavspa/linear", "its dropout after the output projection")
-def test_linear_attention_itself_drops_nothing() -> None:
+@shows("attention/wavspa/linear", "nothing is dropped after the output projection")
+@shows("attention/wavspa/wavspa", "linear attention drops nothing")
+def test_linear_attention_drops_nothing_and_in_wavspa_nor_does_the_block_after_it() -> None:
     x, mask = inputs(20)
     ours = Linear(shape_of(20, dropout=0.5)).double()
     torch.testing.assert_close(ours.train()(x, mask), ours.eval()(x, mask))
+    config = load("protocol=wavspa", "task=listops", "attention=linear", "model.layers=1")
+    assert config.model.dropout > 0
+    assert isinstance(build_model(config).encoder.blocks[0].output, nn.Identity)
+
+
+# MRA-2.
+
+
+def mra_form(
+    qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor, selection: Selection, full: bool, *,
+    by_threshold: bool = False, as_in_thousandths: bool = False,
+) -> Tensor:  # fmt: skip
+    """Attend with a logit for every pair of tokens, given blocks of 4 tokens."""
+    q, k, v = (x * mask[:, None, :, None] for x in qkv)
+    pairs = select_blocks(q, k, mask, selection)
+    counts = mask.view(len(mask), 1, -1, 4).sum(-1)
+    means = [x.unflatten(2, (-1, 4)).sum(3) / counts.clamp(min=1)[..., None] for x in (q, k)]
+    scores = block_scores(*means, (counts > 0).expand(means[0].shape[:-1]), selection).flatten(2)
+    exact = torch.zeros_like(scores, dtype=torch.bool).scatter(2, pairs, True)
+    coarse = ~exact
+    if by_threshold:
+        coarse = scores < scores.gather(2, pairs).amin(-1, keepdim=True)
+    exact, coarse = (each.unflatten(2, (counts.shape[-1], -1)) for each in (exact, coarse))
+    logits = q @ k.mT / q.shape[-1] ** 0.5
+
+    def by_token(blocks: Tensor) -> Tensor:
+        return blocks.repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+    logits = torch.where(by_token(exact), logits, by_token(means[0] @ means[1].mT) / 2)
+    allowed = by_token(exact | coarse if full else exact)
+    real = allowed & mask[:, None, None]
+    top = logits.masked_fill(~(allowed if as_in_thousandths else real), -1e9).amax(-1, True)
+    weights = (logits - top).exp() * real
+    norm = weights.sum(-1, keepdim=True) + 1e-6 * as_in_thousandths
+    return weights @ v / norm.clamp(min=1e-30) * mask[:, None, :, None]
+
+
+@shows("nystromformer", "MRA-2 takes exactly the blocks that it selected")
+def test_mra_2_leaves_out_what_it_selected_and_adds_no_small_constants() -> None:
+    x = torch.randn(2, 2, 24, 4, dtype=torch.float64)
+    every = torch.ones(2, 24, dtype=torch.bool)
+
+    def both(mask: Tensor, selection: Selection, full: bool) -> tuple[Tensor, Callable[..., Any]]:
+        mode = "full" if full else "sparse"
+        ours = mra_attention(*qkv, mask, selection, mode).transpose(1, 2)
+        form = lambda **more: mra_form(qkv, mask, selection, full, **more).transpose(1, 2)  # noqa: E731
+        return ours, form
+
+    # The best pairs of all six rows are equally good, and three are selected.
+    qkv = (x, x, x)
+    selection = Selection(num_blocks=3, block_size=4)
+    check(*both(every, selection, full=True), {"by_threshold": True})
+    # Logits of real keys about -12, and half a block of padding.
+    qkv = (x.abs() + 2, -x.abs() - 2, x)
+    padded = every & (torch.arange(24) < 22)
+    selection = Selection(num_blocks=36, block_size=4)
+    check(*both(padded, selection, full=False), {"as_in_thousandths": True}, padded)
 
 
 # Nystromformer.
@@ -744,6 +805,27 @@ def test_training_and_validation_images_follow_the_order_of_the_batch_files(
     assert taken["train"] == [*range(45_000)]
     assert taken["validation"] == [*range(45_000, 50_000)]
     assert taken["test"] == [*range(10_000)]
+
+
+@shows("mega", "Image becomes grey")
+@shows("s4", "Image becomes grey")
+@shows("s4_small", "Image becomes grey")
+@shows("s5", "Image becomes grey")
+def test_grey_is_cut_off_where_torchvision_rounds() -> None:
+    colours = np.random.default_rng(0).integers(256, size=(1, 20_000, 3), dtype=np.uint8)
+    # PIL's weights, by which torchvision converts, in 65,536ths.
+    rounded = (colours @ np.array([19595, 38470, 7471]) + 32768) // 65536
+    below = rounded - image.grey(colours)
+    assert set(below.ravel().tolist()) == {0, 1}
+    assert below.mean() == pytest.approx(0.26, abs=0.02)
+
+
+@shows("s5", "Text and Retrieval are bytes instead of characters")
+def test_the_table_of_bytes_in_s5_starts_with_a_smaller_spread_than_that_of_characters() -> None:
+    for task in ("text", "retrieval"):
+        model = load("protocol=s5", f"task={task}", "attention=s5").model
+        assert model.embedding_std == pytest.approx(model.vocab_size**-0.5, rel=1e-3)
+        assert model.embedding_std < 135**-0.5
 
 
 @shows("task/lra/listops", "token ids have a fixed order")

@@ -50,7 +50,7 @@ def run_by(row: dict[str, str]) -> str:
     """Return, as text, who ran a published result, by the notes of `results/published.csv`."""
     if "second-hand" in row["note"] or "copied from earlier papers" in row["note"]:
         return "copied by its source"
-    if "(re-run" in row["method"] or RERUN.get(row["family"], row["method"]) != row["method"]:
+    if RERUN.get(row["family"], row["method"]) != row["method"]:
         return "re-run by others"
     return "authors of the protocol" if AUTHORS.get(row["protocol"]) == row["family"] else "others"
 
@@ -67,7 +67,8 @@ def beside(grid: Grid, protocol: str) -> Table:
             if entry.mean is None or not compares or _is_made_up(entry.finished[0].data_source):
                 continue
             for row in figures():
-                name = row["method"].partition(" (re-run")[0].removesuffix(" (theirs)")
+                # What a paper trained again under its own protocol, it trained with other models.
+                name = row["method"].removesuffix(" (theirs)")
                 same = (row["protocol"], row["task"]) == (protocol, task_of(column))
                 if not same or name not in NAMES.get(method.attention, ()):
                     continue
