@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lra.config import ConfigError, differences
+from lra.division import is_out_of_memory
 from lra.folders import replacing, writing
 from lra.paths import CHECKPOINT as CHECKPOINT
 from lra.paths import PRETRAINING
@@ -126,10 +127,13 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises:
         DamagedError: The file is not readable, or differs from what was written.
+        RuntimeError: It does not fit into memory.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the layer that failed raises
+        if is_out_of_memory(error):
+            raise
         reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
         raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict):

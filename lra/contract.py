@@ -267,9 +267,14 @@ def untouched_inputs(subject: Subject) -> None:
 
 def bfloat16(subject: Subject) -> None:
     """Under bfloat16 autocast, outputs stay near float32 and gradients stay finite."""
-    backend, (x, mask) = subject.build(), subject.inputs()
+    _bfloat16_on("cpu", subject)
+
+
+def _bfloat16_on(device: str, subject: Subject) -> None:
+    backend, (x, mask) = subject.build().to(device), subject.inputs()
+    x, mask = x.to(device), mask.to(device)
     exact = backend(x, mask)[mask]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         rounded = backend(x.requires_grad_(), mask)[mask]
     if rounded.dtype not in (torch.float32, torch.bfloat16):
         raise BrokenError(f"the output is {_plain(rounded.dtype)}, not float32 or bfloat16")
@@ -432,13 +437,23 @@ def _one_graph(backend: nn.Module, x: Tensor, mask: Tensor) -> bool:
 
 
 def gpu(subject: Subject) -> None:
-    """A GPU gives the same results as the CPU."""
+    """A GPU gives the same results and gradients as the CPU, and autocasts to bfloat16."""
     if not torch.cuda.is_available():
         raise SkippedError("no CUDA device")
     backend, (x, mask) = subject.build(), subject.inputs()
-    expected = backend(x, mask)[mask]
-    actual = backend.cuda()(x.cuda(), mask.cuda())[mask.cuda()]
-    _near(actual.cpu(), expected, 1e-4, "outputs")
+    outputs, gradients = [], []
+    for device in ("cpu", "cuda"):
+        backend.to(device)
+        here = x.detach().to(device).requires_grad_()
+        output = backend(here, mask.to(device))[mask.to(device)]
+        outputs.append(output.detach().cpu())
+        found = _gradients(output, [here, *backend.parameters()])
+        gradients.append([gradient.cpu() for gradient in found])
+    _near(outputs[1], outputs[0], 1e-4, "outputs")
+    names = ["x", *(name for name, p in backend.named_parameters() if p.requires_grad)]
+    for name, expected, actual in zip(names, *gradients, strict=True):
+        _near(actual, expected, 1e-3, f"gradients of {name}")
+    _bfloat16_on("cuda", subject)
 
 
 CHECKS: tuple[Check, ...] = (

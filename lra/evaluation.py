@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lra import side_by_side
 from lra.batches import Batch, Batches
 from lra.config import TrainConfig
-from lra.division import division_for, is_out_of_memory
+from lra.division import WHOLE, Division, division_for, is_out_of_memory
 from lra.precision import NotFiniteError, autocast
 from lra.predictions import Predictions
 from lra.processes import ALONE, Processes
@@ -53,7 +53,8 @@ def predict(
     loss = torch.zeros((), device=device)
     # The answers stay on the device until all are complete.
     predicted = torch.zeros(len(batches), dtype=torch.int64, device=device)
-    groups = batches.groups(train.eval_batch_size, division_for(train.micro_batch, model, device))
+    division = evaluation_division(train, model, processes)
+    groups = batches.groups(train.eval_batch_size, division)
 
     def answer(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         return _answer(model, batches.gather(part), train.precision)
@@ -61,7 +62,7 @@ def predict(
     with evaluating(model), closing(answered(groups, answer, model, processes, stops)) as answers:
         for part, found in answers:
             classes, losses, wrong = found
-            predicted[torch.from_numpy(part.copy()).to(device)] = classes
+            predicted[batches.on_device(part)] = classes
             loss += losses
             not_finite += wrong
     if processes.total(not_finite).item():
@@ -69,6 +70,18 @@ def predict(
         raise NotFiniteError("the model's answers in evaluation are not finite")
     mean = float(processes.total(loss)) / len(batches)
     return Predictions(processes.total(predicted).cpu().numpy(), batches.labels, loss=mean)
+
+
+def evaluation_division(train: TrainConfig, model: nn.Module, processes: Processes) -> Division:
+    """Return how batches are divided, which is the same in all processes.
+
+    The GPUs of several processes may have different amounts of memory, which decides on a division;
+    a batch that is too large for one of them is computed in halves there.
+    """
+    device = next(model.parameters()).device
+    if processes.size > 1 and device.type == "cuda":
+        return WHOLE
+    return division_for(train.micro_batch, model, device)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Support for the launchers of a sweep: extras, a GPU for each cell, workers that end with it."""
+"""Support for the launchers of a sweep: extras, and workers that end with it."""
 
 import importlib.util
 import os
@@ -6,12 +6,11 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 
 import psutil
 
-from lra.config import Config, ConfigError
+from lra.config import ConfigError
 from lra.signals import SIGNALS
 from lra.words import key_of
 
@@ -47,23 +46,6 @@ def prepare(name: str) -> None:
         from lra import slurm
 
         slurm.register()
-
-
-def with_own_gpu(config: Config, name: str, number: int) -> Config:
-    """Return a cell that is assigned one of several GPUs, if cells run side by side.
-
-    Args:
-        config: The cell.
-        name: The launcher; a Slurm job sees only its own GPU.
-        number: Number of the cell in its sweep, from 0.
-    """
-    if name != "joblib" or config.device != "auto":
-        return config
-    import torch
-
-    gpus = torch.cuda.device_count()
-    # Workers are reused, so the GPUs that one sees cannot be narrowed down for a cell.
-    return replace(config, device=f"cuda:{number % gpus}") if gpus > 1 else config
 
 
 @contextmanager

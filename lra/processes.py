@@ -10,17 +10,23 @@ that no example of a share uses keeps no gradient.
 """
 
 import logging
+import multiprocessing
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lra.config import ConfigError
+from lra.signals import StoppedError
+
+log = logging.getLogger(__name__)
 
 # How long one process waits for the others, which may be building data or saving.
 PATIENCE = timedelta(hours=6)
@@ -110,10 +116,31 @@ def asked_for() -> int:
 
 
 def own_device(name: str) -> str:
-    """Return the device of this process; if there are several GPUs, its own."""
-    if asked_for() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return name
+    """Return the device of this process: its own GPU, if several processes share the machine.
+
+    These are the processes of torchrun, or the workers of a sweep that runs cells side by side; a
+    worker keeps its GPU for all of its cells.
+
+    Args:
+        name: The key `device`.
+
+    Raises:
+        ConfigError: Processes of torchrun would have to share a GPU.
+    """
+    worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    alone = asked_for() == 1
+    if (alone and worker is None) or not torch.cuda.is_available():
+        return name
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not alone and here > 1 and (here > gpus or name.startswith("cuda:")):
+        raise ConfigError(
+            f"device={name}: each of the {here} processes that torchrun starts here needs a GPU of"
+            f" its own, which device=auto gives it, and there are {gpus}"
+        )
+    if name not in ("auto", "cuda") or (alone and gpus == 1):
+        return name
+    number = int(worker[1]) - 1 if alone and worker else int(os.environ["LOCAL_RANK"])
+    return f"cuda:{number % gpus}"
 
 
 @contextmanager
@@ -123,6 +150,9 @@ def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
     Args:
         device: Where this process computes.
         batch_size: Examples per batch, at least one per process.
+
+    On GPUs, an error ends this process: to leave the group, NCCL would wait for the others, which
+    wait for this one. torchrun then ends them.
 
     Raises:
         ConfigError: There are more processes than examples in a batch.
@@ -143,6 +173,23 @@ def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
         logging.disable(logging.INFO)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+    except StoppedError:
+        # All processes stop after the same update.
+        raise
+    except BaseException as error:
+        if device.type == "cuda":
+            _end(error)
+        raise
     finally:
         logging.disable(before)
         dist.destroy_process_group()
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End this process at once, and say why."""
+    if isinstance(error, ConfigError):
+        log.error("%s", error)
+    else:
+        log.error("this process failed", exc_info=error)
+    logging.shutdown()
+    os._exit(2 if isinstance(error, ConfigError) else 1)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from lra.batches import Batch, Batches
 from lra.build import Model
 from lra.config import Config, PretrainConfig, TrainConfig
-from lra.division import division_for
-from lra.evaluation import answered, evaluating
+from lra.evaluation import answered, evaluating, evaluation_division
 from lra.events import LOSS
 from lra.hidden import NOTHING, HiddenBatches
 from lra.precision import NotFiniteError, autocast
@@ -83,7 +82,7 @@ class Restoration:
             UnfinishedError: `stops` returned true.
         """
         device = next(model.parameters()).device
-        division = division_for(train.micro_batch, model, device)
+        division = evaluation_division(train, model, processes)
         groups = self.validation.groups(train.eval_batch_size, division)
 
         def loss(examples: NDArray[np.int64]) -> Tensor:

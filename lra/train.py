@@ -64,8 +64,6 @@ def train(composed: DictConfig) -> float | None:
     try:
         config = resolve(composed)
         name = config.cell
-        if in_sweep:
-            config = launch.with_own_gpu(config, _launcher(), _number(in_sweep))
         with logging_redirect_tqdm():
             record = run_cell(config, folder, sweep.place_of(_number(in_sweep), in_sweep))
         return sweep.finished(words, name, folder, record is None)

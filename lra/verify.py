@@ -264,6 +264,14 @@ def _config(folder: Path, record: Record) -> Config:
         ) from error
     if custom.sources(config.attention) != record.attention_source:
         raise ConfigError(f"{folder}: {config.attention.name} has changed since this run")
+    if record.device == "cuda" and config.model.drops:
+        # The number of its multiprocessors decides which random number an element gets.
+        first = record.earlier_machines.split("; ")[0].rpartition(", torch ")[0] or record.machine
+        if first != (here := machine(resolve_device("cuda"))):
+            raise ConfigError(
+                f"{folder}: it has dropout, and what a GPU drops depends on its model; the run was"
+                f" made on {first}, and this is {here}"
+            )
     return config
 
 
@@ -271,7 +279,8 @@ def _replayed_losses(config: Config, record: Record, updates: int) -> NDArray[np
     """Return the losses of a cell's first updates, trained here; fewer if one is not finite.
 
     Raises:
-        ConfigError: The data are different, or there is no device of the run's kind.
+        ConfigError: The data are different, or there is no device of the run's kind, or none with
+            enough memory.
         DataError: The data are missing or damaged.
     """
     task, device = build_task(config), resolve_device(config.device)
@@ -285,8 +294,15 @@ def _replayed_losses(config: Config, record: Record, updates: int) -> NDArray[np
         work = Work(Holder(folder / NOTE, "runs_dir"), Stop(), config.cell, ALONE)
         again = run_of(config, task, model, data, device, record.config, folder, work)
         # A batch that is divided differently would have different dropout.
-        again.division = Division.parse(record.first_micro_batch or record.micro_batch)
-        return again.first_losses(updates)
+        division = Division.parse(record.first_micro_batch or record.micro_batch)
+        again.division = division
+        losses = again.first_losses(updates)
+    if again.division != division:
+        raise ConfigError(
+            f"{config.cell}: the run computed {division} at once, which does not fit into memory"
+            " here; in smaller parts, dropout would not be the same"
+        )
+    return losses
 
 
 if __name__ == "__main__":

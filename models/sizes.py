@@ -172,3 +172,8 @@ class ModelConfig:
     def num_positions(self) -> int:
         """Rows of the position table: the classification token takes one more."""
         return self.max_length + (self.pooling == "cls")
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is any dropout."""
+        return any(getattr(self, key) for key in DROPOUTS)

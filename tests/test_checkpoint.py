@@ -103,6 +103,17 @@ def test_a_malformed_checkpoint_is_reported_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(tmp_path / CHECKPOINT, CPU)
+
+
 def test_a_checkpoint_of_a_later_version_is_reported_and_leaves_no_failed_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

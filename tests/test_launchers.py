@@ -1,5 +1,6 @@
 """Sweeps with every launcher, the request to Slurm, and workers that end with their sweep."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from lra import launch
 from lra.checkpoint import load_last
 from lra.config import ConfigError
 from lra.lock import read_note
+from lra.processes import own_device
 from lra.record import NOTE, read_records
 from lra.signals import StoppedError, listening
 
@@ -112,15 +114,26 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
     launch.prepare("basic")
 
 
-def test_parallel_cells_are_spread_over_the_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parallel_cells_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    joblib = pytest.importorskip("joblib")
+    names = joblib.Parallel(n_jobs=2)(
+        joblib.delayed(lambda: (time.sleep(1), multiprocessing.current_process().name)[1])()
+        for _ in range(2)
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    auto = configure(tmp_path, "device=auto")
-    devices = [launch.with_own_gpu(auto, "joblib", number).device for number in range(4)]
-    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert launch.with_own_gpu(auto, "basic", 1).device == "auto"
-    assert launch.with_own_gpu(configure(tmp_path, "device=cpu"), "joblib", 1).device == "cpu"
+
+    def devices(name: str) -> list[str]:
+        found = []
+        for worker in names:
+            monkeypatch.setattr(multiprocessing.current_process(), "_name", worker)
+            found.append(own_device(name))
+        return found
+
+    assert sorted(devices("auto")) == sorted(devices("cuda")) == ["cuda:0", "cuda:1"]
+    assert devices("cpu") == ["cpu", "cpu"] and devices("cuda:1") == ["cuda:1", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices("auto") == ["auto", "auto"]
 
 
 def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:

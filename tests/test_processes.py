@@ -10,10 +10,14 @@ import pytest
 import torch
 from tiny_cell import TINY, configure
 
+from lra import memory, processes
+from lra.build import build_model
 from lra.checkpoint import load, load_best, load_last
 from lra.config import ConfigError
+from lra.division import WHOLE
+from lra.evaluation import evaluation_division
 from lra.loop import Run
-from lra.processes import ALONE, joined
+from lra.processes import ALONE, Processes, joined, own_device
 from lra.record import NOTE, RECORD, read_record
 from lra.runner import run_cell
 from lra.signals import StoppedError
@@ -150,6 +154,75 @@ def test_without_torchrun_there_is_one_process() -> None:
     with joined(CPU, 1) as processes:
         assert processes == ALONE and processes.writes
         assert ALONE.add_up([], torch.zeros(()), True, False) == (True, False)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have torchrun start two processes, of which this is the second, on two GPUs."""
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_each_process_has_its_own_gpu_and_there_must_be_one_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [own_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    message = "device=cuda:0: each of the 2 processes that torchrun starts here needs a GPU of its"
+    with pytest.raises(ConfigError, match=message):
+        own_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="which device=auto gives it, and there are 1"):
+        own_device("auto")
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("error", "code"), [(ConfigError("the disk is full"), 2), (ValueError("of a backend"), 1)]
+)
+def test_on_gpus_a_process_that_fails_ends_without_waiting_for_the_others(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = []
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(processes.dist, name, lambda *_, name=name, **__: done.append(name))
+    monkeypatch.setattr(processes.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+
+    def leave(code: int) -> None:
+        done.append(code)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    cuda = torch.device("cuda:1")
+    with pytest.raises(KeyboardInterrupt), joined(cuda, 8):
+        raise error
+    # The exit that ends the process here raises instead, so that the group is left after it.
+    assert done[:3] == [cuda, "init_process_group", code]
+    assert str(error) in caplog.text
+    done.clear()
+    with pytest.raises(StoppedError), joined(cuda, 8):
+        raise StoppedError("saved")
+    assert done == [cuda, "init_process_group", "destroy_process_group"]
+
+
+def test_processes_on_gpus_divide_evaluation_alike_whatever_their_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, *WORDS)
+    model = build_model(config)
+    there = next(model.parameters())
+    two = Processes(0, 2)
+    assert evaluation_division(config.train, model, two) != WHOLE
+    monkeypatch.setattr(
+        type(there), "device", property(lambda _: torch.device("cuda")), raising=False
+    )
+    monkeypatch.setattr(memory, "total", lambda device: 2**30)
+    assert evaluation_division(config.train, model, two) == WHOLE
+    assert evaluation_division(config.train, model, ALONE) != WHOLE
 
 
 def test_more_processes_than_examples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

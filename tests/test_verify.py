@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from test_trajectory import stop_at
 from tiny_cell import configure
 
+import lra.verify
 from lra.batches import Batches
 from lra.config import ConfigError, config_hash
+from lra.division import Division
+from lra.loop import Run
 from lra.predictions import PREDICTIONS
 from lra.record import RECORD, read_record
 from lra.runner import CellFailedError, run_cell
@@ -304,6 +308,30 @@ def test_a_record_from_a_gpu_is_not_compared_without_one(
     tamper(folder, "device", "cuda:99")
     assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "cache") == 2
     assert re.search(r"/run: device=cuda:99: torch sees \d GPUs", capsys.readouterr().err)
+
+
+def test_a_run_with_dropout_is_not_compared_with_another_gpu_that_drops_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tamper(folder, "device", "cuda")
+    rewrite(folder, device="cuda", machine="NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(lra.verify, "machine", lambda device: "NVIDIA H100")
+    assert run_main(monkeypatch, folder, "--cache-dir", folder.parent / "cache") == 2
+    message = "what a GPU drops depends on its model; the run was made on NVIDIA A100, and this is"
+    assert f"{message} NVIDIA H100" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_into_memory_here_is_not_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_losses(run: Run, updates: int) -> np.ndarray:
+        run._divide(Division(examples=1))
+        return np.zeros(updates, np.float32)
+
+    monkeypatch.setattr(Run, "first_losses", first_losses)
+    with pytest.raises(ConfigError, match="at once, which does not fit into memory here"):
+        verified(folder)
 
 
 def test_a_run_whose_division_changed_is_compared_up_to_the_change(
