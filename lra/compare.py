@@ -3,12 +3,13 @@
     lra compare attention=softmax,mra task=listops,text seed=0,1,2,3,4 scale=mini
     lra compare attention=fourier variant=default,norm=ortho scale=mini
 
-It works from records alone. Cells of one task and seed, trained on the same data, form a pair; the
-interval is Student's interval of the differences. A single pair has no spread: its interval is that
-of a difference on one test set, computed from the examples that only one of the two methods
-classifies correctly if predictions are stored; otherwise it is Newcombe's interval for two shares.
-Which method is better is decided by the same tests as in a report. Two methods are compared: the
-first two that the words name, or the first two that have records.
+It works from records alone. Cells of one task and seed, trained on the same data, form a pair. A
+single pair has the interval of a difference on one test set, computed from the examples that only
+one of the two methods classifies correctly if predictions are stored; otherwise, it is Newcombe's
+interval for two shares. Several pairs have the wider of two intervals: Student's, for the
+differences between seeds, and that for the size of the test set, which all seeds share, if
+predictions are stored. Which method is better is decided by the same tests as in a report. Two
+methods are compared: the first two that the words name, or the first two that have records.
 """
 
 import math
@@ -16,6 +17,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lra.compose import command, groups
 from lra.config import ConfigError
@@ -32,7 +36,16 @@ from lra.report.significance import (
     p_in_words,
     student,
 )
-from lra.report.standing import Answers, correct, discordant, prediction_reader, tested
+from lra.report.standing import (
+    Answers,
+    Outcome,
+    by_example,
+    correct,
+    discordant,
+    prediction_reader,
+    standard_error,
+    tested,
+)
 from lra.terminal import command_parser, refused, run
 from lra.variant import DEFAULT
 from lra.words import printable, shown
@@ -46,14 +59,16 @@ class Comparison:
         task: Task.
         first: The first method's records, by seed.
         second: The second method's records, for the same seeds.
-        alone: Number of test examples that only the first method classifies correctly, and that
-            only the second does, if there is one seed and both predictions are stored.
+        each: By how much more often the first method classifies each test example correctly, as
+            `by_example` returns it; None if predictions are missing.
+        left_out: Seeds that only one of the two methods has, as text.
     """
 
     task: str
     first: tuple[Record, ...]
     second: tuple[Record, ...]
-    alone: tuple[int, int] | None = None
+    each: NDArray[np.float64] | None = None
+    left_out: str = ""
 
     @property
     def differences(self) -> list[float]:
@@ -70,17 +85,20 @@ class Comparison:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the difference, in percent."""
         count = len(self.differences)
-        if count == 1 and self.alone is None:
+        if count == 1 and self.each is None:
             low, high = difference_interval(correct(self.first[0]), correct(self.second[0]))
             return 100 * low, 100 * high
-        if self.alone is not None:
-            # For a difference of shares of the same examples (Agresti, equation 11.1).
-            one, other = self.alone
-            total = self.first[0].test_total or 1
-            half = 100 * NORMAL * math.sqrt(one + other - (one - other) ** 2 / total) / total
-        else:
-            half = student(count - 1) * statistics.stdev(self.differences) / math.sqrt(count)
+        # For one seed: a difference of shares of the same examples (Agresti, equation 11.1).
+        half = 0.0 if self.each is None else 100 * NORMAL * standard_error(self.each)
+        if count > 1:
+            spread = statistics.stdev(self.differences)
+            half = max(half, student(count - 1) * spread / math.sqrt(count))
         return self.mean - half, self.mean + half
+
+    @property
+    def outcome(self) -> Outcome:
+        """The test that decides: with stored predictions, an interval is an approximation."""
+        return tested(self.first, self.second, self.each)
 
     @property
     def words(self) -> str:
@@ -88,8 +106,9 @@ class Comparison:
         one, other = self.first[0].method, self.second[0].method
         if not beats_chance(self.first) and not beats_chance(self.second):
             return f"{one} and {other} are both at chance"
-        # The test decides: with stored predictions, the interval is an approximation.
-        outcome = tested(self.first, self.second, self.alone)
+        outcome = self.outcome
+        if outcome.better is None:
+            return f"two seeds do not decide between {one} and {other}"
         if not outcome.better:
             return f"no difference is shown between {one} and {other}"
         better, worse = (one, other) if outcome.better > 0 else (other, one)
@@ -120,13 +139,19 @@ def comparisons(
     for task, data in kinds:
         both = [each for key, each in pairs.items() if (key[0], key[2]) == (task, data)]
         first, second = (tuple(each[method] for each in both) for method in (one, other))
-        alone = discordant(first[0], second[0], answers) if len(both) == 1 else None
+        left = [
+            f"{method} seed {seed}"
+            for (name, seed, kind), there in sorted(results.items())
+            for method in there
+            if (name, kind) == (task, data) and len(there) == 1
+        ]
         source = first[0].data_source
         label = f"{task} (stand-in)" if source == "stand-in" else task
         if sum(each == task for each, _ in kinds) > 1:
             # Seeds on different data have different examples, so they are never averaged.
             label = f"{task} [{source} {data[:8]}]"
-        yield Comparison(label, first, second, alone)
+        each = by_example(first, second, answers)
+        yield Comparison(label, first, second, each, ", ".join(left))
 
 
 def methods(records: Sequence[Record], asked: Selection) -> tuple[Method, Method]:
@@ -172,31 +197,37 @@ def page(
             for side in (each.first, each.second)
         ]
         interval = f"{low:+.1f} to {high:+.1f}"
-        table.append([each.task, f"{len(each.first)}", *numbers, f"{each.mean:+.1f}", interval])
+        seeds = ",".join(str(record.seed) for record in each.first)
+        table.append([each.task, seeds, *numbers, f"{each.mean:+.1f}", interval])
     lines = [f"{each.task}: {each.words}." for each in found]
     for each in found:
-        if each.alone is not None:
-            a, b = each.alone
+        if len(each.first) == 1 and each.each is not None:
+            a, b = discordant(each.each)
             lines.append(
                 f"{each.task}: {a} test examples are classified correctly only by {one},"
                 f" {b} only by {other};"
                 f" McNemar's exact {p_in_words(mcnemar(a, b))}."
+            )
+        if len(each.first) > 2:
+            lines.append(f"{each.task}: {each.outcome.test}.")
+        if each.left_out:
+            lines.append(
+                f"{each.task}: left out, as the other method has none on these data:"
+                f" {each.left_out}."
             )
     if any(len(each.first) == 1 for each in found):
         lines.append(
             "For a single seed, the interval reflects only the size of the test set, not the"
             " variation between seeds."
         )
-    flat = [each for each in found if len(each.first) > 1 and all_equal(each.differences)]
+    flat = [each for each in found if len(each.first) > 2 and all_equal(each.differences)]
     if any(each.mean for each in flat):
         lines.append(
-            "If all seeds differ by the same amount, the interval has no width, and the signs of"
-            " the differences decide."
+            "If all seeds differ by the same amount, Student's interval has no width, and the"
+            " signs of the differences decide instead of his test."
         )
-    if any(len(each.first) == 2 and each not in flat for each in found):
-        lines.append(
-            "Two seeds leave one degree of freedom, so the interval is wide; three say more."
-        )
+    if any(len(each.first) == 2 for each in found):
+        lines.append("Two seeds leave one degree of freedom, which decides nothing; take three.")
     if not found:
         return printable(f"{one} and {other} share no task with equal seeds and data.")
     lines += [*changed(grid), *grid.departure_lines()]

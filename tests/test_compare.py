@@ -13,6 +13,7 @@ from lra import compare
 from lra.compare import comparisons, page
 from lra.predictions import Predictions
 from lra.record import Method
+from lra.report.standing import discordant
 
 FIRST, SECOND = Method("softmax"), Method("mra")
 
@@ -38,14 +39,15 @@ def test_several_seeds_have_students_interval_for_their_differences() -> None:
 
 
 def test_equal_differences_show_nothing_and_say_why_their_interval_has_no_width() -> None:
-    records = pairs((801, 800), (821, 820))
+    records = pairs((801, 800), (821, 820), (841, 840))
     text = page(records, FIRST, SECOND)
     assert "no difference is shown between softmax and mra" in text
-    assert "the interval has no width, and the signs of the differences decide" in text
+    assert "listops: signs over 3 seeds, p = 0.25." in text
+    assert "has no width, and the signs of the differences decide" in text
     # Equal up to rounding.
-    rounded = page(pairs((1001, 1000), (1201, 1200)), FIRST, SECOND)
-    assert "has no width" in rounded and "Two seeds leave" not in rounded
-    assert "no width" not in page(pairs((801, 800), (822, 820)), FIRST, SECOND)
+    rounded = page(pairs((1001, 1000), (1201, 1200), (1401, 1400)), FIRST, SECOND)
+    assert "has no width" in rounded
+    assert "no width" not in page(pairs((801, 800), (822, 820), (823, 820)), FIRST, SECOND)
 
 
 def test_one_seed_has_the_interval_for_two_proportions() -> None:
@@ -62,6 +64,7 @@ def test_only_cells_with_the_same_seed_and_data_are_paired() -> None:
     records[1] = replace(records[1], data_fingerprint="cd" * 32)
     [found] = comparisons(records, FIRST, SECOND)
     assert [record.seed for record in found.first] == [1]
+    assert found.left_out == "softmax seed 0"
     assert "no task with equal seeds and data" in page(records[:2], FIRST, SECOND)
 
 
@@ -88,11 +91,43 @@ def run(
     return status, *capsys.readouterr()
 
 
-def test_a_comparison_of_two_seeds_says_how_little_they_show() -> None:
-    one, other = (record.method for record in pairs((900, 800))[:2])
-    counts = [(900, 800), (920, 800), (910, 800)]
-    warned = {n: "Two seeds leave" in page(pairs(*counts[:n]), one, other) for n in (1, 2, 3)}
-    assert warned == {1: False, 2: True, 3: False}
+def test_two_seeds_decide_nothing_and_it_is_said() -> None:
+    # The differences are alike, but two may be so by chance.
+    counts = [(900, 800), (901, 800), (902, 800)]
+    texts = {n: page(pairs(*counts[:n]), FIRST, SECOND) for n in (1, 2, 3)}
+    assert "listops: two seeds do not decide between softmax and mra." in texts[2]
+    assert "Two seeds leave one degree of freedom" in texts[2]
+    for n in (1, 3):
+        assert "softmax is better than mra" in texts[n] and "Two seeds" not in texts[n]
+    # t is 5.05 / (0.05 / sqrt(3)) = 175, and p is about 1 / t^2 for two degrees of freedom.
+    assert "listops: paired t over 3 seeds, p = 3.3e-05." in texts[3]
+    assert "| listops | 0,1,2 |" in texts[3]
+
+
+def test_seeds_that_one_method_lacks_are_named() -> None:
+    text = page(pairs((900, 800), (900, 800))[:3], FIRST, SECOND)
+    assert "listops: left out, as the other method has none on these data: softmax seed 1." in text
+
+
+def test_several_seeds_must_differ_beyond_the_test_set_that_they_share_too() -> None:
+    records = pairs((820, 800), (821, 800), (819, 800))
+    labels = np.zeros(2000, dtype=int)
+
+    def answers(record: compare.Record) -> Predictions:
+        # Softmax is right 20 times more often, but the two disagree on 580 examples.
+        right = np.arange(2000) < record.test_correct
+        if record.attention == "mra":
+            right = np.roll(right, 300)
+        return Predictions((~right).astype(int), labels)
+
+    [alone] = comparisons(records, FIRST, SECOND)
+    [found] = comparisons(records, FIRST, SECOND, answers)
+    assert alone.words == "softmax is better than mra"
+    assert found.words == "no difference is shown between softmax and mra"
+    assert found.outcome.test.startswith("paired t over 3 seeds, p = 0.00083; z over test examples")
+    # By hand: 300 + 280 of 2,000 examples, and a mean of 1 %.
+    half = 196 * ((580 / 2000 - 0.01**2) / 2000) ** 0.5
+    assert found.interval == pytest.approx((1 - half, 1 + half), abs=0.01)
 
 
 def test_the_words_choose_the_two_methods(
@@ -124,11 +159,11 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
 
     one, other = (record.method for record in records)
     [found] = comparisons(records, one, other, answers)
-    assert found.alone == (10, 40)
+    assert found.each is not None and discordant(found.each) == (10, 40)
     # sqrt(50 - 30 ** 2 / 2000) / 2000 is the standard error, 0.352 %.
     assert found.interval == pytest.approx((-1.5 - 0.6898, -1.5 + 0.6898), abs=1e-3)
     [without] = comparisons(records, one, other)
-    assert without.alone is None and without.interval[1] - without.mean > 3
+    assert without.each is None and without.interval[1] - without.mean > 3
     text = page(records, one, other, answers)
     # Even with names as long as these, no sentence loses its end.
     named = [
@@ -144,7 +179,8 @@ def test_one_seed_with_stored_predictions_is_compared_example_by_example() -> No
 def test_the_verdict_on_one_seed_is_that_of_the_exact_test(alone: tuple[int, int]) -> None:
     # The approximate interval excludes zero, but McNemar's p, which a report uses, is above .05.
     first, second = pairs((900, 900 + alone[1] - alone[0]))
-    found = compare.Comparison("listops", (first,), (second,), alone)
+    each = np.repeat([1.0, -1.0, 0.0], [*alone, 2000 - sum(alone)])
+    found = compare.Comparison("listops", (first,), (second,), each)
     assert found.interval[0] > 0 or found.interval[1] < 0
     assert found.words == "no difference is shown between softmax and mra"
 
@@ -174,6 +210,8 @@ def test_several_versions_of_a_file_and_departures_from_recipes_are_noted() -> N
     assert "Not one method" not in page(records, FIRST, SECOND)
     records[1] = replace(records[1], attention_source="a.py sha256 0123")
     records[2] = replace(records[2], departures="train.steps=20 instead of 40")
+    records[3] = replace(records[3], parameters=180_000)
     text = page(records, FIRST, SECOND)
+    assert "Not one recipe: the seeds of listops/mra differ in parameters." in text
     assert "Not one method: the seeds of listops/mra were trained with 2 versions" in text
     assert "listops/softmax departs from its recipe: train.steps=20 instead of 40." in text

@@ -36,7 +36,7 @@ from lra.report.significance import (
     wilson,
 )
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, WORSE, compared, standings
+from lra.report.standing import AS_BEST, BEST, UNTESTED, WORSE, compared, standings
 from lra.report.tables import accuracy_table
 
 
@@ -143,11 +143,11 @@ def test_one_seed_is_compared_example_by_example_if_predictions_are_stored() -> 
     assert standings(build_grid([a, scored(b, 1000)]))["listops", a.method].place == WORSE
 
 
-def test_a_method_that_is_better_on_the_common_seeds_is_never_marked_as_worse() -> None:
+def test_a_method_with_other_seeds_than_the_best_is_not_tested_against_it() -> None:
     # The method with the best mean owes it to a seed that the other lacks.
-    records = [*seeds("softmax", 800, 802, 1200), *seeds("mra", 900, 903)]
+    records = [*seeds("softmax", 800, 802, 804, 1400), *seeds("mra", 900, 903, 902)]
     found = standings(build_grid(records))["listops", Method("mra")]
-    assert (found.place, found.test) == (AS_BEST, "paired t over 2 seeds, p = 0.0032")
+    assert (found.place, found.test) == (UNTESTED, "other seeds")
     one, other = (build_grid(records).entries["listops", Method(n)] for n in ("softmax", "mra"))
     assert (compared(one, other).better, compared(other, one).better) == (-1, 1)
     # A heat map of differences shows the seeds that both have.
@@ -156,11 +156,37 @@ def test_a_method_that_is_better_on_the_common_seeds_is_never_marked_as_worse() 
     assert [text.get_text() for text in figure.axes[0].texts] == ["+5.0"]
 
 
+def test_two_seeds_are_not_tested_and_a_heat_map_says_so() -> None:
+    records = [*seeds("softmax", 800, 802), *seeds("mra", 900, 903)]
+    grid = build_grid(records)
+    found = standings(grid)["listops", Method("softmax")]
+    assert (found.place, found.test) == (UNTESTED, "not tested, two seeds")
+    assert accuracy_table(grid, standings(grid))[1][1] == "40.0 ± 0.1 (n=2) (not tested)"
+    figure = heat_map(grid, "t")
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+5.0 ?"]
+
+
+def test_several_seeds_beat_chance_by_the_error_of_the_one_test_set_that_they_share() -> None:
+    # 18 % of 2,000, where a standard error is .86 %.
+    above = [seeds("linear", *[395] * n) for n in (1, 3)]
+    below = [seeds("linear", *[394] * n) for n in (1, 3)]
+    assert [build_grid(each).entries["listops", Method("linear")].at_chance for each in above] == [
+        False,
+        False,
+    ]
+    assert all(build_grid(each).entries["listops", Method("linear")].at_chance for each in below)
+
+
 def test_entries_without_a_common_seed_are_compared_only_if_they_have_one_each() -> None:
     first, second = seeds("softmax", 700, 1200), seeds("mra", 900, 900)
     apart = [replace(record, seed=record.seed + 2) for record in second]
     found = standings(build_grid([*first, *apart]))["listops", Method("mra")]
-    assert (found.place, found.test) == (AS_BEST, "not tested, no seed in common")
+    assert (found.place, found.test) == (UNTESTED, "other seeds")
+    one, other = (
+        build_grid([*first, *apart]).entries["listops", Method(n)] for n in ("softmax", "mra")
+    )
+    assert compared(one, other).test == "not tested, no seed in common"
     found = standings(build_grid([first[1], apart[0]]))["listops", Method("mra")]
     assert found.place == WORSE and found.test.startswith("difference 11.9 to 18.")
     # A record that was copied into another folder is read twice.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lra.report.figure import describe, literal, look, panels, seeds
+from lra.report.figure import describe, in_words, literal, look, panels
 from lra.report.grid import Grid
 from lra.report.lengths import Binned, by_group, by_length
 
@@ -74,10 +74,9 @@ def _drawn(
             axis.axhline(majority, color="grey", linestyle="--", lw=1)
         axis.set_title(literal(grid.label(each.task)), fontsize=9)
     axes[0].set_ylabel("test accuracy, %", fontsize=8)
-    drawn = [grid.of(each.task)[method] for each in found for method in each.correct]
     parts = [
-        seeds(drawn),
-        *["bands: 95 % binomial intervals"] * has_bands,
+        in_words({count for each in found for count in each.seeds.values()}),
+        *["bands: 95 % intervals for the size of the test set"] * has_bands,
         "dashed: majority class",
         "faint: at chance",
     ]

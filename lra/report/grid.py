@@ -109,8 +109,14 @@ class Entry:
 
     @property
     def unsteady(self) -> bool:
-        """Whether the machine was disturbed while the speed was measured."""
-        return (self.speed_spread or 0.0) > MAX_SPREAD
+        """Whether the machine was disturbed, or seeds were trained in different conditions."""
+        conditions = {_conditions(record) for record in self.finished}
+        return (self.speed_spread or 0.0) > MAX_SPREAD or len(conditions) > 1
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest peak memory over seeds, in bytes."""
+        return max(record.peak_memory_bytes or 0 for record in self.finished)
 
     @property
     def accuracy_text(self) -> str:
@@ -129,7 +135,9 @@ class Entry:
 
 
 def beats_chance(records: Sequence[Record]) -> bool:
-    """Return whether pooled results exceed the majority rate by enough standard errors.
+    """Return whether the mean accuracy exceeds the majority rate by enough standard errors.
+
+    The error is that of one test set, as all seeds answer the same examples.
 
     Args:
         records: Finished records of the same data, at least one.
@@ -137,7 +145,7 @@ def beats_chance(records: Sequence[Record]) -> bool:
     correct = sum(record.test_correct or 0 for record in records)
     total = sum(record.test_total or 0 for record in records)
     rate = records[0].test_majority_rate or 0.0
-    error: float = (rate * (1 - rate) / total) ** 0.5
+    error: float = (rate * (1 - rate) / (records[0].test_total or 1)) ** 0.5
     return correct / total > rate + CHANCE_ERRORS * error
 
 
@@ -210,14 +218,18 @@ class Grid:
         return plain if plain in there else there[0] if len(there) == 1 else None
 
     def speed_ratio(self, task: str, method: Method) -> float | None:
-        """Return the speed over the baseline's; None unless both were measured alike."""
+        """Return the speed over the baseline's; None unless both were measured alike.
+
+        If their seeds come from several commits, it is the median of the ratios at each that both
+        have.
+        """
         entry, base = self.entry(task, method), self.baseline(task)
         baseline = self.entry(task, base) if base else None
-        if entry is None or baseline is None or not baseline.finished:
+        if entry is None or baseline is None:
             return None
-        if not measured_alike([entry, baseline]):
-            return None
-        return entry.median("steps_per_second") / baseline.median("steps_per_second")
+        ours, theirs = _speeds(entry), _speeds(baseline)
+        ratios = [ours[each] / theirs[each] for each in ours if each in theirs]
+        return statistics.median(ratios) if ratios else None
 
     @property
     def records(self) -> list[Record]:
@@ -287,8 +299,21 @@ def task_of(column: str) -> str:
     return column.partition(" [")[0]
 
 
+def _speeds(entry: Entry) -> dict[tuple[object, ...], float]:
+    """Return the median of an entry's updates per second, by where and with what they were made."""
+    found: dict[tuple[object, ...], list[float]] = {}
+    for record in entry.finished:
+        found.setdefault(_measured_on(record), []).append(record.steps_per_second or 0.0)
+    return {each: speed for each, all_ in found.items() if (speed := statistics.median(all_))}
+
+
 def _measured_on(record: Record) -> tuple[object, ...]:
     """Return what must be equal for two speeds to be compared."""
+    return (*_conditions(record), record.commit, record.dirty)
+
+
+def _conditions(record: Record) -> tuple[object, ...]:
+    """Return where a record was made and how, apart from its code."""
     return (
         record.machine,
         record.earlier_machines,
@@ -298,6 +323,4 @@ def _measured_on(record: Record) -> tuple[object, ...]:
         record.threads,
         record.processes,
         record.torch,
-        record.commit,
-        record.dirty,
     )

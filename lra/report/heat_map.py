@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lra.record import Method
-from lra.report.figure import FONT, describe, literal, seeds
+from lra.report.figure import FONT, describe, in_words, literal
 from lra.report.grid import Grid
 from lra.report.standing import Answers, compared
 
@@ -49,10 +49,31 @@ def heat_map(grid: Grid, title: str, answers: Answers = lambda record: None) -> 
     bar = figure.colorbar(image, ax=axis)
     bar.set_label("points above softmax", fontsize=FONT - 1)
     bar.ax.tick_params(labelsize=FONT - 1)
-    drawn = [entry for task in tasks for entry in grid.of(task).values()]
-    caption = "test accuracy minus softmax's, over the seeds that both have"
-    describe(figure, title, f"{seeds(drawn)}; {caption}; in brackets: no significant difference")
+    shared = _shared(grid, tasks, methods)
+    parts = [
+        *[in_words(shared)] * bool(shared),
+        "test accuracy minus softmax's, over the seeds that both have",
+        "in brackets: no significant difference",
+        *["?: not tested, two seeds or none in common"]
+        * any(text.endswith("?") for text in texts.values()),
+    ]
+    describe(figure, title, "; ".join(parts))
     return figure
+
+
+def _shared(grid: Grid, tasks: Sequence[str], methods: Sequence[Method]) -> set[int]:
+    """Return the numbers of seeds that the differences are of."""
+    counts = set()
+    for task in tasks:
+        base = grid.baseline(task)
+        for method in methods:
+            entry = grid.of(task).get(method)
+            if base is None or entry is None or method == base:
+                continue
+            sides = (entry, grid.of(task)[base])
+            ours, theirs = ({record.seed for record in each.finished} for each in sides)
+            counts.add(len(ours & theirs))
+    return counts - {0}
 
 
 def _differences(
@@ -72,8 +93,9 @@ def _differences(
             difference = values[row, column] = entry.above(baseline)
             # Adding 0 makes a zero of a negative one.
             text = f"{round(difference, 1) + 0.0:+.1f}"
-            is_different = compared(baseline, entry, answers).better
-            texts[row, column] = text if is_different else f"({text})"
+            better = compared(baseline, entry, answers).better
+            is_tested = better is not None or method == base
+            texts[row, column] = f"{text} ?" if not is_tested else text if better else f"({text})"
     return values, texts
 
 

@@ -54,10 +54,13 @@ class Binned:
         }
 
     def bands(self, method: Method) -> list[tuple[float, float]]:
-        """Return the binomial interval of each bin's accuracy, in percent; see `wilson`."""
+        """Return the binomial interval of each bin's accuracy, in percent; see `wilson`.
+
+        It is as wide as that of a single seed, since all seeds answer the same examples.
+        """
         found = []
         for right, total in zip(self.correct[method], self.totals, strict=True):
-            low, high = wilson(right, total * self.seeds[method])
+            low, high = wilson(round(right / self.seeds[method]), total)
             found.append((100 * low, 100 * high))
         return found
 

@@ -1,26 +1,34 @@
 """The notes that a reader needs for the numbers of a report, the same in every format."""
 
+from typing import Any
+
+from lra.config import differences
+from lra.record import Record
 from lra.report.effective_range import SHARE
-from lra.report.grid import CHANCE_ERRORS, MAX_SPREAD, Grid
+from lra.report.grid import CHANCE_ERRORS, MAX_SPREAD, Entry, Grid
 from lra.report.significance import LEVEL
 from lra.report.standing import EXPLAINED
 from lra.report.tables import MARK
 from lra.stamp import version_text
 
-ACCURACY = "Test accuracy in percent: mean over seeds ± standard deviation (n = number of seeds)."
+ACCURACY = (
+    "Test accuracy in percent: mean over seeds ± sample standard deviation (n = number of seeds)."
+)
 CHANCE = (
     "`at chance` marks an accuracy that exceeds the majority class by no more than"
-    f" {CHANCE_ERRORS} standard errors; if only some of the seeds exceed it by more, their number"
-    " is given beside n. `above chance` averages (accuracy - chance) / (1 - chance) over the tasks;"
-    " an incomplete row has no average."
+    f" {CHANCE_ERRORS} standard errors for the size of the test set; if only some of the seeds"
+    " exceed it by more, their number is given beside n. `above chance` averages (accuracy -"
+    " chance) / (1 - chance) over the tasks; a row that lacks a task has no average, and a cell"
+    " counts with the seeds that it has."
 )
 SPEED = (
     "Training speed excludes validation and is the median over windows of updates. `spread` is"
     " the interquartile range of these windows divided by their median; if it exceeds"
-    f" {MAX_SPREAD:.0%}, {MARK} indicates that the machine was disturbed. The ratio to softmax is"
-    " given only if both were measured on the same machine and device, with the same precision,"
-    " number of threads, torch version and commit. Peak memory is that of the whole process on the"
-    " CPU, and that of the allocator on a GPU."
+    f" {MAX_SPREAD:.0%}, {MARK} indicates that the machine was disturbed; it also marks seeds that"
+    " were trained in different conditions. The ratio to softmax is given only if both were"
+    " measured on the same machine and device, with the same precision, number of threads, torch"
+    " version and commit. Peak memory is that of the whole process on the CPU, and that of the"
+    " allocator on a GPU. Over several seeds, speed is the median, spread and memory the largest."
 )
 RANGES = (
     "`effective range`: starting at a method's best bin and moving towards greater values, the end"
@@ -38,6 +46,10 @@ SUBMITTED = (
     "Others submitted these results for their own backends. They were not run here, and were"
     " checked only as far as a file allows. Test accuracy is in percent, as above."
 )
+
+
+# What may differ between the seeds of a cell.
+_PER_RUN = ("seed", "threads", "device", "data")
 
 
 def heading(grid: Grid, scale: str, protocol: str) -> str:
@@ -92,14 +104,33 @@ def notes(grid: Grid) -> list[str]:
 
 
 def changed(grid: Grid) -> list[str]:
-    """Return one line for each entry whose seeds use several versions of a user's own backend."""
-    return [
-        f"Not one method: the seeds of {task}/{method} were trained with {len(entry.versions)}"
-        " versions of its file (`force=true` trains them again)."
-        for task in grid.tasks
-        for method, entry in grid.of(task).items()
-        if len(entry.versions) > 1
-    ]
+    """Return one line for each entry whose seeds are not of one method or not of one recipe."""
+    lines = []
+    for task in grid.tasks:
+        for method, entry in grid.of(task).items():
+            if len(entry.versions) > 1:
+                lines.append(
+                    f"Not one method: the seeds of {task}/{method} were trained with"
+                    f" {len(entry.versions)} versions of its file (`force=true` trains them again)."
+                )
+            if keys := _unlike(entry):
+                lines.append(
+                    f"Not one recipe: the seeds of {task}/{method} differ in {', '.join(keys)}."
+                )
+    return lines
+
+
+def _unlike(entry: Entry) -> list[str]:
+    """Return the keys of the recipe in which the seeds of an entry differ."""
+    first, *others = (_recipe(record) for record in entry.finished)
+    lines = [line for each in others for line in differences(first, each)]
+    return sorted({line.strip().partition(":")[0] for line in lines})
+
+
+def _recipe(record: Record) -> dict[str, Any]:
+    """Return what must be equal for two seeds to be averaged."""
+    own = {"parameters": record.parameters}
+    return {key: value for key, value in record.config.items() if key not in _PER_RUN} | own
 
 
 def settings_notes(grid: Grid) -> list[str]:

@@ -31,7 +31,7 @@ from lra.report.notes import (
 from lra.report.published import beside
 from lra.report.selection import Selection, with_departures
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, Answers, prediction_reader, standings
+from lra.report.standing import AS_BEST, BEST, IN_SHORT, Answers, prediction_reader, standings
 from lra.report.submissions import (
     Submission,
     submission_notes,
@@ -122,7 +122,7 @@ def screen(grid: Grid, scale: str, protocol: str, published: Table, standings: S
         f"Test accuracy in percent, scale {scale}, protocol {protocol} ({sources(grid)} data),"
         " mean over seeds ± standard deviation:",
         markdown(accuracy_table(grid, standings)),
-        "\n".join(map(printable, [*grid.departure_lines(), *failed])),
+        "\n".join(map(printable, [IN_SHORT, *grid.departure_lines(), *failed])),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -160,7 +160,7 @@ def _with_n_in_caption(grid: Grid) -> tuple[Table, str]:
         return table, "n seeds"
     [n] = counts
     short = [[row[0], *(text.replace(f" (n={n})", "") for text in row[1:])] for row in table]
-    return short, f"n = {n} seed{'s' if n > 1 else ''}"
+    return short, f"n = {n} seeds" if n > 1 else "one seed"
 
 
 def latex_tables(
@@ -180,6 +180,8 @@ def latex_tables(
     }
     table, seeds = _with_n_in_caption(grid)
     accuracy = f"Test accuracy in percent, mean over {seeds} ± standard deviation; {where}."
+    if seeds == "one seed":
+        accuracy = f"Test accuracy in percent, one seed; {where}."
     if commands:
         accuracy += " Bold: best; underlined: not significantly worse."
     speed = f"Training speed: median over windows of updates; {where}."

@@ -73,7 +73,9 @@ def beside(grid: Grid, protocol: str) -> Table:
                 if not same or name not in NAMES.get(method.attention, ()):
                     continue
                 there = float(row["value"])
-                numbers = [f"{entry.mean:.2f}", f"{there:.2f}", f"{entry.mean - there:+.2f}"]
+                n = len(entry.finished)
+                ours = f"{entry.mean:.2f}" + f" (n={n})" * (n > 1)
+                numbers = [ours, f"{there:.2f}", f"{entry.mean - there:+.2f}"]
                 rows.append([column, str(method), *numbers, run_by(row), row["source"]])
     return [[*HEADER], *rows] if rows else []
 

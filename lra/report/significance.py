@@ -85,6 +85,18 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, math.exp(math.log(2 * tail) - discordant * math.log(2)))
 
 
+def p_of_mean(average: float, error: float) -> float:
+    """Return the probability of a mean this far from zero if the true one is zero.
+
+    Args:
+        average: Mean over many independent values.
+        error: Its standard error.
+    """
+    if not error:
+        return 0.0 if average else 1.0
+    return math.erfc(abs(average) / error / math.sqrt(2))
+
+
 def p_in_words(p: float) -> str:
     """Return a probability as text; one below the smallest numbers is not zero."""
     return f"p = {p:.2g}" if p else "p < 1e-300"

@@ -60,14 +60,13 @@ def accuracy_against_speed(grid: Grid, title: str) -> Figure:
 def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, float, float]]:
     """Draw a panel; return the speed, accuracy and marker area of each method in it."""
     entries = grid.of(task)
-    ratios = {method: grid.speed_ratio(task, method) for method in entries}
-    relative = all(ratio is not None for ratio in ratios.values())
-    most = max(entry.median("peak_memory_bytes") for entry in entries.values()) or 1
+    ratios = _ratios(grid, task)
+    most = max(entry.peak_memory for entry in entries.values()) or 1
     points = {}
     for method, entry in entries.items():
-        speed = ratios[method] if relative else entry.median("steps_per_second")
-        area = MIN_AREA + (MAX_AREA - MIN_AREA) * entry.median("peak_memory_bytes") / most
-        points[method] = (speed or 0.0, entry.mean or 0.0, area)
+        speed = ratios[method] if ratios else entry.median("steps_per_second")
+        area = MIN_AREA + (MAX_AREA - MIN_AREA) * entry.peak_memory / most
+        points[method] = (speed, entry.mean or 0.0, area)
     # Large markers first, so that none is hidden.
     for method in sorted(points, key=lambda each: -points[each][2]):
         x, y, area = points[method]
@@ -82,18 +81,25 @@ def _points(grid: Grid, task: str, axis: Axes) -> dict[Method, tuple[float, floa
         axis.axhline(majority, color="grey", linestyle="--", lw=1, zorder=1)
     axis.set_title(literal(grid.label(task)), fontsize=9)
     alike = measured_alike(entries.values())
-    steps = "training steps/s" if alike else "training steps/s, from several commits or machines"
-    axis.set_xlabel("training speed, x softmax" if relative else steps, fontsize=8)
+    steps = "training steps/s" if alike else "training steps/s, not all measured alike"
+    axis.set_xlabel("training speed, x softmax" if ratios else steps, fontsize=8)
     axis.margins(0.22)
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 0), min(high, 104))
     return points
 
 
+def _ratios(grid: Grid, task: str) -> dict[Method, float]:
+    """Return the speed of every method over softmax's; empty unless all of them have one."""
+    found = {method: grid.speed_ratio(task, method) for method in grid.of(task)}
+    there = {method: ratio for method, ratio in found.items() if ratio is not None}
+    return there if len(there) == len(found) else {}
+
+
 def _front(
     grid: Grid, task: str, points: Mapping[Method, tuple[float, float, float]]
 ) -> list[tuple[float, float]]:
     """Return the Pareto front of a panel; empty if its speeds are not comparable."""
-    if not measured_alike(grid.of(task).values()):
+    if not _ratios(grid, task) and not measured_alike(grid.of(task).values()):
         return []
     return pareto([(x, y) for x, y, _ in points.values()])

@@ -1,10 +1,12 @@
 """Determine the best method on a task, and those not significantly worse than it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lra.predictions import Predictions, read_predictions
 from lra.record import Method, Record
@@ -15,23 +17,32 @@ from lra.report.significance import (
     difference_interval,
     mcnemar,
     p_in_words,
+    p_of_mean,
     paired_t,
 )
 
 Answers = Callable[[Record], Predictions | None]
 
 BEST, AS_BEST, WORSE = "best", "not significantly worse than best", "worse than best"
-MARKS = {BEST: " best", AS_BEST: " ≈ best", WORSE: ""}
+UNTESTED = "not tested against best"
+MARKS = {BEST: " best", AS_BEST: " ≈ best", WORSE: "", UNTESTED: " (not tested)"}
+IN_SHORT = (
+    "n: number of seeds; best: the highest mean; ≈ best: not significantly below it; not tested:"
+    " other seeds than the best's, or two, which decide nothing; at chance: as the majority class."
+)
 EXPLAINED = (
     "`best` marks the highest mean. `≈ best` marks a mean that is not significantly below it, which"
-    f" does not show that it is as good: p is at least {LEVEL} in Student's t test paired over"
-    " common seeds (in the sign test if they all differ by the same amount) or, with one seed in"
-    " common, in McNemar's exact test on the stored test predictions; if these are missing, or if"
-    f" each has one seed and not the same, the {1 - LEVEL:.0%} interval (Newcombe) of the"
-    " difference contains zero. Several seeds with none in common are not tested and are marked"
-    " `≈ best` too. Nothing is marked if the best is at chance. The tests are not corrected for"
-    " multiple comparisons."
+    " does not show that it is as good. For one seed, the test is McNemar's exact test on the"
+    " stored test predictions. For three seeds or more, a mean is significantly below only by both"
+    " of two tests: Student's t test, paired over the seeds (the sign test if they all differ by"
+    " the same amount), and a z test of the difference per test example, averaged over the seeds,"
+    f" since all seeds have one test set. The level is {LEVEL}. If predictions are missing, one"
+    f" seed is judged by the {1 - LEVEL:.0%} interval (Newcombe) of the difference, and several by"
+    " the t test alone. `not tested` marks cells that have other seeds than the best, and cells of"
+    " two seeds, too few to decide. Nothing is marked if the best is at chance. The tests are not"
+    " corrected for multiple comparisons."
 )
+TWO_SEEDS = "not tested, two seeds"
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Standing:
     """How an entry compares with the best of its task.
 
     Args:
-        place: `best`, `not significantly worse than best` or `worse than best`.
+        place: `BEST`, `AS_BEST`, `WORSE` or `UNTESTED`.
         test: The test that decided, with its outcome; empty for the best.
     """
 
@@ -52,11 +63,12 @@ class Outcome:
     """The result of comparing two entries.
 
     Args:
-        better: 1 if the first is significantly better, -1 if the second is, 0 if neither is.
+        better: 1 if the first is significantly better, -1 if the second is, 0 if neither is; None
+            if the records do not allow a test.
         test: The test that decided, with its outcome.
     """
 
-    better: int
+    better: int | None
     test: str
 
 
@@ -95,62 +107,106 @@ def standings(
             if method == best:
                 found[task, method] = Standing(BEST)
                 continue
+            if not _have_equal_seeds(entries[best], entry):
+                # The test would be of other means than those of the table.
+                found[task, method] = Standing(UNTESTED, "other seeds")
+                continue
             outcome = compared(entries[best], entry, answers)
-            # The best has the highest mean over all of its seeds; on the common ones it may lose.
-            found[task, method] = Standing(WORSE if outcome.better > 0 else AS_BEST, outcome.test)
+            place = UNTESTED if outcome.better is None else WORSE if outcome.better else AS_BEST
+            found[task, method] = Standing(place, outcome.test)
     return found
 
 
+def _have_equal_seeds(first: Entry, second: Entry) -> bool:
+    """Return whether two entries have the same seeds, or one each."""
+    ours, theirs = ({record.seed for record in each.finished} for each in (first, second))
+    return ours == theirs or len(ours) == len(theirs) == 1
+
+
 def compared(first: Entry, second: Entry, answers: Answers = lambda record: None) -> Outcome:
-    """Compare two entries of a task by the strongest test that their records allow."""
+    """Compare two entries of a task, over the seeds that both have."""
     ours = {record.seed: record for record in first.finished}
     theirs = {record.seed: record for record in second.finished}
     common = sorted(ours.keys() & theirs.keys())
     if common:
         ones, others = ([side[seed] for seed in common] for side in (ours, theirs))
-        alone = discordant(ones[0], others[0], answers) if len(common) == 1 else None
-        return tested(ones, others, alone)
+        return tested(ones, others, by_example(ones, others, answers))
     if len(ours) == len(theirs) == 1:
         return tested([*ours.values()], [*theirs.values()])
-    return Outcome(0, "not tested, no seed in common")
+    return Outcome(None, "not tested, no seed in common")
 
 
 def tested(
-    first: Sequence[Record], second: Sequence[Record], alone: tuple[int, int] | None = None
+    first: Sequence[Record], second: Sequence[Record], each: NDArray[np.float64] | None = None
 ) -> Outcome:
     """Compare two methods on a task.
 
     Args:
         first: The first method's records, at least one.
         second: The second method's records; if there are several, for the same seeds.
-        alone: Number of test examples that only the first method answers correctly, and that only
-            the second does, if there is one seed and both predictions are stored.
+        each: The difference for each test example, as `by_example` returns it; None if
+            predictions are missing.
     """
-    if len(first) > 1:
+    if len(first) == 2:
+        return Outcome(None, TWO_SEEDS)
+    if len(first) > 2:
         pairs = zip(first, second, strict=True)
         differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
         p = paired_t(differences)
         name = "signs" if all_equal(differences) else "paired t"
         test = f"{name} over {len(first)} seeds, {p_in_words(p)}"
+        if each is not None:
+            over_examples = p_of_mean(each.mean(), standard_error(each))
+            test += f"; z over test examples, {p_in_words(over_examples)}"
+            p = max(p, over_examples)
         return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
-    if alone is not None:
-        p = mcnemar(*alone)
+    if each is not None:
+        one, other = discordant(each)
+        p = mcnemar(one, other)
         test = f"McNemar, seed {first[0].seed}, {p_in_words(p)}"
-        return Outcome(_sign(alone[0] - alone[1]) if p < LEVEL else 0, test)
+        return Outcome(_sign(one - other) if p < LEVEL else 0, test)
     low, high = difference_interval(correct(first[0]), correct(second[0]))
     interval = f"difference {100 * low:.1f} to {100 * high:.1f} points"
     return Outcome(0 if low <= 0 <= high else _sign(low), interval)
 
 
-def discordant(first: Record, second: Record, answers: Answers) -> tuple[int, int] | None:
-    """Return how many test examples only the first, and only the second, answers correctly.
+def by_example(
+    first: Sequence[Record], second: Sequence[Record], answers: Answers
+) -> NDArray[np.float64] | None:
+    """Return by how much more often the first method answers each test example correctly.
 
-    Returns None if predictions are missing or not of the same examples.
+    Args:
+        first: The first method's records, at least one.
+        second: The second method's, for the same seeds.
+        answers: Returns the test predictions of a record, or None if there are none.
+
+    Returns:
+        `(num_examples,)`, from -1 to 1: means over the seeds. None if predictions are missing or
+        not of the same examples.
     """
-    a, b = answers(first), answers(second)
-    if a is None or b is None or not np.array_equal(a.labels, b.labels):
+    found = [answers(record) for record in (*first, *second)]
+    there = [each for each in found if each is not None]
+    if len(there) < len(found):
         return None
-    return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
+    if not all(np.array_equal(each.labels, there[0].labels) for each in there):
+        return None
+    right = np.stack([each.right for each in there]).astype(np.float64)
+    difference: NDArray[np.float64] = right[: len(first)].mean(0) - right[len(first) :].mean(0)
+    return difference
+
+
+def discordant(each: NDArray[np.float64]) -> tuple[int, int]:
+    """Return how many test examples only the first of two records, and only the second, has right.
+
+    Args:
+        each: What `by_example` returns for one record of each method.
+    """
+    return int((each > 0).sum()), int((each < 0).sum())
+
+
+def standard_error(each: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of what `by_example` returns."""
+    return float(each.std(ddof=1)) / math.sqrt(len(each))
 
 
 def _sign(number: float) -> int:

@@ -55,7 +55,7 @@ def _speed_ratio(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
 
 
 def _peak_memory(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
-    return max(record.peak_memory_bytes or 0 for record in entry.finished)
+    return entry.peak_memory
 
 
 def _parameters(grid: Grid, task: str, method: Method, entry: Entry) -> Value:
@@ -126,7 +126,7 @@ def accuracy_table(grid: Grid, standings: Standings | None = None) -> Table:
 
 
 def _averages(grid: Grid, method: Method) -> list[str]:
-    """Return the averages of a row; an incomplete row has none."""
+    """Return the averages of a row; a row that lacks a task has none."""
     entries = [grid.entry(task, method) for task in grid.tasks]
     columns = (
         [None if entry is None else entry.mean for entry in entries],
