@@ -6,13 +6,12 @@
 It works from records alone. Cells of one task and seed, trained on the same data, form a pair. A
 single pair has the interval of a difference on one test set, computed from the examples that only
 one of the two methods classifies correctly if predictions are stored; otherwise, it is Newcombe's
-interval for two shares. Several pairs have the wider of two intervals: Student's, for the
-differences between seeds, and that for the size of the test set, which all seeds share, if
-predictions are stored. Which method is better is decided by the same tests as in a report. Two
-methods are compared: the first two that the words name, or the first two that have records.
+interval for two shares. Several pairs have Student's interval of the differences; if predictions
+are stored, the error of the test set, which all seeds share, is added in quadrature. Which method
+is better is decided by the same tests as in a report. Two methods are compared: the first two that
+the words name, or the first two that have records.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,10 @@ from lra.report.grid import beats_chance, build_grid
 from lra.report.notes import changed
 from lra.report.selection import Selection, selections, with_departures
 from lra.report.significance import (
-    NORMAL,
     all_equal,
     difference_interval,
     mcnemar,
     p_in_words,
-    student,
 )
 from lra.report.standing import (
     Answers,
@@ -42,8 +39,8 @@ from lra.report.standing import (
     by_example,
     correct,
     discordant,
+    half_width,
     prediction_reader,
-    standard_error,
     tested,
 )
 from lra.terminal import command_parser, refused, run
@@ -89,10 +86,7 @@ class Comparison:
             low, high = difference_interval(correct(self.first[0]), correct(self.second[0]))
             return 100 * low, 100 * high
         # For one seed: a difference of shares of the same examples (Agresti, equation 11.1).
-        half = 0.0 if self.each is None else 100 * NORMAL * standard_error(self.each)
-        if count > 1:
-            spread = statistics.stdev(self.differences)
-            half = max(half, student(count - 1) * spread / math.sqrt(count))
+        half = 100 * half_width([each / 100 for each in self.differences], self.each)
         return self.mean - half, self.mean + half
 
     @property
@@ -224,10 +218,10 @@ def page(
     if any(each.mean for each in flat):
         lines.append(
             "If all seeds differ by the same amount, Student's interval has no width, and the"
-            " signs of the differences decide instead of his test."
+            " signs of the differences have to agree."
         )
     if any(len(each.first) == 2 for each in found):
-        lines.append("Two seeds leave one degree of freedom, which decides nothing; take three.")
+        lines.append("Two seeds are too few for a useful test: they leave one degree of freedom.")
     if not found:
         return printable(f"{one} and {other} share no task with equal seeds and data.")
     lines += [*changed(grid), *grid.departure_lines()]

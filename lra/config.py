@@ -468,22 +468,27 @@ def config_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return where two configurations differ, one line per key.
 
     Args:
         there: One configuration, as `comparable` returns it.
         here: The other one.
-        prefix: Prefix of the keys.
     """
-    lines = []
+    pairs = differing(there, here).items()
+    return [f"  {key}: {old} there, {new} here" for key, (old, new) in pairs]
+
+
+def differing(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return where two configurations differ: by key, such as `train.steps`, both values."""
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(there | here):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
+            found |= {f"{key}.{rest}": pair for rest, pair in differing(old, new).items()}
         elif old != new:
-            lines.append(f"  {prefix}{key}: {old} there, {new} here")
-    return lines
+            found[key] = (old, new)
+    return found
 
 
 def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dict[str, Any]:

@@ -75,11 +75,11 @@ def predict(
 def evaluation_division(train: TrainConfig, model: nn.Module, processes: Processes) -> Division:
     """Return how batches are divided, which is the same in all processes.
 
-    The GPUs of several processes may have different amounts of memory, which decides on a division;
-    a batch that is too large for one of them is computed in halves there.
+    Unless the configuration decides, the memory of a GPU does, and that may differ between
+    processes; a batch that is too large for one of them is computed in halves there.
     """
     device = next(model.parameters()).device
-    if processes.size > 1 and device.type == "cuda":
+    if train.micro_batch is None and processes.size > 1 and device.type == "cuda":
         return WHOLE
     return division_for(train.micro_batch, model, device)
 

@@ -118,8 +118,8 @@ def asked_for() -> int:
 def own_device(name: str) -> str:
     """Return the device of this process: its own GPU, if several processes share the machine.
 
-    These are the processes of torchrun, or the workers of a sweep that runs cells side by side; a
-    worker keeps its GPU for all of its cells.
+    These are the processes of torchrun, or the workers of a sweep that runs cells side by side. A
+    worker keeps its GPU for all of its cells; one that replaces it may share another's.
 
     Args:
         name: The key `device`.
@@ -132,12 +132,14 @@ def own_device(name: str) -> str:
     if (alone and worker is None) or not torch.cuda.is_available():
         return name
     gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name not in ("auto", "cuda") and not name.startswith("cuda:"):
+        return name
     if not alone and here > 1 and (here > gpus or name.startswith("cuda:")):
         raise ConfigError(
             f"device={name}: each of the {here} processes that torchrun starts here needs a GPU of"
             f" its own, which device=auto gives it, and there are {gpus}"
         )
-    if name not in ("auto", "cuda") or (alone and gpus == 1):
+    if name.startswith("cuda:") or (alone and gpus == 1):
         return name
     number = int(worker[1]) - 1 if alone and worker else int(os.environ["LOCAL_RANK"])
     return f"cuda:{number % gpus}"
@@ -152,7 +154,7 @@ def joined(device: torch.device, batch_size: int) -> Iterator[Processes]:
         batch_size: Examples per batch, at least one per process.
 
     On GPUs, an error ends this process: to leave the group, NCCL would wait for the others, which
-    wait for this one. torchrun then ends them.
+    wait for this one. torchrun then ends them. What the caller would do after an error is not done.
 
     Raises:
         ConfigError: There are more processes than examples in a batch.

@@ -297,7 +297,7 @@ def _replayed_losses(config: Config, record: Record, updates: int) -> NDArray[np
         division = Division.parse(record.first_micro_batch or record.micro_batch)
         again.division = division
         losses = again.first_losses(updates)
-    if again.division != division:
+    if config.model.drops and again.division != division:
         raise ConfigError(
             f"{config.cell}: the run computed {division} at once, which does not fit into memory"
             " here; in smaller parts, dropout would not be the same"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lra import memory, processes
 from lra.build import build_model
 from lra.checkpoint import load, load_best, load_last
 from lra.config import ConfigError
-from lra.division import WHOLE
+from lra.division import WHOLE, Division
 from lra.evaluation import evaluation_division
 from lra.loop import Run
 from lra.processes import ALONE, Processes, joined, own_device
@@ -176,6 +177,7 @@ def test_each_process_has_its_own_gpu_and_there_must_be_one_for_each(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="which device=auto gives it, and there are 1"):
         own_device("auto")
+    assert own_device("cpu") == "cpu"
 
 
 @pytest.mark.usefixtures("gpus")
@@ -223,6 +225,9 @@ def test_processes_on_gpus_divide_evaluation_alike_whatever_their_memory(
     monkeypatch.setattr(memory, "total", lambda device: 2**30)
     assert evaluation_division(config.train, model, two) == WHOLE
     assert evaluation_division(config.train, model, ALONE) != WHOLE
+    # A given number of examples is the same for all.
+    given = replace(config.train, micro_batch=2)
+    assert evaluation_division(given, model, two) == Division(examples=2)
 
 
 def test_more_processes_than_examples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

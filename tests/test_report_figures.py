@@ -25,6 +25,7 @@ from lra.report.curve_figure import learning_curves, validated
 from lra.report.figure import BACKENDS, COLOURS, MARKERS, STYLES, look, look_of, pareto, save
 from lra.report.grid import Grid, build_grid
 from lra.report.heat_map import heat_map
+from lra.report.lengths import by_length
 from lra.report.speed_figure import accuracy_against_speed
 from lra.trajectory import TRAJECTORY, write_trajectory
 from models import ATTENTION
@@ -322,3 +323,12 @@ def test_bands_are_left_out_where_they_would_cover_each_other() -> None:
         assert figure is not None
         assert bool(figure.axes[0].collections) == has_bands
         assert ("bands: 95 %" in " ".join(figure.get_suptitle().split())) == has_bands
+
+
+def test_bands_are_those_of_one_test_set_however_many_seeds() -> None:
+    bands = []
+    for count in (1, 3):
+        records = [replace(each, test_by_length=BINS) for each in seeds("mra", *[800] * count)]
+        [found] = by_length(build_grid(records))
+        bands.append(found.bands(records[0].method))
+    assert bands[0] == bands[1]

@@ -36,7 +36,7 @@ from lra.report.significance import (
     wilson,
 )
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, UNTESTED, WORSE, compared, standings
+from lra.report.standing import AS_BEST, BEST, UNTESTED, WORSE, compared, half_width, standings
 from lra.report.tables import accuracy_table
 
 
@@ -165,6 +165,24 @@ def test_two_seeds_are_not_tested_and_a_heat_map_says_so() -> None:
     figure = heat_map(grid, "t")
     assert figure is not None
     assert [text.get_text() for text in figure.axes[0].texts] == ["+5.0 ?"]
+
+
+def test_the_speed_over_softmax_is_taken_commit_by_commit() -> None:
+    def cells(attention: str, *speeds: float) -> list[Record]:
+        return [
+            replace(each, steps_per_second=speed, commit=str(each.seed) * 40)
+            for each, speed in zip(seeds(attention, *[800] * len(speeds)), speeds, strict=True)
+        ]
+
+    grid = build_grid([*cells("softmax", 1.0, 10.0), *cells("mra", 2.0, 30.0, 7.0)])
+    assert grid.speed_ratio("listops", Method("mra")) == 2.5
+    assert not grid.entries["listops", Method("mra")].unsteady
+    other = [replace(each, threads=1 + each.seed) for each in cells("mra", 2.0, 2.0)]
+    assert build_grid(other).entries["listops", Method("mra")].unsteady
+
+
+def test_a_test_set_of_one_example_decides_nothing() -> None:
+    assert half_width([0.0, 1.0, 0.0], np.array([1.0])) == math.inf
 
 
 def test_several_seeds_beat_chance_by_the_error_of_the_one_test_set_that_they_share() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lra.config import differences
+from lra.config import differing
 from lra.record import Record
 from lra.report.effective_range import SHARE
 from lra.report.grid import CHANCE_ERRORS, MAX_SPREAD, Entry, Grid
@@ -28,7 +28,8 @@ SPEED = (
     " were trained in different conditions. The ratio to softmax is given only if both were"
     " measured on the same machine and device, with the same precision, number of threads, torch"
     " version and commit. Peak memory is that of the whole process on the CPU, and that of the"
-    " allocator on a GPU. Over several seeds, speed is the median, spread and memory the largest."
+    " allocator on a GPU. Over several seeds, speed is the median, whatever their commits, and"
+    " spread and memory are the largest; the ratio is taken commit by commit."
 )
 RANGES = (
     "`effective range`: starting at a method's best bin and moving towards greater values, the end"
@@ -49,7 +50,7 @@ SUBMITTED = (
 
 
 # What may differ between the seeds of a cell.
-_PER_RUN = ("seed", "threads", "device", "data")
+_PER_RUN = ("seed", "threads", "device", "data", "protocol")
 
 
 def heading(grid: Grid, scale: str, protocol: str) -> str:
@@ -123,14 +124,13 @@ def changed(grid: Grid) -> list[str]:
 def _unlike(entry: Entry) -> list[str]:
     """Return the keys of the recipe in which the seeds of an entry differ."""
     first, *others = (_recipe(record) for record in entry.finished)
-    lines = [line for each in others for line in differences(first, each)]
-    return sorted({line.strip().partition(":")[0] for line in lines})
+    return sorted({key for each in others for key in differing(first, each)})
 
 
 def _recipe(record: Record) -> dict[str, Any]:
     """Return what must be equal for two seeds to be averaged."""
-    own = {"parameters": record.parameters}
-    return {key: value for key, value in record.config.items() if key not in _PER_RUN} | own
+    kept = {key: value for key, value in record.config.items() if key not in _PER_RUN}
+    return kept | {"parameters": record.parameters}
 
 
 def settings_notes(grid: Grid) -> list[str]:

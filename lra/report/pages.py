@@ -31,7 +31,15 @@ from lra.report.notes import (
 from lra.report.published import beside
 from lra.report.selection import Selection, with_departures
 from lra.report.speed_figure import accuracy_against_speed
-from lra.report.standing import AS_BEST, BEST, IN_SHORT, Answers, prediction_reader, standings
+from lra.report.standing import (
+    AS_BEST,
+    BEST,
+    IN_SHORT,
+    UNTESTED,
+    Answers,
+    prediction_reader,
+    standings,
+)
 from lra.report.submissions import (
     Submission,
     submission_notes,
@@ -148,8 +156,8 @@ _LATEX = (
     *("accuracy", "throughput", "accuracy_by_length", "accuracy_by_group", "published"),
     "submissions",
 )
-# How LaTeX shows the best entry, and those not significantly worse than it.
-_COMMANDS = {BEST: "textbf", AS_BEST: "underline"}
+# How LaTeX shows the best entry, those not significantly worse than it, and those not tested.
+_COMMANDS = {BEST: "textbf", AS_BEST: "underline", UNTESTED: "textit"}
 
 
 def _with_n_in_caption(grid: Grid) -> tuple[Table, str]:
@@ -184,6 +192,7 @@ def latex_tables(
         accuracy = f"Test accuracy in percent, one seed; {where}."
     if commands:
         accuracy += " Bold: best; underlined: not significantly worse."
+        accuracy += " Italic: not tested." * ("textit" in commands.values())
     speed = f"Training speed: median over windows of updates; {where}."
     tables = {
         "accuracy": latex(table, accuracy, commands),

@@ -1,6 +1,7 @@
 """Determine the best method on a task, and those not significantly worse than it."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from lra.record import Method, Record
 from lra.report.grid import Entry, Grid
 from lra.report.significance import (
     LEVEL,
+    NORMAL,
     all_equal,
     difference_interval,
     mcnemar,
     p_in_words,
     p_of_mean,
     paired_t,
+    student,
 )
 
 Answers = Callable[[Record], Predictions | None]
@@ -28,19 +31,19 @@ UNTESTED = "not tested against best"
 MARKS = {BEST: " best", AS_BEST: " ≈ best", WORSE: "", UNTESTED: " (not tested)"}
 IN_SHORT = (
     "n: number of seeds; best: the highest mean; ≈ best: not significantly below it; not tested:"
-    " other seeds than the best's, or two, which decide nothing; at chance: as the majority class."
+    " seeds differ from the best's, or there are only two; at chance: not above the majority class."
 )
 EXPLAINED = (
     "`best` marks the highest mean. `≈ best` marks a mean that is not significantly below it, which"
-    " does not show that it is as good. For one seed, the test is McNemar's exact test on the"
-    " stored test predictions. For three seeds or more, a mean is significantly below only by both"
-    " of two tests: Student's t test, paired over the seeds (the sign test if they all differ by"
-    " the same amount), and a z test of the difference per test example, averaged over the seeds,"
-    f" since all seeds have one test set. The level is {LEVEL}. If predictions are missing, one"
-    f" seed is judged by the {1 - LEVEL:.0%} interval (Newcombe) of the difference, and several by"
-    " the t test alone. `not tested` marks cells that have other seeds than the best, and cells of"
-    " two seeds, too few to decide. Nothing is marked if the best is at chance. The tests are not"
-    " corrected for multiple comparisons."
+    f" does not show that it is as good. For one seed, the test is McNemar's exact test ({LEVEL})"
+    " on the stored test predictions, which concerns these two trained models, not what other seeds"
+    f" would give. For three seeds or more, the {1 - LEVEL:.0%} interval of the difference decides."
+    " It adds two errors in quadrature: that of the mean over the seeds (Student's t, paired), and"
+    " that of the test set, which all seeds share; if all seeds differ by the same amount, the sign"
+    " test has to agree. If predictions are missing, one seed is judged by Newcombe's interval, and"
+    " several by Student's alone. `not tested` marks cells whose seeds differ from those of the"
+    " best, and cells of two seeds, too few for a useful test. Nothing is marked if the best is at"
+    " chance. The tests are not corrected for multiple comparisons."
 )
 TWO_SEEDS = "not tested, two seeds"
 
@@ -152,14 +155,18 @@ def tested(
     if len(first) > 2:
         pairs = zip(first, second, strict=True)
         differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
-        p = paired_t(differences)
-        name = "signs" if all_equal(differences) else "paired t"
-        test = f"{name} over {len(first)} seeds, {p_in_words(p)}"
+        p, mean = paired_t(differences), statistics.mean(differences)
+        flat = all_equal(differences)
+        test = f"{'signs' if flat else 'paired t'} over {len(first)} seeds, {p_in_words(p)}"
         if each is not None:
-            over_examples = p_of_mean(each.mean(), standard_error(each))
-            test += f"; z over test examples, {p_in_words(over_examples)}"
-            p = max(p, over_examples)
-        return Outcome(_sign(sum(differences)) if p < LEVEL else 0, test)
+            over_examples = p_of_mean(float(each.mean()), standard_error(each))
+            half = half_width(differences, each)
+            test += (
+                f"; z over test examples, {p_in_words(over_examples)}; together"
+                f" {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f} points"
+            )
+        differ = abs(mean) > half_width(differences, each) and not (flat and p >= LEVEL)
+        return Outcome(_sign(mean) if differ else 0, test)
     if each is not None:
         one, other = discordant(each)
         p = mcnemar(one, other)
@@ -206,7 +213,23 @@ def discordant(each: NDArray[np.float64]) -> tuple[int, int]:
 
 def standard_error(each: NDArray[np.float64]) -> float:
     """Return the standard error of the mean of what `by_example` returns."""
-    return float(each.std(ddof=1)) / math.sqrt(len(each))
+    return float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+
+
+def half_width(differences: Sequence[float], each: NDArray[np.float64] | None) -> float:
+    """Return half of the `1 - LEVEL` interval of a difference between two methods.
+
+    The errors of the mean over the seeds and of the test set add up in quadrature.
+
+    Args:
+        differences: Differences of the accuracies for each seed, as shares.
+        each: The difference for each test example; see `tested`.
+    """
+    of_test = 0.0 if each is None else NORMAL * standard_error(each)
+    if (count := len(differences)) < 2:
+        return of_test
+    of_seeds = student(count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return math.hypot(of_seeds, of_test)
 
 
 def _sign(number: float) -> int:
