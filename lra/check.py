@@ -98,17 +98,17 @@ def run(check: Callable[[S], None], subject: S) -> tuple[str, str]:
         return "FAIL", str(error)
     except SkippedError as error:
         return "skip", str(error)
-    except Exception as error:  # whatever the code under test raises is a finding
+    except (Exception, SystemExit) as error:  # whatever the code under test raises is a finding
         return "FAIL", _finding(error)
     return "pass", ""
 
 
-def _finding(error: Exception) -> str:
+def _finding(error: BaseException) -> str:
     message = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {message} ({_place(error)})"
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Return the file and line of the innermost frame outside torch."""
     frames = traceback.extract_tb(error.__traceback__)
     torch_folder = str(Path(torch.__file__).parent)
@@ -248,7 +248,7 @@ def _check(
             f"{name} cannot be built with {shape}: {error}\nGive options that fit"
             " these sizes, as key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
         ) from error
-    except Exception as error:  # whatever the backend raises is a finding
+    except (Exception, SystemExit) as error:  # whatever the backend raises is a finding
         print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
         return True
     left_out = compiles if fast else None
@@ -303,7 +303,7 @@ def _check_task(path: str, options: dict[str, Any]) -> bool:
             subject = task_contract.build(path, options, Path(folder), there)
         except (ConfigError, DataError):
             raise
-        except Exception as error:  # whatever the task raises is a finding
+        except (Exception, SystemExit) as error:  # whatever the task raises is a finding
             print(f"FAIL  Its data are built: {_finding(error)}")
             return True
         return _run_all(path, TASK_CHECKS, subject)

@@ -73,12 +73,19 @@ class Subject:
     def build(self, *, seed: int = 1, **sizes: Any) -> nn.Module:
         """Build the backend for evaluation, with parameters drawn from a seed.
 
+        Parameters that start as zeros are drawn too: behind an output projection of zeros, nothing
+        else would show.
+
         Args:
             seed: Seed of the parameters.
             sizes: Fields of the shape to replace.
         """
         torch.manual_seed(seed)
-        return self.make(replace(self.shape, **sizes)).eval()
+        backend = self.make(replace(self.shape, **sizes)).eval()
+        for parameter in backend.parameters():
+            if parameter.requires_grad and parameter.numel() and not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+        return backend
 
     def inputs(self, length: int = LENGTH) -> tuple[Tensor, Tensor]:
         """Return x `(3, length, D)`, and a mask with padding, a hole, and one all-real sequence."""
@@ -101,18 +108,31 @@ def sentence(check: Callable[..., None]) -> str:
 
 
 def shape_and_type(subject: Subject) -> None:
-    """The output has the shape and the type of the input at any length."""
+    """The output has the shape and the type of the input at any length and width of a head."""
     backend = subject.build()
     for length in (1, 2, 7, 31, LENGTH, subject.shape.max_length):
         x, mask = subject.inputs(length)
         for given in (None, mask):
-            output = backend(x, given)
-            for key in ("shape", "dtype"):
-                there, wanted = getattr(output, key), getattr(x, key)
-                if there != wanted:
-                    raise BrokenError(f"{key} {_plain(there)} at N={length}, not {_plain(wanted)}")
-            if not output.isfinite().all():
-                raise BrokenError(f"values that are not finite at N={length}")
+            _check_output(backend(x, given), x, f"at N={length}")
+    width = subject.shape.head_dim + 1
+    try:
+        wider = subject.build(head_dim=width)
+    except ValueError:
+        # It says that it needs another width.
+        return
+    x, mask = subject.inputs()
+    _check_output(wider(x, mask), x, f"with heads x head_dim = {subject.shape.heads} x {width}")
+
+
+def _check_output(output: object, x: Tensor, where: str) -> None:
+    if not isinstance(output, Tensor):
+        raise BrokenError(f"a {type(output).__name__} {where}, not a tensor")
+    for key in ("shape", "dtype", "device"):
+        there, wanted = getattr(output, key), getattr(x, key)
+        if there != wanted:
+            raise BrokenError(f"{key} {_plain(there)} {where}, not {_plain(wanted)}")
+    if not output.isfinite().all():
+        raise BrokenError(f"values that are not finite {where}")
 
 
 def masked_content(subject: Subject) -> None:
@@ -189,10 +209,15 @@ def padding(subject: Subject) -> None:
 
 
 def batch_permutation(subject: Subject) -> None:
-    """Permuting the batch permutes the output."""
+    """Permuting the batch permutes the output, and each sequence alone has the same."""
     backend, (x, mask) = subject.build(), subject.inputs()
-    order = torch.tensor([2, 0, 1])
-    _near(backend(x[order], mask[order]), backend(x, mask)[order], 1e-5, "outputs")
+    order, whole = torch.tensor([2, 0, 1]), backend(x, mask)
+    _near(backend(x[order], mask[order]), whole[order], 1e-5, "outputs")
+    for one in map(slice, range(len(x)), range(1, len(x) + 1)):
+        alone = backend(x[one], mask[one])
+        if alone.shape != x[one].shape:
+            raise BrokenError(f"shape {_plain(alone.shape)} for a batch of one sequence")
+        _near(alone[mask[one]], whole[one][mask[one]], 1e-5, "of a sequence alone, outputs")
 
 
 def head_permutation(subject: Subject) -> None:
@@ -300,6 +325,28 @@ def dropout(subject: Subject) -> None:
         raise BrokenError("with dropout=0.5, outputs in training equal those without it")
 
 
+def training(subject: Subject) -> None:
+    """In training, content under the mask changes nothing, and the same seed gives the same."""
+    backend, (x, mask) = subject.build(dropout=0.1).train(), subject.inputs()
+
+    def called(x: Tensor, mask: Tensor | None) -> Tensor:
+        torch.manual_seed(5)
+        # Of a copy, as calls in training may change buffers.
+        output: Tensor = copy.deepcopy(backend)(x, mask)
+        return output
+
+    expected = called(x, mask)[mask]
+    if not torch.equal(called(x, mask)[mask], expected):
+        raise BrokenError(
+            "outputs differ although the seed is the same: draw random numbers from torch's"
+            " generator, or by models.randomness"
+        )
+    for kind, filled in _other_padding(x, mask):
+        _near(called(filled, mask)[mask], expected, 1e-6, f"with {kind} under the mask, outputs")
+    if not called(x, None).isfinite().all():
+        raise BrokenError("values that are not finite without a mask")
+
+
 def _drops(module: nn.Module) -> bool:
     """Return whether a module is a dropout layer, or states that it has dropout."""
     probability = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
@@ -341,14 +388,20 @@ def state_round_trip(subject: Subject) -> None:
     """A state_dict carries everything from one instance to another with a different seed."""
     backend, other = subject.build(), subject.build(seed=4)
     x, mask = subject.inputs()
+    with torch.no_grad():
+        # What it keeps between calls must not outlive a change of its parameters.
+        other(x, mask)
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
     other.load_state_dict(copy.deepcopy(backend.state_dict()))
-    if not torch.equal(backend(x, mask), other(x, mask)):
-        raise BrokenError(
-            "loaded into another instance, it gives different outputs: is a random tensor neither a"
-            " parameter nor a buffer?"
-        )
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            same = torch.equal(backend(x, mask), other(x, mask))
+        if not same:
+            raise BrokenError(
+                "loaded into another instance, it gives different outputs: is a random tensor"
+                " neither a parameter nor a buffer? Is something kept from an earlier call?"
+            )
 
 
 def all_parameters_learn(subject: Subject) -> None:
@@ -436,6 +489,15 @@ def _one_graph(backend: nn.Module, x: Tensor, mask: Tensor) -> bool:
     return True
 
 
+def other_device(subject: Subject) -> None:
+    """It computes on the device of its input, and waits for no contents."""
+    backend, (x, mask) = subject.build(), subject.inputs()
+    if (reason := getattr(backend, "graph_break", None)) is not None:
+        raise SkippedError(f"it states a graph_break: {reason}")
+    # Tensors on this device have no contents.
+    backend.to("meta")(x.to("meta"), mask.to("meta"))
+
+
 def gpu(subject: Subject) -> None:
     """A GPU gives the same results and gradients as the CPU, and autocasts to bfloat16."""
     if not torch.cuda.is_available():
@@ -469,12 +531,14 @@ CHECKS: tuple[Check, ...] = (
     untouched_inputs,
     bfloat16,
     dropout,
+    training,
     threads,
     state_round_trip,
     all_parameters_learn,
     plain_form,
     memory_growth,
     compiles,
+    other_device,
     gpu,
 )
 

@@ -68,6 +68,11 @@ def load_task(path: str | None, where: str = "task.path") -> type[Task]:
             f"{where}={path}: {name} lacks {', '.join(lacking)}; CONTRIBUTING.md lists what a"
             " task of your own must state"
         )
+    if not provenance.code(task.__module__):
+        raise ConfigError(
+            f"{where}={path}: {name} was typed in; write it into a file, so that data built by it"
+            " can be told from those of another version"
+        )
     found: type[Task] = task
     return found
 

@@ -6,6 +6,7 @@ This writes two files into the current folder: `my_file.py`, with a backend that
 `test_my_file.py`, which checks it against the contract. Existing files are never overwritten.
 """
 
+import keyword
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,11 +44,12 @@ TEST = '''"""{name} keeps the contract of every backend; `lra check {path}` list
 
 import subprocess
 import sys
+from pathlib import Path
 
 
 def test_{module}_keeps_the_contract() -> None:
     command = [sys.executable, "-m", "lra.check", "{path}", "--fast"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stdout + done.stderr
 '''
 
@@ -69,6 +71,8 @@ def write(path: str, folder: Path) -> list[Path]:
     module, _, name = path.partition(":")
     if not is_path(path):
         raise ValueError(f"{path}: must be module:Class, such as my_file:Mine")
+    if keyword.iskeyword(name) or keyword.iskeyword(module):
+        raise ValueError(f"{path}: a keyword of Python cannot be a name")
     if "." in module:
         raise ValueError(f"{path}: the module must be a name without dots, such as my_file:Mine")
     texts = {folder / f"{module}.py": BACKEND, folder / f"test_{module}.py": TEST}

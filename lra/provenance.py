@@ -48,13 +48,18 @@ def code(module_name: str) -> str:
     return hashlib.sha256(json.dumps([own, *others]).encode()).hexdigest() if others else own[1]
 
 
-@functools.cache
 def of_module(module: ModuleType) -> dict[str, str]:
     """Return the sha256 of a module's file, and of the files it imports, by name; its own is first.
 
     Args:
         module: The imported module; one that was typed in has an empty hash.
     """
+    # A module that is loaded again has another specification, and perhaps another text.
+    return _of_module(module, id(module.__spec__))
+
+
+@functools.cache
+def _of_module(module: ModuleType, _: int) -> dict[str, str]:
     module_name = module.__name__
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():

@@ -102,7 +102,10 @@ def run_cell(config: Config, folder: Path, place: str = "") -> Record | None:
         log.info("%s%s was started over by this job, which now continues it", place, config.cell)
         config = replace(config, force=False)
     if not config.force and finished(folder, values):
-        log.info("%s%s is finished%s", place, config.cell, _hint_of_change(config, folder))
+        hint = _hint_of_change(config, folder)
+        # From Python, only warnings are shown.
+        level = logging.WARNING if hint else logging.INFO
+        log.log(level, "%s%s is finished%s", place, config.cell, hint)
         return None
     record = _train_alone(config, task, device, values, folder, place + config.cell)
     if record.status == "failed":

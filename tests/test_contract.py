@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from lra.contract import (
     masked_gradient,
     memory_growth,
     no_mask,
+    other_device,
     padding,
     permute_heads,
     plain_form,
@@ -38,6 +40,7 @@ from lra.contract import (
     shape_and_type,
     state_round_trip,
     threads,
+    training,
     untouched_inputs,
 )
 from lra.memory import PeakMemory
@@ -256,10 +259,90 @@ class Dicing(Softmax):
         return F.dropout(super().forward(x, mask), 0.1, self.training)
 
 
+class OverTheBatch(Softmax):
+    """Averages over the wrong axis, which permuting the batch does not reveal."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) + super().forward(x, mask).mean(0, keepdim=True)
+
+
+class Squeezing(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask).squeeze(0)
+
+
+class Nothing(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> None:  # type: ignore[override]
+        return None
+
+
+class AsWideAsTheModel(nn.Module):
+    pad_invariant = True
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+        self.value = nn.Linear(shape.dim, shape.dim)
+        self.heads = shape.heads, shape.head_dim
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.value(x).view(*x.shape[:2], *self.heads).flatten(2)
+
+
+class MasklessInTraining(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, None if self.training else mask)
+
+
+class DicingElsewhere(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        output = super().forward(x, mask)
+        return output * (1 + np.random.default_rng().random() * self.training)
+
+
+class Remembering(Softmax):
+    """Keeps what it computed from its parameters when it was first asked without gradients."""
+
+    scale: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        scale = self.projections.out.weight.sum()
+        if not torch.is_grad_enabled():
+            self.scale = scale = scale if self.scale is None else self.scale
+        return super().forward(x, mask) * scale
+
+
+class Asking(Softmax):
+    """Waits for contents, without a break in the graph."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, None if mask is None else mask.cpu().to(x.device))
+
+
+class Unplaced(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * torch.ones(x.shape[1], 1)
+
+
+class Ending(Softmax):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        raise SystemExit("done")
+
+
+class StartingAtZero(Softmax):
+    """A correct backend whose output projection starts as zeros."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        nn.init.zeros_(self.projections.out.weight)
+
+
 # The check, a backend that it must refuse, and what the reason must contain.
 BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (shape_and_type, Shorter, "shape (3, 1, 16) at N=2, not (3, 2, 16)"),
     (shape_and_type, Wider, "dtype float64 at N=1, not float32"),
+    (shape_and_type, Nothing, "a NoneType at N=1, not a tensor"),
+    (shape_and_type, AsWideAsTheModel, "RuntimeError: shape '[3, 37, 2, 9]' is invalid"),
+    (shape_and_type, Ending, "SystemExit: done"),
     (masked_content, Maskless, "with large numbers under the mask, outputs differ by"),
     (masked_content, Multiplying, "with nan under the mask, outputs differ by nan"),
     (masked_gradient, Multiplying, "with nan under the mask, gradients that are not finite"),
@@ -271,15 +354,20 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (padding, Timid, "pad_invariant is False, but more padding changed nothing"),
     (padding, Mute, "Mute must declare pad_invariant = True or False"),
     (batch_permutation, Numbered, "outputs differ by"),
+    (batch_permutation, OverTheBatch, "of a sequence alone, outputs differ by"),
+    (batch_permutation, Squeezing, "shape (37, 16) for a batch of one sequence"),
     (head_permutation, RankedHeads, "outputs differ by"),
     (determinism, Noisy, "a second call gives different outputs"),
     (untouched_inputs, Overwriting, "x is overwritten"),
     (bfloat16, Cancelling, "of their norm; at most 3.0% is allowed"),
     (dropout, AlwaysDropping, "in evaluation, outputs with and without it differ by"),
     (dropout, NeverDropping, "with dropout=0.5, outputs in training equal those without it"),
+    (training, MasklessInTraining, "with large numbers under the mask, outputs differ by"),
+    (training, DicingElsewhere, "outputs differ although the seed is the same"),
     (threads, Keeping, "what is kept on the module?"),
     (threads, Dicing, "it draws from torch's generator"),
     (state_round_trip, Unregistered, "is a random tensor neither a parameter nor a buffer?"),
+    (state_round_trip, Remembering, "Is something kept from an earlier call?"),
     (all_parameters_learn, IdleParameter, "no gradient for idle"),
     (plain_form, OtherValues, "outputs at N=1 differ by"),
     (plain_form, OtherGradients, "gradients of x at N=37 differ by"),
@@ -288,6 +376,8 @@ BROKEN: list[tuple[Check, type[nn.Module], str]] = [
     (compiles, Breaking, "Unsupported: Call to `torch._dynamo.graph_break()`"),
     (compiles, Groundless, "graph_break states 'it was so once', but it fits into one graph"),
     (compiles, OtherGradientsCompiled, "gradients of x differ by"),
+    (other_device, Asking, "Cannot copy out of meta tensor; no data!"),
+    (other_device, Unplaced, "meta"),
     (gpu, OnTheCPU, "device"),
 ]
 MARKS = {OnTheCPU: pytest.mark.gpu, OtherGradientsCompiled: pytest.mark.slow}
@@ -302,6 +392,11 @@ def test_a_broken_backend_fails_the_check_with_the_reason(
 ) -> None:
     state, why = run(check, Subject(backend))
     assert state == "FAIL" and reason in why and "\n" not in why
+
+
+def test_a_backend_that_starts_at_zero_keeps_the_contract() -> None:
+    for check in (masked_gradient, bfloat16, all_parameters_learn):
+        assert run(check, Subject(StartingAtZero)) == ("pass", "")
 
 
 def test_every_check_has_a_backend_that_fails_it() -> None:
@@ -443,11 +538,11 @@ def test_the_command_prints_a_line_per_check_and_its_status_shows_a_failure(
     assert [line[6:].split(": ")[0] for line in lines[:-1]] == [sentence(c) for c in CHECKS]
     assert {line[:6] for line in lines[:-1]} == {"pass  ", "skip  "}
     on_gpu = torch.cuda.is_available()
-    assert lines[-1].startswith(f"softmax: {16 + on_gpu} passed, 0 failed, ")
+    assert lines[-1].startswith(f"softmax: {18 + on_gpu} passed, 0 failed, ")
     code, output, _ = arguments(capsys, f"{__name__}:Timid", "--fast")
     failed = [line for line in output.splitlines() if line.startswith("FAIL")]
     assert code == 1 and len(failed) == 1 and "more padding changed nothing" in failed[0]
-    assert f"{__name__}:Timid: {15 + on_gpu} passed, 1 failed" in output
+    assert f"{__name__}:Timid: {17 + on_gpu} passed, 1 failed" in output
 
 
 def test_a_missing_output_is_a_single_finding(capsys: pytest.CaptureFixture[str]) -> None:

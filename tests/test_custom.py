@@ -265,7 +265,7 @@ def test_a_record_names_the_file_behind_it_and_report_and_eval_read_it(
         run_cell(configure(tmp_path, "Other"), folder)
     mine.write_text(MINE + "\n# Changed.\n")
     # As another process would find it: this one has already loaded what was there.
-    provenance.of_module.cache_clear()
+    provenance._of_module.cache_clear()
     with caplog.at_level("INFO"):
         assert run_cell(configure(tmp_path, "Scaled"), folder) is None
     assert "is finished, but its attention has changed since; force=true" in caplog.text
@@ -284,12 +284,12 @@ def test_an_unfinished_run_is_refused_once_its_file_is_edited_and_the_plan_says_
     (folder / RECORD).unlink()
     assert assess(words).state == "continues"
     mine.write_text(MINE.replace("self.scale * super()", "2 * self.scale * super()"))
-    provenance.of_module.cache_clear()
+    provenance._of_module.cache_clear()
     assert assess(words).state == "conflict"
     with pytest.raises(ConfigError, match="belongs to another .* or an attention that has changed"):
         run_cell(config, folder)
     mine.write_text(MINE)
-    provenance.of_module.cache_clear()
+    provenance._of_module.cache_clear()
     assert run_cell(config, folder) is not None
 
 

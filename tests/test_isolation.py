@@ -206,7 +206,7 @@ def test_the_modules_that_a_backend_imports_are_hashed_with_it(
     # The hash is of the code as loaded: a later edit does not affect what runs.
     (package / "near.py").write_text("edited = 1\n")
     assert provenance.hashes("lra_test_pkg.main") == named
-    provenance.of_module.cache_clear()
+    provenance._of_module.cache_clear()
     assert provenance.hashes("lra_test_pkg.main") != named
 
 

@@ -328,7 +328,7 @@ def own_backend(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: 
     (folder / f"{name}.py").write_text(OWN.format(body=body))
     monkeypatch.syspath_prepend(folder)
     # As a new process would find it: this one keeps the file that it has loaded.
-    provenance.of_module.cache_clear()
+    provenance._of_module.cache_clear()
     return f"attention.path={name}:Own"
 
 
