@@ -506,7 +506,10 @@ def bind(target: Callable[..., Any], options: dict[str, Any], where: str) -> dic
         ConfigError: An option is unknown, lacks a value, or has one of the wrong type.
     """
     initialise = target.__init__
-    hints = get_type_hints(initialise)
+    try:
+        hints = get_type_hints(initialise)
+    except (NameError, AttributeError) as error:
+        raise ConfigError(f"{where}: the types of its names cannot be read: {error}") from error
     signature = inspect.signature(initialise).parameters.values()
     known = {p.name: p for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "inner"}
     hints = {name: hints.get(name, Any) for name in known}

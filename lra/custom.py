@@ -215,5 +215,5 @@ def _check_signature(backend: type[nn.Module], where: str) -> None:
             )
     try:
         get_type_hints(initialise)
-    except NameError as error:
+    except (NameError, AttributeError) as error:
         raise ConfigError(f"{where}: the types of __init__ cannot be read: {error}") from error

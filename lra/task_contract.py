@@ -56,9 +56,12 @@ def make(path: str, options: dict[str, Any]) -> Task:
     bound = bind(kind, options, "options")
     try:
         task = kind(**bound)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    check_facts(task, path)
+        check_facts(task, path)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{path}: {name}{error}") from error
     return task
 
 

@@ -13,6 +13,8 @@ def fits(value: Any, kind: Any) -> bool:
         value: A value.
         kind: A class, `Any`, `Literal`, a union, or a list, tuple or dict of these.
     """
+    # A NewType is checked as what it is made of.
+    kind = getattr(kind, "__supertype__", kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return True

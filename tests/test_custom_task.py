@@ -66,6 +66,25 @@ def test_the_example_in_contributing_passes_every_check(
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def sizes(self)", "def sizes(self, more)", "same_ends:SameEnds: TypeError: "),
+        ("num_train: int", "num_train: Number", "options: the types of its names cannot be read"),
+    ],
+)
+def test_what_a_task_raises_while_it_is_made_is_reported_in_one_line(
+    guide: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    text = guide.read_text()
+    assert text.count(old) == 1
+    guide.write_text("from __future__ import annotations\n" + text.replace(old, new))
+    with pytest.raises(SystemExit) as stopped:
+        lra.check.main(["same_ends:SameEnds"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "task", [["task=same_ends:SameEnds"], pytest.param(OWN, marks=pytest.mark.slow)]
 )
 def test_the_status_command_reports_the_state_of_its_cell(guide: Path, task: list[str]) -> None:
