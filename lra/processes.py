@@ -128,18 +128,18 @@ def own_device(name: str) -> str:
         ConfigError: Processes of torchrun would have to share a GPU.
     """
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
-    alone = asked_for() == 1
-    if (alone and worker is None) or not torch.cuda.is_available():
+    alone, is_numbered = asked_for() == 1, name.startswith("cuda:")
+    if not (name in ("auto", "cuda") or is_numbered) or (alone and worker is None):
+        return name
+    if not torch.cuda.is_available():
         return name
     gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if name not in ("auto", "cuda") and not name.startswith("cuda:"):
-        return name
-    if not alone and here > 1 and (here > gpus or name.startswith("cuda:")):
+    if not alone and here > 1 and (here > gpus or is_numbered):
         raise ConfigError(
             f"device={name}: each of the {here} processes that torchrun starts here needs a GPU of"
             f" its own, which device=auto gives it, and there are {gpus}"
         )
-    if name.startswith("cuda:") or (alone and gpus == 1):
+    if is_numbered or (alone and gpus == 1):
         return name
     number = int(worker[1]) - 1 if alone and worker else int(os.environ["LOCAL_RANK"])
     return f"cuda:{number % gpus}"

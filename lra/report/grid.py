@@ -36,6 +36,11 @@ class Entry:
         return [record for record in self.records if record.status == "ok"]
 
     @property
+    def seeds(self) -> set[int]:
+        """The seeds that have a result."""
+        return {record.seed for record in self.finished}
+
+    @property
     def accuracies(self) -> list[float]:
         """Test accuracies over seeds, in percent."""
         accuracies = [record.test_accuracy for record in self.finished]

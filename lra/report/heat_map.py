@@ -70,9 +70,7 @@ def _shared(grid: Grid, tasks: Sequence[str], methods: Sequence[Method]) -> set[
             entry = grid.of(task).get(method)
             if base is None or entry is None or method == base:
                 continue
-            sides = (entry, grid.of(task)[base])
-            ours, theirs = ({record.seed for record in each.finished} for each in sides)
-            counts.add(len(ours & theirs))
+            counts.add(len(entry.seeds & grid.of(task)[base].seeds))
     return counts - {0}
 
 

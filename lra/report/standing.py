@@ -122,8 +122,7 @@ def standings(
 
 def _have_equal_seeds(first: Entry, second: Entry) -> bool:
     """Return whether two entries have the same seeds, or one each."""
-    ours, theirs = ({record.seed for record in each.finished} for each in (first, second))
-    return ours == theirs or len(ours) == len(theirs) == 1
+    return first.seeds == second.seeds or len(first.seeds) == len(second.seeds) == 1
 
 
 def compared(first: Entry, second: Entry, answers: Answers = lambda record: None) -> Outcome:
@@ -156,16 +155,15 @@ def tested(
         pairs = zip(first, second, strict=True)
         differences = [(a.test_accuracy or 0.0) - (b.test_accuracy or 0.0) for a, b in pairs]
         p, mean = paired_t(differences), statistics.mean(differences)
-        flat = all_equal(differences)
+        flat, half = all_equal(differences), half_width(differences, each)
         test = f"{'signs' if flat else 'paired t'} over {len(first)} seeds, {p_in_words(p)}"
         if each is not None:
             over_examples = p_of_mean(float(each.mean()), standard_error(each))
-            half = half_width(differences, each)
             test += (
                 f"; z over test examples, {p_in_words(over_examples)}; together"
                 f" {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f} points"
             )
-        differ = abs(mean) > half_width(differences, each) and not (flat and p >= LEVEL)
+        differ = abs(mean) > half and not (flat and p >= LEVEL)
         return Outcome(_sign(mean) if differ else 0, test)
     if each is not None:
         one, other = discordant(each)
