@@ -137,7 +137,7 @@ def save(figure: Figure | None, file: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "lra"}):
         # The files contain no date and no version.
         figure.savefig(file.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-        figure.savefig(file.with_suffix(".png"), dpi=160, metadata={"Software": None})
+        figure.savefig(file.with_suffix(".png"), dpi=140, metadata={"Software": None})
 
 
 def literal(text: str) -> str:
