@@ -17,6 +17,7 @@ from models.encoder import Attention, Classifier, PairClassifier
 from models.encoder import BackendError as BackendError
 
 Model = Classifier | PairClassifier
+GREY_LEVELS = 256
 
 
 def build_task(config: Config) -> Task:
@@ -33,7 +34,32 @@ def build_task(config: Config) -> Task:
         raise ConfigError(str(error)) from error
     if config.task.path is not None:
         custom.check_facts(task, f"task.path={config.task.path}")
+    _check_grey(config, task)
     return task
+
+
+def _check_grey(config: Config, task: Task) -> None:
+    """Refuse to read the ids of a task as grey values if they are not.
+
+    Grey values are not shifted. Those of the built-in tasks have 256 levels; a task of the user's
+    own may have fewer.
+
+    Raises:
+        ConfigError: The ids stand for something else.
+    """
+    levels = config.task.num_symbols
+    if task.id_shift == 0 and (config.task.path is not None or levels == GREY_LEVELS):
+        return
+    if config.model.inputs == "values":
+        raise ConfigError(
+            f"model.inputs=values: {config.task.name} has symbols, not grey values; use"
+            " model.inputs=tokens"
+        )
+    if config.pretrain.loss == "l1":
+        raise ConfigError(
+            f"pretrain.loss=l1: {config.task.name} has symbols, not grey values; use"
+            " pretrain.loss=cross_entropy"
+        )
 
 
 def find_task(config: TaskConfig) -> type[Task]:

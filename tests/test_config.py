@@ -322,6 +322,15 @@ def test_a_wrong_option_of_a_task_is_named_with_the_choices() -> None:
         build_task(load("task.options.num_test=0"))
 
 
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "recall"])
+def test_symbols_are_not_read_as_grey_values(task: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.inputs=values: {task} has symbols, not grey"):
+        build_task(load(f"task={task}", "model.inputs=values"))
+    with pytest.raises(ConfigError, match=f"pretrain.loss=l1: {task} has symbols, not grey"):
+        build_task(load(f"task={task}", "pretrain=spt", "pretrain.loss=l1"))
+    build_task(load("task=pathfinder", "model.inputs=values", "pretrain=spt", "pretrain.loss=l1"))
+
+
 class Nested:
     def __init__(
         self,

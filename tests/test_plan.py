@@ -182,6 +182,35 @@ def test_the_state_of_a_cell_is_read_from_its_folder(
     assert "not a readable checkpoint" in assess(words).detail
 
 
+def test_a_cell_that_stopped_in_its_pretraining_counts_what_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("steps=20", "warmup_steps=2", "validate_every=10", "batch_size=2")
+    words = tiny(tmp_path, "pretrain=spt", "variant=spt", *(f"pretrain.{each}" for each in small))
+    cell = assess(words)
+    assert (cell.state, cell.pretraining_updates, cell.updates) == ("to do", 20 * 2 / 4, 30)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop_at(14, patch)
+        run(words)
+    cell = assess(words)
+    assert (cell.state, cell.step, cell.pretraining_step) == ("continues", 0, 14)
+    assert (cell.pretraining_updates, cell.updates) == (6 * 2 / 4, 30)
+    run(words)
+    assert assess(words).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("task", "each"), [("text", 1_310), ("retrieval", 8_000), ("image", 1_024), ("listops", 2_000)]
+)
+def test_data_count_by_what_is_stored_not_by_what_is_read(
+    tmp_path: Path, task: str, each: int
+) -> None:
+    for truncate in (1_000, 500):
+        words = [f"task={task}", "attention=fourier", f"cache_dir={tmp_path}"]
+        data = assess([*words, *[f"task.truncate={truncate}"] * (each > 2_000)]).data
+        assert data is not None and data.bytes == sum(data.sizes.values()) * (each + 16)
+
+
 def test_a_failed_cell_is_planned_again_with_the_reason_it_failed(tmp_path: Path) -> None:
     words = tiny(tmp_path, "train.learning_rate=1e30")
     with pytest.raises(CellFailedError):

@@ -14,6 +14,7 @@ from lra.compose import place
 from lra.config import Config, ConfigError
 from lra.loop import LOG_EVERY
 from lra.machine import resolve_device
+from lra.paths import PRETRAINING
 from lra.plan.cost import Cost
 from lra.record import RECORD, Method, RecordError, read_record
 from lra.tasks import DataError, Source, cache
@@ -68,6 +69,7 @@ class PlannedCell:
             `cannot run`: a step raises an error; `refused`: it cannot be composed.
         detail: The reason, in words.
         step: Updates already made.
+        pretraining_step: Updates of pretraining already made; 0 once training has begun.
         config: Its configuration; None if it is refused.
         folder: Its run folder.
         values: What its hash covers.
@@ -82,6 +84,7 @@ class PlannedCell:
     state: State = "to do"
     detail: str = ""
     step: int = 0
+    pretraining_step: int = 0
     config: Config | None = None
     folder: Path = Path()
     values: dict[str, Any] = field(default_factory=dict)
@@ -105,8 +108,9 @@ class PlannedCell:
         if self.config is None or not self.is_open or self.step:
             return 0.0
         before, train = self.config.pretrain, self.config.train
-        is_asked_for = before.name != NO_PRETRAINING
-        return is_asked_for * before.steps * before.batch_size / train.batch_size
+        if before.name == NO_PRETRAINING:
+            return 0.0
+        return (before.steps - self.pretraining_step) * before.batch_size / train.batch_size
 
     @property
     def validations(self) -> int:
@@ -211,12 +215,16 @@ def assess(words: Sequence[str]) -> PlannedCell:
             return replace(cell, state="done")
         if elsewhere:
             return replace(cell, state="elsewhere", detail=elsewhere)
-        cell = replace(cell, step=_reached(cell))
+        step = _reached(cell, folder, config.train.steps)
+        before = 0
+        if not step and config.pretrain.name != NO_PRETRAINING:
+            before = _reached(cell, folder / PRETRAINING, config.pretrain.steps)
+        cell = replace(cell, step=step, pretraining_step=before)
     except ConfigError as error:
         return replace(cell, state="conflict", detail=str(error))
     if reason := _failure(folder):
         return replace(cell, state="failed before", detail=reason)
-    return replace(cell, state="continues") if cell.step else cell
+    return replace(cell, state="continues") if step or before else cell
 
 
 def _data(config: Config) -> Data:
@@ -232,19 +240,24 @@ def _data(config: Config) -> Data:
     if built is not None:
         sizes = {split: len(examples) for split, examples in built.splits.items()}
         return Data(folder=folder, built=built, missing=False, sizes=sizes, bytes=0)
-    each = config.task.sequences * config.task.truncate + INDEX_BYTES
-    size = sum(task.sizes.values()) * each
+    stored = getattr(task, "bytes_per_sequence", config.task.truncate)
+    size = sum(task.sizes.values()) * (config.task.sequences * stored + INDEX_BYTES)
     return Data(folder=folder, built=None, missing=missing, sizes=task.sizes, bytes=size)
 
 
-def _reached(cell: PlannedCell) -> int:
-    """Return the number of updates in a cell's checkpoint, 0 without one.
+def _reached(cell: PlannedCell, folder: Path, steps: int) -> int:
+    """Return the number of updates in a checkpoint of a cell, 0 without one.
+
+    Args:
+        cell: The cell.
+        folder: Where its training or its pretraining keeps its checkpoints.
+        steps: Updates of the whole of that.
 
     Raises:
         ConfigError: The checkpoint is damaged or belongs to another cell.
     """
     assert cell.data is not None and cell.config is not None
-    found = checkpoint.load_last(cell.folder, torch.device("cpu"))
+    found = checkpoint.load_last(folder, torch.device("cpu"))
     if found is None:
         return 0
     (file, state), built = found, cell.data.built
@@ -252,7 +265,7 @@ def _reached(cell: PlannedCell) -> int:
     own = custom.sources(cell.config.attention)
     if built:
         known = identity(cell.values, built.fingerprint, own)
-        known.check(file, state, cell.config.train.steps)
+        known.check(file, state, steps)
     return int(state["progress"]["step"])
 
 

@@ -168,7 +168,8 @@ def groups_of(task: Any, split: Split) -> Groups | None:
 class Task(Protocol):
     """A task; implementations are frozen dataclasses whose fields are the options.
 
-    A task may also have `groups` and `group`; see `groups_of`.
+    A task may also have `groups` and `group`; see `groups_of`. If it stores more or less of a
+    sequence than is read, `bytes_per_sequence` says how many bytes, for the plan.
 
     Attributes:
         version: Increased whenever the same options produce different data than before.

@@ -62,6 +62,11 @@ class Retrieval:
             )
 
     @property
+    def bytes_per_sequence(self) -> int:
+        """Bytes that are stored of a text, at most."""
+        return self.keep_bytes
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of pairs of each split, as published."""
         return dict(PUBLISHED_SIZES)

@@ -48,6 +48,8 @@ class Text:
     version: ClassVar[int] = 1
     id_shift: ClassVar[int] = 1
     younger: ClassVar[tuple[str, ...]] = ("source",)
+    # The mean over all reviews, which are stored whole.
+    bytes_per_sequence: ClassVar[int] = 1_310
 
     validation_percent: int = 10
     data_seed: int = 0
