@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -110,10 +111,13 @@ def _finding(error: BaseException) -> str:
 
 def _place(error: BaseException) -> str:
     """Return the file and line of the innermost frame outside torch."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    # torch.compile traces code without running it, and its messages hold the frames.
+    _, _, traced = str(error).partition("from user code:")
+    frames += re.findall(r'File "(.+)", line (\d+)', traced)
     torch_folder = str(Path(torch.__file__).parent)
-    own = [frame for frame in frames if not frame.filename.startswith((torch_folder, "<"))]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    file, line = [each for each in frames if not each[0].startswith((torch_folder, "<"))][-1]
+    return f"{Path(file).name}:{line}"
 
 
 def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -356,9 +356,10 @@ def _drops(module: nn.Module) -> bool:
 def threads(subject: Subject) -> None:
     """Threads that call it at once get the same results as each gets alone."""
     backend = subject.build(dropout=0.1).train()
-    if not side_by_side.is_thread_safe(backend):
+    if unsafe := side_by_side.unsafe_classes(backend):
         raise SkippedError(
-            "its class does not set thread_safe = True, so one thread at a time calls it"
+            f"{' and '.join(unsafe)}: no thread_safe = True, or hooks, so one thread at a time"
+            " calls it"
         )
     x, mask = subject.inputs()
     random = torch.get_rng_state()

@@ -75,7 +75,12 @@ def suits(model: object, num_parts: int, device: torch.device, scaled: bool = Fa
 
 def is_thread_safe(model: nn.Module) -> bool:
     """Return whether threads may call every module of a model at once, as far as is declared."""
-    return all(map(_is_safe, model.modules()))
+    return not unsafe_classes(model)
+
+
+def unsafe_classes(model: nn.Module) -> list[str]:
+    """Return the names of classes in a model that do not declare that threads may call them."""
+    return sorted({type(each).__name__ for each in model.modules() if not _is_safe(each)})
 
 
 def _is_safe(module: nn.Module) -> bool:

@@ -394,6 +394,14 @@ def test_a_broken_backend_fails_the_check_with_the_reason(
     assert state == "FAIL" and reason in why and "\n" not in why
 
 
+def test_what_the_compiler_refuses_is_found_in_the_users_own_line() -> None:
+    _, why = run(compiles, Subject(Breaking))
+    first = Breaking.forward.__code__.co_firstlineno
+    assert why.endswith(
+        (f"(test_contract.py:{first + 1})", "no C++ compiler g++, which torch.compile needs")
+    )
+
+
 def test_a_backend_that_starts_at_zero_keeps_the_contract() -> None:
     for check in (masked_gradient, bfloat16, all_parameters_learn):
         assert run(check, Subject(StartingAtZero)) == ("pass", "")
@@ -420,7 +428,7 @@ def test_a_sound_backend_passes_every_check(check: Check) -> None:
     [
         (head_permutation, "no HeadProjections inside"),
         (dropout, "it has no dropout"),
-        (threads, "its class does not set thread_safe = True"),
+        (threads, "Mean: no thread_safe = True, or hooks"),
         (plain_form, "it has no reference"),
         (memory_growth, "it has no memory_growth"),
     ],
