@@ -18,16 +18,13 @@ import argparse
 import dataclasses
 import inspect
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -100,24 +97,8 @@ def run(check: Callable[[S], None], subject: S) -> tuple[str, str]:
     except SkippedError as error:
         return "skip", str(error)
     except (Exception, SystemExit) as error:  # whatever the code under test raises is a finding
-        return "FAIL", _finding(error)
+        return "FAIL", custom.finding(error)
     return "pass", ""
-
-
-def _finding(error: BaseException) -> str:
-    message = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {message} ({_place(error)})"
-
-
-def _place(error: BaseException) -> str:
-    """Return the file and line of the innermost frame outside torch."""
-    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    # torch.compile traces code without running it, and its messages hold the frames.
-    _, _, traced = str(error).partition("from user code:")
-    frames += re.findall(r'File "(.+)", line (\d+)', traced)
-    torch_folder = str(Path(torch.__file__).parent)
-    file, line = [each for each in frames if not each[0].startswith((torch_folder, "<"))][-1]
-    return f"{Path(file).name}:{line}"
 
 
 def _arguments(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -253,7 +234,7 @@ def _check(
             " these sizes, as key=value, or other sizes: --dim, --heads, --head-dim, --max-length"
         ) from error
     except (Exception, SystemExit) as error:  # whatever the backend raises is a finding
-        print(f"FAIL  It is built from a shape and its options: {_finding(error)}")
+        print(f"FAIL  It is built from a shape and its options: {custom.finding(error)}")
         return True
     left_out = compiles if fast else None
     return _run_all(name, CHECKS, subject, left_out, is_one, needed=shape_and_type)
@@ -308,7 +289,7 @@ def _check_task(path: str, options: dict[str, Any]) -> bool:
         except (ConfigError, DataError):
             raise
         except (Exception, SystemExit) as error:  # whatever the task raises is a finding
-            print(f"FAIL  Its data are built: {_finding(error)}")
+            print(f"FAIL  Its data are built: {custom.finding(error)}")
             return True
         return _run_all(path, TASK_CHECKS, subject)
 

@@ -7,10 +7,13 @@ has to be installed: `lra train` finds modules in the current folder.
 import dataclasses
 import importlib
 import inspect
+import re
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -154,9 +157,9 @@ def _find(
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A missing module that this one imports is a different fault: Python says where.
+        # A missing module that this one imports is a different fault.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise ConfigError(f"{where}={path}: {finding(error)}") from error
         raise ConfigError(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
             f" the installed packages{networks.hint(module_name)}"
@@ -166,6 +169,8 @@ def _find(
         raise ConfigError(f"{where}={path}: Python cannot read {place}") from error
     except SystemExit as error:
         raise ConfigError(f"{where}={path}: {module_name} calls exit when imported") from error
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"{where}={path}: importing it raises {finding(error)}") from error
     found = getattr(module, class_name, None)
     if found is None:
         there = [n for n, v in vars(module).items() if fits(v) and v.__module__ == module_name]
@@ -177,6 +182,23 @@ def _find(
     provenance.hashes(module_name)
     own: type[Any] = found
     return own
+
+
+def finding(error: BaseException) -> str:
+    """Return an error of the user's code in one line: type, message, and the file and line."""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {message} ({_place(error)})"
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and line of the innermost frame outside torch."""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    # torch.compile traces code without running it, and its messages hold the frames.
+    _, _, traced = str(error).partition("from user code:")
+    frames += re.findall(r'File "(.+)", line (\d+)', traced)
+    torch_folder = str(Path(torch.__file__).parent)
+    file, line = [each for each in frames if not each[0].startswith((torch_folder, "<"))][-1]
+    return f"{Path(file).name}:{line}"
 
 
 def sources(config: AttentionConfig) -> str:

@@ -150,9 +150,12 @@ def test_a_file_that_python_cannot_read_is_reported_in_one_line(mine: Path) -> N
     assert "\n" not in str(refused.value)
 
 
-def test_an_error_inside_the_users_module_is_shown_as_it_is(mine: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+def test_an_error_inside_the_users_module_is_reported_in_one_line(mine: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'no_such_library' \(broken.py:\d+\)$"):
         custom.load("lra_user_pkg.broken:Mine", "attention.path")
+    mine.write_text("\nraise RuntimeError('no\\nGPU')\n")
+    with pytest.raises(ConfigError, match=r"importing it raises RuntimeError: no \(mine"):
+        custom.load("lra_user_pkg.mine:Mine", "attention.path")
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,16 @@ def test_a_backend_that_crashes_is_reported_and_does_not_stop_the_plan(
     assert f"{name}.Own seed 0 cannot run: {detail}" in page.page([cell], 0)
 
 
+def test_a_file_that_cannot_be_imported_does_not_stop_the_other_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "absent.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    wrong, fourier = sweep.plan(tiny(tmp_path, attention="absent:Own,fourier"), budget=0.1)
+    assert wrong.state == "no model" and "no_such_library' (absent.py:1)" in wrong.detail
+    assert fourier.cost is not None
+
+
 def test_measurements_of_a_users_file_are_discarded_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
