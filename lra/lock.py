@@ -159,7 +159,8 @@ def held(file: Path, note: Path, key: str, what: str) -> Iterator[Holder]:
         ConfigError: Another process holds the lock; the message says which.
         FolderError: The folder cannot be written to.
     """
-    lock = FileLock(file)
+    # A lock file without the kernel's lock would outlive a killed process.
+    lock = FileLock(file, fallback_to_soft=False)
     if not _acquired(lock, file, note, key):
         who = f": {other}" if (other := read_note(note)) else ""
         raise ConfigError(

@@ -199,6 +199,8 @@ def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if scored:
         accuracy, best = max(scored, key=lambda each: each[0])
         [words] = merged([best.words])
+        # With them, the command would start the search again.
+        words = [word for word in words if key_of(word) not in ("search", "hydra/sweeper")]
         yield f"best by validation, {100 * accuracy:.1f} %: {shlex.join(['lra', 'train', *words])}"
 
 

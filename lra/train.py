@@ -10,6 +10,7 @@ separated by commas make a sweep, as Hydra's -m does; at its end, a sweep shows 
 import logging
 import os
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Keys whose values a search must not choose between: accuracies of different tasks or recipes are
+# not compared, and a seed is not tuned.
+_NOT_SEARCHED = {"task", "attention", "protocol", "scale", "seed"}
 # Flags of Hydra that take a value.
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
 _WITH_VALUE |= {"--experimental-rerun"}
@@ -143,6 +147,43 @@ def _check_composes(cells: list[list[str]], there: Groups) -> list[Path]:
     return list(roots)
 
 
+def _check_sweep(
+    words: list[str], there: Groups, cells: list[list[str]] | None, launcher: str
+) -> None:
+    """Refuse a sweep without cells or with a cell twice, and a search that could not choose.
+
+    Args:
+        words: Complete words of the command.
+        there: The groups that exist.
+        cells: The words of every cell; None for a search.
+        launcher: Hydra's launcher.
+
+    Raises:
+        ConfigError: The sweep is one of these.
+    """
+    if cells is None:
+        if launcher == "slurm":
+            raise ConfigError(
+                "hydra/launcher=slurm: a search needs the result of each trial, and jobs in a queue"
+                " return none; start the search within one job, without this launcher"
+            )
+        for word in words:
+            if key_of(word) in _NOT_SEARCHED and is_sweep([word], there):
+                raise ConfigError(
+                    f"{shown(word)}: a search chooses by accuracy, which these values do not share;"
+                    " start one search for each of them"
+                )
+        return
+    if not cells:
+        raise ConfigError("this sweep has no cell: a range is empty; range(0,3) gives 0, 1, 2")
+    counts = Counter(map(tuple, cells))
+    if twice := [cell for cell, count in counts.items() if count > 1]:
+        raise ConfigError(
+            f"{shown(' '.join(twice[0]))}: this cell is asked for {counts[twice[0]]} times; give"
+            " each value once"
+        )
+
+
 def _make(roots: list[Path]) -> None:
     """Make the runs folders, as Hydra would not say why it cannot make them.
 
@@ -204,6 +245,7 @@ def main() -> None:
         in_sweep |= bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
         is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
         cells = None if is_search else list(expand(words, there))
+        _check_sweep(words, there, cells, name)
         launch.prepare(name)
     several = (is_search or in_sweep) and int(os.environ.get("WORLD_SIZE", "1")) > 1
     with refused(ConfigError):

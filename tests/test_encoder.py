@@ -9,6 +9,7 @@ from models.encoder import (
     BackendError,
     Block,
     Classifier,
+    Embedding,
     Encoder,
     ModelConfig,
     PairClassifier,
@@ -34,6 +35,21 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.randint(1, 11, (3, 13))
     mask = torch.arange(13) < torch.tensor([13, 9, 4])[:, None]
     return torch.where(mask, tokens, 0), mask
+
+
+def test_a_norm_before_a_layer_leaves_the_residual_alone() -> None:
+    block, x = Block(SMALL, Softmax).eval(), torch.randn(3, 13, SMALL.dim)
+    middle = x + block.attention(block.attention_norm(x))
+    expected = middle + block.mlp(block.mlp_norm(middle))
+    torch.testing.assert_close(block(x, None), expected)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_positions_are_added_to_tokens(positions: str) -> None:
+    embedding = Embedding(replace(SMALL, positions=positions)).eval()
+    tokens, _ = batch()
+    expected = embedding.tokens(tokens) + embedding.positions[:13]
+    torch.testing.assert_close(embedding(tokens), expected)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "mean_padded", "last"])

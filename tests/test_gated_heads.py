@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models import ssd
@@ -33,6 +34,30 @@ def assert_same(ours: Tensor, plain: Tensor, given: list[Tensor]) -> None:
     torch.testing.assert_close(ours, plain, atol=1e-10, rtol=0)
     for one, other in zip(gradients(ours, given), gradients(plain, given), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+def gated_output(layer: SSD | GatedDelta, x: Tensor, values: Tensor) -> Tensor:
+    """Return what a layer makes of the outputs of its heads: norm, gate, projection."""
+    heads = layer.heads
+    root = (values.square().mean(-1, keepdim=True) + heads.epsilon).rsqrt()
+    gate = F.silu(torch.einsum("bld,hkd->bhlk", x, heads.gate))
+    output: Tensor = heads.projections.merge(values * root * heads.norm[:, None] * gate)
+    return output
+
+
+def test_the_gated_delta_layer_follows_its_formula() -> None:
+    layer, x = GatedDelta(SHAPE).double(), torch.randn(2, 9, 12, dtype=torch.float64)
+    with torch.no_grad():
+        layer.beta_bias.uniform_(-1, 1)
+    heads = layer.heads
+    q, k, v = heads.projections.split(x)
+    step = F.softplus(x @ heads.step_weight.T + heads.step_bias).mT
+    beta = torch.sigmoid(x @ layer.beta_weight.T + layer.beta_bias).mT
+    g = -heads.log_rate.exp()[:, None] * step
+    given = [q / 5**0.5, F.normalize(k, dim=-1), v, g, beta]
+    ahead = gated_delta_reference(*given)
+    back = gated_delta_reference(*(each.flip(2) for each in given)).flip(2)
+    torch.testing.assert_close(layer(x), gated_output(layer, x, ahead + back))
 
 
 @pytest.mark.parametrize("length", [1, 2, 37, 101])

@@ -24,7 +24,7 @@ from lra.hidden import NOTHING, HiddenBatches
 from lra.paths import CONFIGS, PRETRAINING
 from lra.precision import scaler_for
 from lra.record import Record, read_record
-from lra.restoration import Restoration, restoration
+from lra.restoration import Restoration, optimisation, restoration
 from lra.runner import CellFailedError, run_cell
 from lra.status import begun, grid
 from lra.tasks import Split
@@ -369,6 +369,13 @@ def test_spt_sets_every_key_of_pretraining_and_none_sets_only_its_name() -> None
     keys = set(PretrainConfig.__dataclass_fields__)
     assert set(yaml.safe_load((CONFIGS / "pretrain" / "spt.yaml").read_text())) == keys
     assert yaml.safe_load((CONFIGS / "pretrain" / "none.yaml").read_text()) == {"name": "none"}
+
+
+def test_the_optimisation_of_pretraining_has_its_own_schedule_and_decay() -> None:
+    config = compose("scale=mini", *SPT, "pretrain.weight_decay=0.7")
+    assert config.train.schedule != "constant" and config.train.weight_decay != 0.7
+    own = optimisation(config.pretrain, config.train)
+    assert (own.schedule, own.weight_decay) == ("constant", 0.7)
 
 
 def test_images_are_restored_in_the_units_that_the_model_reads() -> None:

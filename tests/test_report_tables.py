@@ -156,6 +156,20 @@ def test_a_method_with_other_seeds_than_the_best_is_not_tested_against_it() -> N
     assert [text.get_text() for text in figure.axes[0].texts] == ["+5.0"]
 
 
+@pytest.mark.parametrize("other", [[800, 802, 804, 806], [800]])
+def test_a_method_with_more_seeds_than_the_best_or_with_one_is_not_tested_either(
+    other: list[int],
+) -> None:
+    grid = build_grid([*seeds("softmax", 900, 903, 902), *seeds("mra", *other)])
+    assert standings(grid)["listops", Method("mra")].place == UNTESTED
+
+
+def test_the_speed_of_three_seeds_is_the_median() -> None:
+    cells = zip(seeds("softmax", 800, 800, 800), (1.0, 2.0, 9.0), strict=True)
+    grid = build_grid([replace(each, steps_per_second=speed) for each, speed in cells])
+    assert grid.entries["listops", Method("softmax")].median("steps_per_second") == 2.0
+
+
 def test_two_seeds_are_not_tested_and_a_heat_map_says_so() -> None:
     records = [*seeds("softmax", 800, 802), *seeds("mra", 900, 903)]
     grid = build_grid(records)

@@ -9,19 +9,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from tiny_cell import TINY, configure
+from torch import nn
 
 import lra.runner
 import lra.tasks.cache
 import lra.train
 from lra.batches import Batches
-from lra.build import build_attention
-from lra.checkpoint import BEST, CHECKPOINT, load
+from lra.build import build_attention, build_model
+from lra.checkpoint import BEST, CHECKPOINT, load, load_best
 from lra.compose import place
 from lra.config import ConfigError
 from lra.predictions import Predictions
@@ -29,6 +31,7 @@ from lra.record import RECORD, Record, read_record, read_records
 from lra.runner import CellFailedError, run_cell
 from lra.tasks import DataError, Source
 from lra.tasks.listops import ListOps
+from lra.words import Groups
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,6 +203,57 @@ def test_validation_chooses_and_the_test_set_is_used_only_at_the_end(
     sizes.clear()
     assert run(tmp_path, "validation=test", name="other").selected_on == "test"
     assert sizes == [24, 24, 24, 24]
+
+
+def test_the_test_set_is_given_the_parameters_that_validation_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested, predict = [], lra.runner.predict
+
+    def spy(model: nn.Module, *rest: Any) -> Predictions:
+        tested.append({key: value.clone() for key, value in model.state_dict().items()})
+        return predict(model, *rest)
+
+    monkeypatch.setattr(lra.runner, "predict", spy)
+    # Nothing is learned, so that the first validation is the best.
+    record = run(tmp_path, "train.learning_rate=1e-9")
+    best = load_best(tmp_path / "run", torch.device("cpu"))
+    last = load(tmp_path / "run" / CHECKPOINT, torch.device("cpu"))["model"]
+    assert record.best_step < record.steps
+    assert all(torch.equal(tested[0][key], best[key]) for key in best)
+    assert not all(torch.equal(tested[0][key], last[key]) for key in best)
+
+
+def test_seeds_have_their_own_initial_values(tmp_path: Path) -> None:
+    one, two = (build_model(configure(tmp_path, f"seed={n}")).state_dict() for n in (0, 1))
+    drawn = [key for key in one if key.endswith("qkv.weight")]
+    assert drawn and not any(torch.equal(one[key], two[key]) for key in drawn)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=0,0"], "this cell is asked for 2 times"),
+        (["seed=range(3,0)"], "this sweep has no cell"),
+        (["search=learning_rate", "seed=0,1"], "seed=0,1: a search chooses by accuracy"),
+        (["search=learning_rate", "task=listops,text"], "task=listops,text: a search chooses"),
+    ],
+)
+def test_a_sweep_that_cannot_mean_what_it_says_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lra train", *words])
+    with pytest.raises(SystemExit) as stopped:
+        lra.train.main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_search_is_not_sent_to_a_queue() -> None:
+    with pytest.raises(ConfigError, match="a search needs the result of each trial"):
+        lra.train._check_sweep([], Groups(()), None, "slurm")
 
 
 def test_training_also_works_in_bfloat16_and_on_two_threads(tmp_path: Path) -> None:

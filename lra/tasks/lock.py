@@ -51,7 +51,7 @@ def held(file: Path, doing: str) -> Iterator[None]:
 
 def _acquired(file: Path) -> BaseFileLock:
     """Return the lock, acquired."""
-    lock: BaseFileLock = FileLock(file)
+    lock: BaseFileLock = FileLock(file, fallback_to_soft=False)
     waits = 0.0
     while True:
         try:
