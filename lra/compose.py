@@ -334,6 +334,9 @@ def _in_a_line(error: Exception) -> str:
     first = first.removeprefix("ConfigError raised while resolving interpolation: ")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     word = first.removeprefix("Error merging override ")
+    key, _, value = word.partition("=")
+    if word != first and key.rpartition(".")[2] == "inner" and value:
+        return f"{word}: an inner backend is chosen by attention@{word}"
     if word != first and (found := _WRONG_TYPE.search(cause)):
         return f"{word}: must be {_KINDS[found[1]]}"
     return first if not cause or cause in first else f"{first}: {cause}"

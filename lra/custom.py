@@ -160,9 +160,11 @@ def _find(
         # A missing module that this one imports is a different fault.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"{where}={path}: {finding(error)}") from error
+        stem = module_name.removesuffix(".py")
+        hint = f"; did you mean {stem}:{class_name}?" if stem != module_name else ""
         raise ConfigError(
             f"{where}={path}: there is no module {error.name}; looked in {Path.cwd()} and among"
-            f" the installed packages{networks.hint(module_name)}"
+            f" the installed packages{networks.hint(module_name)}{hint}"
         ) from error
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}: {error.msg}"

@@ -40,4 +40,8 @@ def describe(kind: Any) -> str:
     """Return a readable name of a type, such as `ok | failed` for a literal."""
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(map(describe, get_args(kind)))
+    if kind is type(None):
+        return "null"
     return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)

@@ -320,6 +320,10 @@ def test_a_wrong_option_of_a_task_is_named_with_the_choices() -> None:
         build_task(load("task.options.depth=2"))
     with pytest.raises(ConfigError, match="task.options.num_test=0: must be at least 1"):
         build_task(load("task.options.num_test=0"))
+    with pytest.raises(ConfigError, match=r"'publishd': must be generated \| published \| null"):
+        build_task(load("task.options.source=publishd"))
+    with pytest.raises(ConfigError, match="is chosen by attention@attention.inner=linear"):
+        load("attention=wavspa", "attention.inner=linear")
 
 
 @pytest.mark.parametrize("task", ["listops", "text", "retrieval", "recall"])

@@ -121,6 +121,7 @@ def configure(folder: Path, name: str, *overrides: str) -> Config:
     [
         (None, "attention.path: needs a value, module:Class, such as my_pkg.my_file:MyAttention"),
         ("mine.py", "attention.path=mine.py: must be module:Class, such as"),
+        ("mine.py:Scaled", "there is no module mine.*did you mean mine:Scaled"),
         ("lra_user_pkg/mine.py:Scaled", "must be module:Class, such as"),
         ("lra_user_pkg.mein:Scaled", "there is no module lra_user_pkg.mein; looked in /"),
         ("lra_user_pkgs.mine:Scaled", "there is no module lra_user_pkgs; looked in /"),
