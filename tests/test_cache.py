@@ -64,6 +64,13 @@ def test_the_same_options_are_built_once_and_different_ones_separately(tmp_path:
     assert other.folder != first.folder and other.fingerprint != first.fingerprint
 
 
+def test_a_new_version_of_a_task_is_another_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Toy()
+    before = cache.key(task, task.locate(None))
+    monkeypatch.setattr(Toy, "version", Toy.version + 1)
+    assert cache.key(task, task.locate(None)) != before
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

@@ -22,10 +22,11 @@ import lra.runner
 import lra.tasks.cache
 import lra.train
 from lra.batches import Batches
-from lra.build import build_attention, build_model
+from lra.build import batches_for, build_attention, build_model, build_task
 from lra.checkpoint import BEST, CHECKPOINT, load, load_best
 from lra.compose import place
 from lra.config import ConfigError
+from lra.loop import Run
 from lra.predictions import Predictions
 from lra.record import RECORD, Record, read_record, read_records
 from lra.runner import CellFailedError, run_cell
@@ -228,6 +229,30 @@ def test_seeds_have_their_own_initial_values(tmp_path: Path) -> None:
     one, two = (build_model(configure(tmp_path, f"seed={n}")).state_dict() for n in (0, 1))
     drawn = [key for key in one if key.endswith("qkv.weight")]
     assert drawn and not any(torch.equal(one[key], two[key]) for key in drawn)
+
+
+def test_seeds_have_their_own_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, fit = [], Run.fit
+
+    def spy(self: Run) -> None:
+        drawn.append(torch.get_rng_state().clone())
+        fit(self)
+
+    monkeypatch.setattr(Run, "fit", spy)
+    for seed in (0, 1):
+        run(tmp_path, f"seed={seed}", "train.steps=7", name=f"seed{seed}")
+    assert not torch.equal(*drawn)
+
+
+def test_a_run_counts_real_tokens_and_the_majority_of_the_test_set(tmp_path: Path) -> None:
+    record = run(tmp_path)
+    progress = load(tmp_path / "run" / CHECKPOINT, torch.device("cpu"))["progress"]
+    config = configure(tmp_path)
+    data = lra.tasks.cache.load("listops", build_task(config), tmp_path / "cache").splits
+    batches = batches_for(config, build_task(config), build_model(config), data["train"])
+    assert progress["tokens"] == sum(batches.num_tokens(step, 4, 0) for step in range(60))
+    assert record.test_majority_rate == np.bincount(data["test"].labels).max() / 24
+    assert record.test_majority_rate != np.bincount(data["train"].labels).max() / 64
 
 
 @pytest.mark.parametrize(
