@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Keys whose values a search must not choose between: accuracies of different tasks or recipes are
-# not compared, and a seed is not tuned.
+# Keys whose values a search must not choose between: it tunes one cell, and a seed is not tuned.
 _NOT_SEARCHED = {"task", "attention", "protocol", "scale", "seed"}
 # Flags of Hydra that take a value.
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
@@ -170,8 +169,8 @@ def _check_sweep(
         for word in words:
             if key_of(word) in _NOT_SEARCHED and is_sweep([word], there):
                 raise ConfigError(
-                    f"{shown(word)}: a search chooses by accuracy, which these values do not share;"
-                    " start one search for each of them"
+                    f"{shown(word)}: a search must not choose between these values; start one"
+                    " search for each of them"
                 )
         return
     if not cells:
@@ -243,7 +242,10 @@ def main() -> None:
         # Hydra uses a launcher in a sweep alone.
         in_sweep = (name := launch.launcher(words)) != "basic"
         in_sweep |= bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
-        is_search = any(key_of(word) in ("search", "hydra/sweeper") for word in words)
+        is_search = any(
+            key_of(word) in ("search", "hydra/sweeper") and word != "hydra/sweeper=basic"
+            for word in words
+        )
         cells = None if is_search else list(expand(words, there))
         _check_sweep(words, there, cells, name)
         launch.prepare(name)
