@@ -17,6 +17,7 @@ from models.encoder import Attention, Classifier, PairClassifier
 from models.encoder import BackendError as BackendError
 
 Model = Classifier | PairClassifier
+# Levels of the built-in tasks' grey values.
 GREY_LEVELS = 256
 
 
@@ -41,14 +42,13 @@ def build_task(config: Config) -> Task:
 def _check_grey(config: Config, task: Task) -> None:
     """Refuse to read the ids of a task as grey values if they are not.
 
-    Grey values are not shifted. Those of the built-in tasks have 256 levels; a task of the user's
-    own may have fewer.
+    Grey values are not shifted, and a task of the user's own may have fewer levels.
 
     Raises:
         ConfigError: The ids stand for something else.
     """
-    levels = config.task.num_symbols
-    if task.id_shift == 0 and (config.task.path is not None or levels == GREY_LEVELS):
+    is_own, levels = config.task.path is not None, config.task.num_symbols
+    if task.id_shift == 0 and (is_own or levels == GREY_LEVELS):
         return
     if config.model.inputs == "values":
         raise ConfigError(

@@ -308,6 +308,7 @@ _EXTRAS = {"submitit": "slurm", "joblib": "sweep", "optuna": "optuna"}
 # What OmegaConf calls the types of values.
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
 _WRONG_TYPE = re.compile(f" (?:could not be converted to|is not a) ({'|'.join(_KINDS)})")
+_INNER = re.compile(r"attention(\.inner)+=")
 _NO_RECIPE = re.compile(r"Could not find 'protocol/task/([^/']+)/([^/']+)'")
 
 
@@ -334,8 +335,7 @@ def _in_a_line(error: Exception) -> str:
     first = first.removeprefix("ConfigError raised while resolving interpolation: ")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     word = first.removeprefix("Error merging override ")
-    key, _, value = word.partition("=")
-    if word != first and key.rpartition(".")[2] == "inner" and value:
+    if word != first and _INNER.match(word):
         return f"{word}: an inner backend is chosen by attention@{word}"
     if word != first and (found := _WRONG_TYPE.search(cause)):
         return f"{word}: must be {_KINDS[found[1]]}"

@@ -75,7 +75,7 @@ def suits(model: object, num_parts: int, device: torch.device, scaled: bool = Fa
 
 def is_thread_safe(model: nn.Module) -> bool:
     """Return whether threads may call every module of a model at once, as far as is declared."""
-    return not unsafe_classes(model)
+    return all(map(_is_safe, model.modules()))
 
 
 def unsafe_classes(model: nn.Module) -> list[str]:

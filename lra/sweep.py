@@ -48,6 +48,12 @@ class Outcome:
     reason: str = ""
 
 
+def is_search(words: Iterable[str]) -> bool:
+    """Return whether words ask for a search, whose trials are chosen as it goes."""
+    keys = ("search", "hydra/sweeper")
+    return any(key_of(word) in keys and word != "hydra/sweeper=basic" for word in words)
+
+
 def place_of(number: int, in_sweep: bool) -> str:
     """Return `[3/20] ` for the third of twenty cells, nothing for a single one.
 
@@ -199,8 +205,7 @@ def _best(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if scored:
         accuracy, best = max(scored, key=lambda each: each[0])
         [words] = merged([best.words])
-        # With them, the command would start the search again.
-        words = [word for word in words if key_of(word) not in ("search", "hydra/sweeper")]
+        words = [word for word in words if not is_search([word])]
         yield f"best by validation, {100 * accuracy:.1f} %: {shlex.join(['lra', 'train', *words])}"
 
 

@@ -242,10 +242,7 @@ def main() -> None:
         # Hydra uses a launcher in a sweep alone.
         in_sweep = (name := launch.launcher(words)) != "basic"
         in_sweep |= bool({"-m", "--multirun"} & set(flags)) or is_sweep(words, there)
-        is_search = any(
-            key_of(word) in ("search", "hydra/sweeper") and word != "hydra/sweeper=basic"
-            for word in words
-        )
+        is_search = sweep.is_search(words)
         cells = None if is_search else list(expand(words, there))
         _check_sweep(words, there, cells, name)
         launch.prepare(name)

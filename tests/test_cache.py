@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import filelock
 import numpy as np
 import pytest
 from tiny_cell import configure
@@ -375,14 +374,14 @@ def test_the_holder_of_a_lock_is_named_with_the_remedy(
         assert re.search(words, lock.describe(tmp_path / "x.lock"))
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
 def test_a_file_serves_as_the_lock_if_the_file_system_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    monkeypatch.setattr("filelock.SoftFileLock.acquire", filelock.BaseFileLock.acquire)
+    monkeypatch.setattr("fcntl.flock", refuse)
     # As left by a process that died.
     folder = cache.load("toy", Toy(), tmp_path).folder
     shutil.rmtree(folder)

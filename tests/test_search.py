@@ -88,4 +88,7 @@ def test_a_search_of_ten_trials_maximises_the_validation_accuracy(tmp_path: Path
     found = OmegaConf.load(next((tmp_path / "runs").glob("**/optimization_results.yaml")))
     best = max(record.best_accuracy or 0 for record in records)
     assert found.best_value == pytest.approx(best)
-    assert f"best by validation, {100 * best:.1f} %: " in done.stdout
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("best by validation")]
+    assert line.startswith(f"best by validation, {100 * best:.1f} %: lra train ")
+    # The command trains that trial, and does not search again.
+    assert "search=" not in line

@@ -15,11 +15,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from filelock import FileLock
-
 from lra.bench.growth import Growth, growth
 from lra.folders import replacing, writing
 from lra.record import RecordError
+from lra.tasks import lock
 from lra.typecheck import describe, fits
 
 KIND, SCHEMA = "lra bench", 1
@@ -272,7 +271,7 @@ def add(folder: Path, machine: Machine, run: Bench) -> Path:
     with writing("results_dir", folder, "writing the records of a bench"):
         folder.mkdir(parents=True, exist_ok=True)
         # Two runs may end at the same moment.
-        with FileLock(folder / f".{machine.stem}.lock"):
+        with lock.held(folder / f".{machine.stem}.lock", "adds a run"):
             for file in _names(folder, machine):
                 if not file.exists():
                     earlier: list[Bench] = []

@@ -84,11 +84,11 @@ def measured(cell: PlannedCell, known: Measurements, budget: float = cost.BUDGET
     # Neither the seed nor a variant's name changes the time.
     same = {key: value for key, value in cell.values.items() if key not in ("seed", "variant")}
     here = [machine(device), torch.__version__, code_version()[0], budget]
-    # The identity of a cell leaves the micro-batches out.
     try:
         own = custom.sources(cell.config.attention)
     except ConfigError as error:
         return replace(cell, state="no model", detail=str(error))
+    # The identity of a cell leaves the micro-batches out.
     here += [own, cell.config.train.micro_batch]
     key = config_hash({"cell": same, "here": here, "data": built.fingerprint if built else ""})
     if (found := known.get(key)) is None:
